@@ -1,0 +1,61 @@
+# make demo and make test set everything up by themselves; nothing is downloaded when it is done already.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check bench bench-table bench-gpu soak clean
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# An NVIDIA GPU that answers takes the CUDA build of vLLM, any other machine the CPU build.
+FLAVOUR := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
+LOCK := requirements/$(FLAVOUR).txt
+INSTALLED := $(VENV)/.installed-$(FLAVOUR)
+TORCH_CPU := torch==2.13.0+cpu
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(INSTALLED)  ## make .venv with the locked packages (CPU or CUDA, by what this machine has)
+
+$(INSTALLED): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.11 to 3.13 is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@echo "setting up $(VENV) for $(FLAVOUR) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --require-hashes -r $(LOCK)
+ifeq ($(FLAVOUR),cpu)
+	@# Where the CPU build is not at hand, it comes from PyTorch's own index.
+	@$(PIP) $(TORCH_CPU) 2>/dev/null || $(PIP) --index-url https://download.pytorch.org/whl/cpu $(TORCH_CPU)
+endif
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+demo: setup  ## run the whole job once, on the embedded model
+	@$(BIN)/traitmill demo
+
+test: check  ## all tests, real vLLM included
+	@$(BIN)/python -m pytest
+
+test-fast: setup  ## the tests that start no engine
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: setup  ## lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup  ## every benchmark, tables and plots in docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.all
+
+bench-table: setup  ## the guide's batch-size table on this machine
+	@$(BIN)/python -m benchmarks.batch_size
+
+bench-gpu: setup  ## fill the GPU cells of docs/benchmarks.md (NVIDIA GPU, under 10 minutes)
+	@$(BIN)/python -m benchmarks.gpu
+
+soak: setup  ## kill runs at random moments and check that nothing is lost
+	@$(BIN)/python -m benchmarks.soak
+
+clean:  ## remove the environment and caches
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
