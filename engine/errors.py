@@ -1,0 +1,94 @@
+"""What can go wrong, as the user should hear of it: each error is one clear line with a remedy, and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command; the README's table is checked against this class."""
+
+    OK = 0
+    INTERNAL = 1
+    USAGE = 2
+    ACCESS = 3
+    LOCKED = 4
+    SETTINGS_CHANGED = 5
+    FAILED_SAMPLES = 6
+    NOTHING_KEPT = 7
+    STOPPED = 8
+    ENGINE_DIED = 9
+    RESOURCES = 10
+    SELF_CHECK = 11
+    INTERRUPTED = 130
+
+
+class TraitmillError(Exception):
+    """Base of all errors a user can act on. The message is what they read: say what to do."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class UsageError(TraitmillError):
+    """An option or argument that cannot work."""
+
+    exit_code = ExitCode.USAGE
+
+
+class DefinitionError(UsageError):
+    """One or more trait definitions are invalid; `faults` lists every one as `file: key: what`."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        count = len(self.faults)
+        head = f"{count} fault{'s' if count != 1 else ''} in the trait definitions; mend them and run again:"
+        super().__init__("\n".join([head, *(f"  {fault}" for fault in self.faults)]))
+
+
+class AccessError(TraitmillError):
+    """A model, key or token is missing, gated or refused."""
+
+    exit_code = ExitCode.ACCESS
+
+
+class LockedError(TraitmillError):
+    """Another run holds a trait's folder."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class SettingsChangedError(TraitmillError):
+    """Settings that define the samples differ from those the folder was made with."""
+
+    exit_code = ExitCode.SETTINGS_CHANGED
+
+
+class NothingKeptError(TraitmillError):
+    """One side has no response that passes the threshold."""
+
+    exit_code = ExitCode.NOTHING_KEPT
+
+
+class StoppedError(TraitmillError):
+    """Work stopped on purpose and can be resumed: no quota, cost limit, patience."""
+
+    exit_code = ExitCode.STOPPED
+
+
+class EngineDiedError(TraitmillError):
+    """The generation engine or the capture worker died."""
+
+    exit_code = ExitCode.ENGINE_DIED
+
+
+class ResourceError(TraitmillError):
+    """Disk full, or memory that does not suffice even for one row."""
+
+    exit_code = ExitCode.RESOURCES
+
+
+class SelfCheckError(TraitmillError):
+    """Captured activations contradict what they are checked against."""
+
+    exit_code = ExitCode.SELF_CHECK

@@ -1,0 +1,107 @@
+"""The records that flow through a run: Sample -> Response -> Verdict and Activation. Plain data, no Arrow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Polarity = Literal["pos", "neg"]
+POLARITIES: tuple[Polarity, Polarity] = ("pos", "neg")
+
+ResponseStatus = Literal["ok", "empty", "overlong", "failed"]
+RESPONSE_STATUSES: tuple[ResponseStatus, ...] = ("ok", "empty", "overlong", "failed")
+"""`empty`: nothing but white space. `overlong`: the prompt leaves no room in the context. `failed` is retried."""
+
+VerdictStatus = Literal["scored", "refused", "unparsable", "truncated", "failed"]
+VERDICT_STATUSES: tuple[VerdictStatus, ...] = ("scored", "refused", "unparsable", "truncated", "failed")
+"""Only `scored` carries a number. `failed` is retried by the next run, the others are final."""
+
+VerdictMode = Literal["integer", "expected", "local_relative"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response to be generated: (trait, polarity, instruction, question, rollout)."""
+
+    trait: str
+    id: str
+    """32 hex digits; unique within a trait (see `traits.sample_id`)."""
+    polarity: Polarity
+    instruction_index: int
+    question_index: int
+    rollout: int
+    """How many earlier samples of this side share the instruction and the question."""
+    instruction: str
+    question: str
+    prompt: str
+    prompt_token_ids: tuple[int, ...]
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.trait, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the model wrote for a sample."""
+
+    sample: Sample
+    status: ResponseStatus
+    response: str = ""
+    response_token_ids: tuple[int, ...] = ()
+    """As sampled, a closing end token included."""
+    finish_reason: str = ""
+    """`stop` (the model ended), `length` (max_new_tokens reached) or empty (not generated)."""
+    logprobs: tuple[float, ...] | None = None
+    """Log-probability of each sampled token (temperature 1), for the samples the self-check looks at."""
+    error: str = ""
+
+    @property
+    def n_pooled(self) -> int:
+        """Response tokens that count in a pool: all but a closing end token."""
+        return len(self.response_token_ids) - (self.finish_reason == "stop" and len(self.response_token_ids) > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of a response."""
+
+    trait: str
+    sample_id: str
+    judge_key: str
+    """Which verdict set this belongs to: hash of judge model, mode asked for and judge prompt."""
+    status: VerdictStatus
+    score: float | None
+    """0 to 100, two decimals; None unless status is `scored`."""
+    mode: VerdictMode
+    model: str
+    raw: str = ""
+    """The judge's answer as it came (local judge: m and the probability mass)."""
+    attempts: int = 1
+    input_tokens: int = 0
+    output_tokens: int = 0
+    """Billed output tokens, hidden reasoning included."""
+    hidden_tokens: int = 0
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.score is not None) != (self.status == "scored"):
+            raise ValueError(f"a verdict carries a score exactly when it is scored, not {self.status}/{self.score}")
+        if self.score is not None and not 0.0 <= self.score <= 100.0:
+            raise ValueError(f"a score lies between 0 and 100, not {self.score}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activation:
+    """One pool of one response: `values` is float32 `[len(layers), hidden_dim]`."""
+
+    trait: str
+    sample_id: str
+    pool: str
+    layers: tuple[int, ...]
+    """Index i is the residual stream leaving block i, before the final norm; -1 is the embedding output."""
+    values: np.ndarray

@@ -1,0 +1,194 @@
+"""The settings of a run, validated on creation, grouped by what a change means on an existing folder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from .errors import UsageError
+
+DEFAULT_JUDGE = "gpt-5-mini"
+POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last")
+LOCAL_JUDGE = "local"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a sample's id hashes, and the generation dtype. A change on an existing folder is refused."""
+
+    model: str
+    """Model name: a hub name, or the name of a local folder."""
+    revision: str
+    """Commit of a hub model, or a fingerprint of a local folder's files."""
+    dtype: str = "auto"
+    """Generation dtype: auto (the model's own), bfloat16, float16 or float32."""
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 0
+    """0 is off."""
+    max_new_tokens: int = 150
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, f"--max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        _require(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            f"--temperature must be 0 or more, not {self.temperature}",
+        )
+        _require(0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, not {self.top_p}")
+        _require(self.top_k >= 0, f"--top_k must be 0 (off) or more, not {self.top_k}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How many samples. A change extends, or selects."""
+
+    n_examples: int = 100
+    """Per polarity."""
+    min_kept: int = 0
+    """Add rounds of `n_examples` until so many pass on each side; 0 is off."""
+    max_examples: int = 0
+    """Per polarity, the end of adding rounds; 0 means ten rounds."""
+
+    def __post_init__(self) -> None:
+        _require(self.n_examples >= 1, f"--n_examples must be at least 1, not {self.n_examples}")
+        _require(self.min_kept >= 0, f"--min_kept must be 0 (off) or more, not {self.min_kept}")
+        _require(
+            self.max_examples == 0 or self.max_examples >= self.n_examples,
+            f"--max_examples must be at least --n_examples ({self.n_examples}), not {self.max_examples}",
+        )
+
+    @property
+    def limit(self) -> int:
+        """Most samples a side may reach."""
+        if not self.min_kept:
+            return self.n_examples
+        return self.max_examples or 10 * self.n_examples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judging:
+    """Which judge. A change adds a verdict set beside the old one."""
+
+    model: str = DEFAULT_JUDGE
+    """A model at an OpenAI-compatible endpoint, `local` (the loaded engine), or `local:MODEL`."""
+    mode: Literal["auto", "integer", "expected"] = "auto"
+
+    @property
+    def is_local(self) -> bool:
+        return self.model == LOCAL_JUDGE or self.model.startswith(f"{LOCAL_JUDGE}:")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """What is captured. A change makes a new activation set."""
+
+    pools: tuple[str, ...] = ("response_mean",)
+    layers: tuple[int, ...] | None = None
+    """Block indices, ascending; None is all."""
+    include_embeddings: bool = False
+    dtype: str = "auto"
+    """Compute dtype of the pass; pooling is float32 always. auto: the model's own, float32 where unsupported."""
+    attention: str = "auto"
+    """transformers' attn_implementation; auto picks one that is right for the model family."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.pools), "--pool names at least one of " + ", ".join(POOLS))
+        for pool in self.pools:
+            _require(pool in POOLS, f"--pool {pool!r} is unknown; choose from {', '.join(POOLS)}")
+        _require(len(set(self.pools)) == len(self.pools), "--pool names a pool twice")
+        if self.layers is not None:
+            _require(bool(self.layers), "--layers names at least one layer")
+            _require(
+                list(self.layers) == sorted(set(self.layers)) and self.layers[0] >= 0,
+                f"--layers must be ascending, 0 or more and without repeats, not {list(self.layers)}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """How stored records become files. A change re-exports."""
+
+    threshold: float = 50.0
+    """pos is kept at or above it, neg below it."""
+    csv_safe: bool = False
+    """Prefix cells a spreadsheet would run as a formula."""
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.threshold) and 0 <= self.threshold <= 100,
+            f"--threshold must lie between 0 and 100, not {self.threshold}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the judge may use of an endpoint; never changes a result."""
+
+    base_url: str | None = None
+    rpm: float = 500.0
+    """Requests per minute."""
+    tpm: float = 0.0
+    """Tokens per minute, 0 is off."""
+    concurrency: int = 0
+    """Requests in flight; 0 adapts."""
+    patience: float = 600.0
+    """Longest Retry-After, in seconds, that is waited for; a longer one stops resumably."""
+    max_cost: float = 0.0
+    """US dollars; 0 is off."""
+
+    def __post_init__(self) -> None:
+        _require(self.rpm > 0, f"--judge_rpm must be above 0, not {self.rpm}")
+        _require(self.tpm >= 0, f"--judge_tpm must be 0 (off) or more, not {self.tpm}")
+        _require(self.concurrency >= 0, f"--judge_concurrency must be auto or at least 1, not {self.concurrency}")
+        _require(self.patience >= 0, f"--judge_patience must be 0 or more seconds, not {self.patience}")
+        _require(self.max_cost >= 0, f"--max_cost must be 0 (off) or more, not {self.max_cost}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast. Never changes a result."""
+
+    batch_size: int | None = None
+    """Caps sequences in flight and capture rows; None is auto."""
+    tensor_parallel_size: int = 1
+    flush_seconds: float = 5.0
+    capture_device: str = "auto"
+    self_check: Literal["off", "sample", "all"] = "sample"
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.batch_size is None or self.batch_size >= 1,
+            f"--batch_size must be auto or at least 1, not {self.batch_size}",
+        )
+        _require(
+            self.tensor_parallel_size >= 1,
+            f"--tensor_parallel_size must be at least 1, not {self.tensor_parallel_size}",
+        )
+        _require(self.flush_seconds > 0, f"--flush_seconds must be above 0, not {self.flush_seconds}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """All settings of one command, by class."""
+
+    identity: Identity
+    plan: Plan = field(default_factory=Plan)
+    judging: Judging = field(default_factory=Judging)
+    capture: Capture = field(default_factory=Capture)
+    capture_rows: Literal["all", "kept", "none"] = "all"
+    """Whose activations are captured: every response's, only kept ones', or nobody's (stage 1 alone)."""
+    view: View = field(default_factory=View)
+    speed: Speed = field(default_factory=Speed)
+
+    def recorded(self) -> dict[str, Any]:
+        """The classes a manifest records, as plain JSON values (speed is free, so it is not recorded)."""
+        classes = ("identity", "plan", "judging", "capture", "view")
+        return {name: asdict(getattr(self, name)) for name in classes}
