@@ -1,0 +1,81 @@
+"""Which attention implementation and compute dtype are right for a model family. Reads configs, loads nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import UsageError
+
+KEEPS_SOFT_CAP = ("eager", "flash_attention_2", "flex_attention")
+"""Implementations that apply a soft-cap on attention scores. sdpa takes the argument and silently drops it."""
+
+_HALF = ("bfloat16", "float16")
+
+
+def has_soft_cap(text_config: Any) -> bool:
+    """Whether attention scores pass through cap * tanh(score / cap), as in Gemma-2."""
+    return getattr(text_config, "attn_logit_softcapping", None) is not None
+
+
+def choose_attention(
+    text_config: Any, requested: str, *, device: str, dtype: str, supports_sdpa: bool = True, flash: bool = False
+) -> str:
+    """The implementation to load the model with.
+
+    `device` is cpu or cuda; `flash` says whether flash-attn with soft-cap support can be imported. Soft-cap models get
+    flash_attention_2 where it exists (GPU, half precision) and eager everywhere else; all others get sdpa, whose
+    causal kernels need no mask. Raises UsageError when the requested one would compute something else.
+    """
+    capped = has_soft_cap(text_config)
+    if requested != "auto":
+        if capped and requested not in KEEPS_SOFT_CAP:
+            raise UsageError(
+                f"--attention {requested} drops this model's soft-cap on attention scores; "
+                f"use auto or one of {', '.join(KEEPS_SOFT_CAP)}"
+            )
+        if requested == "flash_attention_2" and (device == "cpu" or dtype not in _HALF):
+            raise UsageError("--attention flash_attention_2 needs a GPU and --dtype bfloat16 or float16; use auto")
+        return requested
+    if capped:
+        return "flash_attention_2" if flash and device != "cpu" and dtype in _HALF else "eager"
+    return "sdpa" if supports_sdpa else "eager"
+
+
+def flash_with_soft_cap() -> bool:
+    """Whether flash-attn is installed and new enough (2.6) to know soft-caps; an older one drops them silently."""
+    from importlib.util import find_spec
+
+    if find_spec("flash_attn") is None:
+        return False
+    from importlib import import_module
+    from inspect import signature
+
+    return "softcap" in signature(import_module("flash_attn").flash_attn_func).parameters
+
+
+def choose_dtype(config: Any, requested: str, *, bfloat16: bool = True) -> str:
+    """The compute dtype: what is asked for, else bfloat16 for half-precision models, else float32.
+
+    `bfloat16` says whether the device computes in it. float16 is never chosen and is refused for Gemma, whose
+    residual stream overflows it (Gemma-3 reaches 32,000 of 65,504 in ordinary text).
+    """
+    model_type = str(getattr(config, "model_type", ""))
+    if requested == "auto":
+        own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        return "bfloat16" if own in _HALF and bfloat16 else "float32"
+    if requested not in (*_HALF, "float32"):
+        raise UsageError(f"--dtype {requested} is unknown; use auto, bfloat16, float16 or float32")
+    if requested == "float16" and model_type.startswith(("gemma", "t5gemma", "vaultgemma")):
+        raise UsageError("--dtype float16 overflows in Gemma's residual stream; use bfloat16 or float32")
+    if requested == "bfloat16" and not bfloat16:
+        raise UsageError("--dtype bfloat16: this GPU does not compute in it; use auto or float32")
+    return requested
+
+
+def require_causal(text_config: Any) -> None:
+    """Raises UsageError for a model whose tokens see later ones: right padding without a mask is not exact there."""
+    looks_ahead = getattr(text_config, "use_bidirectional_attention", None) in (True, "all")
+    if looks_ahead or not getattr(text_config, "is_causal", True):
+        raise UsageError(
+            f"model type {text_config.model_type} attends to later tokens; capture works on causal language models"
+        )
