@@ -1,0 +1,301 @@
+"""A run's real backends: the judge is asked first, then models are loaded, then the pipeline runs until done."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .backends import Backends
+from .devices import GIB, Placement, Shape, free_host_memory, place_on_gpu
+from .errors import EngineDiedError
+from .generation import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
+from .job import TraitJob
+from .lifeline import tie_children
+from .local_judge import LocalJudge
+from .models import ModelRef, find_model, load_tokenizer
+from .pipeline import Pipeline
+from .runlog import last_error
+from .scoring import local_prompt
+from .settings import RunSettings
+from .traits import fill
+from .worker import CaptureFacts, CaptureWorker
+
+if TYPE_CHECKING:
+    from .profile import JudgeProfile
+
+_ITEMSIZE = {"float32": 4}
+
+
+class Launch:
+    """Loads what a run needs, no more, and takes it down again."""
+
+    def __init__(
+        self,
+        jobs: Sequence[TraitJob],
+        settings: RunSettings,
+        ref: ModelRef,
+        log: Path,
+        notice: Callable[[str], None],
+        *,
+        generate: bool,
+        judge: bool,
+        blocks: str | None = None,
+    ) -> None:
+        self._jobs = jobs
+        self._settings = settings
+        self._ref = ref
+        self._log = log
+        self._notice = notice
+        self._blocks = blocks
+        self._stop = asyncio.Event()
+        self._engines: list[VllmEngine] = []
+        self._worker: CaptureWorker | None = None
+        self._judge: Any = None
+        self._sleeps = False
+        self.backends = Backends()
+        self.pipeline = Pipeline(jobs, settings, self.backends, notice)
+        for job in jobs:
+            job.plan_work(generate=generate)
+            while generate and not job.pending and not len(job.unjudged()) and job.next_round():
+                job.plan_work(generate=generate)  # rounds that are finished already, or the first that is not
+        unjudged = any(len(job.unjudged()) for job in jobs)
+        self._generate = generate and (any(job.pending for job in jobs) or bool(settings.plan.min_kept and unjudged))
+        self._judges = judge and (self._generate or unjudged)
+        new = self._generate and settings.capture_rows == "all"
+        kept = self._judges and settings.capture_rows == "kept"
+        self._captures = new or kept or any(len(job.uncaptured()) for job in jobs)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to generate, judge or capture: no model will be loaded."""
+        return not (self._generate or self._judges or self._captures)
+
+    @property
+    def usage(self) -> Any:
+        """What a remote judge has used so far; None for a local one."""
+        return getattr(self._judge, "usage", None)
+
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Run to the end, to an interrupt, or to an error that no stage survives."""
+        presses = 0
+
+        def press() -> None:
+            nonlocal presses
+            presses += 1
+            if presses > 1:
+                os._exit(130)
+            self._notice("stopping: flushing what is in hand (press again to leave at once)")
+            self._stop.set()
+            self.pipeline.stop()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, press)
+        try:
+            if not self.idle:
+                tie_children()
+                await self._unless_stopped(self._load())
+            on_ready()
+            if not self._stop.is_set():
+                await self.pipeline.run()
+        finally:
+            await self._close()
+
+    async def _unless_stopped(self, work: Any) -> None:
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            task.result()
+        else:
+            task.cancel()  # a model being loaded cannot be stopped; the guardian ends its process with ours
+
+    async def _load(self) -> None:
+        gpu = await asyncio.to_thread(on_gpu)
+        judging = self._settings.judging
+        if self._judges and not judging.is_local:
+            await self._open_endpoint()
+        needs_engine = self._generate or (self._judges and judging.model == "local")
+        placement = self._place() if gpu and needs_engine and self._captures else None
+        if placement is not None:
+            self._notice(placement.line)
+        loads: list[Awaitable[object]] = []
+        if needs_engine:
+            loads.append(self._start_engine(self._ref, gpu, placement))
+        if self._captures:
+            loads.append(self._start_capture(gpu, placement, beside_engine=needs_engine))
+        await asyncio.gather(*loads)
+        if needs_engine and self._generate:
+            self.backends.generator = self._engines[0]
+        if self._judges and judging.is_local:
+            await self._open_local(gpu)
+
+    # --- engine ----------------------------------------------------------------------------------------------
+
+    def _place(self) -> Placement:
+        import torch
+
+        itemsize = _ITEMSIZE.get(self._settings.identity.dtype, 2)
+        return place_on_gpu(
+            Shape.from_config(self._ref.text_config),
+            total=torch.cuda.mem_get_info()[1],
+            host_free=free_host_memory(),
+            itemsize=itemsize,
+            capture_itemsize=_ITEMSIZE.get(self._settings.capture.dtype, 2),
+            sequences=self._settings.speed.batch_size or GPU_SEQUENCES,
+            tokens_per_sequence=self._longest(),
+        )
+
+    def _longest(self) -> int:
+        """Tokens of the longest sequence the engine will see."""
+        new = self._settings.identity.max_new_tokens
+        longest = 1
+        for job in self._jobs:
+            samples = job.samples(list(job.pending))
+            longest = max(longest, *(len(sample.prompt_token_ids) + new for sample in samples), 1)
+            if self._judges and self._settings.judging.is_local:
+                question = max(job.trait.questions, key=len)
+                bare = job.tokenize(fill(local_prompt(job.trait), question=question, answer=""))
+                longest = max(longest, len(bare) + 2 * new)  # text may take more tokens than were sampled
+        return longest
+
+    async def _start_engine(
+        self, ref: ModelRef, gpu: bool, placement: Placement | None, settings: RunSettings | None = None
+    ) -> VllmEngine:
+        settings = settings or self._settings
+        size = size_engine(
+            ref,
+            settings.speed,
+            await asyncio.to_thread(self._longest),
+            on_gpu=gpu,
+            free_bytes=free_host_memory(),
+            kv_cache_bytes=placement.kv_cache_bytes if placement else None,
+        )
+        engine = VllmEngine(
+            ref,
+            settings.identity,
+            settings.speed,
+            size,
+            on_gpu=gpu,
+            sleep_mode=placement is not None and placement.mode == "sleep",
+            last_error=lambda: last_error(self._log),
+        )
+        self._notice(f"loading {ref.name}: {size}")
+        await asyncio.to_thread(engine.start)
+        self._engines.append(engine)
+        return engine
+
+    # --- capture ---------------------------------------------------------------------------------------------
+
+    async def _start_capture(self, gpu: bool, placement: Placement | None, *, beside_engine: bool) -> None:
+        """Co-resident on a GPU where both fit. On CPU generation has all cores first: sharing them gains nothing."""
+        self._worker = CaptureWorker(
+            self._ref,
+            self._settings.capture,
+            self._settings.speed,
+            generation_dtype=self._settings.identity.dtype,
+            token_budget=placement.capture_tokens if placement else None,
+            blocks=self._blocks,
+        )
+        self.backends.capturer = self._worker
+        if not beside_engine or (placement is not None and placement.mode == "co-resident"):
+            self.backends.capture_facts = await self._load_capture()
+            return
+        self.backends.before_capture = self._make_room
+        self._sleeps = placement is not None and placement.mode == "sleep"
+        weights = Shape.from_config(self._ref.text_config).weight_bytes(4)
+        if not gpu and 3 * weights < free_host_memory() - GIB:
+            self.backends.capture_facts = await self._load_capture()  # while the engine's start leaves cores idle
+
+    async def _make_room(self) -> CaptureFacts | None:
+        """Generation has ended: its memory and cores are capture's."""
+        if self._sleeps:
+            for engine in self._engines:
+                await engine.sleep()
+        else:
+            await self._close_engines()
+        return None if self.backends.capture_facts else await self._load_capture()
+
+    async def _load_capture(self) -> CaptureFacts:
+        assert self._worker is not None  # noqa: S101 - set by _start_capture
+        facts = await self._worker.start()
+        self._notice(f"capture on {facts.device}, {facts.dtype}, {facts.attention} attention; {facts.arithmetic}")
+        return facts
+
+    # --- judges ----------------------------------------------------------------------------------------------
+
+    async def _open_endpoint(self) -> None:
+        from .endpoint import EndpointJudge
+
+        keys = {job.view.manifest.judge_key for job in self._jobs}
+        self._judge = EndpointJudge(
+            self._settings.judging,
+            self._settings.speed.limits,
+            profile=self._stored_profile(),
+            on_event=self._notice,
+        )
+        profile = await self._judge.open()
+        for job in self._jobs:
+            facts = job.view.manifest.judges[job.view.manifest.judge_key]
+            if facts.get("profile") != profile.as_json():
+                facts["profile"] = profile.as_json()
+                await asyncio.to_thread(job.view.manifest.save, job.folder)
+        self._notice(f"judge {self._settings.judging.model}: {len(keys)} judge prompt{'s' if len(keys) != 1 else ''}")
+        self.backends.judge = self._judge
+
+    def _stored_profile(self) -> JudgeProfile | None:
+        """What a trait's earlier run learned of this judge; None where nothing did, or another version wrote it."""
+        from .profile import JudgeProfile
+
+        for job in self._jobs:
+            facts = job.view.manifest.judges[job.view.manifest.judge_key]
+            with suppress(TypeError):
+                if facts.get("profile"):
+                    return JudgeProfile.from_json(facts["profile"])
+        return None
+
+    async def _open_local(self, gpu: bool) -> None:
+        judging = self._settings.judging
+        ref, engine = self._ref, self._engines[0] if self._engines else None
+        if judging.model != "local":
+            ref = await asyncio.to_thread(find_model, judging.model.partition(":")[2])
+            engine = await self._start_engine(ref, gpu, None, self._judge_engine_settings())
+        if engine is None:
+            raise EngineDiedError("the judging engine is not loaded")
+        by_name = {job.name: job for job in self._jobs}
+
+        def freeze(trait: str, offset: float) -> None:
+            by_name[trait].freeze_offset(offset)
+            self.pipeline.manifest_changed(by_name[trait])
+
+        judge = LocalJudge(engine, await asyncio.to_thread(load_tokenizer, ref), judging, ref.name, freeze)
+        for job in self._jobs:
+            ids = job.view.plan.ids
+            expected = {*job.pending, *map(int, job.unjudged())}
+            waiting = [position for position in job.calibration() if position in expected]
+            judge.open_trait(job.name, (ids[p].decode() for p in waiting), job.offset)
+        self.backends.judge = self._judge = judge
+        self.backends.on_skipped = judge.skip
+
+    def _judge_engine_settings(self) -> RunSettings:
+        return replace(self._settings, speed=replace(self._settings.speed, batch_size=None))
+
+    # --- ends ------------------------------------------------------------------------------------------------
+
+    async def _close_engines(self) -> None:
+        engines, self._engines = self._engines, []
+        for engine in engines:
+            await engine.close()
+
+    async def _close(self) -> None:
+        await self._close_engines()
+        if self._worker is not None:
+            await self._worker.close()
+        if self._judge is not None:
+            await self._judge.close()
