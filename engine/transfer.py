@@ -1,0 +1,111 @@
+"""How a trait's recommended vector does on the other traits of its experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .activations import DEFAULT_POOL, Activations, load_activations
+from .errors import TraitmillError, UsageError
+from .evaluation import Recommendation, evaluation_path, read_evaluation
+from .files import write_atomic
+from .resampling import BOOTSTRAPS, auroc, interval
+from .vectors import load_vector
+
+if TYPE_CHECKING:
+    import polars as pl
+
+COLUMNS = ("trait", "target", "pool", "method", "layer", "value", "low", "high", "note")
+
+
+def evaluated_traits(experiment: Path, pool: str = DEFAULT_POOL) -> list[Path]:
+    """The folders of an experiment that hold an evaluation, by name."""
+    return sorted(path.parent for path in experiment.glob(f"*/{evaluation_path(Path(), pool).name}"))
+
+
+def evaluate_transfer(folders: Sequence[Path], pool: str = DEFAULT_POOL) -> pl.DataFrame:
+    """AUROC of every trait's recommended vector on every trait's kept rows, one pair a row.
+
+    Columns trait (whose vector), target (whose rows), pool, method, layer, value, low, high, note. A vector meets its
+    own trait only on held-out rows: the diagonal is the evaluation's `selected_auroc`. Elsewhere the vector is the one
+    fitted to all rows of its own trait; intervals are bootstrap ones over the target's questions. Below 0.5 the
+    target's pos side lies against the vector. A pair that cannot be measured has a null value and a note.
+
+    Raises the errors of `load_activations` and `read_evaluation`.
+    """
+    import polars as pl
+
+    targets = {folder: load_activations(folder, pool) for folder in folders}
+    rows = []
+    for source, activations in targets.items():
+        best = read_evaluation(source, activations.metadata, pool).recommendation
+        for target, other in targets.items():
+            head = (source.name, target.name, pool, best.method if best else None, best.layer if best else None)
+            rows.append((*head, *_pair(source, best, activations, other)))
+    kinds = [pl.String] * 4 + [pl.Int32] + [pl.Float64] * 3 + [pl.String]
+    return pl.DataFrame(rows, schema=dict(zip(COLUMNS, kinds, strict=True)), orient="row")
+
+
+def update_transfer(experiment: Path, notice: Callable[[str], None], pool: str = DEFAULT_POOL) -> Path | None:
+    """Write `evaluation.parquet` of the experiment anew, from every trait that can be read.
+
+    A trait whose files do not fit each other is left out with a notice: it is not what the user is working on. With
+    fewer than two traits there is nothing to transfer to, and no file.
+    """
+    sound = []
+    for folder in evaluated_traits(experiment, pool):
+        try:
+            read_evaluation(folder, load_activations(folder, pool).metadata, pool)
+        except TraitmillError as error:
+            notice(f"{folder.name} is left out of the transfer table: {error}")
+        else:
+            sound.append(folder)
+    path = evaluation_path(experiment, pool)
+    if len(sound) < 2:
+        path.unlink(missing_ok=True)
+        return None
+    buffer = BytesIO()
+    evaluate_transfer(sound, pool).write_parquet(buffer)
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def _pair(
+    source: Path, best: Recommendation | None, activations: Activations, target: Activations
+) -> tuple[float | None, float | None, float | None, str]:
+    if best is None:
+        return None, None, None, "no rows of the trait could be held out, so no vector is recommended"
+    if target.trait == activations.trait:
+        return best.auroc, best.low, best.high, ""
+    if target.metadata["model"] != activations.metadata["model"]:
+        return None, None, None, "the two traits are of different models"
+    if best.layer not in target.layers:
+        return None, None, None, "the target's activations lack the vector's layer"
+    vector, metadata = load_vector(source, best.method, best.layer, target.pool)
+    if metadata["activations_sha256"] != activations.sha256:
+        raise UsageError(
+            f"{source}: its vectors are of other activations than it holds now; run: traitmill vectors --experiment "
+            f"{source.parent.name} --trait {source.name}"
+        )
+    scores = target.values[:, target.layers.index(best.layer)].astype(np.float64) @ vector.astype(np.float64)
+    together = np.zeros(len(scores), int)
+    groups = np.unique(target.questions, return_inverse=True)[1]
+    count = int(groups.max()) + 1
+    draws = np.random.default_rng([0, count]).multinomial(count, np.full(count, 1 / count), size=BOOTSTRAPS)[:, groups]
+    value = float(auroc(scores, target.labels, together, np.ones((1, len(scores)), np.float32))[0])
+    low, high = interval(
+        value, auroc(scores, target.labels, together, draws.astype(np.float32)), min(target.n_pos, target.n_neg)
+    )
+    return value, low, high, ""
+
+
+def read_transfer(experiment: Path, pool: str = DEFAULT_POOL) -> pl.DataFrame | None:
+    """The experiment's transfer table, None where there is none."""
+    import polars as pl
+
+    path = evaluation_path(experiment, pool)
+    return pl.read_parquet(path) if path.is_file() else None
