@@ -1,0 +1,57 @@
+"""`traitmill export`: the documented files from Parquet, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.options import selection_options
+from engine.errors import ExitCode, TraitmillError
+
+
+@click.command()
+@selection_options
+@click.option("--threshold", type=float, help="A new threshold.  [the last one used]")
+@click.option("--csv_safe", type=bool, help="Quote cells that a spreadsheet would run as formulas.  [as before]")
+@click.option("--use_judge", help="Verdict set to use: a judge's model name or key.  [the last one used]")
+@click.option("--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host.")
+def command(
+    experiment: str,
+    trait: str | None,
+    traits: str | None,
+    experiments_dir: Path,
+    threshold: float | None,
+    csv_safe: bool | None,
+    use_judge: str | None,
+    *,
+    force_unlock: bool,
+) -> None:
+    """Write CSVs, tensors and metadata again, with another threshold or verdict set. Takes seconds."""
+    from cli.session import leave
+    from engine.experiment import check_writable, select_traits
+    from engine.job import export_again
+    from engine.lock import lock_traits
+    from engine.manifest import need_manifest
+    from engine.settings import View
+
+    folders = select_traits(experiments_dir, experiment, trait, traits)
+    if threshold is not None:
+        View(threshold=threshold)
+    for folder in folders.values():
+        need_manifest(folder)
+    check_writable(folders)
+    codes = [ExitCode.OK]
+    with lock_traits(list(folders.values()), force_unlock=force_unlock):
+        for name, folder in folders.items():
+            try:
+                exported = export_again(folder, click.echo, threshold=threshold, csv_safe=csv_safe, use_judge=use_judge)
+            except TraitmillError as error:  # one trait's trouble does not keep the others from being written
+                click.echo(f"traitmill: {error}", err=True)
+                codes.append(error.exit_code)
+                continue
+            shape = "" if exported.shape is None else f", all_layers.pt {list(exported.shape)}"
+            click.echo(f"{name}: kept {exported.kept['pos']} pos + {exported.kept['neg']} neg{shape} in {folder}")
+            if not all(exported.kept.values()):
+                codes.append(ExitCode.NOTHING_KEPT)
+    leave(max(codes))

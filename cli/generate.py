@@ -1,0 +1,99 @@
+"""`traitmill generate`: stage 1, generation with judging and capture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import (
+    capture_options,
+    judge_options,
+    model_options,
+    plan_options,
+    selection_options,
+    speed_options,
+    view_options,
+)
+from cli.session import Outcome, check_judge, leave, prepare_environment, read_settings, run_jobs
+
+
+@click.command()
+@selection_options
+@click.option("--extract_activations", type=bool, default=True, show_default=True, help="Capture activations too.")
+@click.option(
+    "--capture", type=click.Choice(["all", "kept"]), default="all", show_default=True, help="Whose activations."
+)
+@plan_options
+@model_options
+@judge_options
+@view_options
+@capture_options
+@speed_options
+def command(**options: Any) -> None:
+    """Generate responses on vLLM, judge each as it is finished, capture activations, write the files.
+
+    The same command run again goes on where it was.
+    """
+    leave(generate(**options).exit_code)
+
+
+def generate(
+    experiment: str,
+    trait: str | None,
+    traits: str | None,
+    experiments_dir: Path,
+    gen_model: str | None,
+    *,
+    new_run: bool,
+    blocks: str | None,
+    force_unlock: bool,
+    **options: Any,
+) -> Outcome:
+    """Everything that can be wrong is found, in this order, before any weights load and before anything is written."""
+    from dataclasses import replace
+
+    from engine.experiment import check_writable, select_traits
+    from engine.traits import load_traits
+
+    prepare_environment()
+    folders = select_traits(experiments_dir, experiment, trait, traits)
+    definitions = load_traits(folders)
+    settings = read_settings(options)
+    check_writable(folders)
+    check_judge(settings.judging, settings.speed.limits)
+
+    from engine.models import find_model, infer_model, lazy_tokenizer
+
+    name = gen_model or _recorded_model(folders) or infer_model(experiment)
+    click.echo(
+        f"model: {name}"
+        + ("" if gen_model else " (from the run's record or the experiment's name; --gen_model overrides)")
+    )
+    ref = find_model(name)
+    settings = replace(settings, identity=replace(settings.identity, model=ref.name, revision=ref.revision))
+
+    from engine.job import open_job
+
+    tokenize = lazy_tokenizer(ref)
+    return run_jobs(
+        folders,
+        lambda notice: [
+            open_job(t, folders[t.name], settings, ref, tokenize, notice, new_run=new_run) for t in definitions
+        ],
+        settings,
+        ref,
+        generate=True,
+        judge=True,
+        blocks=blocks,
+        force_unlock=force_unlock,
+    )
+
+
+def _recorded_model(folders: dict[str, Path]) -> str | None:
+    """What the first trait that holds a run was generated with."""
+    from engine.manifest import load_manifest
+
+    manifests = (load_manifest(folder) for folder in folders.values())
+    return next((manifest.source_name for manifest in manifests if manifest), None)

@@ -1,0 +1,50 @@
+"""`traitmill judge`: another judge, or an edited prompt, over stored responses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import judge_options, selection_options
+from cli.session import check_judge, leave, prepare_environment, read_limits
+
+
+@click.command()
+@selection_options
+@judge_options
+@click.option("--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host.")
+def command(
+    experiment: str,
+    trait: str | None,
+    traits: str | None,
+    experiments_dir: Path,
+    *,
+    force_unlock: bool,
+    **options: Any,
+) -> None:
+    """Judge stored responses: a new judge or an edited eval_prompt adds a verdict set beside the old ones.
+
+    Nothing is generated again, and no verdict is paid for twice. The files are written from the new verdicts; go back
+    to an older set with traitmill export --use_judge.
+    """
+    from dataclasses import replace
+
+    from cli.stored import work_on_stored
+    from engine.experiment import check_writable, select_traits
+    from engine.settings import Judging, RunSettings, Speed
+    from engine.traits import load_traits
+
+    prepare_environment()
+    folders = select_traits(experiments_dir, experiment, trait, traits)
+    edited = {trait.name: trait for trait in load_traits(folders)}
+    judging, limits = Judging(model=options["judge_model"], mode=options["judge_mode"]), read_limits(options)
+    check_writable(folders)
+    check_judge(judging, limits)
+
+    def change(settings: RunSettings) -> RunSettings:
+        return replace(settings, judging=judging, capture_rows="none")
+
+    speed = Speed(limits=limits)
+    leave(work_on_stored(folders, change, speed, judge=True, edited=edited, force_unlock=force_unlock).exit_code)

@@ -1,0 +1,65 @@
+"""`traitmill run`: generate, vectors and report in one resumable command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.generate import command as generate_command
+from cli.generate import generate
+from cli.session import leave
+from engine.errors import ExitCode, TraitmillError
+
+if TYPE_CHECKING:
+    from engine.job import TraitJob
+
+
+def run(**options: Any) -> ExitCode:
+    """Stage 1 and, for the traits it finished, stage 3 and the pages."""
+    if not options["extract_activations"]:
+        click.echo("--extract_activations False: there will be nothing to fit vectors to; stopping after stage 1")
+    outcome = generate(**options)
+    finished = [job for job in outcome.jobs if job.finished and job.view.any_captured()]
+    if outcome.interrupted or not finished:
+        return outcome.exit_code
+    from engine.lock import lock_traits
+
+    with lock_traits([job.folder for job in finished], force_unlock=options["force_unlock"]):
+        return max(outcome.exit_code, _fit_and_report(finished, options["pool"].split(",")[0].strip()))
+
+
+def _fit_and_report(jobs: Sequence[TraitJob], pool: str) -> ExitCode:
+    from cli.vectors import fit_trait
+    from engine.directions import DEFAULT_METHODS
+    from engine.report import write_experiment_report, write_trait_report
+    from engine.transfer import update_transfer
+
+    code = ExitCode.OK
+    experiment = jobs[0].folder.parent
+    for job in jobs:
+        try:
+            fit_trait(job.folder, DEFAULT_METHODS, None, pool)
+        except TraitmillError as error:  # one trait's trouble does not keep the others from being fitted
+            click.echo(f"traitmill: {error}", err=True)
+            code = max(code, error.exit_code)
+    update_transfer(experiment, click.echo, pool)
+    fitted = [job.folder for job in jobs if any((job.folder / "vectors").glob("*.pt"))]
+    pages = [write_trait_report(folder, pool) for folder in fitted]
+    pages.append(write_experiment_report(experiment, click.echo, pool))
+    for page in pages:
+        click.echo(f"report: {page}")
+    return code
+
+
+@click.command()
+def command(**options: Any) -> None:
+    """Everything: generate, judge, capture, fit vectors, evaluate them, write report.html.
+
+    Takes the options of traitmill generate. The same command run again goes on where it was.
+    """
+    leave(run(**options))
+
+
+command.params = list(generate_command.params)

@@ -1,0 +1,92 @@
+"""What commands on stored records share: their settings come from the folder's own record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from cli.session import Outcome, run_jobs
+from engine.errors import UsageError
+from engine.manifest import Manifest, need_manifest
+from engine.models import find_model, lazy_tokenizer
+from engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed, View
+from engine.traits import Trait
+
+
+def recorded_settings(manifest: Manifest) -> RunSettings:
+    """The settings a folder was made with, as classes."""
+    recorded = manifest.settings
+
+    def build(cls: Any, values: Mapping[str, Any]) -> Any:
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known})
+
+    return RunSettings(
+        identity=build(Identity, recorded["identity"]),
+        plan=build(Plan, recorded["plan"]),
+        judging=build(Judging, recorded["judging"]),
+        capture=build(Capture, recorded["capture"]),
+        view=build(View, recorded["view"]),
+    )
+
+
+def recorded_trait(name: str, manifest: Manifest) -> Trait:
+    """The definition a folder was made with."""
+    definition = manifest.definition
+    pairs = tuple((pair["pos"], pair["neg"]) for pair in definition["instruction"])
+    questions = tuple(definition["questions"])
+    return Trait(name, pairs, questions, definition["eval_prompt"], definition.get("yes_no_prompt"))
+
+
+def work_on_stored(
+    folders: Mapping[str, Path],
+    change: Callable[[RunSettings], RunSettings],
+    speed: Speed,
+    *,
+    judge: bool,
+    edited: Mapping[str, Trait] | None = None,
+    blocks: str | None = None,
+    force_unlock: bool = False,
+) -> Outcome:
+    """Judge or capture what is stored. All traits must share one model and one setting of how they are worked on.
+
+    `edited` are definitions whose judge prompts are wanted now; without it the recorded ones stand.
+    """
+    manifests = {name: need_manifest(folder) for name, folder in folders.items()}
+    settings = {name: replace(change(recorded_settings(m)), speed=speed) for name, m in manifests.items()}
+    first = next(iter(settings.values()))
+    for name, own in settings.items():
+        same = (own.identity, own.capture, own.judging) == (first.identity, first.capture, first.judging)
+        if not same:
+            raise UsageError(f"{name} was made with another model or other settings than the others; run it by itself")
+    source = next(iter(manifests.values())).source_name
+    ref = find_model(source)
+    if ref.revision != first.identity.revision:
+        raise UsageError(
+            f"model {source} has changed since the responses were generated ({first.identity.revision} -> "
+            f"{ref.revision}); restore its files, or generate again with --new_run"
+        )
+    from engine.job import reopen_job
+
+    tokenize = lazy_tokenizer(ref)
+    return run_jobs(
+        folders,
+        lambda notice: [
+            reopen_job(
+                (edited or {}).get(name) or recorded_trait(name, manifests[name]),
+                folder,
+                settings[name],
+                tokenize,
+                notice,
+            )
+            for name, folder in folders.items()
+        ],
+        first,
+        ref,
+        generate=False,
+        judge=judge,
+        blocks=blocks,
+        force_unlock=force_unlock,
+    )
