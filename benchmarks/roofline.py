@@ -1,0 +1,165 @@
+"""The least time the hardware allows for generation at each concurrency and for capture, and the share reached.
+
+    python -m benchmarks.roofline                                   # this CPU: its peaks are measured first
+    python -m benchmarks.roofline --shape gemma-2-9b --device H100  # arithmetic alone, from published peaks
+
+A decoding step of c sequences reads all weights once and each sequence's keys and values, and computes 2 operations a
+weight and sequence: its time is at least max((W + c L K) / bandwidth, 2 P c / peak). W: bytes of weights, P: weights
+that a token passes through (the embedding table once, as the output layer), K: bytes of keys and values a token, L:
+mean tokens in the cache. Capture computes 2 operations a weight of its blocks and token, without the output layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.common import gpu_name, machine, named, parser, record, results_folder, table
+from benchmarks.shapes import SHAPES
+from engine.devices import Shape
+from engine.models import EMBEDDED, find_model
+
+NAME = "roofline"
+CONCURRENCY = (1, 4, 8, 16, 32, 64, 128, 256, 512)
+_ITEMSIZE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device's peaks: dense 16-bit operations a second, bytes a second."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    source: str
+
+
+DEVICES = {
+    name: Device(name, teraflops * 1e12, gigabytes * 1e9, "NVIDIA's data sheet")
+    for name, teraflops, gigabytes in (
+        ("T4", 65, 320),
+        ("V100", 125, 900),
+        ("L4", 121, 300),
+        ("A100", 312, 1555),
+        ("H100", 989, 3350),
+        ("H200", 989, 4800),
+    )
+}
+"""Tensor-core peaks without sparsity (SXM where there are two; A100: 40 GB)."""
+
+
+def step_seconds(shape: Shape, device: Device, sequences: int, context: float) -> float:
+    """Least time of one decoding step with `context` tokens a sequence in the cache."""
+    moved = shape.weight_bytes(_ITEMSIZE) + sequences * context * shape.kv_bytes_per_token(_ITEMSIZE)
+    return max(moved / device.bandwidth, 2 * passed(shape) * sequences / device.flops)
+
+
+def passed(shape: Shape) -> int:
+    """Weights a token is multiplied with in decoding: blocks (active experts only) and the output layer."""
+    return _blocks(shape) + shape.vocab * shape.hidden
+
+
+def capture_tokens_per_s(shape: Shape, device: Device) -> float:
+    """Most tokens a second of a capture pass that is bound by arithmetic."""
+    return device.flops / (2 * _blocks(shape))
+
+
+def _blocks(shape: Shape) -> int:
+    attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
+    return shape.n_layers * (attention + 3 * shape.hidden * shape.ffn)
+
+
+def measured_cpu() -> Device:
+    """This CPU's peaks as torch reaches them: a bfloat16 product of 2048 x 2048, and the sum of 1 GiB of float32."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    a = torch.randn(2048, 2048).bfloat16()
+    vector = torch.ones(1 << 28)
+    flops = 2 * 2048**3 / _best(lambda: a @ a)
+    return Device("this CPU", flops, 4 * vector.numel() / _best(vector.sum), "measured with torch on all cores")
+
+
+def _best(function: Callable[[], object], times: int = 15) -> float:
+    function()
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def limits(shape: Shape, device: Device, context: float) -> dict[str, Any]:
+    """Figures of the page."""
+    return {
+        "device": device.name,
+        "gflops": device.flops / 1e9,
+        "gb_per_s": device.bandwidth / 1e9,
+        "source": device.source,
+        "context": context,
+        "steps": [{"sequences": c, "tokens_per_s": c / step_seconds(shape, device, c, context)} for c in CONCURRENCY],
+        "capture_tokens_per_s": capture_tokens_per_s(shape, device),
+    }
+
+
+def reached(model: str, options: argparse.Namespace) -> dict[str, float]:
+    """Tokens a second of the last batch-size run of the same model, by sequences in flight."""
+    path = results_folder(options.out) / f"{named('batch_size', options.shape)}.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"model": "", "rows": []}
+    if result["model"] != model:
+        return {}
+    auto = str(result["sequences_of_auto"])
+    return {row["batch"].replace("auto", auto): row["tokens_per_s"][0] for row in result["rows"]}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The limits, with the share of each that was reached."""
+    rows = []
+    for step in result["steps"]:
+        got = result["reached"].get(str(step["sequences"]))
+        share = f"{got / step['tokens_per_s']:.0%}" if got else "-"
+        rows.append([str(step["sequences"]), f"{step['tokens_per_s']:,.0f}", f"{got:,.1f}" if got else "-", share])
+    note = (
+        f"{result['model']} in bfloat16 on {result['device']}: {result['gflops']:,.0f} GFLOP/s and "
+        f"{result['gb_per_s']:,.1f} GB/s ({result['source']}), {result['context']:.0f} tokens a sequence in the cache. "
+        f"Capture: at most {result['capture_tokens_per_s']:,.0f} tokens/s."
+    )
+    return f"{note}\n\n{table(['sequences', 'limit, tokens/s', 'reached, tokens/s', 'share'], rows)}"
+
+
+def main() -> None:
+    options = parser(NAME, __doc__)
+    options.add_argument("--gen_model", default=EMBEDDED)
+    options.add_argument("--shape", choices=SHAPES)
+    options.add_argument("--device", choices=DEVICES, help="published peaks; without it this machine's")
+    options.add_argument("--context", type=float, default=90, help="mean tokens of a sequence in the cache")
+    chosen = options.parse_args()
+    config = SHAPES[chosen.shape] if chosen.shape else find_model(chosen.gen_model).text_config
+    model, device = chosen.shape or chosen.gen_model, DEVICES.get(chosen.device) or here()
+    found = {"model": model, **limits(Shape.from_config(config), device, chosen.context)}
+    found["reached"] = {} if chosen.device else reached(model, chosen)
+    facts = machine()
+    if not chosen.device:  # another machine's arithmetic is for reading, not for the page
+        record(chosen.out, NAME, facts, found, chosen.shape)
+    print(markdown(found))
+
+
+def here() -> Device:
+    """This machine's GPU if its peaks are known, else its CPU. Raises SystemExit for an unknown GPU."""
+    name = gpu_name()
+    if not name:
+        return measured_cpu()
+    known = [device for key, device in DEVICES.items() if key in name.split()]
+    if not known:
+        raise SystemExit(f"the peaks of {name} are not known here; name a like one with --device")
+    return known[0]
+
+
+if __name__ == "__main__":
+    main()

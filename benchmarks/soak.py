@@ -1,0 +1,229 @@
+"""Kill runs at random moments, resume each, and count what is lost: `make soak`, or `python -m benchmarks.soak`.
+
+(a) Deterministic backends: SIGKILL at seeded random moments, then ids, verdicts, CSVs and tensors byte for byte against
+an undisturbed run. (b) The real command on real vLLM with an HTTP judge and real capture: SIGKILL in every stage in
+turn, then exact ids, no row twice, stored rows unchanged, and no process of the run left 10 seconds after the kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.common import ROOT, machine
+from engine.lifeline import marked_pids
+from tests import lab
+
+RESULT = ROOT / "benchmarks" / "results" / "soak.json"
+TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
+TRAITS = ("poem", "fairy_tale")
+N_EXAMPLES = 12
+STAGES = ("loading", "generation", "judging", "capture")
+CONCURRENCY = 4
+GRACE_S = 10.0
+
+
+@dataclass
+class Real:
+    """What the kills of real runs left behind."""
+
+    kills: int = 0
+    runs_finished: int = 0
+    stages: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    duplicated: int = 0
+    changed: int = 0
+    survivors: int = 0
+    """Processes of a killed run that were alive 10 seconds later."""
+    judge_calls: int = 0
+    repeated: int = 0
+    """Judge calls beyond one a verdict and the first run's probes."""
+
+
+@contextmanager
+def judge_server() -> Iterator[str]:
+    """A judge over real HTTP that takes its time, in a process of its own; yields its address."""
+    command = [sys.executable, "-m", "tests.misbehaving_server", "--persona", "gpt-5-mini", "--latency", "0.6"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        assert server.stdout is not None
+        assert server.stdin is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.stdin.close()
+
+
+def answered(url: str) -> int:
+    """How many judge calls the server answered."""
+    with urllib.request.urlopen(f"{url}/log", timeout=10) as reply:
+        return sum(status == 200 for _, status in json.load(reply))
+
+
+def start(root: Path, url: str) -> subprocess.Popen[bytes]:
+    command = [TRAITMILL, "generate", "--experiment", "exp", "--traits", ",".join(TRAITS), "--experiments_dir", root]
+    command += ["--gen_model", "embedded/SmolLM2-135M-Instruct", "--judge_base_url", url, "--n_examples", N_EXAMPLES]
+    command += ["--judge_concurrency", CONCURRENCY, "--judge_rpm", 6000, "--max_new_tokens", 32, "--batch_size", 4]
+    command += ["--flush_seconds", 0.5]
+    with (root / "out").open("ab") as out:
+        return subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+
+def count(root: Path, kind: str) -> int:
+    """Rows of a kind that are stored now, while the run may be at work."""
+    total = 0
+    for name in TRAITS:
+        for path in (root / "exp" / name / "parquet" / kind).glob("part-*.parquet"):
+            try:
+                total += pq.read_metadata(path).num_rows
+            except (FileNotFoundError, pa.ArrowInvalid):  # merged into another just now
+                continue
+    return total
+
+
+def stage_of(root: Path) -> str:
+    """The stage a run is in, by its rows: loading until there are any, then the slowest that has begun."""
+    planned = 2 * N_EXAMPLES * len(TRAITS)
+    responses, verdicts, activations = (count(root, kind) for kind in lab.KINDS)
+    if not responses:
+        return "loading"
+    if activations:
+        return "capture" if activations < planned else "export"
+    return "generation" if responses < planned and not verdicts else "judging"
+
+
+def kill_in(root: Path, stage: str, url: str) -> tuple[str | None, int]:
+    """Run until `stage`, then SIGKILL. Returns the stage it was killed in (None: it ended first) and the survivors."""
+    run = start(root, url)
+    loading_since = time.monotonic()
+    while run.poll() is None:
+        now = stage_of(root)
+        due = time.monotonic() - loading_since > 12 if stage == "loading" else now == stage
+        if due:
+            family = psutil.Process(run.pid).children(recursive=True)
+            tokens = {token for process in family if (token := _mark(process))}
+            run.kill()
+            run.wait()
+            psutil.wait_procs(family, timeout=GRACE_S)
+            left = {process.pid for process in family if process.is_running()}
+            left |= {pid for token in tokens for pid in marked_pids(token)}
+            return now, len(left)
+        time.sleep(0.05)
+    return None, 0
+
+
+def _mark(process: psutil.Process) -> str:
+    try:
+        return str(process.environ().get("TRAITMILL_RUN", ""))
+    except psutil.Error:
+        return ""
+
+
+def prepare(root: Path) -> list[Path]:
+    folders = []
+    for name in TRAITS:
+        folder = root / "exp" / name
+        folder.mkdir(parents=True)
+        shutil.copy(ROOT / "experiments" / "demo" / name / "trait_definition.json", folder)
+        folders.append(folder)
+    return folders
+
+
+def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
+    """Kill real runs, each experiment once in every stage, until `kills` were done."""
+    out = Real()
+    with judge_server() as url:
+        calm = root / "calm"
+        folders = prepare(calm)
+        assert start(calm, url).wait() in (0, 7), (calm / "out").read_text()
+        expected = {folder.name: lab.row_digests(folder).keys() for folder in folders}
+        verdicts = count(calm, "verdicts")
+        probes = answered(url) - verdicts
+        before = answered(url)
+        while out.kills < kills:
+            work = root / f"run{out.runs_finished}"
+            folders = prepare(work)
+            stored: dict[str, dict[Any, str]] = {folder.name: {} for folder in folders}
+            for stage in (*stages, "end"):
+                if stage == "end" or out.kills == kills:
+                    code = start(work, url).wait()
+                    assert code in (0, 7), (work / "out").read_text()
+                else:
+                    killed_in, survivors = kill_in(work, stage, url)
+                    out.survivors += survivors
+                    if killed_in is not None:
+                        out.kills += 1
+                        out.stages[killed_in] += 1
+                        print(f"kill {out.kills} in {killed_in}: {survivors} processes left", flush=True)
+                for folder in folders:
+                    digests = lab.row_digests(folder)
+                    out.changed += sum(digests.get(key) != digest for key, digest in stored[folder.name].items())
+                    stored[folder.name] = digests
+                if stage == "end" or (
+                    out.kills == kills and (work / "exp" / TRAITS[-1] / "responses/pos.csv").exists()
+                ):
+                    break
+            calls = answered(url) - before
+            before += calls
+            out.judge_calls += calls
+            out.repeated += max(0, calls - probes - count(work, "verdicts"))
+            out.runs_finished += 1
+            for folder in folders:
+                out.lost += len(expected[folder.name] - stored[folder.name].keys())
+                out.duplicated += len(stored[folder.name].keys() - expected[folder.name]) + lab.duplicates(folder)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100, help="with deterministic backends; 0 leaves (a) out")
+    parser.add_argument("--real_kills", type=int, default=12, help="on real vLLM; 0 leaves (b) out")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    result["machine"] = machine()
+    ok = True
+    if arguments.kills:
+        with tempfile.TemporaryDirectory() as folder:
+            fake = lab.soak(Path(folder), arguments.kills, arguments.seed)
+        bound = lab.REPEATED_PER_KILL
+        result["deterministic"] = asdict(fake) | {"bound_per_kill": bound, "samples_per_run": fake.samples}
+        print(
+            f"(a) deterministic backends: {fake.kills} kills, {fake.lost} lost, {fake.duplicated} duplicated, "
+            f"{fake.changed} changed, {len(fake.differing)} files differ, {fake.repeated} of {fake.judge_calls} judge "
+            f"calls repeated (most by one kill {fake.most_repeated}, bound {bound}); killed in {dict(fake.phases)}"
+        )
+        ok &= not (fake.lost or fake.duplicated or fake.changed or fake.differing) and fake.most_repeated <= bound
+    if arguments.real_kills:
+        with tempfile.TemporaryDirectory() as folder:
+            real = soak_real(Path(folder), arguments.real_kills)
+        result["real"] = asdict(real) | {"bound_per_kill": CONCURRENCY + 50 * len(TRAITS)}
+        print(
+            f"(b) real vLLM, HTTP judge, real capture: {real.kills} kills, {real.lost} lost, {real.duplicated} "
+            f"duplicated, {real.changed} changed, {real.repeated} of {real.judge_calls} judge calls repeated, "
+            f"{real.survivors} processes left after {GRACE_S:.0f} s; killed in {dict(real.stages)}"
+        )
+        ok &= not (real.lost or real.duplicated or real.changed or real.survivors)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(not ok)
+
+
+if __name__ == "__main__":
+    os.environ.pop("OPENAI_API_KEY", None)
+    main()

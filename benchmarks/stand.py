@@ -1,0 +1,267 @@
+"""The test stand: one engine and one capture worker under the real pipeline, with a judge that only takes time.
+
+Each run writes its records and files into a folder of its own that is thrown away. Between runs vLLM's prefix cache is
+emptied, so that a repeat computes what the first run computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.common import ROOT
+from benchmarks.shapes import DummyEngine
+from engine.backends import STAGES, Backends, Clock, Generator, Stage
+from engine.devices import free_host_memory
+from engine.generation import VllmEngine, kv_bytes_per_token, on_gpu, size_engine
+from engine.job import open_job
+from engine.lifeline import tie_children
+from engine.models import ModelRef, lazy_tokenizer
+from engine.pipeline import Pipeline
+from engine.records import Response, Sample, Verdict
+from engine.scoring import judge_key
+from engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed
+from engine.traits import DEFINITION_FILE, Trait, expand, load_traits
+from engine.worker import CaptureFacts, CaptureWorker
+
+EXPERIMENT = ROOT / "experiments" / "demo"
+TRAITS = ("fairy_tale", "poem")
+SIDES = 2 * len(TRAITS)
+"""A run's samples are shared evenly by each trait's two sides."""
+JUDGING = Judging(model="sleeping")
+_WARM_UP = SIDES
+_ROOM_FOR_PROMPT = 128
+
+
+class SleepingJudge:
+    """Answers after `latency` seconds, at most `rpm` answers a minute started (0: no limit); every response passes."""
+
+    def __init__(self, latency: float, rpm: float = 0.0) -> None:
+        from aiolimiter import AsyncLimiter
+
+        self._latency = latency
+        self._pace = AsyncLimiter(1, 60 / rpm) if rpm else None
+
+    async def judge(self, trait: Trait, response: Response) -> Verdict:
+        if self._pace is not None:
+            await self._pace.acquire()
+        await asyncio.sleep(self._latency)
+        return Verdict(
+            trait=trait.name,
+            sample_id=response.sample.id,
+            judge_key=judge_key(JUDGING, trait),
+            status="scored",
+            score=90.0 if response.sample.polarity == "pos" else 10.0,
+            mode="integer",
+            model=JUDGING.model,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Capped:
+    """An engine of which at most `max_in_flight` sequences are asked for at once."""
+
+    engine: VllmEngine
+    max_in_flight: int
+
+    async def generate(self, sample: Sample) -> Response:
+        return await self.engine.generate(sample)
+
+
+@dataclass
+class TimedClock(Clock):
+    """A stage's clock that keeps the time of every record."""
+
+    times: list[float] = field(default_factory=list)
+
+    def count(self, now: float, tokens: int = 0) -> None:
+        self.times.append(now)
+        Clock.count(self, now, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Figures of one run, in seconds since it began."""
+
+    makespan: float
+    """To the last file on disk, model loads apart."""
+    seconds: dict[Stage, float]
+    """Each stage from its first piece of work to its last record; they overlap."""
+    times: dict[Stage, list[float]]
+    """When each record was done."""
+    tokens: int
+    """Generated."""
+    running: float
+    """Mean sequences in a scheduler step; 0 where nothing was generated."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds["generation"]
+
+
+def workload(ref: ModelRef, n: int, max_new_tokens: int) -> list[Sample]:
+    """`n` samples as a run of the product has them, for methods that know no traits."""
+    identity = _identity(ref, max_new_tokens)
+    tokenize = lazy_tokenizer(ref)
+    traits = load_traits({name: EXPERIMENT / name for name in TRAITS})
+    return [s for trait in traits for s in expand(trait, {"pos": n // SIDES, "neg": n // SIDES}, identity, tokenize)]
+
+
+def whole(n: int) -> int:
+    """`n` rounded up so that all sides are equal."""
+    return -(-n // SIDES) * SIDES
+
+
+def _identity(ref: ModelRef, max_new_tokens: int) -> Identity:
+    return Identity(model=ref.name, revision=ref.revision, max_new_tokens=max_new_tokens)
+
+
+class Stand:
+    """Open it once, run on it often, close it."""
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        max_new_tokens: int,
+        *,
+        batch_size: int | None = None,
+        captures: bool = True,
+        dummy: bool = False,
+    ) -> None:
+        """`batch_size` is the engine's own limit, None is auto; `dummy` weights cannot be captured."""
+        self.ref = ref
+        self.load_s = 0.0
+        self._identity = _identity(ref, max_new_tokens)
+        self._speed = Speed(batch_size=batch_size)
+        self._captures = captures and not dummy
+        self._steps: list[tuple[float, int]] = []
+        gpu = on_gpu()
+        self.size = _size(ref, self._speed, max_new_tokens, gpu=gpu)
+        kind = DummyEngine if dummy else VllmEngine
+        watch = _watch(self._steps)
+        self.engine = kind(ref, self._identity, self._speed, self.size, on_gpu=gpu, stat_loggers=[watch])
+        self._worker: CaptureWorker | None = None
+        self.facts: CaptureFacts | None = None
+
+    async def open(self) -> None:
+        """Load both models beside each other and warm them up."""
+        tie_children()
+        start = time.perf_counter()
+        loads = [asyncio.to_thread(self.engine.start)]
+        if self._captures:
+            self._worker = CaptureWorker(self.ref, Capture(), self._speed)
+            loads.append(self._load_capture())
+        await asyncio.gather(*loads)
+        self.load_s = time.perf_counter() - start
+        await self.run(_WARM_UP)
+
+    async def _load_capture(self) -> None:
+        assert self._worker is not None
+        self.facts = await self._worker.start()
+
+    async def run(
+        self,
+        n: int,
+        *,
+        cap: int | None = None,
+        latency: float | None = 0.0,
+        rpm: float = 0.0,
+        close_engine: bool = False,
+    ) -> Run:
+        """Run `n` samples with at most `cap` in flight. `latency` None is no judge. `close_engine` makes room for
+        capture as the product does, and ends the stand's use."""
+        await self.engine._engine.reset_prefix_cache()  # noqa: SLF001 - only a benchmark repeats a run on one engine
+        settings = RunSettings(
+            identity=self._identity,
+            plan=Plan(n_examples=n // SIDES),
+            judging=JUDGING,
+            capture_rows="all" if self._captures else "none",
+            speed=self._speed,
+        )
+
+        async def before_capture() -> None:
+            if close_engine:
+                await self.engine.close()
+
+        generator: Generator = self.engine if cap is None else Capped(self.engine, cap)
+        backends = Backends(
+            generator=generator,
+            judge=None if latency is None else SleepingJudge(latency, rpm),
+            capturer=self._worker,
+            capture_facts=self.facts,
+            before_capture=before_capture if self._captures else None,
+        )
+        clocks: dict[Stage, Clock] = {stage: TimedClock() for stage in STAGES}
+        notices: list[str] = []
+        self._steps.clear()
+        with TemporaryDirectory() as temp:
+            jobs = [
+                open_job(trait, folder, settings, self.ref, lazy_tokenizer(self.ref), notices.append)
+                for trait, folder in zip(*_copied(Path(temp)), strict=True)
+            ]
+            pipeline = Pipeline(jobs, settings, backends, notices.append, clocks=clocks)
+            start = time.perf_counter()
+            await pipeline.run()
+            makespan = time.perf_counter() - start
+            errors = [*pipeline.errors.values(), *(job.error for job in jobs if job.error)]
+            if errors:
+                raise errors[0]
+        return Run(
+            makespan=makespan,
+            seconds={stage: clock.seconds for stage, clock in clocks.items()},
+            times={stage: clock.times for stage, clock in clocks.items() if isinstance(clock, TimedClock)},
+            tokens=clocks["generation"].tokens,
+            running=statistics.fmean(running for _, running in self._steps) if self._steps else 0.0,
+        )
+
+    async def close(self) -> None:
+        await self.engine.close()
+        if self._worker is not None:
+            await self._worker.close()
+
+
+def _copied(root: Path) -> tuple[list[Trait], list[Path]]:
+    folders = {name: root / "bench" / name for name in TRAITS}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True)
+        (folder / DEFINITION_FILE).write_bytes((EXPERIMENT / name / DEFINITION_FILE).read_bytes())
+    return load_traits(folders), list(folders.values())
+
+
+def _size(ref: ModelRef, speed: Speed, max_new_tokens: int, *, gpu: bool) -> Any:
+    """As the product sizes it; on a GPU the cache is what the sequences need, so that capture fits beside it."""
+    longest = max_new_tokens + _ROOM_FOR_PROMPT
+    size = size_engine(ref, speed, longest, on_gpu=gpu, free_bytes=free_host_memory())
+    if not gpu:
+        return size
+    per_sequence = size.max_model_len * kv_bytes_per_token(ref.text_config)
+    return size_engine(ref, speed, longest, on_gpu=True, free_bytes=0, kv_cache_bytes=size.max_num_seqs * per_sequence)
+
+
+def _watch(steps: list[tuple[float, int]]) -> Callable[..., Any]:
+    """vLLM's stat logger that notes (time, running sequences) of each scheduler step."""
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class Watch(StatLoggerBase):  # type: ignore[misc]  # vllm is not followed
+        def __init__(self, vllm_config: object, engine_index: int = 0) -> None:
+            pass
+
+        def record(self, scheduler_stats: Any, iteration_stats: object, **_: object) -> None:
+            if scheduler_stats is not None and scheduler_stats.num_running_reqs and iteration_stats is not None:
+                steps.append((time.perf_counter(), scheduler_stats.num_running_reqs))
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+    return Watch
+
+
+def longest_prompt(samples: Sequence[Sample]) -> int:
+    """Tokens."""
+    return max(len(sample.prompt_token_ids) for sample in samples)
