@@ -1,0 +1,79 @@
+"""What several test files share: the real small model, and processes that are gone when a test ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
+
+
+def pytest_configure() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """The embedded SmolLM2-135M-Instruct as a local folder."""
+    from engine.models import embedded_folder
+
+    return embedded_folder()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def vllm_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Base URL of a real `vllm serve` of the small model, served under the name `judge`."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("serve") / "log"
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    # `vllm serve` by its module: the command's own front end does not start in the CPU distribution, which is named
+    # vllm-cpu, since it looks for the metadata of one named vllm.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_folder)]
+    command += ["--served-model-name", "judge"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "2048"]
+    command += ["--max-num-seqs", "32"]
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    try:
+        for _ in range(600):
+            assert server.poll() is None, log.read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail(f"vllm serve did not come up:\n{log.read_text()[-3000:]}")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        alive = server.poll() is None
+        family = psutil.Process(server.pid).children(recursive=True) if alive else []
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+        for process in psutil.wait_procs(family, timeout=10)[1]:
+            process.kill()
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """The environment without keys or endpoints of whoever runs the tests."""
+    hidden = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN")
+    return {name: value for name, value in os.environ.items() if name not in hidden} | {"HF_HUB_OFFLINE": "1"} | extra

@@ -1,0 +1,321 @@
+"""The benchmarks' arithmetic and pages: what stands in README and docs is what is stored, under its command."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import all as everything
+from benchmarks import baselines, batch_size, common, methods, overlap, pages, roofline
+from benchmarks.shapes import SHAPES, check_fits, dummy_model
+from benchmarks.stand import Run, SleepingJudge, whole
+from engine.devices import Shape
+from engine.records import Response, Sample
+from engine.traits import Trait
+from tests.conftest import ROOT
+
+MACHINE = {
+    "cpu": "Abacus 9",
+    "cores": 2,
+    "memory_gib": 23.5,
+    "gpu": "",
+    "python": "3.11.7",
+    "versions": {"torch": "2.13.0"},
+    "date": "2026-01-02",
+    "load_at_start": 0.1,
+}
+
+
+def run(generation: float, makespan: float, tokens: int, samples: int = 4) -> Run:
+    times = [generation * (i + 1) / samples for i in range(samples)]
+    return Run(
+        makespan=makespan,
+        seconds={"generation": generation, "judging": 1.0, "capture": 2.0},
+        times={"generation": times, "judging": times, "capture": times},
+        tokens=tokens,
+        running=3.0,
+    )
+
+
+def stored(folder: Path) -> Path:
+    """A results folder with figures that can be recognised on a page."""
+    rounds = [{"1": run(10, 20, 100), "8": run(5, 10, 400, 8)}, {"1": run(20, 30, 100), "8": run(5, 10, 400, 8)}]
+    rows = [batch_size.row(batch, n, rounds) for batch, n in (("1", 4), ("8", 8))]
+    head = {"model": "m", "machine": MACHINE}
+    batch = {"command": "python -m benchmarks.batch_size", "dummy": False, "max_new_tokens": 48, "rounds": 2}
+    batch |= {"judge_latency_s": 1.0, "sequences_of_auto": 128, "load_s": 21.0, "rows": rows}
+    times = {"load_s": 5.0, "tokens": 400, "generation_s": 4.0, "makespan_s": 7.0, "process_s": 12.0, "memory_gib": 1.5}
+    guide = {**times, "generation_s": 16.0, "judging_s": 4.0, "capture_s": 1.0, "makespan_s": 21.0}
+    compared = [
+        baselines.summary("guide", [guide], 64),
+        baselines.summary("bare", [times], 64),
+        baselines.summary("ours", [{**times, "judging_s": 4.5, "capture_s": 2.0}], 64),
+    ]
+    base = {"command": "python -m benchmarks.baselines", "samples": 64, "max_new_tokens": 64, "judge_latency_s": 1.0}
+    base |= {
+        "rounds": 1,
+        "methods": compared,
+        "goals": baselines.goals(compared),
+        "failed": {"hf-cb": "ended with code 1"},
+    }
+    over = [{"no judge": run(10, 12, 990), "instant": run(10, 13, 1000), "1 s": run(10, 14.25, 980)}]
+    overlaps = {"command": "python -m benchmarks.overlap", "samples": 200, "max_new_tokens": 32, "rounds": 1}
+    engine = {"batch": "8", "sequences": 8, "free_gib": 10.0, "weights_gib": 0.25, "kv_predicted_gib": 1.0}
+    engine |= {"kv_allocated_gib": 1.25, "peak_gib": 2.75, "above_gib": 2.5}
+    capture = {"rows": 8, "tokens": 1000, "free_gib": 10.0, "predicted_gib": 0.125, "measured_gib": 0.0625}
+    memory = {
+        "command": "python -m benchmarks.memory",
+        "max_new_tokens": 16,
+        "engines": [engine],
+        "captures": [capture],
+    }
+    contents = {
+        "batch_size": batch,
+        "baselines": base,
+        "overlap": overlaps | overlap.figures(over),
+        "memory": memory,
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(head | content))
+    cost = {"wall_ms_per_sample": 0.345, "cpu_ms_per_sample": 0.236, "peak_anonymous_mb": 246.4, "runs": [{}, {}]}
+    scale = {"machine": MACHINE, "backends": "instant", "per_size": {"10000": cost}, "cpu_per_sample_ratio": 1.16}
+    scale |= {"wall_per_sample_ratio": 1.43, "anonymous_growth_mb": 42.0, "started_again_s": 3.18}
+    (folder / "scale.json").write_text(json.dumps(scale))
+    common.record_lines(folder / "judge.json", "python -m benchmarks.judge --seconds 30", MACHINE, "lag  0.0123 s\n")
+    return folder
+
+
+def cells(page: str, first: str) -> list[list[str]]:
+    """The table rows whose first cell is `first`."""
+    found = [
+        re.split(r"\s*\|\s*", line.strip().strip("|").strip()) for line in page.splitlines() if line.startswith("|")
+    ]
+    return [row for row in found if row[0] == first]
+
+
+# --- what is committed ---------------------------------------------------------------------------------------
+
+
+def test_the_committed_page_is_what_the_stored_results_give() -> None:
+    assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == pages.docs_page()
+
+
+def test_the_committed_readme_is_what_the_stored_results_give() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert pages.readme_with_table(readme) == readme
+
+
+def test_the_committed_pictures_are_what_the_stored_results_give(tmp_path: Path) -> None:
+    pages.draw_pictures(tmp_path)
+    folder = ROOT / "docs" / pages.PICTURES
+    drawn = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.svg")}
+    assert drawn == {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.svg")}
+
+
+def test_every_picture_of_the_page_is_there() -> None:
+    for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", pages.docs_page()):
+        assert (ROOT / "docs" / name).is_file(), name
+
+
+def test_every_stored_result_names_the_command_that_made_it() -> None:
+    for path in pages.RESULTS.rglob("*.json"):
+        command = json.loads(path.read_text()).get("command", f"python -m benchmarks.{path.stem}")
+        module = re.match(r"python -m benchmarks\.(\w+)", command)
+        assert module, path
+        assert (ROOT / "benchmarks" / f"{module[1]}.py").is_file(), path
+
+
+# --- pages ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_table_stands_without_its_command(tmp_path: Path, full: bool) -> None:
+    page = pages.docs_page(stored(tmp_path) if full else tmp_path)
+    for section in re.split(r"^##+ ", page, flags=re.MULTILINE)[1:]:
+        title, _, body = section.partition("\n")
+        if "|---" in body and title != "Goals and what was reached":  # its figures are the sections'
+            assert re.search(r"```bash\npython -m benchmarks\.\w+[^`]*\n```", body), title
+            assert body.index("```bash") < body.index("|---"), title
+
+
+def test_stored_numbers_reach_the_page(tmp_path: Path) -> None:
+    page = pages.docs_page(stored(tmp_path))
+    (row, *_) = cells(page, "8")
+    # 100 tokens in 10 and 20 s at batch 1, 400 in 5 s at batch 8: 8 and 16 times; 4 in 20 and 30 s against 8 in 10 s.
+    assert row == [
+        "8",
+        "8",
+        "5.0",
+        "80.0",
+        "3.0",
+        "12.0x (8.0 to 16.0)",
+        "5x",
+        "10.0",
+        "5.0x (4.0 to 6.0)",
+        "2.8",
+        "16",
+    ]
+    assert cells(page, "whole job over the guide's method")[0][2] == "3.00"
+    assert cells(page, "generation in the pipeline over bare vLLM")[0][2] == "1.00"
+    assert cells(page, "generation under a 1 s judge, share of no judge")[0][2] == "0.99"
+    assert cells(page, "end under a 1 s judge after an instant one's, s")[0][2] == "1.25"
+    assert cells(page, "whole job over a peer's method")[0][2] == "-"
+    assert "hf-cb gave no figures: ended with code 1" in page
+    assert "lag  0.0123 s" in page
+    assert cells(page, "10,000") == [["10,000", "2", "0.345", "0.236", "246"]]
+    assert "Abacus 9, 2 cores, 23.5 GiB, no GPU" in page
+    assert "12.5% of the memory that was free" in page
+
+
+def test_bare_generation_has_no_makespan(tmp_path: Path) -> None:
+    page = pages.docs_page(stored(tmp_path))
+    assert cells(page, "bare")[0][5] == "-"
+    assert cells(page, "guide")[0][5] == "21.0"
+
+
+def test_results_of_a_gpu_fill_the_gpu_tables_alone(tmp_path: Path) -> None:
+    (tmp_path / "gpu").mkdir()
+    empty = pages.docs_page(tmp_path)
+    stored(tmp_path / "gpu")
+    cpu, _, gpu = pages.docs_page(tmp_path).partition("## On a GPU")
+    assert cpu == empty.partition("## On a GPU")[0]
+    assert "12.0x (8.0 to 16.0)" in gpu
+    assert "--shape gemma-2-9b" in gpu
+
+
+def test_the_readme_table_is_renewed_between_its_markers(tmp_path: Path) -> None:
+    stored(tmp_path)
+    readme = f"before\n{pages.START}\nold\n{pages.END}\nafter\n"
+    new = pages.readme_with_table(readme, tmp_path)
+    assert new.startswith("before\n")
+    assert new.endswith("after\n")
+    assert "old" not in new
+    assert "`python -m benchmarks.batch_size`" in new
+    assert cells(new, "8") == [["8", "80", "12.0x", "5x", "5.0x", "2.8 GiB"]]
+    assert pages.readme_with_table(new, tmp_path) == new
+    with pytest.raises(ValueError, match="markers"):
+        pages.readme_with_table("no markers", tmp_path)
+
+
+def test_pictures_are_the_same_each_time(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    stored(results)
+    for name in ("a", "b"):
+        pages.draw_pictures(tmp_path / name, results)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert sorted(first) == ["batch_size.png", "batch_size.svg", "overlap.png", "overlap.svg"]
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+
+
+# --- parts ---------------------------------------------------------------------------------------------------
+
+
+def test_all_budgets_fit_the_time_that_is_promised() -> None:
+    assert sum(part.budget_s for part in everything.PARTS) < 60 * everything.LIMIT_MINUTES
+    assert [part.name for part in everything.PARTS] == [section.name for section in pages.SECTIONS]
+
+
+def test_a_part_over_its_budget_is_stopped_and_named() -> None:
+    part = everything.Part("roofline", (), 0.0)
+    assert everything.run(part, None) == "stopped after its budget of 0 minutes"
+
+
+def test_spreads() -> None:
+    assert common.spread([3.0, 1.0, 2.0]) == [2.0, 1.0, 3.0]
+    assert common.shown([2.0, 1.0, 3.0], 1, "x") == "2.0x (1.0 to 3.0)"
+    assert common.shown([2.0, 2.0, 2.0], 0) == "2"
+    assert common.shown(None) == "-"
+
+
+def test_peak_memory_sees_what_is_held_for_a_moment() -> None:
+    before = common.tree_bytes()
+    with common.PeakMemory(every_s=0.01) as peak:
+        block = bytearray(b"\1") * (200 << 20)
+        held = common.tree_bytes()
+        peak._look()
+        del block
+    assert held - before > 150 << 20
+    assert peak.bytes >= held - (10 << 20)
+
+
+def test_samples_grow_with_the_batch_and_fill_all_sides() -> None:
+    assert [batch_size.samples_of(b, 16, 128) for b in ("1", "8", "16", "auto")] == [16, 16, 32, 256]
+    assert [whole(n) for n in (1, 4, 5, 200)] == [4, 4, 8, 200]
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("gemma-2-2b", 2.61), ("gemma-2-9b", 9.24), ("llama-8b", 8.03), ("llama-70b", 70.55)]
+)
+def test_shapes_have_their_models_published_size(name: str, billions: float) -> None:
+    assert Shape.from_config(SHAPES[name]).parameters / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_a_shape_that_does_not_fit_is_refused_with_the_sizes() -> None:
+    with pytest.raises(SystemExit, match="llama-70b needs 131 GiB for its weights; here is 80 GiB of GPU memory"):
+        check_fits("llama-70b", 80 << 30)
+    check_fits("gemma-2-2b", 16 << 30)
+
+
+def test_a_dummy_model_is_one_that_transformers_knows(model_folder: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    with dummy_model("gemma-2-2b") as ref:
+        config = AutoConfig.from_pretrained(ref.source)
+        assert (type(config).__name__, config.num_hidden_layers, config.head_dim) == ("Gemma2Config", 26, 256)
+        tokenizer, real = (AutoTokenizer.from_pretrained(path) for path in (ref.source, model_folder))
+        assert tokenizer("a fairy tale")["input_ids"] == real("a fairy tale")["input_ids"]
+
+
+def test_the_limit_is_bandwidth_for_few_sequences_and_arithmetic_for_many() -> None:
+    shape = Shape.from_config(SHAPES["llama-8b"])
+    device = roofline.Device("d", flops=1e14, bandwidth=1e12, source="made up")
+    # One sequence: 16.06 GB of weights at 1 TB/s, and 100 tokens of 128 KiB.
+    assert roofline.step_seconds(shape, device, 1, 100) == pytest.approx(0.016061 + 100 * 131072 / 1e12, rel=1e-3)
+    # A thousand: 2 operations for each of the 7.505 G weights a token meets (8.03 G less the 0.525 G input table).
+    assert roofline.step_seconds(shape, device, 1000, 0) == pytest.approx(2 * 7.505e9 * 1000 / 1e14, rel=1e-3)
+    assert roofline.capture_tokens_per_s(shape, device) == pytest.approx(1e14 / (2 * 6.98e9), rel=1e-3)
+
+
+async def test_the_sleeping_judge_passes_both_sides() -> None:
+    trait = Trait("t", (("a", "b"),), ("q?",), "{question}{answer}")
+    judge = SleepingJudge(0.0)
+    scores = {}
+    for side in ("pos", "neg"):
+        sample = Sample("t", "0" * 32, side, 0, 0, 0, "a", "q?", "p", (1,), 1)
+        scores[side] = (await judge.judge(trait, Response(sample, "ok", "x", (2,), "stop"))).score
+    assert scores["pos"] >= 50 > scores["neg"]
+
+
+def test_the_peers_judge_waits_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(methods.asyncio, "sleep", sleep)
+    methods.judge(45, 1.0, 20)
+    assert waited == [1.0] * 45
+    assert [len(chunk) for chunk in methods.batches(range(45), 20)] == [20, 20, 5]
+
+
+def test_laps_add_up_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 2.0, 3.0, 7.0])
+    monkeypatch.setattr(methods.time, "perf_counter", lambda: next(moments))
+    watch = methods.Watch()
+    for stage in ("generation_s", "judging_s", "generation_s"):
+        watch.lap(stage)
+    assert watch.times == {"generation_s": 6.0, "judging_s": 1.0}
+
+
+def test_a_difference_is_taken_within_a_round() -> None:
+    rounds = [
+        {"no judge": run(10, 12, 1000), "instant": run(10, 10, 1000), "1 s": run(10, 12, 900)},
+        {"no judge": run(10, 40, 500), "instant": run(10, 30, 500), "1 s": run(10, 31, 500)},
+    ]
+    found = {row["name"]: row for row in overlap.figures(rounds)["conditions"]}
+    assert found["1 s"]["later_s"] == [1.5, 1.0, 2.0]
+    assert found["1 s"]["share"] == [0.95, 0.9, 1.0]

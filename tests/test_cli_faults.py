@@ -1,0 +1,359 @@
+"""Bad input met by the commands themselves: one clear message, the right exit code, nothing written."""
+
+from __future__ import annotations
+
+import ast
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli.main import main
+from engine.errors import ExitCode
+from engine.lock import lock_traits
+from tests import fakes, lab
+from tests.conftest import ROOT, TRAITMILL, clean_environment
+from tests.misbehaving_server import MisbehavingServer
+
+Traitmill = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def traitmill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Traitmill:
+    """The command line, in this process: arguments in, exit code and everything said out."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["traitmill", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capfd.readouterr()
+        return int(left.value.code or 0), said.out + said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> lab.Work:
+    """A finished run; tests that change it take a copy."""
+    work = lab.Work(tmp_path_factory.mktemp("finished"), n=30)
+    fakes.make_trait(work.root, "trait")
+    assert lab.run_to_end(work) == ExitCode.OK
+    return work
+
+
+@pytest.fixture
+def copy(finished: lab.Work, tmp_path: Path) -> lab.Work:
+    subprocess.run(["cp", "-r", finished.root, tmp_path / "copy"], check=True)
+    return replace(finished, root=tmp_path / "copy")
+
+
+def everything(root: Path) -> dict[str, bytes | None]:
+    """All below a folder, locks apart."""
+    paths = (path for path in root.rglob("*") if path.name != ".lock")
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def on(work: lab.Work) -> list[str]:
+    return ["--experiment", "exp", "--trait", "trait", "--experiments_dir", str(work.root)]
+
+
+JUDGED_BY_FAKE = ["--judge_model", "fake-judge", "--judge_base_url", "http://127.0.0.1:9/v1"]
+
+
+# --- 14: definitions -------------------------------------------------------------------------------------------
+
+
+def test_f14_all_faults_of_all_files_are_reported_before_anything_else(traitmill: Traitmill, tmp_path: Path) -> None:
+    fakes.make_trait(tmp_path, "one", {"instruction": [], "questions": [], "eval_prompt": "{question}"})
+    (fakes.make_trait(tmp_path, "two") / "trait_definition.json").write_text("{,}")
+    before = everything(tmp_path)
+    code, said = traitmill(
+        "generate", "--experiment", "exp", "--traits", "one,two", "--experiments_dir", tmp_path, "--gen_model", "/none"
+    )
+    assert code == ExitCode.USAGE
+    assert said.count("one/trait_definition.json: ") == 3
+    assert said.count("two/trait_definition.json: line 1") == 1
+    assert "/none" not in said
+    assert everything(tmp_path) == before
+
+
+# --- 23: access ------------------------------------------------------------------------------------------------
+
+
+def test_f23_an_unknown_model_folder_is_named(traitmill: Traitmill, tmp_path: Path) -> None:
+    fakes.make_trait(tmp_path, "trait")
+    where = ("--experiment", "exp", "--trait", "trait", "--experiments_dir", tmp_path, "--judge_model", "local")
+    code, said = traitmill("generate", *where, "--gen_model", "./no/such/folder")
+    assert code == ExitCode.ACCESS
+    assert "check --gen_model" in said
+
+
+def test_f23_a_missing_judge_key_is_found_before_the_model(traitmill: Traitmill, tmp_path: Path) -> None:
+    fakes.make_trait(tmp_path, "trait")
+    where = ("--experiment", "exp", "--trait", "trait", "--experiments_dir", tmp_path)
+    code, said = traitmill("generate", *where, "--gen_model", "/none")
+    assert code == ExitCode.ACCESS
+    assert "OPENAI_API_KEY" in said
+    assert ".env" in said
+    assert "--judge_model local" in said
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The hub's answers for a gated model and for one that does not exist."""
+
+    def do_HEAD(self) -> None:
+        gated = "gated" in self.path
+        self.send_response(403 if gated else 404)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD  # noqa: N815 - http.server's name
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("someone/gated", ("is gated", "accept its licence", "HF_TOKEN=hf_...")),
+        ("someone/unknown", ("not found on the hub", "spelling", "HF_TOKEN=hf_...")),
+    ],
+)
+def test_f23_the_hubs_refusal_comes_with_its_remedy(
+    tmp_path: Path, hub: str, model: str, words: tuple[str, ...]
+) -> None:
+    fakes.make_trait(tmp_path, "trait")
+    environment = clean_environment(
+        HF_ENDPOINT=hub, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "hf"), HF_TOKEN="hf_verysecret"
+    )
+    command = [TRAITMILL, "generate", "--experiment", "exp", "--trait", "trait", "--experiments_dir", str(tmp_path)]
+    command += ["--gen_model", model, "--judge_model", "local"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert result.returncode == ExitCode.ACCESS, result.stderr
+    said = " ".join(result.stderr.split())
+    assert all(word in said for word in words), said
+    assert "hf_verysecret" not in result.stdout + result.stderr
+    assert not (tmp_path / "exp/trait/parquet").exists()
+
+
+# --- 24, 25: folders in use, settings changed ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["generate", "activations", "export", "vectors"])
+def test_f24_commands_that_write_leave_a_held_folder_alone(traitmill: Traitmill, copy: lab.Work, command: str) -> None:
+    extra = JUDGED_BY_FAKE if command == "generate" else []
+    with lock_traits(copy.folders):
+        before = everything(copy.root)
+        code, said = traitmill(command, *on(copy), *extra)
+        assert code == ExitCode.LOCKED
+        assert f"pid {os.getpid()} on {socket.gethostname()}" in said
+        assert everything(copy.root) == before
+
+
+def test_f25_identity_is_refused_with_a_diff_and_the_ways_out(traitmill: Traitmill, copy: lab.Work) -> None:
+    before = everything(copy.root)
+    changed = ("--n_examples", 30, "--temperature", 1.0, "--max_new_tokens", 64)
+    code, said = traitmill("generate", *on(copy), *JUDGED_BY_FAKE, *changed)
+    assert code == ExitCode.SETTINGS_CHANGED
+    assert "temperature: 0.7 -> 1.0" in said
+    assert "max_new_tokens: 150 -> 64" in said
+    assert "--new_run" in said
+    assert everything(copy.root) == before
+
+
+def test_f25_a_finished_run_loads_no_model_and_a_new_threshold_exports_again(
+    traitmill: Traitmill, copy: lab.Work
+) -> None:
+    same = (*on(copy), *JUDGED_BY_FAKE, "--n_examples", 30)
+    code, said = traitmill("generate", *same)
+    assert code == ExitCode.OK
+    assert "no model is loaded" in said
+    files = lab.final_files(copy.folders[0])
+    code, said = traitmill("generate", *same, "--threshold", 70)
+    assert code == ExitCode.OK
+    assert "threshold: 50.0 -> 70.0 (the files are exported again)" in said
+    assert lab.final_files(copy.folders[0]) != files
+
+
+# --- 26: hostile names -----------------------------------------------------------------------------------------
+
+HOSTILE = ("../x", "..", ".", "", "/etc", "a/b", "a\0b", "x" * 300, "a b", "-x", "~", "a\nb", ".hidden", "é", "a\\b")
+
+
+@pytest.mark.parametrize("command", ["generate", "export", "status"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_f26_hostile_names_are_refused_and_nothing_is_written(
+    traitmill: Traitmill, tmp_path: Path, command: str, name: str
+) -> None:
+    fakes.make_trait(tmp_path / "inner", "trait")
+    fakes.make_trait(tmp_path, "x")
+    before = everything(tmp_path)
+    for chosen in (("exp", name), (name, "trait")):
+        where = [f"--experiment={chosen[0]}", f"--trait={chosen[1]}", f"--experiments_dir={tmp_path / 'inner'}"]
+        code, said = traitmill(command, *where)
+        assert code == ExitCode.USAGE
+        assert "is refused" in said
+        assert "x" * 100 not in said
+    assert everything(tmp_path) == before
+
+
+def test_f26_links_out_of_the_experiment_are_refused(traitmill: Traitmill, tmp_path: Path) -> None:
+    outside = fakes.make_trait(tmp_path / "outside", "trait")
+    inside = tmp_path / "inside"
+    (inside / "exp").mkdir(parents=True)
+    (inside / "exp/trait").symlink_to(outside)
+    (inside / "linked").symlink_to(outside.parent)
+    before = everything(tmp_path / "outside")
+    for experiment in ("exp", "linked"):
+        where = ("--experiment", experiment, "--trait", "trait", "--experiments_dir", inside)
+        code, said = traitmill("generate", *where, *JUDGED_BY_FAKE)
+        assert code == ExitCode.USAGE
+        assert "is a link out of" in said
+    assert everything(tmp_path / "outside") == before
+
+
+@pytest.mark.parametrize("part", ["parquet", "parquet/responses", "responses", "activations", "vectors", ".logs"])
+def test_f26_what_is_written_through_may_not_lead_out(traitmill: Traitmill, tmp_path: Path, part: str) -> None:
+    folder = fakes.make_trait(tmp_path, "trait")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link = (folder.parent if part == ".logs" else folder) / part
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside)
+    where = ("--experiment", "exp", "--trait", "trait", "--experiments_dir", tmp_path)
+    code, said = traitmill("generate", *where, *JUDGED_BY_FAKE)
+    assert code == ExitCode.USAGE
+    assert "is a link out of" in said
+    assert not list(outside.iterdir())
+
+
+# --- 27: loading -----------------------------------------------------------------------------------------------
+
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+LOADERS = {"load", "loads", "Unpickler", "open"}
+
+
+def unsafe_loads(source: str) -> list[str]:
+    """What in a program may run code that a file carries."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            loaders = {alias.name for alias in node.names} & LOADERS
+            if loaders and node.module.split(".")[0] in UNSAFE_MODULES | {"torch"}:
+                found.append(f"{node.module} line {node.lineno}")
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        module, _, name = called.partition(".")
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if (
+            (module in UNSAFE_MODULES and name in LOADERS)
+            or (called == "torch.load" and given.get("weights_only") != "True")
+            or "True" in (given.get("allow_pickle"), given.get("trust_remote_code"))
+            or name == "read_pickle"
+            or called in {"eval", "exec"}
+        ):
+            found.append(f"{called} line {node.lineno}")
+    return found
+
+
+def test_f27_every_load_is_weights_only_and_nothing_unpickles() -> None:
+    sources = [path for folder in ("engine", "cli", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 50
+    found = {str(path.relative_to(ROOT)): unsafe_loads(path.read_text()) for path in sources}
+    assert {path: loads for path, loads in found.items() if loads} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.load('x')",
+        "torch.load('x', weights_only=False)",
+        "import pickle\npickle.load(file)",
+        "from joblib import load",
+        "from torch import load",
+        "np.load('x', allow_pickle=True)",
+        "AutoModel.from_pretrained('x', trust_remote_code=True)",
+        "pd.read_pickle('x')",
+    ],
+)
+def test_f27_the_reader_of_the_source_sees_what_it_should(source: str) -> None:
+    assert unsafe_loads(source)
+
+
+# --- 28: secrets -----------------------------------------------------------------------------------------------
+
+
+def test_f28_keys_and_tokens_reach_no_file_and_no_word(copy: lab.Work, tmp_path: Path) -> None:
+    secrets = {"OPENAI_API_KEY": "sk-proj-verysecret0123456789", "HF_TOKEN": "hf_verysecret0123456789"}
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in secrets.items()))
+    said = ""
+    for accepted, code in (("another key", ExitCode.ACCESS), (secrets["OPENAI_API_KEY"], ExitCode.OK)):
+        with MisbehavingServer(key=accepted) as server:
+            server.score = lambda seen: 80 if "Be it" in seen.prompt else 60
+            command = [TRAITMILL, "judge", *on(copy), "--judge_model", "gpt-5-mini"]
+            command += ["--judge_base_url", server.url, "--judge_rpm", "100000"]
+            result = subprocess.run(
+                command, env=clean_environment(), capture_output=True, text=True, cwd=tmp_path, timeout=120
+            )
+            assert result.returncode in (code, ExitCode.NOTHING_KEPT), result.stdout + result.stderr
+            said += result.stdout + result.stderr
+            assert server.listed or server.log
+    assert {row["model"] for row in lab.rows(copy.folders[0], "verdicts")} == {"fake-judge", "gpt-5-mini"}
+    for secret in secrets.values():
+        assert secret not in said
+        assert secret[-16:] not in said
+        for path, content in everything(tmp_path).items():
+            if content is not None and not path.endswith("/.env"):
+                assert secret.encode() not in content, path
+
+
+# --- 29: nothing kept ------------------------------------------------------------------------------------------
+
+
+def test_f29_nothing_kept_is_said_with_the_scores_and_what_to_try(traitmill: Traitmill, copy: lab.Work) -> None:
+    code, said = traitmill("generate", *on(copy), *JUDGED_BY_FAKE, "--n_examples", 30, "--threshold", 0)
+    assert code == ExitCode.NOTHING_KEPT
+    words = " ".join(said.split())
+    assert "no neg response passes the threshold 0" in words
+    assert "--threshold" in words
+    assert "stronger instructions" in words
+    assert any(bar in said for bar in "▁▂▃▄▅▆▇█"), "the histogram of scores"
+    metadata = json.loads((copy.folders[0] / "activations/metadata.json").read_text())
+    assert metadata["n_examples_pos"] == metadata["n_examples"] > 0
+    code, _ = traitmill("export", *on(copy), "--threshold", 0)
+    assert code == ExitCode.NOTHING_KEPT
+
+
+# --- 12: what status says --------------------------------------------------------------------------------------
+
+
+def test_f12_status_names_a_damaged_manifest(traitmill: Traitmill, copy: lab.Work) -> None:
+    (copy.folders[0] / "parquet/manifest.json").write_bytes(b"{")
+    code, said = traitmill("status", "--experiment", "exp", "--experiments_dir", copy.root)
+    assert code == ExitCode.USAGE
+    assert "manifest.json is damaged" in said
