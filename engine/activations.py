@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from .export import METADATA, tensor_path
 from .files import sha256_of
 from .records import POLARITIES
 from .settings import POOLS
-from .traits import DEFINITION_FILE, Trait, parse_definition
+from .traits import DEFINITION_FILE, parse_definition
 
 if TYPE_CHECKING:
     import torch
@@ -24,16 +25,20 @@ if TYPE_CHECKING:
 DEFAULT_POOL = "response_mean"
 MIN_ROWS = 2
 """Rows a side needs: with one there is no spread to set a gap against."""
-_NEEDED = (
-    "model",
-    "n_examples_pos",
-    "n_examples_neg",
-    "layers",
-    "hidden_dim",
-    "files_sha256",
-    "sample_ids",
-    "extraction_date",
-)
+_NEEDED: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "n_examples_pos": int,
+    "n_examples_neg": int,
+    "layers": list,
+    "hidden_dim": int,
+    "threshold": (int, float),
+    "counts": dict,
+    "files_sha256": dict,
+    "sample_ids": list,
+    "extraction_date": str,
+}
+_INDICES = ("instruction_index", "question_index")
+"""Of each row in the definition; files of earlier versions lack them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,9 +51,9 @@ class Activations:
     labels: np.ndarray
     """bool `[n]`: True is pos."""
     questions: np.ndarray
-    """int `[n]`: index of the row's question among those kept."""
+    """int `[n]`: the row's question, as numbered in the definition; questions of one text are one."""
     instructions: np.ndarray
-    """int `[n]`: the instruction pair, as numbered in the definition."""
+    """int `[n]`: the instruction pair, as numbered in the definition; pairs that share a text are one."""
     layers: tuple[int, ...]
     """The block index of each layer of `values`; -1 is the embedding output."""
     pool: str
@@ -108,14 +113,13 @@ def load_activations(folder: Path | str, pool: str = DEFAULT_POOL) -> Activation
             f"({counts[0]} pos, {counts[1]} neg); write them anew with: {_capture_command(folder)}"
         )
     _check_finite(path, values, metadata)
-    rows = [row for side in sides for row in side]
-    questions: dict[str, int] = {}
+    questions, instructions = _groups(folder, metadata, sides)
     return Activations(
         trait=folder.name,
         values=values,
         labels=np.repeat([True, False], [len(side) for side in sides]),
-        questions=np.array([questions.setdefault(row["question"], len(questions)) for row in rows]),
-        instructions=_instruction_pairs(folder, sides),
+        questions=questions,
+        instructions=instructions,
         layers=tuple(metadata["layers"]),
         pool=pool,
         metadata=metadata,
@@ -131,9 +135,20 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} has no activations; make them with: {_capture_command(folder)}") from None
     except ValueError:
         raise UsageError(f"{path} is not valid JSON; write it anew with: {_capture_command(folder)}") from None
-    lacking = [key for key in _NEEDED if not isinstance(metadata, dict) or key not in metadata]
+    remedy = f"write it anew with: {_capture_command(folder)}"
+    if not isinstance(metadata, dict):
+        raise UsageError(f"{path} is not a JSON object; {remedy}")
+    lacking = [key for key in _NEEDED if key not in metadata]
     if lacking:
-        raise UsageError(f"{path} lacks {', '.join(lacking)}; write it anew with: {_capture_command(folder)}")
+        raise UsageError(f"{path} lacks {', '.join(lacking)}; {remedy}")
+    wrong = [key for key, kind in _NEEDED.items() if not isinstance(metadata[key], kind)]
+    members = {"layers": int, "sample_ids": str, **dict.fromkeys(_INDICES, int)}
+    for key, kind in members.items():
+        values = metadata.get(key, [])
+        if key not in wrong and not (isinstance(values, list) and all(isinstance(value, kind) for value in values)):
+            wrong.append(key)
+    if wrong:
+        raise UsageError(f"{path} holds something else than it should under {', '.join(wrong)}; {remedy}")
     return dict(metadata)
 
 
@@ -184,21 +199,56 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _instruction_pairs(folder: Path, sides: list[list[dict[str, str]]]) -> np.ndarray:
+def _groups(folder: Path, metadata: dict[str, Any], sides: list[list[dict[str, str]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Questions and instruction pairs of the rows, int `[n]` each."""
+    texts = {name: [row[name] for side in sides for row in side] for name in ("question", "instruction")}
+    if all(name in metadata for name in _INDICES):
+        if any(len(metadata[name]) != len(texts["question"]) for name in _INDICES):
+            raise UsageError(
+                f"{folder / METADATA} does not say for every kept response which question and instruction it is of; "
+                f"write it anew with: {_capture_command(folder)}"
+            )
+        pairs = _linked(zip(metadata["instruction_index"], texts["instruction"], strict=True))
+        asked = _linked(zip(metadata["question_index"], texts["question"], strict=True))
+    else:
+        pairs = _linked(_defined_pairs(folder, sides))
+        asked = {text: index for index, text in enumerate(dict.fromkeys(texts["question"]))}
+    return (
+        np.array([asked[text] for text in texts["question"]]),
+        np.array([pairs[text] for text in texts["instruction"]]),
+    )
+
+
+def _linked(named: Iterable[tuple[int, str]]) -> dict[str, int]:
+    """The group of each text: indices that share a text are one group, numbered as the first of them.
+
+    Held out apart, the two would put the same words on both sides.
+    """
+    group_of: dict[str, int] = {}
+    members: dict[int, int] = {}
+    for index, text in dict.fromkeys(named):
+        one = members.setdefault(index, index)
+        other = group_of.setdefault(text, one)
+        if other != one:
+            low, high = sorted((one, other))
+            members = {i: low if group == high else group for i, group in members.items()}
+            group_of = {t: low if group == high else group for t, group in group_of.items()}
+    return group_of
+
+
+def _defined_pairs(folder: Path, sides: list[list[dict[str, str]]]) -> list[tuple[int, str]]:
+    """Pairs with their texts by the definition, for metadata that does not number the rows' instructions."""
     path = folder / DEFINITION_FILE
     if not path.is_file():
         raise UsageError(f"{path} is missing, and it says which instructions belong together; put it back")
-    trait = parse_definition(folder.name, path.read_bytes(), str(path))
-    return np.concatenate([_pairs_of_side(trait, path, polarity, rows) for polarity, rows in enumerate(sides)])
-
-
-def _pairs_of_side(trait: Trait, path: Path, side: int, rows: list[dict[str, str]]) -> np.ndarray:
-    # --csv_safe puts an apostrophe before cells that a spreadsheet would run.
-    known = {prefix + pair[side]: index for index, pair in enumerate(trait.instructions) for prefix in ("'", "")}
-    unknown = next((row["instruction"] for row in rows if row["instruction"] not in known), None)
-    if unknown is not None:
-        raise UsageError(
-            f"{path} lacks the {POLARITIES[side]} instruction {unknown[:60]!r} of the kept responses; put back the "
-            "definition they were made with"
-        )
-    return np.array([known[row["instruction"]] for row in rows])
+    pairs = parse_definition(folder.name, path.read_bytes(), str(path)).instructions
+    for side, rows in enumerate(sides):
+        # --csv_safe puts an apostrophe before cells that a spreadsheet would run.
+        known = {prefix + pair[side] for pair in pairs for prefix in ("'", "")}
+        unknown = next((row["instruction"] for row in rows if row["instruction"] not in known), None)
+        if unknown is not None:
+            raise UsageError(
+                f"{path} lacks the {POLARITIES[side]} instruction {unknown[:60]!r} of the kept responses; put back the "
+                "definition they were made with"
+            )
+    return [(index, prefix + text) for index, pair in enumerate(pairs) for text in pair for prefix in ("'", "")]

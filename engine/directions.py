@@ -124,11 +124,15 @@ def random_directions(dim: int, layer: int, count: int) -> np.ndarray:
     return np.asarray(directions / np.linalg.norm(directions, axis=1, keepdims=True))
 
 
+def _towards_pos(rows: Rows, weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Signed so that the mean of pos lies beyond the mean of neg along the direction."""
+    return np.asarray(weights if contrast(labels) @ rows.gram @ weights >= 0 else -weights)
+
+
 def _unit(rows: Rows, weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Scaled to unit norm, signed towards pos."""
     norm = np.sqrt(max(weights @ rows.gram @ weights, 0.0))
-    sign = 1.0 if contrast(labels) @ rows.gram @ weights >= 0 else -1.0
-    return np.asarray(sign * weights / norm if norm else weights)
+    return _towards_pos(rows, weights / norm if norm else weights, labels)
 
 
 def _mean_diff(_rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction:
@@ -183,12 +187,16 @@ def _probe(rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction:
 
 
 def _ica(rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction:
-    """The activation's change per standard deviation of a source: column of the mixing matrix, X's / n."""
+    """The activation's change per standard deviation of a source: column of the mixing matrix, X's / n.
+
+    Signed by where the sides lie along that column. The source's own gap can have the other sign: columns of the mixing
+    matrix are not orthogonal where a few dimensions dominate.
+    """
     sources, converged = rows.sources
     gaps = contrast(labels) @ sources
     spreads = np.sqrt(sources[labels].var(axis=0) + sources[~labels].var(axis=0)) + 1e-12
     chosen = int(np.abs(gaps / spreads).argmax())
-    weights = np.sign(gaps[chosen]) * sources[:, chosen] / rows.n
+    weights = _towards_pos(rows, sources[:, chosen] / rows.n, labels)
     return Direction(weights, facts={"components": sources.shape[1], "component": chosen, "converged": bool(converged)})
 
 

@@ -195,6 +195,8 @@ def _metadata(
         "versions": facts.get("versions"),
         "files_sha256": {str(path): sha256_of(view.folder / path) for path in files},
         "sample_ids": [view.plan.ids[position].decode() for position in kept],
+        "instruction_index": view.plan.instruction_index[kept].tolist(),
+        "question_index": view.plan.question_index[kept].tolist(),
     }
 
 

@@ -12,6 +12,10 @@ import numpy as np
 import torch
 
 MODEL = "google/gemma-2-2b-it"
+JUDGE = "gpt-5-mini"
+# Numbers too long for six digits: a page that rounds them is found out.
+SEED = 20261123
+COST = {"calls": 94, "input tokens": 1234567, "output tokens": 98765, "of them hidden": 43210}
 
 
 def planted_direction(dim: int, layer: int, number: int = 0) -> np.ndarray:
@@ -32,12 +36,16 @@ def write_trait(
     seed: int = 0,
     direction: int = 0,
     question_spread: float = 1.0,
+    side_spread: float = 0.0,
+    side_by: str = "question",
     pools: Sequence[str] = ("response_mean",),
 ) -> Path:
     """A trait folder. Rows are unit noise; a side lies `signal[layer]` from the other along the planted direction.
 
     Questions shift their rows by a vector of their own (`question_spread` a coordinate), so that rows of one question
-    are alike. `direction` numbers the planted directions, so that traits can have different ones.
+    are alike; with `side_spread`, each side of each question (or instruction, `side_by`) has a shift of its own too, so
+    that sides can be told apart on questions that were seen and on no others. `direction` numbers the planted
+    directions, so that traits can have different ones.
     """
     rng = np.random.default_rng(seed)
     strengths = [signal] * n_layers if isinstance(signal, float | int) else list(signal)
@@ -50,10 +58,15 @@ def write_trait(
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "trait_definition.json").write_text(json.dumps(definition))
     question_shift = question_spread * rng.standard_normal((n_questions, n_layers, dim))
+    side_shift = (
+        side_spread * rng.standard_normal((2, max(n_questions, n_pairs), n_layers, dim)) if side_spread else None
+    )
     blocks, ids = [], []
     for side, polarity in enumerate(("pos", "neg")):
         pairs, questions = np.arange(n_per_side) % n_pairs, np.arange(n_per_side) // n_pairs % n_questions
         values = rng.standard_normal((n_per_side, n_layers, dim)) + question_shift[questions]
+        if side_shift is not None:
+            values += side_shift[side, questions if side_by == "question" else pairs]
         for layer, strength in enumerate(strengths):
             values[:, layer] += (0.5 - side) * strength * planted_direction(dim, layer, direction)
         blocks.append(values)
@@ -83,16 +96,18 @@ def write_trait(
         "threshold": 50.0,
         "extraction_date": "2026-01-02T03:04:05Z",
         "sample_ids": ids,
+        "instruction_index": 2 * (np.arange(n_per_side) % n_pairs).tolist(),
+        "question_index": 2 * (np.arange(n_per_side) // n_pairs % n_questions).tolist(),
         "storage_type": "token_averaged",
         "pooling": "mean over the response's tokens",
         "batch_size": 8,
         "dtype": "float32",
         "attention": "eager",
-        "sampling": {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "max_new_tokens": 150, "seed": 0, "dtype": "auto"},
+        "sampling": {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "max_new_tokens": 150, "seed": SEED},
         "judge": {
-            "model": "local",
+            "model": JUDGE,
             "mode": "auto",
-            "kind": "local_relative",
+            "kind": "integer",
             "auroc": 0.91,
             "auroc_interval": [0.85, 0.96],
             "histogram": {"pos": [0, 0, 1, 2, 3, 5, 8, 9, 7, 5], "neg": [9, 8, 7, 6, 4, 3, 2, 1, 0, 0]},
@@ -115,6 +130,7 @@ def write_trait(
             }
             for side in ("pos", "neg")
         },
+        "cost": COST,
         "self_check": {"checked": 8, "passed": True},
         "versions": {"torch": "2.13.0"},
         "schema_version": 1,

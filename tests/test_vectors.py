@@ -145,6 +145,20 @@ def test_ica_picks_the_component_that_carries_the_trait_and_points_it_to_pos():
     assert cosine(direction.weights @ x, mixing[2]) >= 0.99
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_every_stored_vector_points_to_pos_where_a_few_dimensions_dominate(tmp_path, seed):
+    activations = load_activations(planted.write_trait(tmp_path / "exp" / "poem", signal=1.0, seed=seed))
+    values = np.array(activations.values)
+    values[:, :, :3] *= 30
+    activations = _with_values(activations, values)
+    vectors = fit_vectors(activations, FITTED)
+    for (method, layer), metadata in vectors.metadata.items():
+        x, y = rows_of(activations, layer)
+        along = x @ vectors.vector(method, layer).astype(float)
+        assert along[y].mean() >= along[~y].mean(), method
+        assert metadata["separation"] >= 0
+
+
 @pytest.mark.parametrize("method", FITTED)
 def test_swapping_the_sides_turns_the_vector_round(folder, method):
     activations = load_activations(folder)
@@ -233,6 +247,30 @@ def test_rows_carry_their_question_and_instruction_pair(folder):
     assert len(set(activations.questions)) == 10
 
 
+def test_earlier_metadata_gives_the_same_groups(folder):
+    now = load_activations(folder)
+    _without_indices(folder)
+    before = load_activations(folder)
+    np.testing.assert_array_equal(now.instructions, before.instructions)
+    np.testing.assert_array_equal(now.questions, before.questions)
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_pairs_that_share_a_text_are_one_group(tmp_path, numbered):
+    """Pairs 0 and 2 share their neg text, 2 and 3 their pos text: held out apart, they would meet again."""
+    folder = planted.write_trait(tmp_path / "exp" / "poem")
+    metadata = planted.read_metadata(folder)
+    for name, old, new in (("neg", "Do not, way 2.", "Do not, way 0."), ("pos", "Do it, way 3.", "Do it, way 2.")):
+        for path in (folder / "trait_definition.json", folder / "responses" / f"{name}.csv"):
+            path.write_text(path.read_text().replace(old, new))
+    planted.write_metadata(folder, metadata)
+    if not numbered:
+        _without_indices(folder)
+    groups = load_activations(folder).instructions
+    assert groups[:8].tolist() == [0, 1, 0, 0, 0, 1, 0, 0]
+    np.testing.assert_array_equal(groups[:40], groups[40:])
+
+
 # --- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -306,18 +344,47 @@ def _truncated(folder: Path) -> None:
     planted.write_metadata(folder, planted.read_metadata(folder))
 
 
+def _without_indices(folder: Path) -> None:
+    """As files of earlier versions are."""
+    metadata = planted.read_metadata(folder)
+    del metadata["instruction_index"], metadata["question_index"]
+    planted.write_metadata(folder, metadata)
+
+
 def _other_definition(folder: Path) -> None:
+    _without_indices(folder)
     path = folder / "trait_definition.json"
     path.write_text(path.read_text().replace("way 2", "manner 2"))
 
 
 def _no_definition(folder: Path) -> None:
+    _without_indices(folder)
     (folder / "trait_definition.json").unlink()
+
+
+def _set(**changes: object):
+    return lambda folder: planted.write_metadata(folder, planted.read_metadata(folder) | changes)
+
+
+def _drop(key: str):
+    def spoil(folder: Path) -> None:
+        metadata = planted.read_metadata(folder)
+        del metadata[key]
+        planted.write_metadata(folder, metadata)
+
+    return spoil
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (_set(layers=3), "something else than it should under layers; write it anew with: traitmill activations"),
+        (_set(layers=["a"]), "something else than it should under layers"),
+        (_set(sample_ids=5), "something else than it should under sample_ids"),
+        (_set(counts=[1], threshold="50"), "something else than it should under threshold, counts"),
+        (_set(instruction_index=[0, 1]), "does not say for every kept response which question"),
+        (_drop("counts"), "lacks counts"),
+        (_drop("threshold"), "lacks threshold"),
         (_no_activations, "make them with: traitmill activations --experiment exp --trait poem"),
         (_damaged_metadata, "not valid JSON"),
         (_old_metadata, "lacks sample_ids"),
