@@ -12,10 +12,11 @@ from . import plots
 from .activations import DEFAULT_POOL, read_metadata
 from .directions import METHODS
 from .errors import TraitmillError
-from .evaluation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, read_evaluation
+from .evaluation import read_evaluation
 from .figures import Figures, Number
 from .files import write_atomic
 from .plots import Picture
+from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS
 from .records import POLARITIES
 from .transfer import evaluated_traits, read_transfer
 from .view import audit_table
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 AUDIT_PER_STRATUM = 4
 AUDIT_CHARACTERS = 1500
-_NOT_SETTINGS = ("sample_ids", "files_sha256", "counts", "cost", "layers")
+_NOT_SETTINGS = ("sample_ids", "instruction_index", "question_index", "files_sha256", "counts", "cost", "layers")
 _NO_SETTING_OF_JUDGE = ("histogram", "auroc", "auroc_interval")
 
 

@@ -34,6 +34,10 @@ class Split:
     def n_groups(self) -> int:
         return len(np.unique(self.groups))
 
+    @property
+    def n_effective(self) -> float:
+        return effective_groups(self.labels, self.groups)
+
     def tests(self) -> list[np.ndarray]:
         """The folds as masks `[n]` of held-out rows."""
         return [self.folds == fold for fold in np.unique(self.folds)]
@@ -47,12 +51,30 @@ def make_split(name: str, labels: np.ndarray, groups: np.ndarray, seed: int) -> 
         return f"held-out figures by {name} are not given: the kept rows have only one {name}"
     rng = np.random.default_rng([seed, n_groups])
     folds = (rng.permutation(n_groups) % min(FOLDS, n_groups))[groups]
-    if not _trainable(labels, folds, 1):
-        return f"held-out figures by {name} are not given: without one fold a side has fewer than 2 rows"
-    if not any(len(set(labels[folds == fold])) == 2 for fold in np.unique(folds)):
-        return f"held-out figures by {name} are not given: no fold has rows of both sides"
+    lack = why_not(labels, folds)
+    if lack:
+        return f"held-out figures by {name} are not given: {lack}"
     draws = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=BOOTSTRAPS)[:, groups]
     return Split(name, labels, groups, folds, draws.astype(np.float32), _trainable(labels, folds, 2))
+
+
+def why_not(labels: np.ndarray, folds: np.ndarray) -> str:
+    """Why rows so labelled cannot be held out by fold, in words; empty where they can."""
+    if not _trainable(labels, folds, 1):
+        return "without one fold a side has fewer than 2 rows"
+    if not any(len(set(labels[folds == fold])) == 2 for fold in np.unique(folds)):
+        return "no fold has rows of both sides"
+    return ""
+
+
+def effective_groups(labels: np.ndarray, groups: np.ndarray) -> float:
+    """How many equally large groups the side with fewer amounts to: (sum m)^2 / sum m^2 over a side's group sizes m.
+
+    Kish 1965, Survey Sampling, section 8.2. A side has at least as many rows, but rows of one group can be as alike as
+    copies, and then a side tells no more than so many single rows would.
+    """
+    sizes = [np.unique(groups[side], return_counts=True)[1] for side in (labels, ~labels)]
+    return float(min(size.sum() ** 2 / (size**2).sum() for size in sizes))
 
 
 def _trainable(labels: np.ndarray, folds: np.ndarray, left_out: int) -> bool:
@@ -126,7 +148,8 @@ def interval(value: float, draws: np.ndarray, n: float | None = None) -> tuple[f
 
     For shares and AUROCs `n` is given, and the interval holds Wilson's too: percentiles alone shrink to a point when
     all held-out rows are right. An AUROC's variance is at most A (1 - A) / min(n_pos, n_neg) (Birnbaum & Klose 1957,
-    Annals of Mathematical Statistics 28), so Wilson's interval at the smaller side is on the safe side.
+    Annals of Mathematical Statistics 28) for n independent rows on the smaller side. Rows of one group are not
+    independent, so n is the number of groups (`effective_groups`): the interval is on the safe side.
     """
     kept = draws[np.isfinite(draws)]
     low, high = (float(np.percentile(kept, share)) for share in (2.5, 97.5)) if len(kept) else (value, value)

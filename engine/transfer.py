@@ -11,8 +11,9 @@ import numpy as np
 
 from .activations import DEFAULT_POOL, Activations, load_activations
 from .errors import TraitmillError, UsageError
-from .evaluation import Recommendation, evaluation_path, read_evaluation
+from .evaluation import evaluation_path, read_evaluation
 from .files import write_atomic
+from .recommendation import Recommendation
 from .resampling import BOOTSTRAPS, auroc, interval
 from .vectors import load_vector
 

@@ -15,7 +15,8 @@ from engine.directions import METHODS
 from engine.errors import UsageError
 from engine.evaluation import Evaluation, read_evaluation, write_evaluation
 from engine.heldout import held_out
-from engine.resampling import accuracy, auroc, cohens_d, interval, make_split, once, wilson
+from engine.recommendation import choose_nested
+from engine.resampling import accuracy, auroc, cohens_d, effective_groups, interval, make_split, once, wilson
 from engine.transfer import evaluate_transfer, evaluated_traits, read_transfer, update_transfer
 from engine.vectors import map_layers, write_vectors
 
@@ -95,9 +96,9 @@ def test_labels_of_a_fold_reach_neither_its_scores_nor_its_choice(tmp_path):
 
     one, other = scores(activations.labels), scores(spoiled)
     np.testing.assert_array_equal(one.scores[0][:, test], other.scores[0][:, test])
-    np.testing.assert_array_equal(one.nested[:, 2], other.nested[:, 2])
-    assert np.isnan(one.nested[:, 2][:, test]).all()
-    assert not np.isnan(one.nested[:, 2][:, ~test]).any()
+    np.testing.assert_array_equal(one.nested[0][:, 2], other.nested[0][:, 2])
+    assert np.isnan(one.nested[0][:, 2][:, test]).all()
+    assert not np.isnan(one.nested[0][:, 2][:, ~test]).any()
     assert not np.array_equal(one.scores[0][:, ~test], other.scores[0][:, ~test])
 
 
@@ -136,20 +137,121 @@ def test_intervals_hold_their_value_and_wilsons():
     assert high == pytest.approx(0.8475)
 
 
+@pytest.mark.parametrize("kind", ["question", "instruction"])
+def test_the_stated_auroc_is_that_of_choosing_without_the_fold(tmp_path, kind):
+    """Nested cross-validation written out: choose a layer on the other folds, score the fold, compare within folds."""
+    folder = planted.write_trait(tmp_path / "exp" / "poem", signal=1.2, n_layers=5, n_pairs=6, dim=24)
+    evaluation = evaluated(folder, ("mean_diff",))
+    activations = load_activations(folder)
+    x, y = activations.values.astype(float), activations.labels
+    groups = activations.questions if kind == "question" else activations.instructions
+    split = make_split(kind, y, groups, 0)
+
+    def scores(layer, test, without):
+        train = ~without
+        pos, neg = x[train & y, layer].mean(axis=0), x[train & ~y, layer].mean(axis=0)
+        return x[test, layer] @ (pos - neg)
+
+    stated = np.empty(len(y))
+    for test in split.tests():
+        inner = []
+        for layer in range(5):
+            found = np.full(len(y), np.nan)
+            for other in split.tests():
+                if not np.array_equal(other, test):
+                    found[other] = scores(layer, other, test | other)
+            inner.append(within_folds(found[~test], y[~test], split.folds[~test]))
+        stated[test] = scores(int(np.argmax(inner)), test, test)
+    found = row(evaluation, "selected_auroc", split=kind)
+    assert found["value"] == pytest.approx(within_folds(stated, y, split.folds), abs=1e-6)
+    assert found["low"] < found["value"] < found["high"]
+
+
+def test_a_tie_is_broken_alike_inside_and_out():
+    """Both candidates tell all rows apart; the second does so by the larger gap, and inside that has to decide too."""
+    labels = np.tile([True, False], 10)
+    split = make_split("question", labels, np.arange(20) // 2, 0)
+    inner = np.where(labels, 1.0, -1.0) + np.random.default_rng(0).uniform(-0.9, 0.9, 20)
+    both = np.stack([np.repeat(inner[None], 5, 0), np.repeat(np.where(labels, 3.0, -3.0)[None] + inner, 5, 0)])
+    outer = np.stack([np.where(labels, -1.0, 1.0), np.where(labels, 1.0, -1.0)])
+    assert choose_nested(split, outer, both).value == 1
+
+
 def test_a_strong_trait_is_claimed_and_beats_both_baselines(tmp_path):
-    folder = planted.write_trait(tmp_path / "exp" / "poem", signal=(0.0, 1.0, 9.0, 0.5))
+    folder = planted.write_trait(tmp_path / "exp" / "poem", signal=(0.0, 1.0, 9.0, 0.5), n_pairs=10, n_per_side=100)
     evaluation = evaluated(folder)
     best = evaluation.recommendation
     assert best.claim
+    assert best.general
     assert best.layer == 2
     assert best.low > row(evaluation, "shuffled_auroc", method=best.method, layer=2)["value"]
-    assert best.low > row(evaluation, "random_auroc", layer=2)["value"] > 0
+    random = row(evaluation, "random_auroc", layer=2, split="question")
+    margin = row(evaluation, "over_random")
+    assert margin["low"] > 0
+    assert margin["value"] == pytest.approx(best.auroc - random["value"])
     assert best.reason.startswith(f"Use {best.method} at layer 2")
-    assert f"{best.auroc:.2f}, 95 % interval {best.low:.2f} to {best.high:.2f}" in best.reason
+    assert f"{best.auroc:.2f}, 95 % interval {best.low:.2f} to {best.high:.2f}, for unseen questions" in best.reason
+    other = row(evaluation, "selected_auroc", split="instruction")
+    assert f"{other['value']:.2f}, 95 % interval {other['low']:.2f} to {other['high']:.2f}, for unseen i" in best.reason
+    assert f"{random['value']:.2f} on average" in best.reason
+    assert f"{random['high']:.2f} at their 97.5th percentile" in best.reason
     assert not evaluation.notes
     held = evaluation.table.filter(pl.col("measure") == "held_out_score")
     assert held["other"].to_list() == load_activations(folder).sample_ids
     assert set(held["layer"]) == {2}
+
+
+def test_few_instructions_are_said_and_fewer_bear_no_claim(tmp_path):
+    evaluation = evaluated(planted.write_trait(tmp_path / "exp" / "poem", signal=9.0, n_pairs=4))
+    best = evaluation.recommendation
+    assert evaluation.notes == ("there are few instructions: what is said of unseen ones is rough",)
+    assert best.claim
+    assert not best.general
+    assert ", for these instructions only: " in best.reason
+    assert "for unseen instructions, of which there are only 4;" in best.reason
+
+
+def test_what_holds_for_its_instructions_only_is_said_to(tmp_path):
+    """Each side of each instruction pair shifts its rows its own way: nothing that unseen instructions would share."""
+    claims = general = 0
+    for seed in range(10):
+        folder = planted.write_trait(
+            tmp_path / str(seed) / "poem",
+            signal=0,
+            side_spread=1.0,
+            side_by="instruction",
+            n_pairs=5,
+            n_per_side=50,
+            seed=seed,
+            n_layers=2,
+        )
+        best = evaluated(folder, ("mean_diff",)).recommendation
+        claims += best.claim
+        general += best.general
+        assert best.general or not best.claim or "for these instructions only: " in best.reason
+    assert claims >= 9  # questions do meet these instructions again, and are told apart
+    assert general <= 1
+
+
+@pytest.mark.parametrize("n_questions", [4, 10])
+def test_questions_that_shift_the_sides_their_own_way_are_no_trait(tmp_path, n_questions):
+    """Rows of one question are all alike, so there are as many observations as questions: 40 rows a side are not 40."""
+    held = claims = 0
+    for seed in range(30):
+        folder = planted.write_trait(
+            tmp_path / str(seed) / "null",
+            signal=0,
+            side_spread=1.0,
+            n_questions=n_questions,
+            n_layers=2,
+            seed=seed,
+            n_pairs=1,
+        )
+        best = evaluated(folder, ("mean_diff",)).recommendation
+        held += best.low <= 0.5 <= best.high
+        claims += best.claim
+    assert held >= 27  # of 30, where 95 % are promised
+    assert claims <= 2
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -198,6 +300,8 @@ def test_one_instruction_pair_is_said(tmp_path):
     assert evaluation.notes == (
         "held-out figures by instruction are not given: the kept rows have only one instruction",
     )
+    assert "for unseen questions, unseen instructions not tested;" in evaluation.recommendation.reason
+    assert not evaluation.recommendation.general
     assert set(evaluation.table.filter(pl.col("measure") == "auroc")["split"]) == {"question"}
 
 
@@ -205,6 +309,53 @@ def test_one_question_and_one_instruction_leave_nothing_to_hold_out(tmp_path):
     evaluation = evaluated(planted.write_trait(tmp_path / "exp" / "poem", n_pairs=1, n_questions=1))
     assert evaluation.recommendation is None
     assert len(evaluation.notes) == 2
+
+
+def test_only_random_vectors_leave_nothing_to_recommend(tmp_path):
+    evaluation = evaluated(planted.write_trait(tmp_path / "exp" / "poem", n_pairs=10), ("random",))
+    assert evaluation.recommendation is None
+    assert evaluation.notes == ("random vectors are a baseline; there is no fitted method to recommend",)
+    assert row(evaluation, "auroc", method="random", layer=0, split="question")["value"] > 0
+
+
+def test_what_cannot_be_nested_is_not_stated_as_if_it_were(tmp_path):
+    """12 rows a side in 10 questions, where two folds hold all pos rows: one can be left out, and not both."""
+    folder = planted.write_trait(tmp_path / "exp" / "poem", signal=6, n_pairs=1, n_layers=1)
+    activations = load_activations(folder)
+    split = make_split("question", activations.labels, activations.questions, 0)
+    kept = ~activations.labels | np.isin(split.folds, [0, 1])
+    few = Activations(
+        activations.trait,
+        activations.values[kept],
+        activations.labels[kept],
+        activations.questions[kept],
+        activations.instructions[kept],
+        activations.layers,
+        activations.pool,
+        activations.metadata | {"sample_ids": [str(i) for i in range(kept.sum())]},
+    )
+    assert few.n_pos >= 10
+    evaluation = evaluate_vectors(few, fit_vectors(few, ["mean_diff"]))
+    best = evaluation.recommendation
+    assert not best.claim
+    assert best.auroc is None
+    assert row(evaluation, "selected_auroc", split="question")["value"] is None
+    plain = row(evaluation, "auroc", split="question")["value"]
+    assert best.reason == (
+        "Too few rows for a claim: with two folds left out a side has fewer than 2 rows; mean_diff at layer 0, the "
+        f"best of 1, has held-out AUROC {plain:.2f} for unseen questions, not corrected for choosing it."
+    )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n_per_side", [2, 3, 4, 5])
+def test_very_few_rows_give_nulls_and_no_nan(tmp_path, n_per_side):
+    folder = planted.write_trait(tmp_path / "exp" / "poem", n_per_side=n_per_side, n_pairs=2, n_questions=3, n_layers=1)
+    evaluation = evaluated(folder)
+    for column in ("value", "low", "high"):
+        assert not evaluation.table[column].is_nan().any()
+    missing = evaluation.table.filter(pl.col("measure") == "shuffled_auroc")["value"].null_count()
+    assert bool(missing) == any(note.startswith("shuffled labels are not measured") for note in evaluation.notes)
 
 
 @pytest.mark.parametrize(("n_per_side", "n_questions"), [(8, 8), (40, 3), (40, 2)])
@@ -297,6 +448,12 @@ def test_a_trait_that_cannot_be_read_is_left_out_with_a_notice(experiment):
     (experiment / "c" / "evaluation.parquet").unlink()
     assert update_transfer(experiment, notices.append) is None
     assert read_transfer(experiment) is None
+
+
+def test_groups_of_unequal_size_count_for_fewer():
+    labels = np.repeat([True, False], [6, 4])
+    assert effective_groups(labels, np.array([0, 0, 0, 1, 1, 1, 0, 1, 2, 3])) == 2  # pos: two of three rows each
+    assert effective_groups(~labels, np.array([0, 0, 0, 0, 0, 1, 0, 1, 2, 3])) == pytest.approx(36 / 26)
 
 
 def test_once_counts_every_row():
