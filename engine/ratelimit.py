@@ -7,6 +7,7 @@ endpoint on the way (limits in its headers, a 429) makes the pace slower than wh
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from aiolimiter import AsyncLimiter
 
 from .errors import StoppedError, TraitmillError
+from .pace import Pace
 from .settings import Limits
 
 # Requests leave evenly at 97 % of the rate: arrival times jitter, and a minute of arrivals must not exceed the rate.
@@ -27,12 +29,13 @@ _CATCH_UP_SECONDS = 0.02
 # them, the rest evenly; together the limit.
 _TOKENS_SHARE, _TOKENS_BURST = 0.90, 0.05
 _FIRST_WINDOW, _LARGEST_WINDOW = 16, 512
-# After a 429: half the requests in flight, 0.8 of the pace. The pace regains 0.05 % with each answer, so that finding
-# the endpoint's limit again costs one 429 in about 450 answers.
-_CUT_WINDOW, _CUT_PACE, _REGAIN_PACE = 0.5, 0.8, 1.0005
+_CUT_WINDOW = 0.5
 _ANNOUNCED_SECONDS = 5.0
 _COUNTDOWN_SECONDS = 10.0
 _STOP_CHECK_SECONDS = 1.0
+_LONGEST_WAIT = 366 * 86400.0
+"""What is asked for may be any number; the clock's arithmetic is not made for all of them."""
+_COUNT = re.compile(r"[0-9]{1,15}")
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
 
@@ -40,12 +43,13 @@ def parse_duration(text: str) -> float | None:
     """Seconds in a reset header such as `6m0s`, `120ms` or `1.5` (plain seconds); None for anything else."""
     text = text.strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
+        return min(float(text), _LONGEST_WAIT)
     match = _DURATION.fullmatch(text)
     if not text or match is None:
         return None
     scales = (86400.0, 3600.0, 60.0, 1.0, 0.001)
-    return sum(float(part) * scale for part, scale in zip(match.groups(), scales, strict=True) if part)
+    seconds = sum(float(part) * scale for part, scale in zip(match.groups(), scales, strict=True) if part)
+    return min(seconds, _LONGEST_WAIT)
 
 
 def wait_asked(headers: Mapping[str, str]) -> float | None:
@@ -61,7 +65,7 @@ def wait_asked(headers: Mapping[str, str]) -> float | None:
         return seconds
     if (until := _date(stated)) is not None:
         now = _date(headers.get("date", ""))
-        return max(0.0, until - (time.time() if now is None else now))
+        return min(max(0.0, until - (time.time() if now is None else now)), _LONGEST_WAIT)
     resets = [
         parse_duration(headers.get(f"x-ratelimit-reset-{kind}", ""))
         for kind in ("requests", "tokens")
@@ -73,7 +77,7 @@ def wait_asked(headers: Mapping[str, str]) -> float | None:
 def _date(text: str) -> float | None:
     try:
         return parsedate_to_datetime(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -122,10 +126,10 @@ class Ticket:
 class Throttle:
     """The one line to an endpoint, of one event loop."""
 
-    def __init__(self, limits: Limits, on_event: Callable[[str], None]) -> None:
-        """`on_event` gets one-line messages, such as the countdown of a long wait."""
+    def __init__(self, limits: Limits, on_event: Callable[[str], None], deadline: float = math.inf) -> None:
+        """`on_event` gets one-line messages, such as the countdown of a long wait. `deadline`: as a request's."""
         per_second = limits.rpm / 60
-        self._rpm, self._pace = limits.rpm, limits.rpm
+        self._allowed, self._pace = limits.rpm, Pace(limits.rpm)
         self._requests = Allowance(_REQUESTS_SHARE * limits.rpm, 1 + _CATCH_UP_SECONDS * per_second)
         self._tpm = 0.0
         self._tokens: Allowance | None = None
@@ -135,6 +139,9 @@ class Throttle:
         self._adaptive = limits.concurrency == 0
         self._window = float(limits.concurrency or _FIRST_WINDOW)
         self._slow_start = True
+        self._deadline = deadline
+        self._grows_from = 0.0
+        """Loop time before which no more requests are put in flight than now."""
         self._patience = limits.patience
         self._on_event = on_event
         self._line = asyncio.Lock()
@@ -154,7 +161,7 @@ class Throttle:
     @property
     def pace(self) -> float:
         """Requests a minute aimed at: what was allowed, or less where the endpoint proved slower."""
-        return self._pace
+        return self._pace.rpm
 
     # --- the line --------------------------------------------------------------------------------------------
 
@@ -167,13 +174,20 @@ class Throttle:
         async with self._line:  # asyncio's lock is fair
             while self.in_flight >= self.window and not self._stopped:
                 await self._woken(None)
-            await self._requests.take(self._rpm / self._pace, self.check)
+            await self._pass_gate()
             if self._tokens is not None:
                 expected, self._owed = max(0.0, tokens + self._owed), min(0.0, tokens + self._owed)
                 await self._tokens.take(expected, self.check)
-            await self._pass_gate()  # last, so that nothing leaves while it is shut
+            # The request's turn comes last, and anew where the gate was shut meanwhile: of a turn that was taken and
+            # not used at once, the allowance has filled up again, and two would leave together.
+            while True:
+                await self._pass_gate()
+                await self._requests.take(self._allowed / self.pace, self.check)
+                if not self._shut:
+                    break
             self.in_flight += 1
         ticket = Ticket(asyncio.get_running_loop().time(), tokens)
+        self._pace.sent(ticket.sent_at)
         try:
             yield ticket
         finally:
@@ -187,6 +201,10 @@ class Throttle:
             self.check()
             await asyncio.sleep(min(left, _STOP_CHECK_SECONDS))
         self.check()
+
+    @property
+    def _shut(self) -> bool:
+        return self._gate > asyncio.get_running_loop().time()
 
     async def _pass_gate(self) -> None:
         loop = asyncio.get_running_loop()
@@ -209,20 +227,33 @@ class Throttle:
 
     def answered(self, ticket: Ticket, tokens: float) -> None:
         """A request was answered, using `tokens`: grow where that was the limit."""
+        now = asyncio.get_running_loop().time()
         if self._tokens is not None:
             self._owed = max(self._owed + tokens - ticket.tokens, -_TOKENS_BURST * self._tpm)
-        self._cooling_since = None
-        self._pace = min(self._rpm, self._pace * _REGAIN_PACE)
-        if self._adaptive and 2 * self.in_flight >= self.window:
+        self.resumed()
+        self._pace.answered(now)
+        # A server that answers late is full: more in flight would only wait there, and in the end past the deadline.
+        swift = now - ticket.sent_at <= self._deadline / 2 and now >= self._grows_from
+        if self._adaptive and swift and 2 * self.in_flight >= self.window:
             self._window = min(_LARGEST_WINDOW, self._window + (1.0 if self._slow_start else 1 / self._window))
+
+    def resumed(self) -> None:
+        """The endpoint said something else than to wait: its pauses no longer add up."""
+        self._cooling_since = None
+
+    def late(self) -> None:
+        """A request was not answered within the deadline: for as long again, put no more in flight than now."""
+        self._grows_from = asyncio.get_running_loop().time() + self._deadline
+        self._slow_start = False
 
     def limited(self, ticket: Ticket, wait: float) -> None:
         """A 429: shut the gate for `wait` seconds, and slow down once for all requests sent before this was known."""
+        now = asyncio.get_running_loop().time()
+        self._pace.refused(now)
         if ticket.sent_at > self._cut_at:
-            self._cut_at = asyncio.get_running_loop().time()
+            self._cut_at = now
             self._slow_start = False
-            self._pace = max(min(1.0, self._rpm), self._pace * _CUT_PACE)
-            if self._adaptive:
+            if self._pace.cut(now) and self._adaptive:
                 self._window = max(1.0, self._window * _CUT_WINDOW)
         self.shut(wait)
 
@@ -244,10 +275,10 @@ class Throttle:
     def learn(self, headers: Mapping[str, str]) -> None:
         """Slow down to limits stated in an answer's headers. Header names are lower case."""
         requests, tokens = (headers.get(f"x-ratelimit-limit-{kind}", "").strip() for kind in ("requests", "tokens"))
-        if requests.isdecimal() and 0 < int(requests) < self._rpm:
-            self._rpm, self._pace = float(requests), min(self._pace, float(requests))
-            self._requests = Allowance(_REQUESTS_SHARE * self._rpm, 1 + _CATCH_UP_SECONDS * self._rpm / 60)
-        if tokens.isdecimal():
+        if _COUNT.fullmatch(requests) and int(requests):
+            # the allowance stays, and a request costs more of it: a new one would be full, whatever was just sent
+            self._pace.allow(float(requests))
+        if _COUNT.fullmatch(tokens):
             self._limit_tokens(float(tokens))
 
     def _limit_tokens(self, tpm: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
+import random
 import selectors
 import time
 
@@ -75,6 +77,8 @@ def busiest(times, window):
         ("soon", None),
         ("-3", None),
         ("3 s", None),
+        ("9" * 400, 366 * 86400),
+        ("9" * 400 + "h", 366 * 86400),
     ],
 )
 def test_durations(text, seconds):
@@ -110,6 +114,13 @@ def test_f03_the_wait_an_endpoint_asks_for(headers, wait):
 def test_a_retry_date_without_a_date_is_taken_against_this_clock():
     until = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
     assert 90 < wait_asked({"retry-after": until}) <= 100
+
+
+def test_hostile_headers_are_no_numbers():
+    assert wait_asked({"retry-after": "Wed, 21 Oct 0001 07:28:30 +9999"}) in {None, 0}
+    line = throttle(rpm=600)
+    line.learn({"x-ratelimit-limit-requests": "1" * 5000, "x-ratelimit-limit-tokens": "\u0663" * 5000})
+    assert (line.pace, line._tokens) == (600, None)
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0 s"), (59, "59 s"), (95, "1 min 35 s"), (7260, "2 h 1 min")])
@@ -166,6 +177,64 @@ def test_a_pause_is_not_made_up_by_a_burst():
         return sent
 
     assert busiest(virtually(main()), 1.0) <= 11
+
+
+@pytest.mark.parametrize("rpm", [1, 6, 20, 33, 60, 600])
+@pytest.mark.parametrize("pause", [20, 61, 130])
+def test_the_rate_is_not_exceeded_after_a_pause(rpm, pause):
+    """The head of the line waits at the gate; what it had taken of the allowance must not fill up meanwhile."""
+
+    async def main():
+        line, sent, loop = throttle(rpm=rpm, patience=1e9), [], asyncio.get_running_loop()
+
+        async def ask(index):
+            async with line.slot(1) as ticket:
+                sent.append(loop.time())
+                if index == 2:
+                    await asyncio.sleep(0.01)
+                    line.limited(ticket, pause)
+
+        await asyncio.gather(*(ask(index) for index in range(3 * rpm + 5)))
+        return sent
+
+    sent = virtually(main())
+    assert busiest(sent, 60) <= rpm
+
+
+def test_a_gate_shut_while_the_head_of_the_line_waits_its_turn_holds_it():
+    async def main():
+        line, sent, loop = throttle(rpm=6), [], asyncio.get_running_loop()
+
+        async def ask():
+            async with line.slot(1):
+                sent.append(loop.time())
+
+        async with line.slot(1) as ticket:
+            pass
+        waiting = [asyncio.create_task(ask()) for _ in range(3)]
+        await asyncio.sleep(5)  # the first of them is waiting for its turn, in another 5 s
+        line.limited(ticket, 60)
+        opens = loop.time() + 60
+        await asyncio.gather(*waiting)
+        return sent, opens
+
+    sent, opens = virtually(main())
+    assert sent[0] >= opens
+    assert min(later - earlier for earlier, later in itertools.pairwise(sent)) >= 10
+
+
+def test_a_limit_learnt_from_headers_allows_no_burst():
+    async def main():
+        line, sent = throttle(rpm=60_000), []
+        for _ in range(30):
+            async with line.slot(1):
+                sent.append(asyncio.get_running_loop().time())
+            if len(sent) == 10:
+                line.learn({"x-ratelimit-limit-requests": "60"})
+        return sent[10:]
+
+    sent = virtually(main())
+    assert min(later - earlier for earlier, later in itertools.pairwise(sent)) >= 1
 
 
 def test_tokens_a_minute_are_held_with_their_true_sizes():
@@ -321,17 +390,121 @@ def test_concurrency_grows_only_while_it_is_the_limit():
     assert 4 * first <= crowded <= 512
 
 
+def after_refusals(outcomes, per_second=10):
+    """Window and pace before and after requests sent one after the other; `outcomes` says which were refused."""
+
+    async def main():
+        line = throttle(rpm=600, patience=1e9)
+        before = line.window, line.pace
+        for refused in outcomes:
+            async with line.slot(1) as ticket:
+                await asyncio.sleep(1 / per_second)
+                if refused:
+                    line.limited(ticket, 0)
+                else:
+                    line.answered(ticket, 1)
+        return before, (line.window, line.pace)
+
+    return virtually(main())
+
+
+def grown(latency, deadline=60.0, late=False):
+    """The window after 600 requests that are answered after `latency` seconds."""
+
+    async def main():
+        line = Throttle(Limits(rpm=1e9), lambda _: None, deadline)
+        if late:
+            line.late()
+
+        async def ask():
+            async with line.slot(1) as ticket:
+                await asyncio.sleep(latency)
+                line.answered(ticket, 1)
+
+        await asyncio.gather(*(ask() for _ in range(600)))
+        return line.window
+
+    return virtually(main())
+
+
+def test_concurrency_does_not_grow_where_answers_come_late():
+    assert grown(10) > 100
+    assert grown(31) == 16
+    assert grown(0.01, late=True) == 16
+    assert 16 < grown(10, late=True) < grown(10)
+
+
+def test_a_pace_is_cut_to_what_was_answered():
+    """Half of 600 requests a minute are answered, and 0.9 of that is the pace from then on."""
+    (window, _), (cut_window, cut_pace) = after_refusals([False, True] * 10)
+    assert cut_window == window // 2
+    assert cut_pace == pytest.approx(0.9 * 300, rel=0.1)
+
+
 def test_one_bout_of_429_cuts_once():
     async def main():
         line = throttle(rpm=600)
         async with line.slot(1) as one, line.slot(1) as two, line.slot(1) as three:
-            before = line.window, line.pace
-            for ticket in (one, two, three):
+            for _ in range(40):
+                line.answered(one, 1)
+            line.limited(one, 1)
+            once = line.window, line.pace
+            for ticket in (two, three):
                 line.limited(ticket, 1)
-            return before, (line.window, line.pace)
+            return once, (line.window, line.pace)
 
-    before, after = virtually(main())
-    assert after == (before[0] // 2, before[1] * 0.8)
+    once, after = virtually(main())
+    assert after == once
+
+
+def test_few_refusals_are_met_by_their_pauses_alone():
+    before, after = after_refusals(([False] * 99 + [True]) * 3)
+    assert after == before
+
+
+@pytest.mark.parametrize("latency", [0.05, 1.0])
+def test_refusals_that_come_whatever_the_pace_do_not_bring_it_to_nothing(latency):
+    """One request in five is refused, with a pause of half a second: 200 answers in minutes, 2,000 in an hour."""
+
+    async def main(answers):
+        line, rng, loop = throttle(rpm=500, patience=1e9), random.Random(1), asyncio.get_running_loop()
+
+        async def ask():
+            while True:
+                async with line.slot(1) as ticket:
+                    await asyncio.sleep(latency)
+                    if rng.random() >= 0.2:
+                        line.answered(ticket, 1)
+                        return
+                    line.limited(ticket, 0.5)
+
+        began = loop.time()
+        await asyncio.gather(*(ask() for _ in range(answers)))
+        return loop.time() - began
+
+    assert virtually(main(200)) < 300
+    assert virtually(main(2000)) < 3600
+
+
+def test_a_pace_that_was_cut_comes_back_within_minutes():
+    async def main():
+        line, loop = throttle(rpm=500, patience=1e9), asyncio.get_running_loop()
+        for index in range(80):  # two of three are refused, at any pace
+            async with line.slot(1) as ticket:
+                await asyncio.sleep(0.1)
+                if index % 3:
+                    line.limited(ticket, 0)
+                else:
+                    line.answered(ticket, 1)
+        low, began = line.pace, loop.time()
+        while line.pace < 500:
+            async with line.slot(1) as ticket:
+                line.answered(ticket, 1)
+        return low, loop.time() - began
+
+    low, seconds = virtually(main())
+    assert low < 250
+    assert seconds < 600
 
 
 def test_a_set_concurrency_stays_and_is_kept():
