@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ import click
 from engine.errors import UsageError
 from engine.settings import DEFAULT_JUDGE, POOLS
 
+_LAYERS = re.compile(r"(-1|[0-9]{1,4})(?:-([0-9]{1,4}))?")
+"""An index or a range. No model has 10,000 layers, and a longer number would only fill memory."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -29,17 +32,18 @@ class AutoInt(click.ParamType[int | None]):
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """`5,10-15` as ascending indices; `all` or nothing is None. Raises UsageError."""
+    """`5,10-15` as ascending indices, -1 being the embeddings; `all` or nothing is None. Raises UsageError."""
     if text is None or text == "all":
         return None
     layers: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
-            raise UsageError(f"--layers {text!r}: write indices and ranges such as 5,10-15, or all")
-        layers.update(range(int(first), int(last or first) + 1))
-    if not layers:
-        raise UsageError(f"--layers {text!r} names no layer")
+        found = _LAYERS.fullmatch(part.strip())
+        if not found:
+            raise UsageError(f"--layers {text[:60]!r}: write indices and ranges such as 5,10-15, or all")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise UsageError(f"--layers {text[:60]!r}: {part.strip()} runs backwards; write {last}-{first}")
+        layers.update(range(first, last + 1))
     return tuple(sorted(layers))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import parse_layers, selection_options
-from engine.errors import ExitCode, TraitmillError
+from engine.errors import ExitCode, TraitmillError, UsageError
 from engine.settings import POOLS
 
 if TYPE_CHECKING:
@@ -83,12 +83,16 @@ def fit_trait(
 ) -> Evaluation:
     """Fit, evaluate and write one trait; all is computed before anything is written."""
     from engine.activations import load_activations
-    from engine.evaluation import evaluate_vectors, write_evaluation
+    from engine.evaluation import evaluate_vectors, read_evaluation, write_evaluation
     from engine.vectors import fit_vectors, write_vectors
 
     activations = load_activations(folder, pool)
     vectors = fit_vectors(activations, methods, layers)
     evaluation = evaluate_vectors(activations, vectors)
+    try:
+        dropped = read_evaluation(folder, activations.metadata, pool).beyond(vectors)
+    except UsageError:  # there is none, or none of these activations
+        dropped = ""
     paths = write_vectors(folder, vectors, format_, evaluation.held_out())
     write_evaluation(folder, evaluation)
     click.echo(
@@ -98,4 +102,6 @@ def fit_trait(
     sentences = [evaluation.recommendation.reason] if evaluation.recommendation else []
     for sentence in [*sentences, *evaluation.notes]:
         click.echo(f"  {sentence}")
+    if dropped:
+        click.echo(f"  the evaluation no longer covers {dropped}, measured before; to compare all, fit them together")
     return evaluation

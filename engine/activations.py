@@ -126,6 +126,11 @@ def load_activations(folder: Path | str, pool: str = DEFAULT_POOL) -> Activation
     )
 
 
+def pool_suffix(pool: str) -> str:
+    """What the names of files made from a pool end in; nothing for response_mean."""
+    return "" if pool == DEFAULT_POOL else f".{pool}"
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """metadata.json with the keys stage 3 needs. Raises UsageError, naming the command that makes it."""
     path = folder / METADATA

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .activations import DEFAULT_POOL, Activations
+from .activations import DEFAULT_POOL, Activations, pool_suffix
 from .errors import UsageError
 from .export import tensor_path
 from .files import write_atomic
@@ -51,6 +51,13 @@ class Evaluation:
                     measured
                 )
         return figures
+
+    def beyond(self, vectors: Vectors) -> str:
+        """What this evaluation covers and one of `vectors` does not, in words; empty where that is nothing."""
+        measured = self.table.filter(self.table["measure"] == "cosine")
+        lost = [name for name in measured["method"].unique(maintain_order=True) if name not in vectors.methods]
+        layers = len(set(measured["layer"]) - set(vectors.layers))
+        return ", ".join(lost + [f"{layers} layer{'s' * (layers > 1)}"] * bool(layers))
 
 
 def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 0) -> Evaluation:
@@ -155,7 +162,7 @@ def _add_cosines(measures: Measures, vectors: Vectors) -> None:
 
 def evaluation_path(folder: Path, pool: str = DEFAULT_POOL) -> Path:
     """`evaluation.parquet` in a trait's folder; with the pool in its name for others than response_mean."""
-    return folder / ("evaluation.parquet" if pool == DEFAULT_POOL else f"evaluation.{pool}.parquet")
+    return folder / f"evaluation{pool_suffix(pool)}.parquet"
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .activations import DEFAULT_POOL, Activations, load_activations
+from .activations import DEFAULT_POOL, Activations, load_activations, read_metadata
 from .errors import TraitmillError, UsageError
 from .evaluation import evaluation_path, read_evaluation
+from .export import tensor_path
 from .files import write_atomic
 from .recommendation import Recommendation
-from .resampling import BOOTSTRAPS, auroc, interval
+from .resampling import BOOTSTRAPS, auroc, effective_groups, interval
 from .vectors import load_vector
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def evaluate_transfer(folders: Sequence[Path], pool: str = DEFAULT_POOL) -> pl.D
     fitted to all rows of its own trait; intervals are bootstrap ones over the target's questions. Below 0.5 the
     target's pos side lies against the vector. A pair that cannot be measured has a null value and a note.
 
-    Raises the errors of `load_activations` and `read_evaluation`.
+    Raises the errors of `load_activations` and `read_evaluation`. A vector that is missing or of other activations is
+    a note: the trait it is of may not be the one that is being worked on.
     """
     import polars as pl
 
@@ -57,20 +60,21 @@ def update_transfer(experiment: Path, notice: Callable[[str], None], pool: str =
     A trait whose files do not fit each other is left out with a notice: it is not what the user is working on. With
     fewer than two traits there is nothing to transfer to, and no file.
     """
-    sound = []
+    sound: dict[Path, str] = {}
     for folder in evaluated_traits(experiment, pool):
         try:
-            read_evaluation(folder, load_activations(folder, pool).metadata, pool)
+            sound[folder] = read_evaluation(folder, load_activations(folder, pool).metadata, pool).activations_sha256
         except TraitmillError as error:
             notice(f"{folder.name} is left out of the transfer table: {error}")
-        else:
-            sound.append(folder)
     path = evaluation_path(experiment, pool)
     if len(sound) < 2:
         path.unlink(missing_ok=True)
         return None
     buffer = BytesIO()
-    evaluate_transfer(sound, pool).write_parquet(buffer)
+    made_from = {folder.name: digest for folder, digest in sound.items()}
+    evaluate_transfer(list(sound), pool).write_parquet(
+        buffer, metadata={"traitmill": json.dumps({"activations_sha256": made_from})}
+    )
     write_atomic(path, buffer.getvalue())
     return path
 
@@ -79,34 +83,61 @@ def _pair(
     source: Path, best: Recommendation | None, activations: Activations, target: Activations
 ) -> tuple[float | None, float | None, float | None, str]:
     if best is None:
-        return None, None, None, "no rows of the trait could be held out, so no vector is recommended"
+        return None, None, None, "no vector of the trait is recommended"
     if target.trait == activations.trait:
-        return best.auroc, best.low, best.high, ""
+        lack = "" if best.auroc is not None else "too few rows to correct the figure for choosing the best"
+        return best.auroc, best.low, best.high, lack
     if target.metadata["model"] != activations.metadata["model"]:
         return None, None, None, "the two traits are of different models"
     if best.layer not in target.layers:
         return None, None, None, "the target's activations lack the vector's layer"
-    vector, metadata = load_vector(source, best.method, best.layer, target.pool)
-    if metadata["activations_sha256"] != activations.sha256:
-        raise UsageError(
-            f"{source}: its vectors are of other activations than it holds now; run: traitmill vectors --experiment "
-            f"{source.parent.name} --trait {source.name}"
-        )
+    try:
+        vector, metadata = load_vector(source, best.method, best.layer, target.pool)
+        current = metadata.get("activations_sha256") == activations.sha256
+    except UsageError:
+        current = False
+    if not current:
+        remedy = f"traitmill vectors --experiment {source.parent.name} --trait {source.name}"
+        return None, None, None, f"its vector is missing or of other activations; make it with: {remedy}"
     scores = target.values[:, target.layers.index(best.layer)].astype(np.float64) @ vector.astype(np.float64)
     together = np.zeros(len(scores), int)
     groups = np.unique(target.questions, return_inverse=True)[1]
     count = int(groups.max()) + 1
     draws = np.random.default_rng([0, count]).multinomial(count, np.full(count, 1 / count), size=BOOTSTRAPS)[:, groups]
     value = float(auroc(scores, target.labels, together, np.ones((1, len(scores)), np.float32))[0])
-    low, high = interval(
-        value, auroc(scores, target.labels, together, draws.astype(np.float32)), min(target.n_pos, target.n_neg)
-    )
+    n = effective_groups(target.labels, groups)
+    low, high = interval(value, auroc(scores, target.labels, together, draws.astype(np.float32)), n)
     return value, low, high, ""
 
 
-def read_transfer(experiment: Path, pool: str = DEFAULT_POOL) -> pl.DataFrame | None:
-    """The experiment's transfer table, None where there is none."""
+def read_transfer(experiment: Path, notice: Callable[[str], None], pool: str = DEFAULT_POOL) -> pl.DataFrame | None:
+    """The experiment's transfer table, None where there is none.
+
+    Pairs of a trait whose activations are others by now are left out with a notice. Raises UsageError for a file that
+    cannot be read.
+    """
     import polars as pl
 
     path = evaluation_path(experiment, pool)
-    return pl.read_parquet(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    remedy = f"make it anew with: traitmill vectors --experiment {experiment.name} --traits all"
+    try:
+        table = pl.read_parquet(path, columns=list(COLUMNS))
+        made_from = dict(json.loads(pl.read_parquet_metadata(path)["traitmill"])["activations_sha256"])
+    except (pl.exceptions.PolarsError, KeyError, TypeError, ValueError, OSError):
+        raise UsageError(f"{path} cannot be read; {remedy}") from None
+    stale = [name for name, digest in made_from.items() if _digest(experiment / name, pool) != digest]
+    if stale:
+        notice(f"the transfer table is of earlier activations of {', '.join(stale)}, which are left out; {remedy}")
+    current = table.filter(~pl.col("trait").is_in(stale) & ~pl.col("target").is_in(stale))
+    return current if len(current) else None
+
+
+def _digest(folder: Path, pool: str) -> str | None:
+    """Of the activations a trait holds now; None where it holds none that can be read."""
+    try:
+        digest = read_metadata(folder)["files_sha256"].get(str(tensor_path(pool)))
+    except TraitmillError:
+        return None
+    return None if digest is None else str(digest)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from .activations import DEFAULT_POOL, Activations, load_tensor
+from .activations import DEFAULT_POOL, Activations, load_tensor, pool_suffix
 from .directions import DEFAULT_METHODS, METHODS, Direction, Rows, check_methods, contrast, random_directions
 from .errors import UsageError
 from .files import write_atomic
@@ -21,6 +21,8 @@ from .files import write_atomic
 FOLDER = "vectors"
 SCHEMA_VERSION = 1
 Format = Literal["pt", "safetensors"]
+NAMED = 5
+"""Layers that an error names; of more it says how many."""
 T = TypeVar("T")
 
 
@@ -136,7 +138,8 @@ def check_layers(activations: Activations, layers: Sequence[int] | None) -> tupl
     if missing or not layers:
         held = activations.layers
         span = f"{held[0]} to {held[-1]}" if len(held) == held[-1] - held[0] + 1 else ", ".join(map(str, held))
-        what = f"{', '.join(map(str, missing))} was not captured" if missing else "names none"
+        named = ", ".join(map(str, missing[:NAMED])) + (f" and {len(missing) - NAMED} more" * (len(missing) > NAMED))
+        what = f"{named} {'was' if len(missing) == 1 else 'were'} not captured" if missing else "names none"
         raise UsageError(f"--layers {what}: the activations of {activations.trait} hold layers {span}")
     return tuple(sorted(set(layers)))
 
@@ -175,16 +178,13 @@ def write_vectors(
     response_mean end in `.<pool>`.
 
     `held_out` adds an evaluation's figures by method and layer. Files of vectors fitted to other activations than
-    these are removed, since nothing would tell them apart. Returns the paths written.
+    these are removed, since nothing would tell them apart; layers that a `.safetensors` file holds of these
+    activations stay in it. Returns the paths written.
     """
     _remove_stale(folder / FOLDER, vectors)
     content = {key: {**metadata, "held_out": (held_out or {}).get(key)} for key, metadata in vectors.metadata.items()}
     write = _write_safetensors if format_ == "safetensors" else _write_pt
     return [path for method in vectors.methods for path in write(folder / FOLDER, vectors, method, content)]
-
-
-def _suffix(pool: str) -> str:
-    return "" if pool == DEFAULT_POOL else f".{pool}"
 
 
 def _write_pt(
@@ -194,7 +194,7 @@ def _write_pt(
 
     paths = []
     for layer in vectors.layers:
-        stem = f"{method}_layer{layer}{_suffix(vectors.pool)}"
+        stem = f"{method}_layer{layer}{pool_suffix(vectors.pool)}"
         buffer = BytesIO()  # a path's stem would get into the archive
         torch.save(torch.from_numpy(vectors.vector(method, layer).copy()), buffer)
         write_atomic(folder / f"{stem}.pt", buffer.getvalue())
@@ -208,16 +208,36 @@ def _write_safetensors(
 ) -> list[Path]:
     from safetensors.numpy import save
 
-    tensors = {f"layer{layer}": vectors.vector(method, layer).copy() for layer in vectors.layers}
-    header = {f"layer{layer}": json.dumps(content[method, layer]) for layer in vectors.layers}
-    path = folder / f"{method}{_suffix(vectors.pool)}.safetensors"
+    path = folder / f"{method}{pool_suffix(vectors.pool)}.safetensors"
+    held = _packed(path) | {
+        layer: (vectors.vector(method, layer).copy(), content[method, layer]) for layer in vectors.layers
+    }
+    tensors = {f"layer{layer}": held[layer][0] for layer in sorted(held)}
+    header = {f"layer{layer}": json.dumps(held[layer][1]) for layer in sorted(held)}
     write_atomic(path, save(tensors, metadata={"format": "pt", **header}))
     return [path]
 
 
+def _packed(path: Path) -> dict[int, tuple[np.ndarray, dict[str, Any]]]:
+    """The vectors of a `.safetensors` file with their metadata, by layer; none where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, "np") as file:
+            header = file.metadata()
+            return {
+                int(name.removeprefix("layer")): (file.get_tensor(name), dict(json.loads(header[name])))
+                for name in file.keys()  # noqa: SIM118 - this object is not a mapping
+            }
+    except (SafetensorError, ValueError, TypeError, KeyError):
+        return {}
+
+
 def _remove_stale(folder: Path, vectors: Vectors) -> None:
     current = next(iter(vectors.metadata.values()))["activations_sha256"]
-    for path in folder.glob(f"*_layer*{_suffix(vectors.pool)}_metadata.json"):
+    for path in folder.glob(f"*_layer*{pool_suffix(vectors.pool)}_metadata.json"):
         try:
             metadata = json.loads(path.read_bytes())
         except ValueError:
@@ -226,20 +246,23 @@ def _remove_stale(folder: Path, vectors: Vectors) -> None:
             path.with_name(path.name.replace("_metadata.json", ".pt")).unlink(missing_ok=True)
             path.unlink()
 
+    for method in METHODS:
+        path = folder / f"{method}{pool_suffix(vectors.pool)}.safetensors"
+        if any(metadata.get("activations_sha256") != current for _, metadata in _packed(path).values()):
+            path.unlink()
+
 
 def load_vector(folder: Path, method: str, layer: int, pool: str = DEFAULT_POOL) -> tuple[np.ndarray, dict[str, Any]]:
     """One stored vector, float32 `[hidden_dim]`, and its metadata. Raises UsageError where there is none."""
-    from safetensors import safe_open
-
-    path = folder / FOLDER / f"{method}_layer{layer}{_suffix(pool)}.pt"
+    path = folder / FOLDER / f"{method}_layer{layer}{pool_suffix(pool)}.pt"
+    beside = path.with_name(path.name.replace(".pt", "_metadata.json"))
+    remedy = f"make it with: traitmill vectors --experiment {folder.parent.name} --trait {folder.name}"
     if path.is_file():
-        metadata = json.loads(path.with_name(path.name.replace(".pt", "_metadata.json")).read_bytes())
-        return load_tensor(path).numpy(), metadata
-    packed = folder / FOLDER / f"{method}{_suffix(pool)}.safetensors"
-    if packed.is_file():
-        with safe_open(packed, "np") as file:
-            if f"layer{layer}" in file.keys():  # noqa: SIM118 - this object is not a mapping
-                return file.get_tensor(f"layer{layer}"), json.loads(file.metadata()[f"layer{layer}"])
-    raise UsageError(
-        f"{path} is missing; make it with: traitmill vectors --experiment {folder.parent.name} --trait {folder.name}"
-    )
+        try:
+            return load_tensor(path).numpy(), dict(json.loads(beside.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            raise UsageError(f"{beside} is missing or damaged; {remedy}") from None
+    packed = _packed(path.with_name(f"{method}{pool_suffix(pool)}.safetensors"))
+    if layer not in packed:
+        raise UsageError(f"{path} is missing; {remedy}")
+    return packed[layer]

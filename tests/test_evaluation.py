@@ -408,7 +408,7 @@ def experiment(tmp_path):
 
 def test_a_vector_transfers_to_the_trait_that_shares_its_direction_only(experiment):
     assert update_transfer(experiment, pytest.fail) == experiment / "evaluation.parquet"
-    table = read_transfer(experiment)
+    table = read_transfer(experiment, pytest.fail)
     value = {(r["trait"], r["target"]): r["value"] for r in table.iter_rows(named=True)}
     assert len(value) == 9
     assert value["a", "b"] > 0.95
@@ -439,15 +439,53 @@ def test_pairs_that_cannot_be_measured_say_why(experiment):
     assert found["note"] == "the two traits are of different models"
 
 
+def test_a_missing_vector_of_another_trait_is_a_note(experiment):
+    expected = "its vector is missing or of other activations; make it with: traitmill vectors --experiment exp --trait"
+    for path in (experiment / "b" / "vectors").iterdir():
+        path.unlink()
+    write_vectors(experiment / "c", fit_vectors(load_activations(experiment / "c"), FAST))
+    stale = experiment / "c" / "vectors"
+    for path in stale.glob("*.json"):
+        path.write_text(path.read_text().replace('"activations_sha256": "', '"activations_sha256": "0'))
+    update_transfer(experiment, pytest.fail)
+    for row in read_transfer(experiment, pytest.fail).iter_rows(named=True):
+        lost = row["trait"] in ("b", "c") and row["target"] != row["trait"]
+        assert (row["value"] is None) == lost
+        assert row["note"] == (f"{expected} {row['trait']}" if lost else "")
+
+
+def test_a_stale_transfer_table_is_not_shown_as_current(experiment):
+    update_transfer(experiment, pytest.fail)
+    planted.write_trait(experiment / "b", signal=8, seed=11, n_layers=2)
+    notices: list[str] = []
+    table = read_transfer(experiment, notices.append)
+    assert set(table["trait"]) == set(table["target"]) == {"a", "c"}
+    (notice,) = notices
+    assert notice.startswith(
+        "the transfer table is of earlier activations of b, which are left out; make it anew with: "
+    )
+    for name in ("a", "c"):
+        (experiment / name / "activations" / "metadata.json").unlink()
+    assert read_transfer(experiment, notices.append) is None
+
+
+def test_a_damaged_transfer_table_is_one_clear_line(experiment):
+    path = update_transfer(experiment, pytest.fail)
+    for content in (b"PAR1 not really", (experiment / "a" / "evaluation.parquet").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=r"cannot be read; make it anew with: traitmill vectors .* --traits all$"):
+            read_transfer(experiment, pytest.fail)
+
+
 def test_a_trait_that_cannot_be_read_is_left_out_with_a_notice(experiment):
     (experiment / "b" / "activations" / "metadata.json").unlink()
     notices: list[str] = []
     update_transfer(experiment, notices.append)
-    assert set(read_transfer(experiment)["trait"]) == {"a", "c"}
+    assert set(read_transfer(experiment, pytest.fail)["trait"]) == {"a", "c"}
     assert notices[0].startswith("b is left out of the transfer table: ")
     (experiment / "c" / "evaluation.parquet").unlink()
     assert update_transfer(experiment, notices.append) is None
-    assert read_transfer(experiment) is None
+    assert read_transfer(experiment, pytest.fail) is None
 
 
 def test_groups_of_unequal_size_count_for_fewer():

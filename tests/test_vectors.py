@@ -12,6 +12,7 @@ import planted
 import pytest
 import torch
 
+from cli.options import parse_layers
 from engine import fit_vectors, load_activations
 from engine.activations import Activations
 from engine.directions import METHODS, Rows, check_methods, fast_ica, ledoit_wolf, random_directions
@@ -228,6 +229,34 @@ def test_vectors_of_other_activations_do_not_stay(folder):
     write_vectors(folder, fit_vectors(load_activations(folder), ["probe"], [2]))
     left = sorted(path.name for path in (folder / "vectors").iterdir())
     assert left == ["probe_layer2.pt", "probe_layer2_metadata.json"]
+
+
+def test_packed_vectors_of_other_activations_do_not_stay_and_layers_of_these_do(folder):
+    one = fit_vectors(load_activations(folder), ["probe", "pca"])
+    write_vectors(folder, one, "safetensors")
+    write_vectors(folder, fit_vectors(load_activations(folder), ["probe"], [1]), "safetensors")
+    for layer in range(4):
+        values, metadata = load_vector(folder, "probe", layer)
+        np.testing.assert_array_equal(values, one.vector("probe", layer))
+        assert metadata["layer"] == layer
+    other = folder / "vectors" / "mean_diff.prompt_last.safetensors"
+    other.write_bytes((folder / "vectors" / "pca.safetensors").read_bytes())
+    planted.write_trait(folder, signal=2.0, seed=9)
+    write_vectors(folder, fit_vectors(load_activations(folder), ["probe"], [1]), "safetensors")
+    assert {path.name for path in (folder / "vectors").iterdir()} == {"probe.safetensors", other.name}
+    with pytest.raises(UsageError, match=r"probe_layer2\.pt is missing; make it with"):
+        load_vector(folder, "probe", 2)
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[1]"])
+def test_a_vector_without_its_metadata_is_one_clear_line(folder, content):
+    write_vectors(folder, fit_vectors(load_activations(folder), ["probe"], [1]))
+    beside = folder / "vectors" / "probe_layer1_metadata.json"
+    beside.unlink() if content is None else beside.write_bytes(content)
+    with pytest.raises(
+        UsageError, match=r"probe_layer1_metadata\.json is missing or damaged; make it with: traitmill v"
+    ):
+        load_vector(folder, "probe", 1)
 
 
 def test_pools_have_files_of_their_own(tmp_path):
@@ -457,11 +486,40 @@ def test_a_pool_that_was_not_captured_names_the_command(folder):
 
 def test_layers_out_of_range_and_unknown_methods(folder):
     activations = load_activations(folder)
-    with pytest.raises(UsageError, match="4, 9 was not captured: the activations of poem hold layers 0 to 3"):
+    with pytest.raises(UsageError, match="4, 9 were not captured: the activations of poem hold layers 0 to 3"):
         fit_vectors(activations, layers=[1, 9, 4])
+    with pytest.raises(UsageError, match="4, 5, 6, 7, 8 and 493 more were not captured"):
+        fit_vectors(activations, layers=range(502))
     with pytest.raises(UsageError, match="'prob' is unknown; did you mean probe"):
         check_methods(["mean_diff", "prob"])
     with pytest.raises(UsageError, match="names none"):
         check_methods([])
     with pytest.raises(UsageError, match=r"mean_diff_layer0\.pt is missing"):
         load_vector(folder, "mean_diff", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        (None, None),
+        ("all", None),
+        ("5", (5,)),
+        ("12, 10-12,3", (3, 10, 11, 12)),
+        ("-1", (-1,)),
+        ("-1,2", (-1, 2)),
+        ("-1-1", (-1, 0, 1)),
+    ],
+)
+def test_layers_are_read(text, layers):
+    assert parse_layers(text) == layers
+
+
+@pytest.mark.parametrize("text", ["²", "5-", "-", "", "5,", "-2", "1--1", "a", "0-2000000000", "1.5"])
+def test_layers_that_are_none_are_one_clear_line(text):
+    with pytest.raises(UsageError, match=r"write indices and ranges such as 5,10-15, or all$"):
+        parse_layers(text)
+
+
+def test_a_range_that_runs_backwards_is_said():
+    with pytest.raises(UsageError, match="'3-1': 3-1 runs backwards; write 1-3"):
+        parse_layers("3-1")
