@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -24,18 +26,23 @@ def command(
 
     folders = select_traits(experiments_dir, experiment, trait, traits)
     check_writable(folders)
-    pages, code = [], ExitCode.OK
-    for folder in folders.values():
-        try:
-            pages.append(write_trait_report(folder, pool))
-        except TraitmillError as error:
-            if len(folders) == 1:
-                raise
-            click.echo(f"traitmill: {error}", err=True)  # the other traits are none the worse for it
-            code = max(code, error.exit_code)
-    pages.append(write_experiment_report(experiments_dir / experiment, click.echo, pool))
-    for page in pages:
+    pages = [partial(write_trait_report, folder, pool) for folder in folders.values()]
+    pages.append(partial(write_experiment_report, experiments_dir / experiment, click.echo, pool))
+    written, code = write_pages(pages)
+    for page in written:
         click.echo(page)
-    if open_:
-        click.launch(str(pages[0] if len(pages) == 2 else pages[-1]))
+    if open_ and written:
+        click.launch(str(written[0] if len(folders) == 1 else written[-1]))
     raise click.exceptions.Exit(code)
+
+
+def write_pages(pages: Sequence[Callable[[], Path]]) -> tuple[list[Path], ExitCode]:
+    """Write each page; one that cannot be written is said, and the others are none the worse for it."""
+    written, code = [], ExitCode.OK
+    for page in pages:
+        try:
+            written.append(page())
+        except TraitmillError as error:
+            click.echo(f"traitmill: {error}", err=True)
+            code = max(code, error.exit_code)
+    return written, code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,6 +32,7 @@ def run(**options: Any) -> ExitCode:
 
 
 def _fit_and_report(jobs: Sequence[TraitJob], pool: str) -> ExitCode:
+    from cli.report import write_pages
     from cli.vectors import fit_trait
     from engine.directions import DEFAULT_METHODS
     from engine.report import write_experiment_report, write_trait_report
@@ -38,19 +40,22 @@ def _fit_and_report(jobs: Sequence[TraitJob], pool: str) -> ExitCode:
 
     code = ExitCode.OK
     experiment = jobs[0].folder.parent
+    fitted = []
     for job in jobs:
         try:
             fit_trait(job.folder, DEFAULT_METHODS, None, pool)
         except TraitmillError as error:  # one trait's trouble does not keep the others from being fitted
             click.echo(f"traitmill: {error}", err=True)
             code = max(code, error.exit_code)
+        else:
+            fitted.append(job.folder)
     update_transfer(experiment, click.echo, pool)
-    fitted = [job.folder for job in jobs if any((job.folder / "vectors").glob("*.pt"))]
-    pages = [write_trait_report(folder, pool) for folder in fitted]
-    pages.append(write_experiment_report(experiment, click.echo, pool))
-    for page in pages:
+    pages = [partial(write_trait_report, folder, pool) for folder in fitted]
+    pages.append(partial(write_experiment_report, experiment, click.echo, pool))
+    written, pages_code = write_pages(pages)
+    for page in written:
         click.echo(f"report: {page}")
-    return code
+    return max(code, pages_code)
 
 
 @click.command()

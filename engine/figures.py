@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import UsageError
 from .evaluation import Evaluation
 from .plots import Curve
 
@@ -20,9 +21,17 @@ class Number:
     text: str
     source: str
     """`metadata:a/b`, `evaluation:measure/split/method/layer/other/column`, `transfer:trait/target/column`,
-    `responses:sample_id/column`."""
+    `responses:sample_id/column`, `prices:model`."""
     low: Number | None = None
     high: Number | None = None
+
+
+def in_full(value: float) -> str:
+    """As short as it can be without losing a digit: {:g} would make a seed of 20261123 into 2.02611e+07."""
+    short = f"{value:g}"
+    if isinstance(value, int):
+        return str(value)
+    return short if float(short) == value else repr(value)
 
 
 class Figures:
@@ -46,26 +55,32 @@ class Figures:
         digits: int = 2,
     ) -> Number:
         """A figure of the evaluation, with its interval where it has one."""
-        row = self._rows[measure, split, method, layer, other]
+        row = self._rows[measure, split, method, layer, other]  # a null is NaN, which the page calls "not measured"
         source = f"evaluation:{measure}/{split}/{method}/{'' if layer is None else layer}/{other}"
 
         def number(column: str) -> Number | None:
             value = row[column]
             return None if value is None else Number(value, f"{value:.{digits}f}", f"{source}/{column}")
 
-        value = float(row["value"])
+        value = np.nan if row["value"] is None else float(row["value"])
         return Number(value, f"{value:.{digits}f}", f"{source}/value", number("low"), number("high"))
 
     def layer(self, measure: str, split: str, method: str, layer: int) -> Number:
         """A layer as a number, traced to a row that is about it."""
         return Number(layer, str(layer), f"evaluation:{measure}/{split}/{method}/{layer}//layer")
 
-    def meta(self, *path: str | int, text: str = "{:g}") -> Number:
-        """A figure of metadata.json."""
+    def meta(self, *path: str | int, text: str = "") -> Number:
+        """A figure of metadata.json, in full unless `text` is a format. Raises UsageError where there is no number."""
         value: Any = self._metadata
-        for key in path:
-            value = value[key]
-        return Number(value, text.format(value), "metadata:" + "/".join(map(str, path)))
+        source = "/".join(map(str, path))
+        try:
+            for key in path:
+                value = value[key]
+        except (KeyError, IndexError, TypeError):
+            value = None
+        if not isinstance(value, int | float):
+            raise UsageError(f"metadata.json of {self.evaluation.trait} holds no number under {source}; export it anew")
+        return Number(value, text.format(value) if text else in_full(value), f"metadata:{source}")
 
     def curve(self, measure: str, split: str, method: str) -> Curve:
         """A method's figures by layer."""
@@ -82,3 +97,11 @@ class Figures:
     def splits(self) -> list[str]:
         """What was held out, the split that chose first."""
         return list(dict.fromkeys(key[1] for key in self._rows if key[0] == "auroc"))
+
+    def counts(self, kind: str) -> list[str]:
+        """The names under which metadata.json counts a side's responses or verdicts."""
+        counted = self._metadata["counts"].get("pos")
+        found = counted.get(kind) if isinstance(counted, dict) else None
+        if not isinstance(found, dict):
+            raise UsageError(f"metadata.json of {self.evaluation.trait} holds no counts/pos/{kind}; export it anew")
+        return list(found)

@@ -147,12 +147,13 @@ def _sides(axes: Axes, scores: Mapping[str, np.ndarray], bins: np.ndarray) -> No
         axes.hist(values, bins=bins.tolist(), color=SERIES[index], alpha=0.6, label=side, ec=SERIES[index], lw=0.8)
 
 
-def auroc_by_layer(splits: Mapping[str, Mapping[str, Curve]], random: Curve, best: int | None) -> Picture:
+def auroc_by_layer(splits: Mapping[str, Mapping[str, Curve]], random: Mapping[str, Curve], best: int | None) -> Picture:
     """Held-out AUROC by layer, one panel a split and one curve a method, each with its 95 % band."""
     with _figure(WIDTH, 3.6, len(splits)) as (figure, panels):
         for axes, (split, curves) in zip(panels, splits.items(), strict=True):
+            band = random[split]
             axes.fill_between(
-                random.layers, random.low, random.high, color=SERIES[5], alpha=0.22, linewidth=0, label="random vectors"
+                band.layers, band.low, band.high, color=SERIES[5], alpha=0.22, linewidth=0, label="random vectors"
             )
             for index, (method, curve) in enumerate(curves.items()):
                 axes.plot(curve.layers, curve.values, color=SERIES[index], marker="o", markersize=3, label=method)

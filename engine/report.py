@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import plots
-from .activations import DEFAULT_POOL, read_metadata
-from .directions import METHODS
+from .activations import DEFAULT_POOL, pool_suffix, read_metadata
+from .cost import find_price
 from .errors import TraitmillError
 from .evaluation import read_evaluation
-from .figures import Figures, Number
+from .figures import Figures, Number, in_full
 from .files import write_atomic
+from .pictures import NAMES, cosine_layer, trait_pictures, transfer_picture
 from .plots import Picture
 from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS
 from .records import POLARITIES
@@ -36,14 +36,15 @@ _NO_SETTING_OF_JUDGE = ("histogram", "auroc", "auroc_interval")
 def write_trait_report(folder: Path, pool: str = DEFAULT_POOL) -> Path:
     """Write `report.html` and `plots/` in a trait's folder from its evaluation, metadata and records.
 
-    The same files give the same page. Raises UsageError, with nothing written, where an input is missing or stale.
+    Pages and pictures of other pools than response_mean have the pool in their names. The same files give the same
+    page. Raises UsageError, with nothing written, where an input is missing or stale.
     """
     metadata = read_metadata(folder)
     figures = Figures(read_evaluation(folder, metadata, pool), metadata)
     responses = audit_table(folder)
     best = _best(figures)
     splits = figures.splits()
-    pictures = _pictures(figures, metadata, responses)
+    pictures = trait_pictures(figures, metadata, responses)
     page = _render(
         "trait.html",
         trait=folder.name,
@@ -53,18 +54,19 @@ def write_trait_report(folder: Path, pool: str = DEFAULT_POOL) -> Path:
         date=metadata["extraction_date"],
         best=best,
         notes=[note for note in figures.evaluation.notes if not best or note != best["reason"]],
-        yields=_yields(figures, metadata),
-        cost=list(_flattened(figures, {"cost": metadata["cost"]})) if metadata.get("cost") else [],
+        yields=_yields(figures),
+        cost=list(_flattened(figures, {"cost": metadata["cost"]})) if isinstance(metadata.get("cost"), dict) else [],
+        dollars=_dollars(figures, metadata),
         threshold=figures.meta("threshold"),
         judge_auroc=_judge_auroc(figures, metadata.get("judge") or {}),
         pictures={picture.name: picture for picture in pictures},
         splits=splits,
         methods=_method_rows(figures, best) if splits else [],
-        cosine_layer=figures.layer("cosine", "", figures.methods()[0], _cosine_layer(figures)),
+        cosine_layer=figures.layer("cosine", "", figures.methods()[0], cosine_layer(figures)),
         audit=_audit(responses),
         settings=list(_flattened(figures, _settings(metadata))),
     )
-    return _write(folder, page, pictures)
+    return _write(folder, page, pictures, pool)
 
 
 def write_experiment_report(experiment: Path, notice: Callable[[str], None], pool: str = DEFAULT_POOL) -> Path:
@@ -72,7 +74,7 @@ def write_experiment_report(experiment: Path, notice: Callable[[str], None], poo
 
     A trait whose evaluation does not fit its activations is left out with a notice.
     """
-    table = read_transfer(experiment, pool)
+    table = read_transfer(experiment, notice, pool)
     traits, models = [], []
     for folder in evaluated_traits(experiment, pool):
         try:
@@ -81,18 +83,19 @@ def write_experiment_report(experiment: Path, notice: Callable[[str], None], poo
         except TraitmillError as error:
             notice(f"{folder.name} is left out of the experiment's report: {error}")
             continue
+        own_page = folder / f"report{pool_suffix(pool)}.html"
         models.append(metadata["model"])
         traits.append(
             {
                 "name": folder.name,
-                "href": f"{folder.name}/report.html",
+                "href": f"{folder.name}/{own_page.name}" if own_page.is_file() else "",
                 "kept_pos": figures.meta("n_examples_pos"),
                 "kept_neg": figures.meta("n_examples_neg"),
                 "best": _best(figures),
             }
         )
     pairs = [] if table is None else [_transfer_pair(row) for row in table.iter_rows(named=True)]
-    picture = None if table is None else _transfer_picture(table)
+    picture = None if table is None else transfer_picture(table)
     page = _render(
         "experiment.html",
         experiment=experiment.name,
@@ -102,7 +105,7 @@ def write_experiment_report(experiment: Path, notice: Callable[[str], None], poo
         transfer=picture,
         pairs=pairs,
     )
-    return _write(experiment, page, [picture] if picture else [])
+    return _write(experiment, page, [picture] if picture else [], pool)
 
 
 def _render(template: str, **context: Any) -> str:
@@ -116,12 +119,17 @@ def _render(template: str, **context: Any) -> str:
     return environment.get_template(template).render(**context)
 
 
-def _write(folder: Path, page: str, pictures: list[Picture]) -> Path:
+def _write(folder: Path, page: str, pictures: list[Picture], pool: str) -> Path:
+    suffix, drawn = pool_suffix(pool), {picture.name for picture in pictures}
     for picture in pictures:
-        write_atomic(folder / "plots" / f"{picture.name}.svg", picture.svg)
-        write_atomic(folder / "plots" / f"{picture.name}.png", picture.png)
-    write_atomic(folder / "report.html", page.encode("utf-8", "backslashreplace"))
-    return folder / "report.html"
+        write_atomic(folder / "plots" / f"{picture.name}{suffix}.svg", picture.svg)
+        write_atomic(folder / "plots" / f"{picture.name}{suffix}.png", picture.png)
+    path = folder / f"report{suffix}.html"
+    write_atomic(path, page.encode("utf-8", "backslashreplace"))
+    for name in set(NAMES) - drawn:  # of an earlier page: it would show what no longer holds
+        for kind in ("svg", "png"):
+            (folder / "plots" / f"{name}{suffix}.{kind}").unlink(missing_ok=True)
+    return path
 
 
 # --- what the pages show -----------------------------------------------------------------------------------
@@ -132,24 +140,30 @@ def _best(figures: Figures) -> dict[str, Any] | None:
     if found is None:
         return None
     split, others = found.split, [name for name in figures.splits() if name != found.split]
+    at = (found.method, found.layer)
     counts = [figures.measured("rows", other=side, digits=0) for side in POLARITIES]
     n_groups = figures.measured("groups", split, digits=0)
+    corrected = found.auroc is not None
+    other = figures.measured("selected_auroc", others[0], *at) if corrected and others else None
     return {
         "method": found.method,
         "claim": found.claim,
+        "general": found.general,
         "split": split,
         "reason": found.reason,
         "too_few": min(count.value for count in counts) < MIN_CLAIM_ROWS or n_groups.value < MIN_CLAIM_GROUPS,
-        "layer": figures.layer("selected_auroc", split, found.method, found.layer),
-        "auroc": figures.measured("selected_auroc", split, found.method, found.layer),
+        "layer": figures.layer("selected_auroc", split, *at),
+        "corrected": corrected,
+        "auroc": figures.measured("selected_auroc" if corrected else "auroc", split, *at),
         "candidates": figures.measured("candidates", split, digits=0),
         "n_pos": counts[0],
         "n_neg": counts[1],
         "n_groups": n_groups,
-        "shuffled": figures.measured("shuffled_auroc", split, found.method, found.layer),
+        "shuffled": figures.measured("shuffled_auroc", split, *at),
         "random": figures.measured("random_auroc", split, "random", found.layer),
-        "other_split": others[0] if others else "",
-        "other": figures.measured("auroc", others[0], found.method, found.layer) if others else None,
+        "over_random": figures.measured("over_random", split, *at) if corrected else None,
+        "other_split": "instruction" if split == "question" else "question",
+        "other": other if other and np.isfinite(other.value) else None,
     }
 
 
@@ -174,51 +188,27 @@ def _method_rows(figures: Figures, best: Mapping[str, Any] | None) -> list[dict[
     return rows
 
 
-def _cosine_layer(figures: Figures) -> int:
-    found = figures.evaluation.recommendation
-    return found.layer if found else figures.layers()[len(figures.layers()) // 2]
-
-
-def _pictures(figures: Figures, metadata: Mapping[str, Any], responses: pl.DataFrame) -> list[Picture]:
-    import polars as pl
-
-    methods, layers, splits = figures.methods(), figures.layers(), figures.splits()
-    scored: dict[str, np.ndarray] = {
-        side: responses.filter((pl.col("polarity") == side) & pl.col("score").is_not_null())["score"].to_numpy()
-        for side in POLARITIES
-    }
-    pictures = [plots.score_histogram(scored, float(metadata["threshold"]))]
-    found = figures.evaluation.recommendation
-    if splits:
-        # Random vectors are drawn as the band of many, not as one of them.
-        fitted = [method for method in methods if METHODS[method].fit is not None]
-        curves = {split: {method: figures.curve("auroc", split, method) for method in fitted} for split in splits}
-        random = figures.curve("random_auroc", splits[0], "random")
-        pictures.append(plots.auroc_by_layer(curves, random, found.layer if found else None))
-    if found:
-        held_out = figures.evaluation.table.filter(pl.col("measure") == "held_out_score")["value"].to_numpy()
-        n_pos = metadata["n_examples_pos"]
-        sides = {"pos": held_out[:n_pos], "neg": held_out[n_pos:]}
-        pictures.append(plots.projection_histogram(sides, f"{found.method} at layer {found.layer}"))
-    layer = _cosine_layer(figures)
-    cosines = np.array([[figures.measured("cosine", "", a, layer, b).value for b in methods] for a in methods])
-    listed = [f"{a} and {b} {cosines[i, j]:.2f}" for i, a in enumerate(methods) for j, b in enumerate(methods) if i < j]
-    alt = f"Cosine between the methods' vectors at layer {layer}: {', '.join(listed) or 'one method only'}."
-    title = f"Methods at layer {layer}"
-    pictures.append(plots.heat_map("cosines", title, alt, cosines, methods, methods, span=(-1, 1)))
-    if len(layers) > 1:
-        pictures.append(plots.neighbour_cosines({m: figures.curve("cosine_next_layer", "", m) for m in methods}))
-    return pictures
-
-
-def _yields(figures: Figures, metadata: Mapping[str, Any]) -> list[tuple[str, list[Number]]]:
+def _yields(figures: Figures) -> list[tuple[str, list[Number]]]:
     """Counts of both sides by what became of the responses; statuses that nothing has are left out."""
     paths: dict[str, tuple[str, ...]] = {"planned": ("planned",)}
     for kind, word in (("responses", "response"), ("verdicts", "verdict")):
-        paths |= {f"{word}: {name}": (kind, name) for name in metadata["counts"]["pos"][kind]}
-    paths |= {"captured": ("captured",), "kept": ("kept",)}
+        paths |= {f"{word}: {name}": (kind, name) for name in figures.counts(kind)}
+    paths |= {"passed the judge": ("kept",), "captured": ("captured",), "capture failed": ("capture_failed",)}
     rows = [(name, [figures.meta("counts", side, *path) for side in POLARITIES]) for name, path in paths.items()]
-    return [(name, cells) for name, cells in rows if name == "kept" or any(cell.value for cell in cells)]
+    # What passed and could not be captured is in no file, so that it is not kept.
+    kept = ("kept", [figures.meta(f"n_examples_{side}") for side in POLARITIES])
+    return [(name, cells) for name, cells in rows if any(cell.value for cell in cells)] + [kept]
+
+
+def _dollars(figures: Figures, metadata: Mapping[str, Any]) -> Number | None:
+    """What judging cost at most, since stored verdicts do not say which tokens a cache made cheaper."""
+    model = (metadata.get("judge") or {}).get("model")
+    price = find_price(model) if isinstance(model, str) and isinstance(metadata.get("cost"), dict) else None
+    if price is None:
+        return None
+    used = [int(figures.meta("cost", name).value) for name in ("input tokens", "output tokens")]
+    value = price.dollars(used[0], 0, used[1])
+    return Number(value, f"{value:.4f}", f"prices:{model}")
 
 
 def _judge_auroc(figures: Figures, judge: Mapping[str, Any]) -> Number | None:
@@ -252,7 +242,7 @@ def _audit_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: row[name] for name in ("polarity", "kept", "instruction", "question")},
         "status": row["verdict_status"] or (row["response_status"] if row["response_status"] != "ok" else "not judged"),
-        "score": None if score is None else Number(score, f"{score:g}", f"responses:{row['sample_id']}/score"),
+        "score": None if score is None else Number(score, in_full(score), f"responses:{row['sample_id']}/score"),
         "response": text if len(text) <= AUDIT_CHARACTERS else text[:AUDIT_CHARACTERS] + " …",
     }
 
@@ -283,21 +273,3 @@ def _transfer_pair(row: Mapping[str, Any]) -> dict[str, Any]:
         value = number("value")
         found = Number(value.value, value.text, value.source, number("low"), number("high"))
     return {"trait": row["trait"], "target": row["target"], "note": row["note"], "auroc": found}
-
-
-def _transfer_picture(table: pl.DataFrame) -> Picture:
-    names = list(dict.fromkeys(table["trait"]))
-    values = {(row["trait"], row["target"]): row["value"] for row in table.iter_rows(named=True)}
-    matrix = np.array([[values[a, b] for b in names] for a in names], float)
-    listed = [f"{a} on {b} {matrix[i, j]:.2f}" for i, a in enumerate(names) for j, b in enumerate(names)]
-    alt = "AUROC of each trait's vector on each trait's responses: " + ", ".join(listed) + "."
-    return plots.heat_map(
-        "transfer",
-        "Transfer between traits",
-        alt,
-        matrix,
-        names,
-        names,
-        span=(0, 1),
-        labels=("responses of", "vector of"),
-    )

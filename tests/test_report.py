@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import planted
@@ -15,11 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import cli
+from cli.run import _fit_and_report
 from engine import evaluate_vectors, fit_vectors, load_activations, report
-from engine.errors import UsageError
+from engine.errors import ExitCode, UsageError
 from engine.evaluation import write_evaluation
 from engine.transfer import update_transfer
 from engine.vectors import write_vectors
+from tests.conftest import ROOT
 
 HOSTILE = (
     '<script>document.title = "hacked"</script><img src="http://example.invalid/x.png"> & "quotes" \u2028 {{ 7 * 7 }}'
@@ -64,6 +67,22 @@ def experiment(tmp_path_factory):
         update_transfer(root, pytest.fail)
         report.write_experiment_report(root, pytest.fail)
     return root
+
+
+def measure(folder, methods, pool="response_mean"):
+    activations = load_activations(folder, pool)
+    vectors = fit_vectors(activations, methods)
+    write_vectors(folder, vectors)
+    write_evaluation(folder, evaluate_vectors(activations, vectors))
+
+
+def with_page(folder, methods=("mean_diff",), change=None, **how):
+    """A small trait with its page, its metadata changed first."""
+    planted.write_trait(folder, **{"n_layers": 2, "dim": 16, **how})
+    planted.write_metadata(folder, planted.read_metadata(folder) | (change or {}))
+    measure(folder, methods)
+    report.write_trait_report(folder)
+    return folder
 
 
 class Page(HTMLParser):
@@ -118,6 +137,10 @@ def looked_up(folder, source: str) -> float:
         for key in path.split("/"):
             value = value[int(key)] if isinstance(value, list) else value[key]
         return value
+    if kind == "prices":
+        price = json.loads((ROOT / "engine" / "prices.json").read_bytes())["models"][path]
+        cost = json.loads((folder / "activations" / "metadata.json").read_bytes())["cost"]
+        return cost["input tokens"] * price["input"] / 1e6 + cost["output tokens"] * price["output"] / 1e6
     if kind == "responses":
         return responses_of(folder).filter(sample_id=path.partition("/")[0])["score"].item()
     if kind == "transfer":
@@ -136,12 +159,93 @@ def test_every_number_of_a_trait_is_in_its_files(experiment, trait):
     page, _ = page_of(folder)
     assert len(page.numbers) > 30
     for value, text, source in page.numbers:
-        assert value == looked_up(folder, source), source
+        assert value == pytest.approx(looked_up(folder, source), rel=1e-12), source
         digits = len(text.partition(".")[2])
         assert float(text) == pytest.approx(value, abs=0.5 * 10**-digits + 1e-12), source
-    allowed = re.compile(r"95 %|Question \d+|2026-01-02T03:04:05Z|gemma-2-2b-it|float32|\d+\.\d+\.\d+")
+    allowed = re.compile(r"95 %|Question \d+|gpt-5-mini|2026-01-02T03:04:05Z|gemma-2-2b-it|float32|\d+\.\d+\.\d+")
     loose = [text for text in page.prose if re.search(r"\d", allowed.sub("", text))]
     assert not loose
+
+
+def test_long_numbers_keep_their_digits_and_dollars_are_stated(experiment):
+    page, html = page_of(experiment / "poem")
+    shown = {source: text for _, text, source in page.numbers}
+    assert shown["metadata:sampling/seed"] == str(planted.SEED)
+    assert shown["metadata:cost/input tokens"] == str(planted.COST["input tokens"])
+    assert shown["metadata:threshold"] == "50"
+    assert shown["metadata:sampling/temperature"] == "0.7"
+    assert shown["prices:gpt-5-mini"] == "0.5062"  # 1.234567 x 0.25 + 0.098765 x 2.00 dollars
+    assert "US dollars, at most" in html
+
+
+@pytest.mark.parametrize("model", ["local", None])
+def test_what_has_no_price_has_no_dollars(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(report, "audit_table", responses_of)
+    folder = with_page(tmp_path / "exp" / "poem", change={"judge": {"model": model}})
+    assert "US dollars" not in page_of(folder)[1]
+
+
+def test_rows_that_could_not_be_captured_are_not_called_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "audit_table", responses_of)
+    counts = planted.read_metadata(planted.write_trait(tmp_path / "exp" / "other"))["counts"]
+    for side in counts.values():
+        side |= {"kept": 43, "capture_failed": 3}
+    _, html = page_of(with_page(tmp_path / "exp" / "poem", change={"counts": counts}))
+    rows = dict(re.findall(r'<th scope="row">([\w ]+)</th><td class="n"><data [^>]*>(\d+)<', html))
+    assert (rows["passed the judge"], rows["capture failed"], rows["kept"]) == ("43", "3", "40")
+
+
+def test_counts_that_are_not_there_are_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "audit_table", responses_of)
+    for counts in ({}, {"pos": 3}, {"pos": {"responses": {}, "verdicts": {}}}):
+        with pytest.raises(UsageError, match=r"metadata\.json of poem holds no (counts/|number ).*export it anew"):
+            with_page(tmp_path / "exp" / "poem", change={"counts": counts})
+
+
+def test_only_random_vectors_are_not_called_nothing_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "audit_table", responses_of)
+    _, html = page_of(with_page(tmp_path / "exp" / "poem", methods=("random",)))
+    assert "Nothing is recommended" in html
+    assert "there is no fitted method to recommend" in html
+    assert "held out, so nothing" not in html
+
+
+@pytest.mark.parametrize("n_per_side", [3, 40])
+def test_figures_that_could_not_be_measured_are_said_and_not_nan(tmp_path, monkeypatch, n_per_side):
+    monkeypatch.setattr(report, "audit_table", responses_of)
+    monkeypatch.setattr("engine.heldout.TRIES", 0)  # no shuffle is found
+    folder = with_page(tmp_path / "exp" / "poem", n_per_side=n_per_side, n_pairs=1, n_questions=3)
+    _, html = page_of(folder)
+    assert "not measured" in html
+    assert not re.search(r"\bnan\b", re.sub("<svg.*?</svg>", "", html, flags=re.DOTALL), re.IGNORECASE)
+    assert ("<strong>No claim: too few rows.</strong>" in html) == (n_per_side == 3)
+    assert "No claim" in html
+
+
+def test_pictures_of_an_earlier_page_and_pages_of_another_pool(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "audit_table", responses_of)
+    folder = with_page(tmp_path / "exp" / "poem", pools=("response_mean", "prompt_last"))
+    page = (folder / "report.html").read_bytes()
+    pictures = {path.name for path in (folder / "plots").iterdir()}
+    measure(folder, ("mean_diff",), "prompt_last")
+    report.write_trait_report(folder, "prompt_last")
+    assert (folder / "report.html").read_bytes() == page
+    assert {path.name for path in (folder / "plots").iterdir()} == pictures | {
+        name.replace(".", ".prompt_last.") for name in pictures
+    }
+    measure(folder, ("random",))
+    report.write_trait_report(folder)
+    left = {path.name for path in (folder / "plots").iterdir()}
+    assert "projections.svg" not in left
+    assert "projections.prompt_last.svg" in left
+
+
+def test_the_experiment_links_only_to_pages_that_exist(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "audit_table", responses_of)
+    with_page(tmp_path / "exp" / "a")
+    measure(planted.write_trait(tmp_path / "exp" / "b"), ("mean_diff",))
+    page, _ = page_of(report.write_experiment_report(tmp_path / "exp", pytest.fail).parent)
+    assert page.links == ["a/report.html"]
 
 
 def test_every_number_of_the_experiment_is_in_its_files(experiment):
@@ -330,6 +434,41 @@ def test_one_trait_in_trouble_does_not_hold_up_the_others(tmp_path):
     assert isinstance(alone.exception, UsageError)
     unknown = call("vectors", *where[:4], "--trait", "b", "--methods", "mean_dif")
     assert "did you mean mean_diff?" in str(unknown.exception)
+
+
+def test_a_page_in_trouble_does_not_hold_up_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "audit_table", responses_of)
+    for name in ("a", "b"):
+        measure(planted.write_trait(tmp_path / "exp" / name, n_layers=1), ("mean_diff",))
+    (tmp_path / "exp" / "a" / "evaluation.parquet").write_bytes(b"PAR1")
+    result = call("report", "--experiment", "exp", "--experiments_dir", str(tmp_path), "--traits", "all")
+    assert result.return_value == 2
+    assert not (tmp_path / "exp" / "a" / "report.html").exists()
+    assert (tmp_path / "exp" / "b" / "report.html").is_file()
+    assert (tmp_path / "exp" / "report.html").is_file()
+
+
+def test_run_writes_the_pages_of_the_traits_it_could_fit(tmp_path, monkeypatch):
+    """A trait whose side kept too little has an exit code of its own, and the others their pages."""
+    monkeypatch.setattr(report, "audit_table", responses_of)
+    folders = [planted.write_trait(tmp_path / "exp" / name, n_layers=1) for name in ("a", "b")]
+    measure(folders[0], ("mean_diff",))  # vectors of an earlier run, of activations that are others by now
+    metadata = planted.read_metadata(folders[0])
+    (folders[0] / "responses" / "neg.csv").write_text("question,instruction,prompt,response,trait_score\n")
+    planted.write_metadata(folders[0], metadata)
+    jobs = [SimpleNamespace(folder=folder, finished=True) for folder in folders]
+    assert _fit_and_report(jobs, "response_mean") == ExitCode.NOTHING_KEPT
+    assert (folders[1] / "report.html").is_file()
+    assert (tmp_path / "exp" / "report.html").is_file()
+
+
+def test_a_narrower_call_says_what_the_evaluation_no_longer_covers(tmp_path):
+    planted.write_trait(tmp_path / "exp" / "a", n_layers=3)
+    where = ("--experiment", "exp", "--experiments_dir", str(tmp_path), "--trait", "a")
+    assert "no longer covers" not in call("vectors", *where, "--methods", "mean_diff,pca").output
+    narrower = call("vectors", *where, "--methods", "mean_diff", "--layers", "1")
+    assert "the evaluation no longer covers pca, 2 layers, measured before" in narrower.output
+    assert "no longer covers" not in call("vectors", *where, "--methods", "mean_diff,pca").output
 
 
 def test_held_out_scores_are_split_by_side(experiment):
