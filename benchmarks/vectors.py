@@ -2,6 +2,7 @@
 
     python -m benchmarks.vectors              # 200 x 26 x 2304 against the loop, on the same cores
     python -m benchmarks.vectors --large      # also 200 x 80 x 8192 and 2,000 x 26 x 2304, ours alone
+    python -m benchmarks.vectors --coverage   # instead: do intervals hold the truth, and what is claimed of noise?
 
 The loop is what stage 3 usually is: per layer, the difference of means, LogisticRegression(C=1, max_iter=1000),
 FastICA(10) and 100 steps of Adam on the gap. Rows are noise with a few strong dimensions and a planted direction of
@@ -133,13 +134,80 @@ def alone(rows: int, layers: int, dim: int) -> None:
     )
 
 
+SHIFTS = ("none", "question", "side of a question", "side of an instruction")
+
+
+def simulated(seed: int, n: int, questions: int, signal: float, shift: str) -> Activations:
+    """A trait of `n` rows a side, 5 instruction pairs, 3 layers of 32 dimensions, unit noise.
+
+    The sides lie `signal` apart. Each question, or each side of a question or of an instruction, may have a shift of
+    its own as large as the noise; the latter two make sides that differ and share nothing with unseen ones.
+    """
+    rng = np.random.default_rng(seed)
+    labels, k = np.repeat([True, False], n), np.tile(np.arange(n), 2)
+    pairs, asked = k % 5, k // 5 % questions
+    values = rng.standard_normal((2 * n, 3, 32))
+    direction = rng.standard_normal((3, 32))
+    values += np.multiply.outer(labels - 0.5, signal * direction / np.linalg.norm(direction, axis=1, keepdims=True))
+    if shift != "none":
+        group = pairs if "instruction" in shift else asked
+        shifts = rng.standard_normal((2, max(questions, 5), 3, 32))
+        values += shifts[labels.astype(int) if "side" in shift else 0, group]
+    metadata = {
+        "model": "synthetic",
+        "extraction_date": "",
+        "sample_ids": [str(row) for row in range(2 * n)],
+        "files_sha256": {"activations/all_layers.pt": ""},
+    }
+    data = values.astype(np.float32)
+    return Activations("simulated", data, labels, asked, pairs, (0, 1, 2), "response_mean", metadata)
+
+
+def coverage(traits: int) -> None:
+    """Stated AUROC and interval of simulated traits: is the truth inside, and how many are claimed?
+
+    The truth is 0.5 where nothing is shared with unseen groups, else the mean of what is stated. With sides of
+    instructions shifted, unseen questions do tell them apart, and only the figure by instruction has nothing to find.
+    """
+    print(f"{traits} traits a row, 2 methods x 3 layers, 5 instruction pairs")
+    print("rows questions signal own shift of each        mean  truth inside  low end above it  claimed  generally")
+    for n, questions, signal, shift in (
+        *((50, 10, 0.0, shift) for shift in SHIFTS),
+        (100, 20, 0.0, "side of a question"),
+        (20, 4, 0.0, "side of a question"),
+        *((n, questions, signal, "question") for n, questions in ((50, 10), (100, 20)) for signal in (1.0, 2.0, 4.0)),
+    ):
+        found = []
+        for seed in range(traits):
+            data = simulated(seed, n, questions, signal, shift)
+            evaluation = evaluate_vectors(data, fit_vectors(data, ["mean_diff", "gradient"]))
+            split = "instruction" if "instruction" in shift else "question"
+            table = evaluation.table.filter(evaluation.table["measure"] == "selected_auroc")
+            (row,) = table.filter(table["split"] == split).select("value", "low", "high").rows()
+            best = evaluation.recommendation
+            assert best is not None
+            found.append((*row, best.claim, best.general))
+        value, low, high, claims, general = np.array(found, float).T
+        truth = 0.5 if signal == 0 else value.mean()
+        inside = ((low <= truth) & (truth <= high)).mean()
+        print(
+            f"{n:4d} {questions:9d} {signal:6.1f} {shift:24s} {value.mean():8.2f} {inside:13.3f} "
+            f"{(low > truth).mean():17.3f} {claims.mean():8.3f} {general.mean():10.3f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--coverage", type=int, nargs="?", const=200, help="traits to simulate a row [200]")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores")
+    if arguments.coverage:
+        coverage(arguments.coverage)
+        return
     compare(arguments.rounds)
     shapes = [(200, 26, 2304)] + ([(200, 80, 8192), (2000, 26, 2304)] if arguments.large else [])
     for shape in shapes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -126,6 +127,24 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
+def check_recommendation(said: str, folder: Path) -> None:
+    """The method and layer that the evaluation names are printed with their interval and what they are held against."""
+    facts = json.loads(pq.read_metadata(folder / "evaluation.parquet").metadata[b"traitmill"])["recommendation"]
+    assert facts["reason"] in said
+    stated = f"{facts['auroc']:.2f}, 95 % interval {facts['low']:.2f} to {facts['high']:.2f}, for unseen questions"
+    assert stated in facts["reason"]
+    assert re.search(r"shuffled labels give 0\.\d\d, random vectors [01]\.\d\d on average", facts["reason"])
+    measures = {
+        (row["measure"], row["split"], row["method"], row["layer"]): row["value"]
+        for row in pq.read_table(folder / "evaluation.parquet").to_pylist()
+        if row["measure"] != "held_out_score"
+    }
+    where = ("question", facts["method"], facts["layer"])
+    assert measures["selected_auroc", *where] == facts["auroc"]
+    assert 0 <= measures["shuffled_auroc", *where] <= 1
+    assert 0 <= measures["random_auroc", "question", "random", facts["layer"]] <= 1
+
+
 def test_the_demo_from_nothing_to_a_report(tmp_path: Path) -> None:
     target = tmp_path / "experiments/demo/poem"
     target.mkdir(parents=True)
@@ -145,6 +164,7 @@ def test_the_demo_from_nothing_to_a_report(tmp_path: Path) -> None:
             vector = torch.load(target / f"vectors/{method}_layer{layer}.pt", weights_only=True)
             assert vector.shape == (576,)
             assert vector.dtype == torch.float32
+    check_recommendation(said, target)
     assert (target / "report.html").stat().st_size > 10_000
     for word in ("generated", "judged", "kept", "AUROC", "[", "generation", "files", "next"):
         assert word in said
