@@ -64,7 +64,8 @@ def transfer_picture(table: pl.DataFrame) -> Picture:
     names = list(dict.fromkeys(table["trait"]))
     values = {(row["trait"], row["target"]): row["value"] for row in table.iter_rows(named=True)}
     matrix = np.array([[values[a, b] for b in names] for a in names], float)
-    listed = [f"{a} on {b} {matrix[i, j]:.2f}" for i, a in enumerate(names) for j, b in enumerate(names)]
+    told = [["not measured" if np.isnan(value) else f"{value:.2f}" for value in row] for row in matrix]
+    listed = [f"{a} on {b} {told[i][j]}" for i, a in enumerate(names) for j, b in enumerate(names)]
     alt = "AUROC of each trait's vector on each trait's responses: " + ", ".join(listed) + "."
     return plots.heat_map(
         "transfer",

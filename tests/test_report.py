@@ -248,6 +248,16 @@ def test_the_experiment_links_only_to_pages_that_exist(tmp_path, monkeypatch):
     assert page.links == ["a/report.html"]
 
 
+def test_pairs_that_were_not_measured_have_no_number_in_words_either(tmp_path):
+    for name, n_layers in (("a", 3), ("b", 1)):
+        measure(planted.write_trait(tmp_path / "exp" / name, n_layers=n_layers, signal=(0, 0, 9)[:n_layers]), ("pca",))
+    update_transfer(tmp_path / "exp", pytest.fail)
+    _, html = page_of(report.write_experiment_report(tmp_path / "exp", pytest.fail).parent)
+    assert "a on b not measured" in html
+    assert "the target&#39;s activations lack the vector&#39;s layer" in html
+    assert not re.search(r"\bnan\b", html)
+
+
 def test_every_number_of_the_experiment_is_in_its_files(experiment):
     page, _ = page_of(experiment)
     names = iter(sorted(["poem", "noise", "lone"]))

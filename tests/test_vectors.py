@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
 import io
 import json
 import pickle
@@ -18,6 +20,7 @@ from engine.activations import Activations
 from engine.directions import METHODS, Rows, check_methods, fast_ica, ledoit_wolf, random_directions
 from engine.errors import NothingKeptError, UsageError
 from engine.vectors import load_vector, write_vectors
+from tests import fakes
 
 FITTED = [name for name, method in METHODS.items() if method.fit is not None]
 
@@ -274,6 +277,22 @@ def test_rows_carry_their_question_and_instruction_pair(folder):
     np.testing.assert_array_equal(activations.instructions[:8], [0, 1, 2, 3, 0, 1, 2, 3])
     np.testing.assert_array_equal(activations.questions[:40], activations.questions[40:])
     assert len(set(activations.questions)) == 10
+
+
+def test_a_runs_metadata_numbers_each_rows_texts(tmp_path):
+    folder, settings = fakes.make_trait(tmp_path), fakes.settings(60)
+    asyncio.run(fakes.pipeline(fakes.open_jobs([folder], settings), settings).run())
+    definition = json.loads((folder / "trait_definition.json").read_text())
+    metadata = planted.read_metadata(folder)
+    numbers = iter(zip(metadata["instruction_index"], metadata["question_index"], strict=True))
+    for side in ("pos", "neg"):
+        with (folder / "responses" / f"{side}.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                pair, question = next(numbers)
+                assert row["instruction"] == definition["instruction"][pair][side]
+                assert row["question"] == definition["questions"][question]
+    assert next(numbers, None) is None
+    assert len(load_activations(folder).labels) == metadata["n_examples"] > 0
 
 
 def test_earlier_metadata_gives_the_same_groups(folder):
