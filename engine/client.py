@@ -6,8 +6,9 @@ import asyncio
 import os
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from .errors import AccessError, UsageError
+from .errors import AccessError, StoppedError, UsageError
 from .reply import Reply
 
 if TYPE_CHECKING:
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 
 _LIST_SECONDS = 10.0
 _MOST_CONNECTIONS = 1024
+_LEAST_KEY = 8
+"""Characters of a key that no text holds by chance: endpoints of one's own take any word, such as `none`."""
+_MESSAGE_CHARS = 300
+_NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+_BAD_KEY = {"invalid_api_key", "account_deactivated"}
+_NO_MODEL = {"model_not_found"}
+FATAL = _NO_QUOTA | _BAD_KEY | _NO_MODEL
+"""Codes that end all judging, whatever the status they come under."""
 _KEY_LIKE = re.compile(r"\b(?:sk|hf)[-_][A-Za-z0-9_\-*.]{6,}|(?i:bearer)\s+\S+")
 
 
@@ -30,6 +39,33 @@ class TransientError(CallError):
     """Asking again may help: no connection, no answer in time, a server error, a body that is no answer."""
 
 
+class LateError(TransientError):
+    """No answer within the deadline."""
+
+
+class RejectedError(CallError):
+    """Asking the same again will not help."""
+
+
+def read_base_url(url: str) -> str:
+    """`url`, checked. Raises UsageError, which shows no more of it than scheme, host and path."""
+    shown = "this"
+    try:
+        parts = urlsplit(url)
+        if parts.scheme and parts.hostname:
+            shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
+        plain = not any(mark in url for mark in "@?#\\") and url.isprintable() and " " not in url
+        good = plain and parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an address that is none
+        good = False
+    if not good:
+        raise UsageError(
+            "--judge_base_url must be like http://HOST:PORT/v1, without a name or password, a query or a fragment; "
+            f"{shown!r} is not"
+        )
+    return url
+
+
 class Client:
     """Sends chat completions. The key is OPENAI_API_KEY; an endpoint of one's own may need none."""
 
@@ -38,12 +74,8 @@ class Client:
 
         Raises UsageError for a malformed URL.
         """
-        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        shown = re.sub(r"//[^/@]*@", "//...@", self.base_url or "")
-        if self.base_url is not None and not re.match(r"https?://[^/\s@]+(/|$)", self.base_url):
-            raise UsageError(
-                f"--judge_base_url must be like http://HOST:PORT/v1, without a name or password, not {shown!r}"
-            )
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        self.base_url = None if url is None else read_base_url(url)
         self._model, self._deadline = model, deadline
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         self._client: AsyncOpenAI | None = None
@@ -105,18 +137,41 @@ class Client:
         except openai.APIStatusError as error:
             return Reply(error.status_code, error.response.headers, error.response.text)
         except TimeoutError:
-            raise TransientError(f"no answer within {deadline:g} s") from None
+            raise LateError(f"no answer within {deadline:g} s") from None
         except (openai.APIConnectionError, aiohttp.ClientError) as error:
             raise TransientError(f"no connection: {self.redact(_root_cause(error))}") from None
         return Reply(raw.status_code, raw.headers, raw.text)
 
+    def failure(self, reply: Reply, *, mendable: bool = False) -> CallError | AccessError | StoppedError:
+        """What a status of 400 or more means: the end of all judging, or something about this call alone.
+
+        `mendable`: it is about a parameter that can be left out.
+        """
+        fault, model = reply.fault(), self._model
+        said = self.redact(" ".join(fault.message.split()))[:_MESSAGE_CHARS] or "no text"
+        what = f"HTTP {reply.status}: {said}"
+        if fault.codes & _NO_QUOTA or reply.status == 402:
+            remedy = "add credit with your provider, then run the same command; what was made so far is saved"
+            return StoppedError(f"judge {model} has no quota left: {remedy}")
+        if fault.codes & _BAD_KEY or reply.status == 401:
+            problem = "refused the key: put a valid" if self.has_key else "asks for a key: put its"
+            return AccessError(f"{self.where} {problem} OPENAI_API_KEY into .env")
+        if fault.codes & _NO_MODEL or reply.status == 404:
+            remedy = "check --judge_model and --judge_base_url"
+            return AccessError(f"{self.where} has no model {model} ({what}): {remedy}")
+        if reply.status == 403 and not mendable:
+            return AccessError(f"{self.where} refuses judge {model} to this key: {said}")
+        if reply.status >= 500 or reply.status in {408, 409, 425}:
+            return TransientError(what, reply.text)
+        return RejectedError(what, reply.text)
+
     def without_key(self, text: str) -> str:
         """`text` without the key itself: for texts that are not ours to change further."""
-        return text.replace(self._key, "[redacted]") if self._key else text
+        return text.replace(self._key, "[redacted]") if len(self._key) >= _LEAST_KEY else text
 
     def redact(self, text: str) -> str:
         """`text` without the key or anything like one: for error messages."""
-        return _KEY_LIKE.sub("[redacted]", self.without_key(text))
+        return _KEY_LIKE.sub("[redacted]", text.replace(self._key, "[redacted]") if self._key else text)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,6 +56,8 @@ class Usage:
     hidden_tokens: int = 0
     dollars: float | None = None
     """None where the price table lacks the model."""
+    estimated: int = 0
+    """Answers that came without counts: theirs are estimates, four characters to a token."""
 
     def projected(self, remaining: int) -> float | None:
         """Dollars at the end, if `remaining` more responses cost what those so far did on average."""
@@ -66,7 +70,8 @@ class Usage:
         if self.hidden_tokens:
             tokens += f" ({self.hidden_tokens:,} hidden)"
         money = "price unknown" if self.dollars is None else f"${self.dollars:.4f}"
-        return f"{self.requests:,} judged, {self.attempts:,} calls, {tokens}, {money}"
+        guessed = f" (estimated for {self.estimated:,} answers without counts)" if self.estimated else ""
+        return f"{self.requests:,} judged, {self.attempts:,} calls, {tokens}, {money}{guessed}"
 
 
 @dataclass(slots=True)
@@ -81,10 +86,14 @@ class Meter:
     cached_tokens: int = 0
     output_tokens: int = 0
     hidden_tokens: int = 0
+    estimated: int = 0
+    in_flight: float = 0.0
+    """Dollars that the calls in flight are expected to cost."""
 
-    def add(self, tokens: Tokens) -> None:
+    def add(self, tokens: Tokens, *, estimated: bool = False) -> None:
         """Count the tokens of one answer."""
         self.answered += 1
+        self.estimated += estimated
         self.input_tokens += tokens.input
         self.cached_tokens += tokens.cached
         self.output_tokens += tokens.output
@@ -101,11 +110,26 @@ class Meter:
         """Output tokens an answer has had on average; 0 before the first."""
         return self.output_tokens / self.answered if self.answered else 0.0
 
-    def would_reach(self, limit: float, in_flight: int) -> bool:
-        """Whether the calls in flight, at the mean price so far, already take the cost to `limit` dollars."""
-        if self.dollars is None or not self.answered:
-            return False
-        return self.dollars * (1 + in_flight / self.answered) >= limit
+    def expected(self, prompt_tokens: float, cap: int) -> float:
+        """Dollars a call will cost: the mean so far; before the first answer its prompt, and all the output allowed."""
+        if self.price is None:
+            return 0.0
+        if self.answered:
+            return (self.dollars or 0.0) / self.answered
+        return self.price.dollars(round(prompt_tokens), 0, cap)
+
+    @contextmanager
+    def expecting(self, dollars: float) -> Iterator[None]:
+        """A call of so many dollars is in flight while the block runs."""
+        self.in_flight += dollars
+        try:
+            yield
+        finally:
+            self.in_flight -= dollars
+
+    def would_exceed(self, limit: float, dollars: float) -> bool:
+        """Whether a call of so many dollars, beside those in flight, may take the cost beyond `limit`."""
+        return self.dollars is not None and self.dollars + self.in_flight + dollars > limit
 
     @property
     def usage(self) -> Usage:
@@ -117,6 +141,7 @@ class Meter:
             self.output_tokens,
             self.hidden_tokens,
             self.dollars,
+            self.estimated,
         )
 
 

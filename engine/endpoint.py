@@ -1,18 +1,16 @@
-"""A judge at an OpenAI-compatible endpoint. The loop is ours: every attempt stands in line and is metered.
-
-The client's own retries are off: they would pass the limits by, and ask again where no quota is left.
-"""
+"""A judge at an OpenAI-compatible endpoint: what its model can be asked, and a verdict for each response."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
-from .client import CallError, Client, TransientError
-from .cost import Meter, Tokens, Usage, find_price, need_price
-from .errors import AccessError, StoppedError, TraitmillError, UsageError
-from .profile import CAP, RAISED_CAP, JudgeProfile, Message, barest, first_guess, refine
-from .ratelimit import Throttle, wait_asked
+from .calls import PROBE_ATTEMPTS, Calls, MendableError
+from .client import FATAL, CallError, Client, RejectedError, TransientError
+from .cost import Meter, Usage, find_price, need_price
+from .errors import AccessError, StoppedError, UsageError
+from .profile import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
+from .ratelimit import Throttle
 from .records import Response, Verdict
 from .reply import Reply
 from .scoring import (
@@ -31,24 +29,14 @@ from .traits import Trait, fill
 
 __all__ = ["EndpointJudge", "JudgeProfile"]
 
-_ATTEMPTS, _PROBE_ATTEMPTS, _MAX_PROBES = 8, 3, 8
-_LONGEST_BACKOFF = 30.0
+_MAX_PROBES = 8
 _NUMBERS_PROBE = "Repeat this line exactly, with nothing before or after it:\n0 7 42 100"
 _SCORE_PROBE = (
     "Rate from 0 to 100 how much the following text is about the sea. Answer with a single number.\n\n"
     "The ship rose on the waves, and the gulls followed it out of the harbour."
 )
-_NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-_FILTERED = {"content_filter", "content_policy_violation"}
-_MESSAGE_CHARS = 300
-
-
-class _RejectedError(CallError):
-    """Asking the same again will not help; asking with the profile `better` may."""
-
-    def __init__(self, message: str, raw: str, better: JudgeProfile | None) -> None:
-        super().__init__(message, raw)
-        self.better = better
+_MOST_UNMEASURED = 5
+"""Answers in a row without the log-probabilities that the verdict set is measured by."""
 
 
 class EndpointJudge:
@@ -60,50 +48,61 @@ class EndpointJudge:
         limits: Limits,
         *,
         profile: JudgeProfile | None = None,
+        mode: Mode | None = None,
         on_event: Callable[[str], None] = lambda _: None,
         deadline: float = 60.0,
         backoff: float = 0.5,
     ) -> None:
-        """`profile` of an earlier run saves the probe. `on_event` gets one-line messages, such as a countdown.
+        """`profile` of an earlier run at this endpoint saves the probe; `mode` is the measurement that the verdict set
+        was begun with, if it was. `on_event` gets one-line messages, such as a countdown.
 
         `deadline`: seconds one attempt may take. `backoff`: scale, in seconds, of the random exponential pauses
         before an attempt is repeated. Raises UsageError for a malformed URL, or a cost limit without a price.
         """
-        self._judging, self._max_cost = judging, limits.max_cost
+        self._judging, self._mode = judging, mode
         self._client = Client(judging.model, limits.base_url, deadline)
-        self._meter = Meter(need_price(judging.model) if limits.max_cost else find_price(judging.model))
-        self._profile = profile or first_guess(judging.model, self._client.base_url)
-        self._known = profile is not None
-        self._throttle = Throttle(limits, on_event)
-        self._backoff = backoff
-        self._asked_short = self._cut_short = 0
+        self._calls = Calls(
+            self._client,
+            Throttle(limits, on_event, deadline),
+            Meter(need_price(judging.model) if limits.max_cost else find_price(judging.model)),
+            profile or first_guess(judging.model, self._client.base_url),
+            limits.max_cost,
+            backoff,
+        )
+        self._calls.known = profile is not None and mode in {None, profile.mode}
+        self._asked_short = self._cut_short = self._unmeasured = 0
 
     @property
     def usage(self) -> Usage:
         """What has been used so far."""
-        return self._meter.usage
+        return self._calls.meter.usage
+
+    @property
+    def where(self) -> str:
+        """The endpoint's address."""
+        return self._client.where
 
     async def open(self) -> JudgeProfile:
         """Check key, endpoint and model; find out what the model can be asked (one or two calls for most).
 
-        With a profile of an earlier run only the list of models is fetched, which is free. Raises AccessError (key,
-        address, model), UsageError (a mode the model cannot serve) or StoppedError (no quota).
+        With a profile of an earlier run only the list of models is fetched, which is free; where that cannot be had,
+        or names the model, nothing more is asked. Raises AccessError (key, address, model), UsageError (a mode the
+        model cannot serve) or StoppedError (no quota).
         """
         self._client.open()
         try:
-            if self._known:
-                reply = await self._client.list_models()
-                if reply.status == 401:  # any other refusal says nothing: many endpoints serve no such list
-                    raise self._failure(reply, self._profile)
-            else:
-                self._profile = await self._probe()
-                self._known = True
+            if self._calls.known and await self._is_missing():
+                self._calls.known, self._mode = False, self._calls.profile.mode
+                self._calls.profile = first_guess(self._judging.model, self._client.base_url)
+            if not self._calls.known:
+                self._calls.profile = await self._probe()
+                self._calls.known = True
         except CallError as error:
             raise AccessError(
                 f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): check --judge_model "
                 "and --judge_base_url"
             ) from None
-        return self._profile
+        return self._calls.profile
 
     async def close(self) -> None:
         """Close the connections."""
@@ -115,7 +114,7 @@ class EndpointJudge:
         Raises AccessError (key or model no longer accepted) or StoppedError (no quota; patience or `max_cost`
         reached); from then on every call raises the same at once, without a request.
         """
-        self._throttle.check()
+        self._calls.throttle.check()
         prompt = fill(trait.eval_prompt, question=response.sample.question, answer=response.response)
         tally, reading, error = Meter(None), None, ""
         try:
@@ -123,14 +122,14 @@ class EndpointJudge:
             raw = answer.text or answer.refusal
         except CallError as failure:
             raw, error = failure.raw, str(failure)
-        self._meter.requests += 1
+        self._calls.meter.requests += 1
         return Verdict(
             trait=trait.name,
             sample_id=response.sample.id,
             judge_key=judge_key(self._judging, trait),
             status="failed" if reading is None else reading.status,
             score=None if reading is None else reading.score,
-            mode=self._profile.mode,
+            mode=self._calls.profile.mode,
             model=self._judging.model,
             raw=raw_text(self._client.without_key(raw)),
             attempts=tally.attempts,
@@ -150,12 +149,9 @@ class EndpointJudge:
         self._asked_short += cap == CAP
         asked_again = False
         while True:
-            answer = await self._call(messages, cap, tally)
-            if self._profile.mode == "expected":
-                if (
-                    answer.text and not answer.alternatives
-                ):  # an endpoint that changed, which is not this answer's fault
-                    raise CallError("no log-probabilities came, by which this verdict set is measured", answer.text)
+            answer = await self._calls.answer(messages, cap, tally)
+            if self._calls.profile.mode == "expected":
+                self._check_measured(answer)
                 reading = read_expected(answer)
             else:
                 reading = read_integer(answer)
@@ -169,131 +165,72 @@ class EndpointJudge:
             else:
                 return answer, reading
 
-    async def _call(self, messages: Sequence[Message], cap: int, tally: Meter) -> Answer:
-        """One answer; transient trouble is retried after random, exponentially growing pauses."""
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+    def _check_measured(self, answer: Answer) -> None:
+        """Raise CallError for an answer without the log-probabilities asked for: the endpoint changed, not the answer.
 
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(_ATTEMPTS if self._known else _PROBE_ATTEMPTS),
-            wait=wait_random_exponential(multiplier=self._backoff, max=_LONGEST_BACKOFF),
-            retry=retry_if_exception_type(TransientError),
-            sleep=self._throttle.pause,
-            reraise=True,
-        )
-        return await retrying(self._attempt, messages, cap, tally)
-
-    async def _attempt(self, messages: Sequence[Message], cap: int, tally: Meter) -> Answer:
-        """Stand in line and ask once; a 429 goes back into line, however often, as long as patience lasts."""
-        estimate = sum(len(message["content"]) for message in messages) / 4 + self._meter.mean_output
-        limited = 0
-        while True:
-            async with self._throttle.slot(estimate) as ticket:
-                profile = self._profile  # as it is now, not as it was when the wait began
-                self._check_cost()
-                tally.attempts += 1
-                self._meter.attempts += 1
-                reply = await self._client.complete(profile.request(messages, cap))
-                self._throttle.learn(reply.headers)
-                if reply.status < 400:
-                    answer, tokens = _completion(reply)
-                    self._throttle.answered(ticket, tokens.input + tokens.output)
-                    self._meter.add(tokens)
-                    tally.add(tokens)
-                    return answer
-                fault, wait = reply.fault(), wait_asked(reply.headers)
-                if fault.codes & _FILTERED:
-                    return Answer("", "content_filter", self._client.redact(fault.message))
-                if reply.status == 429 and not fault.codes & _NO_QUOTA:
-                    pause = min(self._backoff * 2.0**limited, _LONGEST_BACKOFF) if wait is None else wait
-                    self._throttle.limited(ticket, pause)
-                    limited += 1
-                    continue
-                if reply.status == 503 and wait:
-                    self._throttle.shut(wait)
-            error = self._failure(reply, profile)
-            if not (isinstance(error, _RejectedError) and self._adopt(error.better, profile)):
-                raise error
-
-    def _check_cost(self) -> None:
-        if self._max_cost and self._meter.would_reach(self._max_cost, self._throttle.in_flight - 1):
-            raise self._stop(
+        After a few in a row, StoppedError: the rest would be paid for in vain.
+        """
+        if not answer.text or answer.alternatives:
+            self._unmeasured = 0
+            return
+        self._unmeasured += 1
+        if self._unmeasured >= _MOST_UNMEASURED:
+            raise self._calls.stop(
                 StoppedError(
-                    f"--max_cost ${self._max_cost:g} is reached (${self._meter.dollars:.4f} for the answers so far): "
-                    "run the same command to go on with as much again, or raise --max_cost"
+                    f"judge {self._judging.model} at {self._client.where} returns no log-probabilities any more, by "
+                    "which this verdict set is measured: begin another with --judge_mode integer"
                 )
             )
-
-    def _adopt(self, better: JudgeProfile | None, used: JudgeProfile) -> bool:
-        """Whether to ask again with a better profile: this call's finding, or another's since the profile `used`."""
-        if not self._known or better is None:
-            return False
-        if used is self._profile:
-            if better.mode != used.mode:  # one verdict set, one measurement
-                return False
-            self._profile = better
-        return True
-
-    def _failure(self, reply: Reply, profile: JudgeProfile) -> Exception:
-        """What a status of 400 or more means: an error that ends all judging, or one of this call alone."""
-        fault, model, where = reply.fault(), self._judging.model, self._client.where
-        said = self._client.redact(" ".join(fault.message.split()))[:_MESSAGE_CHARS] or "no text"
-        better = refine(profile, fault.param, fault.message) if reply.status in {400, 403, 422} else None
-        what = f"HTTP {reply.status}: {said}"
-        match reply.status:
-            case _ if fault.codes & _NO_QUOTA or reply.status == 402:
-                remedy = "add credit with your provider, then run the same command; what was made so far is saved"
-                return self._stop(StoppedError(f"judge {model} has no quota left: {remedy}"))
-            case 401:
-                problem = "refused the key: put a valid" if self._client.has_key else "asks for a key: put its"
-                return self._stop(AccessError(f"{where} {problem} OPENAI_API_KEY into .env"))
-            case 403 if better is None:
-                return self._stop(AccessError(f"{where} refuses judge {model} to this key: {said}"))
-            case 404:
-                remedy = "check --judge_model and --judge_base_url"
-                return self._stop(AccessError(f"{where} has no model {model} ({what}): {remedy}"))
-            case status if status >= 500 or status in {408, 409, 425}:
-                return TransientError(what, reply.text)
-        return _RejectedError(what, reply.text, better)
-
-    def _stop(self, error: TraitmillError) -> TraitmillError:
-        self._throttle.stop(error)
-        return error
+        raise CallError("no log-probabilities came, by which this verdict set is measured", answer.text)
 
     # --- before the first verdict ----------------------------------------------------------------------------
 
+    async def _is_missing(self) -> bool:
+        """Whether the endpoint lists models and not this one. What is no list says nothing: many serve none."""
+        try:
+            reply = await self._calls.retried(PROBE_ATTEMPTS, self._list)
+        except TransientError:
+            return False
+        if reply.status == 401 or reply.fault().codes & FATAL:
+            raise self._client.failure(reply)
+        listed = reply.model_ids() if reply.status < 400 else frozenset()
+        return bool(listed) and self._judging.model not in listed
+
+    async def _list(self) -> Reply:
+        reply = await self._client.list_models()
+        if reply.status >= 500 or reply.status in {408, 429}:
+            raise TransientError(f"HTTP {reply.status}", reply.text)
+        return reply
+
     async def _probe(self) -> JudgeProfile:
         """Ask for numbers where log-probabilities may be had, then for a score, mending the profile on the way."""
-        asked, lacking = self._judging.mode, "returns no log-probabilities"
-        profile = self._profile
+        asked, lacking = self._mode or self._judging.mode, "returns no log-probabilities"
+        profile = self._calls.profile
         if asked != "integer" and profile.top_logprobs:
             profile = replace(profile, mode="expected")
         for _ in range(_MAX_PROBES):
             if asked == "expected" and profile.mode == "integer":
+                remedy = "use --judge_mode auto"
+                if self._judging.mode == "auto":
+                    remedy = "its verdict set was measured so elsewhere; begin another with --judge_mode integer"
                 raise UsageError(
-                    f"--judge_mode expected cannot be had of {self._judging.model}: it {lacking}; use --judge_mode auto"
+                    f"--judge_mode expected cannot be had of {self._judging.model}: it {lacking}; {remedy}"
                 )
-            self._profile = profile
+            self._calls.profile = profile
             prompt = _NUMBERS_PROBE if profile.mode == "expected" else _SCORE_PROBE
             try:
-                answer = await self._call([{"role": "user", "content": prompt}], CAP, Meter(None))
-            except _RejectedError as error:
+                answer = await self._calls.answer([{"role": "user", "content": prompt}], CAP, Meter(None))
+            except MendableError as error:
                 if error.better is None and profile == barest(profile):
                     raise
                 profile = error.better or barest(profile)
                 continue
             if profile.mode == "integer":
-                plain = profile.schema and not answer.text.startswith("{") and answer.finish_reason != "length"
+                plain = profile.schema and not answer.text.strip().startswith("{") and answer.finish_reason != "length"
                 return replace(profile, schema=False) if plain else profile
             if answer.alternatives and whole_numbers(answer.text, answer.tokens):
                 return profile
             if answer.alternatives:
                 lacking = "does not write 100 as one token"
             profile = replace(profile, mode="integer")
-        raise _RejectedError("it rejects every form of request tried", "", None)
-
-
-def _completion(reply: Reply) -> tuple[Answer, Tokens]:
-    try:
-        return reply.completion()
-    except ValueError:
-        raise TransientError(f"the endpoint's {reply.status} holds no chat completion", reply.text) from None
+        raise RejectedError("it rejects every form of request tried")

@@ -19,6 +19,7 @@ _NEXT_EFFORT: dict[str | None, str | None] = {"minimal": "none", "none": "low", 
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|not permitted|not allowed|unknown|unrecogni|unexpected|extra", re.IGNORECASE
 )
+_QUOTED = re.compile(r"['\"`]([a-z_]+)[.'\"`]")
 _FEWER_LOGPROBS = {20: 5, 5: 0}
 
 Mode = Literal["integer", "expected"]
@@ -87,12 +88,18 @@ def _reasoning(profile: JudgeProfile, effort: str) -> JudgeProfile:
     )
 
 
-def refine(profile: JudgeProfile, param: str, message: str) -> JudgeProfile | None:
+def refine(profile: JudgeProfile, param: str, message: str, *, plainly: bool = False) -> JudgeProfile | None:
     """The profile after a request was rejected, None where the rejection is about nothing a profile decides.
 
-    `param` and `message` are the error's; some endpoints name the parameter in the message only.
+    `param` and `message` are the error's; some endpoints name the parameter in the message only. `plainly`: only where
+    it names the parameter as such and says that it is not supported; a message on somebody's text may hold any word.
     """
-    named = {param.partition(".")[0], *re.findall(r"[a-z_]+", message)}
+    if plainly:
+        named = {param.partition(".")[0]} if param else set(_QUOTED.findall(message))
+        if not _UNSUPPORTED.search(message):
+            return None
+    else:
+        named = {param.partition(".")[0], *re.findall(r"[a-z_]+", message)}
     if profile.cap_name in named and not _UNSUPPORTED.search(message):
         return None  # the cap's size is rejected, for example for a prompt that leaves no room
     change: dict[str, Any] = {}

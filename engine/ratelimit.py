@@ -210,11 +210,11 @@ class Throttle:
         loop = asyncio.get_running_loop()
         next_line = loop.time()
         while (left := self._gate - loop.time()) > 0:
+            self.check()
             if left >= _ANNOUNCED_SECONDS and loop.time() >= next_line:
                 self._on_event(f"the judge asked for a pause: going on in {show_seconds(left)}")
                 next_line = loop.time() + _COUNTDOWN_SECONDS
             await self._woken(min(left, _COUNTDOWN_SECONDS))
-            self.check()
         self.check()
 
     async def _woken(self, timeout: float | None) -> None:

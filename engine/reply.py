@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .cost import Tokens
 from .scoring import Answer, escape_surrogates
+
+_MOST_TOKENS = 1 << 31
+_LOGPROB_SLACK = 1e-2
+"""Rounding puts certain tokens a little above log 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,11 @@ class Reply:
         codes = {str(error.get(name)) for name in ("code", "type") if error.get(name)}
         return Fault(str(message), str(error.get("param") or ""), frozenset(codes))
 
-    def completion(self) -> tuple[Answer, Tokens]:
-        """The first choice, and the tokens used. Raises ValueError where the body holds no chat completion."""
+    def completion(self) -> tuple[Answer, Tokens | None]:
+        """The first choice, and the tokens used, None where they are not reported (or are no counts).
+
+        Raises ValueError where the body holds no chat completion, or log-probabilities that are none.
+        """
         try:
             body = json.loads(self.text)
             choice = body["choices"][0]
@@ -48,11 +56,18 @@ class Reply:
                 str(choice.get("finish_reason") or "stop"),
                 escape_surrogates(refusal),
                 tuple(str(each["token"]) for each in listed),
-                {str(each["token"]): float(each["logprob"]) for each in first},
+                {str(each["token"]): _logprob(each["logprob"]) for each in first},
             )
-            return answer, _tokens(body.get("usage") or {})
-        except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            return answer, _tokens(body.get("usage"))
+        except (KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError("no chat completion") from error
+
+    def model_ids(self) -> frozenset[str]:
+        """The models of a list of models; none where the body is no such list."""
+        try:
+            return frozenset(str(model["id"]) for model in json.loads(self.text)["data"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +81,25 @@ class Fault:
     """Its `code` and `type`."""
 
 
-def _tokens(usage: Mapping[str, Any]) -> Tokens:
-    prompt, completion = (usage.get(f"{side}_tokens_details") or {} for side in ("prompt", "completion"))
-    return Tokens(
-        int(usage.get("prompt_tokens") or 0),
-        int(prompt.get("cached_tokens") or 0),
-        int(usage.get("completion_tokens") or 0),
-        int(completion.get("reasoning_tokens") or 0),
-    )
+def _logprob(value: Any) -> float:
+    logprob = float(value)
+    if not (math.isfinite(logprob) and logprob <= _LOGPROB_SLACK):
+        raise ValueError("a log-probability that is none")
+    return min(logprob, 0.0)
+
+
+def _tokens(usage: Any) -> Tokens | None:
+    if not isinstance(usage, Mapping):
+        return None
+    given, made = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if given is None or made is None:
+        return None
+    details = [usage.get(f"{side}_tokens_details") for side in ("prompt", "completion")]
+    prompt, completion = (part if isinstance(part, Mapping) else {} for part in details)
+    cached, hidden = _count(prompt.get("cached_tokens")) or 0, _count(completion.get("reasoning_tokens")) or 0
+    return Tokens(given, min(cached, given), made, min(hidden, made))
+
+
+def _count(value: Any) -> int | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if number and 0 <= value <= _MOST_TOKENS else None

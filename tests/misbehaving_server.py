@@ -170,16 +170,19 @@ class MisbehavingServer:
         window: float = 60.0,
         tell_limits: bool = False,
         key: str | None = None,
+        models: Iterable[str] = (),
     ) -> None:
         """`rpm`: enforced over any `window` seconds, with a Retry-After until the oldest request leaves it.
 
-        `key`: the one Authorization accepted, None for any.
+        `key`: the one Authorization accepted, None for any. `models`: what is listed; any other is unknown, if any is.
         """
         self._persona = PERSONAS[persona]
         self._answers = None if callable(script) else deque(script)
         self._script = script if callable(script) else None
         self._latency, self._rpm, self._window, self._tell_limits = latency, rpm, window, tell_limits
-        self._key = key
+        self._key, self._models = key, tuple(models)
+        self.list_faults: deque[Reply] = deque()
+        """Answers to the first requests for the list of models."""
         self._admitted: deque[float] = deque()
         self.log: list[Seen] = []
         self.listed = 0
@@ -227,7 +230,17 @@ class MisbehavingServer:
             reply = self._answers.popleft()
         if self._key is not None and seen.headers.get("authorization") != f"Bearer {self._key}":
             reply = error(401, f"Incorrect API key provided: {seen.headers.get('authorization')}.", code="invalid")
+        if self._models and seen.body.get("model") not in self._models:
+            reply = error(404, f"The model `{seen.body.get('model')}` does not exist.", code="model_not_found")
         return reply or self._over_limit(seen) or self._persona(self, seen)
+
+    def list_models(self, headers: Mapping[str, str]) -> Reply:
+        self.listed += 1
+        if self.list_faults:
+            return self.list_faults.popleft()
+        if self._key is not None and headers.get("authorization") != f"Bearer {self._key}":
+            return error(401, "Incorrect API key provided", code="invalid")
+        return Reply(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self._models]})
 
     def _over_limit(self, seen: Seen) -> Reply | None:
         if not self._rpm:
@@ -279,9 +292,11 @@ class _Connection(asyncio.Protocol):
             self._write(Reply(200, [[seen.at, seen.status] for seen in server.log]))
             return
         if path.endswith("/models"):
-            server.listed += 1
-            wrong = server._key is not None and headers.get("authorization") != f"Bearer {server._key}"
-            self._write(error(401, "Incorrect API key provided", code="invalid") if wrong else Reply(200, {"data": []}))
+            reply = server.list_models(headers)
+            if reply.act == "reset":
+                self._transport.abort()
+            elif reply.act == "answer":
+                self._write(reply)
             return
         seen = Seen(time.monotonic(), headers, json.loads(body))
         server.log.append(seen)

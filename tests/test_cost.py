@@ -63,9 +63,30 @@ def test_an_unknown_price_is_unknown_and_not_zero():
     assert str(meter.usage).endswith("price unknown")
 
 
+def test_before_the_first_answer_a_call_costs_its_prompt_and_all_the_output_allowed():
+    meter = Meter(Price(2.0, 10.0, 1.0))
+    assert meter.expected(100, 512) == pytest.approx((100 * 2.0 + 512 * 10.0) / 1e6)
+    meter.add(Tokens(input=100, output=5))
+    meter.add(Tokens(input=200, output=15))
+    assert meter.expected(100, 512) == pytest.approx((300 * 2.0 + 20 * 10.0) / 1e6 / 2)
+    assert Meter(None).expected(100, 512) == 0.0
+
+
 def test_a_cost_limit_counts_what_is_in_flight():
     meter = Meter(Price(1.0, 1.0, 1.0))
-    assert not meter.would_reach(0.001, in_flight=10)  # nothing is known of a call's price yet
-    meter.add(Tokens(input=100))
-    assert not meter.would_reach(0.001, in_flight=8)
-    assert meter.would_reach(0.001, in_flight=9)
+    with meter.expecting(0.0004), meter.expecting(0.0004):
+        assert not meter.would_exceed(0.001, 0.0002)
+        assert meter.would_exceed(0.001, 0.00021)
+    assert not meter.would_exceed(0.001, 0.001)
+    meter.add(Tokens(input=500))
+    assert not meter.would_exceed(0.001, 0.0005)
+    assert meter.would_exceed(0.001, 0.0006)
+    assert not Meter(None).would_exceed(0.001, 1.0)
+
+
+def test_estimates_are_named_as_such():
+    meter = Meter(Price(1.0, 1.0, 1.0))
+    meter.add(Tokens(input=1000))
+    assert "estimated" not in str(meter.usage)
+    meter.add(Tokens(input=1000), estimated=True)
+    assert str(meter.usage).endswith("(estimated for 1 answers without counts)")

@@ -133,6 +133,85 @@ async def test_log_probabilities_that_no_longer_come_leave_the_item_to_the_next_
     assert (verdict.status, verdict.score, verdict.raw) == ("failed", None, "80")
 
 
+async def test_log_probabilities_that_stay_away_stop_the_judge_before_all_is_paid_for():
+    stored = JudgeProfile(model="m", mode="expected")
+    with MisbehavingServer("plain") as server:
+        async with opened(server, "m", profile=stored, concurrency=1) as judge:
+            results = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(30)), return_exceptions=True
+            )
+        assert len(server.log) == 5
+    assert {each.status for each in results[:4]} == {"failed"}
+    assert {type(each) for each in results[4:]} == {StoppedError}
+    assert "--judge_mode integer" in str(results[4])
+
+
+@pytest.mark.parametrize(("begun", "asked"), [("integer", "auto"), ("expected", "auto"), ("expected", "expected")])
+async def test_a_verdict_set_goes_on_in_the_measurement_it_was_begun_with(begun, asked):
+    with MisbehavingServer("gpt-4.1-mini") as server:
+        judge = EndpointJudge(Judging(model="m", mode=asked), Limits(base_url=server.url, rpm=1e6), mode=begun)
+        assert (await judge.open()).mode == begun
+        assert (await judge.judge(TRAIT, response())).mode == begun
+        await judge.close()
+
+
+async def test_a_verdict_set_of_expectations_is_not_continued_with_integers():
+    with MisbehavingServer("gpt-5-mini") as server:
+        judge = EndpointJudge(Judging(model="gpt-5-mini"), Limits(base_url=server.url, rpm=1e6), mode="expected")
+        with pytest.raises(UsageError, match="verdict set was measured so elsewhere.*--judge_mode integer"):
+            await judge.open()
+        await judge.close()
+
+
+async def test_a_rejection_of_one_text_changes_nothing_for_the_others():
+    """The message is OpenAI's own; it holds the name of a parameter by chance."""
+    message = (
+        "Invalid prompt: your prompt was flagged as potentially violating our usage policy. Please try again with a "
+        "different prompt: https://platform.openai.com/docs/guides/reasoning#advice-on-prompting"
+    )
+    for code, status in (("invalid_prompt", "refused"), (None, "failed")):
+        flagged = error(400, message, code=code)
+        with MisbehavingServer(
+            "gpt-5-mini", script=lambda seen, r=flagged: r if "odd" in seen.prompt else None
+        ) as server:
+            async with opened(server, concurrency=1) as judge:
+                bad = await judge.judge(TRAIT, response("odd"))
+                good = await judge.judge(TRAIT, response())
+            assert server.log[-1].body["reasoning_effort"] == "minimal"
+            assert len(server.log) == 3
+        assert (bad.status, bad.score, bad.attempts) == (status, None, 1)
+        assert good.status == "scored"
+
+
+async def test_a_form_is_kept_only_once_it_was_answered():
+    """One text is rejected in every form, by a message that names a parameter as one."""
+    no = error(400, "Unsupported parameter: 'temperature' is not supported with this model.", param="temperature")
+    with MisbehavingServer("gpt-4.1-mini", script=lambda seen: no if "odd" in seen.prompt else None) as server:
+        async with known(server, concurrency=1) as judge:
+            bad = await judge.judge(TRAIT, response("odd"))
+            good = await judge.judge(TRAIT, response())
+        assert "temperature" in server.log[-1].body
+        assert len(server.log) == 3
+    assert (bad.status, bad.attempts, good.status) == ("failed", 2, "scored")
+
+
+@pytest.mark.parametrize("profile", [None, PROFILE])
+async def test_a_server_that_rejects_every_form_is_not_asked_for_ever(profile):
+    message = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    )
+    no = error(400, message, code="unsupported_parameter")
+    with MisbehavingServer(script=lambda _: no) as server:
+        if profile is None:
+            with pytest.raises(AccessError, match="cannot be used"):
+                async with opened(server, "m"):
+                    pass
+        else:
+            async with known(server) as judge:
+                assert (await judge.judge(TRAIT, response())).status == "failed"
+        assert len(server.log) <= 8
+
+
 @pytest.mark.parametrize(("persona", "why"), [("gpt-5-mini", "no log-prob"), ("vllm-small", "100 as one token")])
 async def test_a_forced_mode_that_cannot_be_had_is_refused(persona, why):
     with MisbehavingServer(persona) as server:
@@ -141,6 +220,13 @@ async def test_a_forced_mode_that_cannot_be_had_is_refused(persona, why):
                 pass
         async with opened(server, persona, "integer") as judge:
             assert (await judge.judge(TRAIT, response())).mode == "integer"
+
+
+async def test_a_probe_answer_in_the_schema_may_begin_with_white_space():
+    with MisbehavingServer(script=[completion(' \n{"score": 90}'), None], persona="gpt-5-mini") as server:
+        async with opened(server) as judge:
+            await judge.judge(TRAIT, response())
+        assert all("response_format" in seen.body for seen in server.log)
 
 
 async def test_a_server_that_rejects_without_saying_why_is_asked_plainly():
@@ -265,12 +351,31 @@ async def test_f06_server_errors_are_retried_without_cutting_concurrency():
     faults = [error(500, "oops"), error(503, "busy"), error(408, "late"), Reply(act="reset"), Reply(502, b"<html>")]
     with MisbehavingServer(script=faults) as server:
         async with known(server) as judge:
-            window, pace = judge._throttle.window, judge._throttle.pace
+            window, pace = judge._calls.throttle.window, judge._calls.throttle.pace
             verdicts = await asyncio.gather(*(judge.judge(TRAIT, response(index=i)) for i in range(5)))
-            assert (judge._throttle.window, judge._throttle.pace) == (window, pace)
+            assert (judge._calls.throttle.window, judge._calls.throttle.pace) == (window, pace)
         assert len(server.log) == 10
     assert [v.score for v in verdicts] == [80.0] * 5
     assert sum(v.attempts for v in verdicts) == 10
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 529])
+async def test_f06_a_pause_that_a_server_error_asks_for_is_kept(status):
+    busy = error(status, "busy", retry_after="0.5")
+    with MisbehavingServer(script=[None, busy]) as server:
+        async with known(server, concurrency=1) as judge:
+            await asyncio.gather(*(judge.judge(TRAIT, response(index=i)) for i in range(6)))
+        assert all(seen.at >= server.log[1].answered_at + 0.5 for seen in server.log[2:])
+        assert server.statuses == [200, status, *[200] * 5]
+
+
+async def test_f04_any_word_but_a_pause_renews_the_patience():
+    pause = error(429, "slow down", code="rate_limit_exceeded", retry_after="0.3")
+    with MisbehavingServer(script=[pause, error(400, "no"), pause, error(400, "no"), pause]) as server:
+        async with known(server, patience=0.5, concurrency=1) as judge:
+            statuses = [(await judge.judge(TRAIT, response(index=i))).status for i in range(3)]
+        assert server.statuses == [429, 400, 429, 400, 429, 200]
+    assert statuses == ["failed", "failed", "scored"]
 
 
 async def test_f06_an_endless_server_error_fails_that_item_alone():
@@ -348,6 +453,32 @@ async def test_f08_a_body_that_is_no_answer_is_retried_then_failed_with_its_text
     assert (verdict.status, verdict.score, verdict.attempts) == ("failed", None, 8)
     assert verdict.raw == body.decode(errors="replace")
     assert verdict.error == "the endpoint's 200 holds no chat completion"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1000", '"x"', "null"])
+async def test_f08_log_probabilities_that_are_none_are_no_answer(number):
+    body = (
+        '{"choices": [{"message": {"content": "80"}, "finish_reason": "stop", "logprobs": {"content": '
+        '[{"token": "80", "logprob": -0.1, "top_logprobs": [{"token": "80", "logprob": NUMBER}]}]}}]}'
+    ).replace("NUMBER", number)
+    with MisbehavingServer("gpt-4.1-mini", script=[Reply(200, body.encode())]) as server:
+        async with opened(server, "m", profile=JudgeProfile(model="m", mode="expected")) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 77.5, 2)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "-5", "NaN", "9e99", "1" * 400, '"many"', "null", "[]", "true"])
+async def test_counts_that_are_none_are_not_counted(number):
+    body = (
+        '{"choices": [{"message": {"content": "80"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": NUMBER, '
+        '"completion_tokens": NUMBER, "completion_tokens_details": NUMBER}}'
+    ).replace("NUMBER", number)
+    with MisbehavingServer(script=[Reply(200, body.encode())]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+            usage = judge.usage
+    assert (verdict.status, verdict.score, verdict.input_tokens) == ("scored", 80.0, 0)
+    assert (usage.estimated, usage.output_tokens) == (1, 1)
 
 
 @pytest.mark.parametrize("text", ["85/100", "150", "I would say 85, since it is calm.", '{"score": 850}'])
@@ -460,6 +591,48 @@ async def test_f23_an_unknown_model_is_found_at_once():
         assert len(server.log) == 1
 
 
+async def test_f23_a_stored_profile_outlives_a_hiccup_of_the_list():
+    with MisbehavingServer(models=["m"]) as server:
+        server.list_faults += [Reply(act="reset"), Reply(503, b"busy")]
+        async with known(server) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+        assert server.listed == 3
+        server.list_faults += [Reply(act="reset")] * 3
+        async with known(server) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+
+
+async def test_f23_a_model_that_is_not_listed_is_asked_for_before_any_verdict():
+    with MisbehavingServer(models=["another"]) as server:
+        with pytest.raises(AccessError, match="has no model m .*check --judge_model"):
+            async with known(server):
+                pass
+        assert server.statuses == [404]
+    with MisbehavingServer(models=["m", "hidden"]) as server:  # a list need not be complete
+        stored = JudgeProfile(model="hidden", top_logprobs=0)
+        server.list_faults.append(Reply(200, {"data": [{"id": "m"}]}))
+        async with opened(server, "hidden", profile=stored) as judge:
+            assert (await judge.judge(TRAIT, response())).mode == "integer"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (error(400, "Incorrect API key", code="invalid_api_key"), AccessError),
+        (error(400, "The model `m` does not exist", code="model_not_found"), AccessError),
+        (error(500, "no such model", code="model_not_found"), AccessError),
+        (error(403, "quota", code="insufficient_quota"), StoppedError),
+    ],
+)
+async def test_what_ends_all_judging_does_so_under_any_status(fault, kind):
+    with MisbehavingServer(script=[None, *[fault] * 20]) as server:
+        async with known(server, concurrency=1) as judge:
+            await judge.judge(TRAIT, response())
+            results = await asyncio.gather(*(judge.judge(TRAIT, response()) for _ in range(9)), return_exceptions=True)
+        assert len(server.log) == 2
+    assert {type(each) for each in results} == {kind}
+
+
 async def test_a_key_that_stops_working_stops_everything():
     with MisbehavingServer(script=[None, error(401, "expired", code="invalid_api_key")]) as server:
         async with known(server, concurrency=1) as judge:
@@ -469,10 +642,33 @@ async def test_a_key_that_stops_working_stops_everything():
     assert {type(each) for each in results} == {AccessError}
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://h/v1", "http://", "x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v1",
+        "ftp://h/v1",
+        "http://",
+        "x",
+        "http://h:99999/v1",
+        "http://h:port/v1",
+        "http://h:0/v1",
+        "http://[::1/v1",
+        "http://h/v1?api-key=hunter2",
+        "http://h/v1#hunter2",
+        "http://h\n/v1",
+        "hunter2@h/v1",
+    ],
+)
 def test_a_malformed_address_is_a_usage_error(url):
-    with pytest.raises(UsageError, match="--judge_base_url must be like http://HOST:PORT/v1"):
+    with pytest.raises(UsageError, match="^--judge_base_url must be like http://HOST:PORT/v1") as caught:
         EndpointJudge(Judging(model="m"), Limits(base_url=url))
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://h/v1", "https://h:443", "http://[::1]:8000/v1", "http://127.0.0.1:9/a/b/"])
+def test_an_address_is_taken_as_it_is(url):
+    assert EndpointJudge(Judging(model="m"), Limits(base_url=url)).where == url
 
 
 def test_a_cost_limit_needs_a_price():
@@ -490,10 +686,34 @@ async def test_max_cost_stops_resumably_and_is_not_overshot(monkeypatch):
             usage = judge.usage
         paid = [each for each in results if not isinstance(each, Exception)]
         assert len(server.log) == len(paid)
-    assert 18 <= len(paid) <= 24
+    assert 18 <= len(paid) <= 20
     assert usage.dollars == pytest.approx(0.00105 * len(paid))
     assert {type(each) for each in results[-30:]} == {StoppedError}
     assert "--max_cost $0.0211 is reached" in str(results[-1])
+
+
+@pytest.mark.parametrize("counts", [True, False])
+async def test_max_cost_holds_for_the_first_calls_and_without_counts(monkeypatch, counts):
+    """Nothing is answered when the first calls leave: each may use its whole cap, 0.00512 dollars, and a prompt."""
+    monkeypatch.setattr(cost, "load_prices", lambda _: {"m": cost.Price(10.0, 10.0, 10.0)})
+
+    def answered(_):
+        reply = completion("80")
+        if not counts:
+            del reply.body["usage"]
+        return reply
+
+    with MisbehavingServer(script=answered, latency=0.05) as server:
+        async with known(server, max_cost=0.011) as judge:
+            await asyncio.gather(*(judge.judge(TRAIT, response("x" * 400)) for _ in range(90)), return_exceptions=True)
+            usage, sent = judge.usage, len(server.log)
+            with pytest.raises(StoppedError, match="--max_cost"):
+                await judge.judge(TRAIT, response())
+        assert sent == len(server.log) == 1  # two might take 2 x 0.0062
+    assert usage.estimated == (0 if counts else 1)
+    # 437 characters of prompt, four to a token
+    assert usage.input_tokens == (100 if counts else 109)
+    assert ("estimated" in str(usage)) != counts
 
 
 async def test_every_attempt_is_counted():
@@ -554,6 +774,14 @@ async def test_f28_a_key_that_cannot_be_sent_is_not_shown(monkeypatch, key):
         async with opened(server):
             pass
     assert "sk-" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["none", "EMPTY"])
+async def test_f28_a_word_in_place_of_a_key_spoils_no_text(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with MisbehavingServer(script=lambda _: completion(f"{key} of it")) as server:
+        async with known(server) as judge:
+            assert (await judge.judge(TRAIT, response())).raw == f"{key} of it"
 
 
 def test_f28_a_password_in_the_address_is_refused_and_not_shown():
