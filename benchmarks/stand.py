@@ -10,7 +10,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.common import ROOT
 from benchmarks.shapes import DummyEngine
 from engine.backends import STAGES, Backends, Clock, Generator, Stage
-from engine.devices import free_host_memory
-from engine.generation import VllmEngine, kv_bytes_per_token, on_gpu, size_engine
+from engine.devices import Shape, free_host_memory
+from engine.generation import VllmEngine, on_gpu, size_engine
 from engine.job import open_job
 from engine.lifeline import tie_children
 from engine.models import ModelRef, lazy_tokenizer
@@ -240,8 +240,8 @@ def _size(ref: ModelRef, speed: Speed, max_new_tokens: int, *, gpu: bool) -> Any
     size = size_engine(ref, speed, longest, on_gpu=gpu, free_bytes=free_host_memory())
     if not gpu:
         return size
-    per_sequence = size.max_model_len * kv_bytes_per_token(ref.text_config)
-    return size_engine(ref, speed, longest, on_gpu=True, free_bytes=0, kv_cache_bytes=size.max_num_seqs * per_sequence)
+    per_sequence = size.max_model_len * Shape.from_config(ref.config).kv_bytes_per_token(2)
+    return replace(size, kv_cache_bytes=size.max_num_seqs * per_sequence)
 
 
 def _watch(steps: list[tuple[float, int]]) -> Callable[..., Any]:

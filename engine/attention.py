@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import UsageError
@@ -10,11 +11,49 @@ KEEPS_SOFT_CAP = ("eager", "flash_attention_2", "flex_attention")
 """Implementations that apply a soft-cap on attention scores. sdpa takes the argument and silently drops it."""
 
 _HALF = ("bfloat16", "float16")
+_NEVER_FLOAT16 = ("gemma", "t5gemma", "vaultgemma")
+"""Families whose residual stream overflows float16 (Gemma-3 reaches 32,000 of 65,504 in ordinary text)."""
+
+
+def read_config(raw: Mapping[str, Any]) -> Any:
+    """A config.json as transformers reads it: what the file leaves out by its defaults, sizes under common names.
+
+    Raises UsageError for a model type that transformers does not know or values that it refuses.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    kind = str(raw.get("model_type", ""))
+    if kind not in CONFIG_MAPPING:
+        raise UsageError(f"model type {kind or '(none)'} in config.json is unknown to transformers; take another model")
+    try:
+        return CONFIG_MAPPING[kind].from_dict(dict(raw))
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise UsageError(f"config.json of model type {kind} cannot be used: {' '.join(str(error).split())}") from None
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether `device` (cpu or cuda) has bfloat16 arithmetic: GPUs before Ampere have not."""
+    import torch
+
+    return device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def has_soft_cap(text_config: Any) -> bool:
     """Whether attention scores pass through cap * tanh(score / cap), as in Gemma-2."""
     return getattr(text_config, "attn_logit_softcapping", None) is not None
+
+
+def length_dependent_rope(text_config: Any) -> tuple[str, int] | None:
+    """(rope type, tokens) where positions are turned by the length of the longest row, once it is beyond `tokens`."""
+    parameters = getattr(text_config, "rope_parameters", None) or {}
+    for each in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        kind = str(each.get("rope_type"))
+        if kind == "longrope":
+            return kind, int(each["original_max_position_embeddings"])
+        if "dynamic" in kind:
+            return kind, int(text_config.max_position_embeddings)
+    return None
 
 
 def choose_attention(
@@ -34,7 +73,14 @@ def choose_attention(
                 f"use auto or one of {', '.join(KEEPS_SOFT_CAP)}"
             )
         if requested == "flash_attention_2" and (device == "cpu" or dtype not in _HALF):
-            raise UsageError("--attention flash_attention_2 needs a GPU and --dtype bfloat16 or float16; use auto")
+            raise UsageError(
+                "--attention flash_attention_2 needs a GPU and --capture_dtype bfloat16 or float16; use auto"
+            )
+        if requested == "flash_attention_2" and capped and not flash:
+            raise UsageError(
+                "--attention flash_attention_2: this model soft-caps attention scores, which flash-attn knows from "
+                "2.6 on; install it, or use auto"
+            )
         return requested
     if capped:
         return "flash_attention_2" if flash and device != "cpu" and dtype in _HALF else "eager"
@@ -57,19 +103,26 @@ def choose_dtype(config: Any, requested: str, *, bfloat16: bool = True) -> str:
     """The compute dtype: what is asked for, else bfloat16 for half-precision models, else float32.
 
     `bfloat16` says whether the device computes in it. float16 is never chosen and is refused for Gemma, whose
-    residual stream overflows it (Gemma-3 reaches 32,000 of 65,504 in ordinary text).
+    residual stream overflows it.
     """
-    model_type = str(getattr(config, "model_type", ""))
     if requested == "auto":
-        own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        # Composite models may name the dtype on the outer config only.
+        own = str(config.get_text_config().dtype or config.dtype or "float32").removeprefix("torch.")
         return "bfloat16" if own in _HALF and bfloat16 else "float32"
     if requested not in (*_HALF, "float32"):
-        raise UsageError(f"--dtype {requested} is unknown; use auto, bfloat16, float16 or float32")
-    if requested == "float16" and model_type.startswith(("gemma", "t5gemma", "vaultgemma")):
-        raise UsageError("--dtype float16 overflows in Gemma's residual stream; use bfloat16 or float32")
+        raise UsageError(f"--capture_dtype {requested} is unknown; use auto, bfloat16, float16 or float32")
+    if requested == "float16" and str(config.model_type).startswith(_NEVER_FLOAT16):
+        raise UsageError("--capture_dtype float16 overflows in Gemma's residual stream; use bfloat16 or float32")
     if requested == "bfloat16" and not bfloat16:
-        raise UsageError("--dtype bfloat16: this GPU does not compute in it; use auto or float32")
+        raise UsageError("--capture_dtype bfloat16: this GPU does not compute in it; use auto or float32")
     return requested
+
+
+def generation_itemsize(config: Any, requested: str, *, bfloat16: bool) -> int:
+    """Bytes of a value in vLLM: under `auto` half precision, but where only float16 is left and overflows."""
+    if requested != "auto":
+        return 4 if requested == "float32" else 2
+    return 2 if bfloat16 or not str(config.model_type).startswith((*_NEVER_FLOAT16, "glm4")) else 4
 
 
 def require_causal(text_config: Any) -> None:

@@ -50,9 +50,7 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
         raise AccessError(f"the config of model {source} cannot be loaded: {_first_line(error)}") from None
     text_config = config.get_text_config()
     attention.require_causal(text_config)
-    bfloat16 = kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    # Composite models may name the dtype on the outer config only.
-    chosen = attention.choose_dtype(text_config if text_config.dtype else config, dtype, bfloat16=bfloat16)
+    chosen = attention.choose_dtype(config, dtype, bfloat16=attention.computes_bfloat16(kind))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(f"model type {config.model_type} has no causal language model in transformers; take another")
     family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -81,7 +79,22 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
         ) from error
     except (OSError, ValueError, ImportError) as error:
         raise AccessError(f"the weights of model {source} cannot be loaded: {_first_line(error)}") from None
+    if attention.length_dependent_rope(text_config) is not None:
+        model.register_forward_pre_hook(_forget_lengths)
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def _forget_lengths(model: nn.Module, _args: Any) -> None:
+    """transformers' dynamic RoPE goes on with the frequencies of the longest row so far: make each forward a first."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", "")
+        for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [("", kinds)]:
+            if "dynamic" in str(kind):
+                prefix = f"{layer_type}_" if layer_type else ""
+                frequencies = getattr(module, f"{prefix}inv_freq")
+                original = getattr(module, f"{prefix}original_inv_freq").to(frequencies.device)
+                setattr(module, f"{prefix}inv_freq", original)
+                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
 
 
 def find_blocks(model: nn.Module, path: str | None = None) -> list[nn.Module]:

@@ -184,6 +184,7 @@ def _metadata(
         "batch_size": facts.get("batch_size"),
         "dtype": facts.get("dtype"),
         "attention": facts.get("attention"),
+        "placement": facts.get("placement"),
         "extraction_date": facts["date"],
         "sampling": {
             name: identity[name] for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype")

@@ -7,11 +7,13 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .devices import Shape
 from .errors import AccessError, EngineDiedError, ResourceError, UsageError
 from .models import ModelRef
+from .placement import Placement
 from .records import Response, Sample
 from .settings import Identity, Speed
 
@@ -25,6 +27,7 @@ _GPU_BATCHED_TOKENS = 16384
 _CPU_BATCHED_TOKENS = 4096
 _CPU_BLOCK = 32
 """vLLM's CPU default of 128 tokens a block would never share a prefix as short as an instruction."""
+_KV_ITEMSIZE = 2
 _LENGTH_STEP = 256
 _CHECKED_OF_256 = 8
 _SHUTDOWN_S = 1.0
@@ -40,6 +43,8 @@ class EngineSize:
     max_model_len: int
     kv_cache_bytes: int | None
     """None leaves it to vLLM's share of the GPU."""
+    gpu_share: float = 0.92
+    """Of each GPU, what vLLM asks to be free at its start; 0.92 is its own default."""
 
     def __str__(self) -> str:
         kv = "" if self.kv_cache_bytes is None else f", KV cache {self.kv_cache_bytes / 2**30:.1f} GiB"
@@ -47,18 +52,25 @@ class EngineSize:
 
 
 def size_engine(
-    ref: ModelRef, speed: Speed, longest: int, *, on_gpu: bool, free_bytes: int, kv_cache_bytes: int | None = None
+    ref: ModelRef,
+    speed: Speed,
+    longest: int,
+    *,
+    on_gpu: bool,
+    free_bytes: int,
+    placement: Placement | None = None,
 ) -> EngineSize:
     """Size the engine for prompts and responses of at most `longest` tokens together.
 
-    On CPU the KV cache is what all sequences may need, at most a third of the free memory.
-    Raises ResourceError when not even one sequence fits.
+    On CPU the KV cache is what all sequences may need, at most a third of the free memory; on a GPU it is what
+    `placement` leaves it. Raises ResourceError when not even one sequence fits, UsageError for a model without sizes.
     """
+    kv_cache_bytes = placement.kv_cache_bytes if placement else None
     wanted = -(-longest // _LENGTH_STEP) * _LENGTH_STEP
     max_model_len = min(wanted, ref.context_length or wanted)
     sequences = speed.batch_size or (GPU_SEQUENCES if on_gpu else CPU_SEQUENCES)
     if not on_gpu:
-        per_token = kv_bytes_per_token(ref.text_config)
+        per_token = Shape.from_config(ref.config).kv_bytes_per_token(_KV_ITEMSIZE)
         need = sequences * (max_model_len + _CPU_BLOCK) * per_token
         kv_cache_bytes = max(min(need, free_bytes // 3), 64 << 20)
         if kv_cache_bytes < max_model_len * per_token:
@@ -67,15 +79,9 @@ def size_engine(
                 f"but only {free_bytes / 2**30:.1f} GiB of memory is free; free some, or lower --max_new_tokens"
             )
     batched = _GPU_BATCHED_TOKENS if on_gpu else _CPU_BATCHED_TOKENS
-    return EngineSize(sequences, max(batched, max_model_len, sequences), max_model_len, kv_cache_bytes)
-
-
-def kv_bytes_per_token(config: dict[str, Any], bytes_per_value: int = 2) -> int:
-    """Keys and values of one token over all layers: 2 * layers * kv heads * head dim * bytes."""
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
-    return 2 * int(config["num_hidden_layers"]) * kv_heads * head_dim * bytes_per_value
+    size = EngineSize(sequences, max(batched, max_model_len, sequences), max_model_len, kv_cache_bytes)
+    # vLLM asks for its share even where the cache is given: beside a model that is loading, more than it takes.
+    return replace(size, gpu_share=placement.gpu_share) if placement and placement.gpu_share else size
 
 
 class VllmEngine:
@@ -147,6 +153,7 @@ class VllmEngine:
             max_num_batched_tokens=self.size.max_num_batched_tokens,
             max_model_len=self.size.max_model_len,
             kv_cache_memory_bytes=self.size.kv_cache_bytes,
+            gpu_memory_utilization=self.size.gpu_share,
             block_size=None if self._on_gpu else _CPU_BLOCK,
             enforce_eager=not self._on_gpu,  # compiling costs a CPU run 50 to 80 s and gains it less
             enable_prefix_caching=True,
@@ -221,9 +228,6 @@ class VllmEngine:
     async def sleep(self) -> None:
         """Give the GPU's memory back while capture runs; weights wait in host memory."""
         await self._engine.sleep(level=1)
-
-    async def wake(self) -> None:
-        await self._engine.wake_up()
 
     async def close(self) -> None:
         """Stop the engine's processes."""

@@ -7,19 +7,21 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backends import Backends
-from .devices import GIB, Placement, Shape, free_host_memory, place_on_gpu
-from .errors import EngineDiedError
+from .devices import GIB, Shape, free_host_memory
+from .errors import EngineDiedError, UsageError
 from .generation import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
 from .job import TraitJob
 from .lifeline import tie_children
 from .local_judge import LocalJudge
+from .manifest import refuse_other_capture
 from .models import ModelRef, find_model, load_tokenizer
 from .pipeline import Pipeline
+from .placement import Placement, choose_placement
 from .runlog import last_error
 from .scoring import local_prompt
 from .settings import RunSettings
@@ -28,8 +30,6 @@ from .worker import CaptureFacts, CaptureWorker
 
 if TYPE_CHECKING:
     from .profile import JudgeProfile
-
-_ITEMSIZE = {"float32": 4}
 
 
 class Launch:
@@ -57,7 +57,7 @@ class Launch:
         self._engines: list[VllmEngine] = []
         self._worker: CaptureWorker | None = None
         self._judge: Any = None
-        self._sleeps = False
+        self._placement: Placement | None = None
         self.backends = Backends()
         self.pipeline = Pipeline(jobs, settings, self.backends, notice)
         for job in jobs:
@@ -119,17 +119,23 @@ class Launch:
     async def _load(self) -> None:
         gpu = await asyncio.to_thread(on_gpu)
         judging = self._settings.judging
+        needs_engine = self._generate or (self._judges and judging.model == "local")
+        if gpu and self._judges and judging.is_local and judging.model != "local" and (needs_engine or self._captures):
+            raise UsageError(
+                f"--judge_model {judging.model}: a GPU holds one generating model at a time, and nothing beside this "
+                "one; use --judge_model local, or serve the judge elsewhere and name it with --judge_base_url"
+            )
         if self._judges and not judging.is_local:
             await self._open_endpoint()
-        needs_engine = self._generate or (self._judges and judging.model == "local")
-        placement = self._place() if gpu and needs_engine and self._captures else None
-        if placement is not None:
-            self._notice(placement.line)
+        if self._captures:
+            self._placement = await asyncio.to_thread(self._place, gpu=gpu, engine=needs_engine)
+            if self._placement.line:
+                self._notice(self._placement.line)
         loads: list[Awaitable[object]] = []
         if needs_engine:
-            loads.append(self._start_engine(self._ref, gpu, placement))
+            loads.append(self._start_engine(self._ref, gpu, self._placement))
         if self._captures:
-            loads.append(self._start_capture(gpu, placement, beside_engine=needs_engine))
+            loads.append(self._start_capture(gpu))
         await asyncio.gather(*loads)
         if needs_engine and self._generate:
             self.backends.generator = self._engines[0]
@@ -138,18 +144,14 @@ class Launch:
 
     # --- engine ----------------------------------------------------------------------------------------------
 
-    def _place(self) -> Placement:
-        import torch
-
-        itemsize = _ITEMSIZE.get(self._settings.identity.dtype, 2)
-        return place_on_gpu(
-            Shape.from_config(self._ref.text_config),
-            total=torch.cuda.mem_get_info()[1],
-            host_free=free_host_memory(),
-            itemsize=itemsize,
-            capture_itemsize=_ITEMSIZE.get(self._settings.capture.dtype, 2),
+    def _place(self, *, gpu: bool, engine: bool) -> Placement:
+        return choose_placement(
+            self._ref.config,
+            self._settings,
+            gpu=gpu,
+            engine=engine,
             sequences=self._settings.speed.batch_size or GPU_SEQUENCES,
-            tokens_per_sequence=self._longest(),
+            tokens_per_sequence=self._longest() if gpu and engine else 0,
         )
 
     def _longest(self) -> int:
@@ -175,7 +177,7 @@ class Launch:
             await asyncio.to_thread(self._longest),
             on_gpu=gpu,
             free_bytes=free_host_memory(),
-            kv_cache_bytes=placement.kv_cache_bytes if placement else None,
+            placement=placement,
         )
         engine = VllmEngine(
             ref,
@@ -193,29 +195,28 @@ class Launch:
 
     # --- capture ---------------------------------------------------------------------------------------------
 
-    async def _start_capture(self, gpu: bool, placement: Placement | None, *, beside_engine: bool) -> None:
-        """Co-resident on a GPU where both fit. On CPU generation has all cores first: sharing them gains nothing."""
+    async def _start_capture(self, gpu: bool) -> None:
+        placement = self._placement
+        assert placement is not None  # noqa: S101 - set by _load
         self._worker = CaptureWorker(
             self._ref,
             self._settings.capture,
-            self._settings.speed,
+            replace(self._settings.speed, capture_device=placement.capture_device),
             generation_dtype=self._settings.identity.dtype,
-            token_budget=placement.capture_tokens if placement else None,
+            token_budget=placement.capture_tokens,
             blocks=self._blocks,
         )
         self.backends.capturer = self._worker
-        if not beside_engine or (placement is not None and placement.mode == "co-resident"):
+        if placement.mode in ("alone", "apart", "co-resident"):
             self.backends.capture_facts = await self._load_capture()
             return
         self.backends.before_capture = self._make_room
-        self._sleeps = placement is not None and placement.mode == "sleep"
-        weights = Shape.from_config(self._ref.text_config).weight_bytes(4)
-        if not gpu and 3 * weights < free_host_memory() - GIB:
+        if not gpu and 3 * Shape.from_config(self._ref.config).weight_bytes(4) < free_host_memory() - GIB:
             self.backends.capture_facts = await self._load_capture()  # while the engine's start leaves cores idle
 
     async def _make_room(self) -> CaptureFacts | None:
         """Generation has ended: its memory and cores are capture's."""
-        if self._sleeps:
+        if self._placement is not None and self._placement.mode == "sleep":
             for engine in self._engines:
                 await engine.sleep()
         else:
@@ -223,8 +224,10 @@ class Launch:
         return None if self.backends.capture_facts else await self._load_capture()
 
     async def _load_capture(self) -> CaptureFacts:
-        assert self._worker is not None  # noqa: S101 - set by _start_capture
-        facts = await self._worker.start()
+        assert self._worker is not None and self._placement is not None  # noqa: S101, PT018 - set by _start_capture
+        facts = replace(await self._worker.start(), placement=self._placement.mode)
+        for job in self._jobs:
+            refuse_other_capture(job.folder, job.view.manifest, asdict(facts))
         self._notice(f"capture on {facts.device}, {facts.dtype}, {facts.attention} attention; {facts.arithmetic}")
         return facts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ class Manifest:
     judges: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By judge key: model and mode asked for, profile of an endpoint, offset of a local judge."""
     captures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By capture key: dtype, attention, versions, self-check."""
+    """By capture key: dtype, attention, device, placement, versions, self-check."""
     export_state: str = ""
     """What the last export wrote from; equal means its files are up to date."""
     schema_version: int = SCHEMA_VERSION
@@ -97,6 +98,25 @@ def capture_key(capture: dict[str, Any] | Capture) -> str:
     values = asdict(capture) if isinstance(capture, Capture) else capture
     content = {name: value for name, value in values.items() if name != "pools"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def refuse_other_capture(folder: Path, manifest: Manifest, facts: Mapping[str, Any]) -> None:
+    """Raise SettingsChangedError where capture, as it was loaded now, computes other than the rows stored already.
+
+    `auto` depends on the device: one activation set must not hold rows of two dtypes or attention implementations.
+    """
+    known = manifest.captures.get(manifest.capture_key)
+    if known is None:
+        return
+    names = ("dtype", "attention", "layers", "hidden_dim")
+    found = {name: list(facts[name]) if name == "layers" else facts[name] for name in names}
+    differing = [f"{name} {known[name]} -> {found[name]}" for name in names if known[name] != found[name]]
+    if differing:
+        raise SettingsChangedError(
+            f"{folder}: capture here would not compute what its activation set holds: {', '.join(differing)}. Capture "
+            f"on a device like the first ({known['device']}), or capture all anew as a set of its own, pinned by "
+            f"--capture_dtype {found['dtype']} --attention {found['attention']}"
+        )
 
 
 def changes(manifest: Manifest, settings: RunSettings, trait: Trait) -> tuple[list[str], list[str]]:

@@ -366,6 +366,7 @@ def _record_facts(job: TraitJob, facts: CaptureFacts, checked: dict[str, Any], b
         "dtype": facts.dtype,
         "attention": facts.attention,
         "device": facts.device,
+        "placement": facts.placement,
         "batch_size": batch_size or "auto",
         "date": manifest.created,
         "versions": {name: version(name) for name in ("torch", "transformers")},

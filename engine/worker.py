@@ -32,6 +32,8 @@ class CaptureFacts:
     device: str
     arithmetic: str
     """One line: the batch budget and why."""
+    placement: str = "alone"
+    """How capture shared the machine with generation (placement.Mode), as the run decided."""
 
 
 def capture_row(response: Response) -> CaptureRow:

@@ -1,0 +1,132 @@
+"""Who gets which device: generation and capture of one model on one machine, as arithmetic a user can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .attention import choose_dtype, computes_bfloat16, generation_itemsize, read_config
+from .devices import CPU_TOKENS, GIB, GPU_TOKENS, Shape, free_host_memory, gpu_memory
+from .settings import RunSettings
+
+ENGINE_OVERHEAD = 3 * GIB
+"""What vLLM takes beside weights and KV cache: context, graphs, workspaces. An assumption; untested on GPU."""
+CONTEXT_OVERHEAD = 1 * GIB
+"""What one more CUDA process takes before its first tensor, libraries included. An assumption; untested on GPU."""
+_USABLE = 0.95
+
+Mode = Literal["alone", "apart", "co-resident", "sleep", "in turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where capture runs beside vLLM, which has the first GPUs, and what each may take of a shared one."""
+
+    mode: Mode
+    """alone: no engine is loaded. apart: capture has a device to itself. co-resident: both are loaded and run side by
+    side. sleep: vLLM sleeps while capture runs. in turn: generation ends and leaves before capture is loaded."""
+    line: str
+    capture_device: str
+    kv_cache_bytes: int | None = None
+    """Of each GPU, where it is shared at the same time; None leaves it to vLLM."""
+    gpu_share: float | None = None
+    """Of each GPU, what vLLM may ask to be free at its start, weights and KV cache included; None is its default."""
+    capture_tokens: int | None = None
+    """Of a batch, where vLLM is loaded too; None lets capture see what is free."""
+
+
+def place_on_gpus(
+    shape: Shape,
+    *,
+    totals: Sequence[int],
+    tensor_parallel: int,
+    capture_device: str,
+    host_free: int,
+    itemsize: int,
+    capture_itemsize: int,
+    sequences: int,
+    tokens_per_sequence: int,
+) -> Placement:
+    """Decide how GPUs of `totals` bytes, otherwise empty, serve generation and capture of the same model.
+
+    vLLM splits weights and KV cache over the first `tensor_parallel`. Capture goes where `capture_device` says; `auto`
+    is the first GPU that vLLM leaves free, if it holds the model, else all GPUs, weights spread evenly. `sequences` of
+    `tokens_per_sequence` (prompt and response) are wanted in flight; a quarter of them is the least that co-residence
+    is worth. What neither needs of a shared GPU goes to capture batches.
+    """
+    per_token = shape.block_bytes_per_token(capture_itemsize)
+    all_weights = shape.weight_bytes(capture_itemsize)
+    least_batch = CPU_TOKENS * per_token
+    spare = next(
+        (
+            i
+            for i, total in enumerate(totals)
+            if i >= tensor_parallel and all_weights + CONTEXT_OVERHEAD + least_batch <= int(total * _USABLE)
+        ),
+        None,
+    )
+    if capture_device == "auto":
+        capture_device = "cuda" if spare is None else f"cuda:{spare}"
+    kind, _, index = capture_device.partition(":")
+    if kind != "cuda" or (index and int(index) >= tensor_parallel):
+        return Placement(
+            "apart", f"generation on {_gpus(tensor_parallel)}, capture on {capture_device}", capture_device
+        )
+    over = 1 if index else len(totals)
+    usable = int(min(totals) * _USABLE)
+    weights, capture_weights = shape.weight_bytes(itemsize) // tensor_parallel, all_weights // over
+    kv = sequences * tokens_per_sequence * shape.kv_bytes_per_token(itemsize) // tensor_parallel
+    engine, capture = weights + ENGINE_OVERHEAD, capture_weights + CONTEXT_OVERHEAD + least_batch
+    sums = (
+        f"{usable / GIB:.1f} GiB usable a GPU; generation on {_gpus(tensor_parallel)}: {weights / GIB:.1f} weights "
+        f"+ {ENGINE_OVERHEAD / GIB:.1f} engine + {kv / GIB:.1f} KV; capture on {_gpus(over)}: "
+        f"{capture_weights / GIB:.1f} weights + {CONTEXT_OVERHEAD / GIB:.1f} context + {least_batch / GIB:.1f} batch; "
+        "untested on GPU"
+    )
+    if engine + capture + kv // 4 <= usable:
+        kv_given = min(kv, usable - engine - capture)
+        tokens = min(GPU_TOKENS, CPU_TOKENS + (usable - engine - capture - kv_given) // per_token)
+        share = (engine + kv_given) / min(totals)
+        return Placement("co-resident", f"co-resident: {sums}", capture_device, kv_given, share, tokens)
+    # Asleep at level 1 the engine keeps its weights in host memory and its CUDA context on the device.
+    if shape.weight_bytes(itemsize) <= host_free and capture + ENGINE_OVERHEAD <= usable:
+        return Placement("sleep", f"vLLM sleeps while capture runs: {sums}", capture_device)
+    return Placement("in turn", f"generation first, capture after it: {sums}", capture_device)
+
+
+def _gpus(count: int) -> str:
+    return "one GPU" if count == 1 else f"{count} GPUs"
+
+
+def choose_placement(
+    config: Mapping[str, Any],
+    settings: RunSettings,
+    *,
+    gpu: bool,
+    engine: bool,
+    sequences: int,
+    tokens_per_sequence: int,
+) -> Placement:
+    """Where a run's capture goes: `gpu` says whether there is one, `engine` whether vLLM loads the same model.
+
+    Looks at the GPUs and at free host memory. Raises UsageError for a model or dtype that cannot work.
+    """
+    device = settings.speed.capture_device
+    if not engine:
+        return Placement("alone", "", device)
+    if not gpu:  # sharing the cores gains nothing
+        return Placement("in turn", "generation on all cores first, capture after it", device)
+    read, bfloat16 = read_config(config), computes_bfloat16("cuda")
+    capture_dtype = choose_dtype(read, settings.capture.dtype, bfloat16=bfloat16)
+    return place_on_gpus(
+        Shape.from_config(read),
+        totals=gpu_memory(),
+        tensor_parallel=settings.speed.tensor_parallel_size,
+        capture_device=device,
+        host_free=free_host_memory(),
+        itemsize=generation_itemsize(read, settings.identity.dtype, bfloat16=bfloat16),
+        capture_itemsize=4 if capture_dtype == "float32" else 2,
+        sequences=sequences,
+        tokens_per_sequence=tokens_per_sequence,
+    )
