@@ -85,19 +85,27 @@ class Budget:
 
 
 def run_batches(
-    lengths: Sequence[int], budget: Budget, work: Callable[[Batch], T], out_of_memory: Callable[[BaseException], bool]
+    lengths: Sequence[int],
+    budget: Budget,
+    work: Callable[[Batch], T],
+    out_of_memory: Callable[[BaseException], bool],
+    *,
+    together: Callable[[int, int], bool] = lambda _longest, _other: True,
 ) -> Iterator[tuple[Batch, T]]:
     """Yield (batch, work(batch)) until each row of `lengths` (tokens) has been in exactly one batch that went through.
 
     Longest rows come first: neighbours are alike, so little is padding, and memory that does not suffice shows at the
-    start. An error for which `out_of_memory` is true halves the batch; its rows are tried again. Raises ResourceError
-    when one row alone does not fit; other errors of `work` pass.
+    start. `together(longest, other)` says whether a row of `other` tokens may join a batch of one of `longest`. An
+    error for which `out_of_memory` is true halves the batch; its rows are tried again. Raises ResourceError when one
+    row alone does not fit; other errors of `work` pass.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     done = 0
     while done < len(order):
         width = max(1, lengths[order[done]])
-        batch = Batch(tuple(order[done : done + budget.rows_at(width)]), width)
+        rows = order[done : done + budget.rows_at(width)]
+        apart = (place for place, row in enumerate(rows) if place and not together(width, lengths[row]))
+        batch = Batch(tuple(rows[: next(apart, len(rows))]), width)
         try:
             result = work(batch)
         except (RuntimeError, MemoryError) as error:

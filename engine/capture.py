@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from . import decoder, devices
-from .attention import has_soft_cap
+from .attention import has_soft_cap, length_dependent_rope
 from .batching import Batch, Budget, run_batches
 from .errors import UsageError
-from .pools import EMBEDDINGS, Enough, LayerHooks, Pooler, pool_weights
+from .pools import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
 from .reference import run_alone
 from .selfcheck import Mode, SelfCheck
 from .settings import Capture
@@ -93,7 +93,8 @@ class CaptureModel:
         self.pools = capture.pools
         self.layers = self._captured_layers(capture)
         self.hidden_dim = int(text_config.hidden_size)
-        self._shape = devices.Shape.from_config(text_config.to_dict())
+        self._shape = devices.Shape.from_config(text_config)
+        self._rope = length_dependent_rope(text_config)
         self._itemsize = self._model.dtype.itemsize
         growth = self._shape.score_growth(self._itemsize) if self.attention == "eager" else 0.0
         limit, self.arithmetic = self._limit(token_budget)
@@ -107,6 +108,7 @@ class CaptureModel:
             pools=self.pools,
             bos=bos if isinstance(bos, int) else None,
             capped=has_soft_cap(text_config),
+            experts=self._shape.experts,
         )
 
     def _captured_layers(self, capture: Capture) -> tuple[int, ...]:
@@ -159,19 +161,6 @@ class CaptureModel:
         """What batches may hold now."""
         return self._budget
 
-    def use_cores(self, cores: Sequence[int]) -> None:
-        """Run on these cores from now on: one while generation runs, all after it."""
-        devices.pin(cores)
-
-    def offload(self) -> None:
-        """Leave the GPU: weights wait in host memory until `restore`."""
-        self._model.to("cpu")
-        torch.cuda.empty_cache()
-
-    def restore(self) -> None:
-        """Come back to the GPU."""
-        self._model.to(self._device)
-
     def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
         """Pools of `rows`, in their order.
 
@@ -202,16 +191,35 @@ class CaptureModel:
         return ""
 
     def tokens_run(self, row: CaptureRow) -> int:
-        """Tokens of the row that the pass runs: those after the last pooled one change nothing before them."""
+        """Tokens of the row that the pass runs: those after the last pooled one change nothing before them.
+
+        But where RoPE depends on the length of the row, that is the length generation saw.
+        """
+        if self._rope is not None:
+            return len(row.prompt_token_ids) + len(row.response_token_ids)
         needs_response = any(pool.startswith("response") for pool in self.pools)
         return len(row.prompt_token_ids) + (row.n_pooled if needs_response else 0)
+
+    def together(self, longest: int, other: int) -> bool:
+        """Whether a row of `other` tokens may be in a batch whose longest row has `longest`.
+
+        Length-dependent RoPE turns all rows of a batch by its longest: longrope by one of two factors, dynamic NTK by
+        another one for each length.
+        """
+        if self._rope is None or longest <= self._rope[1]:
+            return True
+        return self._rope[0] == "longrope" and other > self._rope[1]
 
     def _pooled(self, rows: Sequence[CaptureRow]) -> Iterator[tuple[Batch, np.ndarray]]:
         """Batches with their pools on the host; while one is copied and finished, the next is already running."""
         lengths = [self.tokens_run(row) for row in rows]
         under_way: deque[_Pending] = deque()
         for _, pending in run_batches(
-            lengths, self._budget, lambda batch: self._launch(rows, batch), decoder.is_out_of_memory
+            lengths,
+            self._budget,
+            lambda batch: self._launch(rows, batch),
+            decoder.is_out_of_memory,
+            together=self.together,
         ):
             under_way.append(pending)
             if len(under_way) > 1:
@@ -232,7 +240,8 @@ class CaptureModel:
         host = torch.empty_like(pooler.pooled, device="cpu", pin_memory=True)
         host.copy_(pooler.pooled, non_blocking=True)
         arrived = torch.cuda.Event()
-        arrived.record()
+        # Of its own device: the current one is the first GPU, whose stream knows nothing of a copy on another.
+        arrived.record(torch.cuda.current_stream(pooler.pooled.device))
         return _Pending(batch, host, arrived)
 
     @staticmethod
@@ -294,16 +303,3 @@ class CaptureModel:
         self._check.states(row.sample_id, pooled, reference)
         if row.logprobs is not None:
             self._check.logprobs(row.sample_id, row.logprobs, reference)
-
-
-def padded_ids(token_ids: Sequence[Sequence[int]], width: int) -> torch.Tensor:
-    """int64 `[rows, width]`: each row cut to `width` and padded on the right with its own last token.
-
-    A row's own token, because its states are as finite as the row's; what padding holds is weighted with zero.
-    """
-    ids: np.ndarray = np.empty((len(token_ids), width), dtype=np.int64)
-    for row, tokens in enumerate(token_ids):
-        count = min(len(tokens), width)
-        ids[row, :count] = tokens[:count]
-        ids[row, count:] = tokens[count - 1]
-    return torch.from_numpy(ids)

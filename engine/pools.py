@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,6 +37,19 @@ def pool_weights(pools: Sequence[str], spans: Sequence[tuple[int, int]], width: 
             else:
                 weights[row, slot, start + count - 1] = 1.0
     return weights
+
+
+def padded_ids(token_ids: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+    """int64 `[rows, width]`: each row cut to `width` and padded on the right with its own last token.
+
+    A row's own token, because its states are as finite as the row's; what padding holds is weighted with zero.
+    """
+    ids: np.ndarray = np.empty((len(token_ids), width), dtype=np.int64)
+    for row, tokens in enumerate(token_ids):
+        count = min(len(tokens), width)
+        ids[row, :count] = tokens[:count]
+        ids[row, count:] = tokens[count - 1]
+    return torch.from_numpy(ids)
 
 
 class LayerHooks:

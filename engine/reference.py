@@ -37,8 +37,9 @@ def run_alone(
     ids = torch.tensor([[*prompt, *response]], device=device)
     count = min(_POSITIONS, len(response)) if logprobs else 0
     positions = tuple(round(step * (len(response) - 1) / max(1, count - 1)) for step in range(count))
-    # The token at response position i is predicted one place earlier.
-    keep = torch.tensor([len(prompt) + i - 1 for i in positions] or [ids.shape[1] - 1], device=device)
+    # The token at response position i is predicted one place earlier. On the CPU, since an index may be there wherever
+    # the last of several devices is.
+    keep = torch.tensor([len(prompt) + i - 1 for i in positions] or [ids.shape[1] - 1])
     last: list[torch.Tensor] = []
     handle = blocks[-1].register_forward_hook(lambda _m, _a, output: last.append(hidden_of(output)))
     try:

@@ -25,9 +25,11 @@ class Tolerance:
     """Largest deviations that are rounding; docs/capture.md has the measurements behind them."""
 
     states: float
-    """|batched - alone| / |alone| of a pooled vector (2-norms), per layer."""
+    """|batched - alone| / |alone| of a pooled mean (2-norms), per layer; twice that for a pool of one token, whose
+    rounding nothing averages, and twice again for a mixture of experts, whose router rounding may switch."""
     logprobs: float
-    """Mean over a response's tokens of |capture model's log-prob - vLLM's|, in nats."""
+    """Mean over a response's tokens of |capture model's log-prob - vLLM's|, in nats, times the cube root of their mean
+    size where that is above 1: by so much rounding grows with temperature."""
     all_logprobs: float
     """The same mean over all tokens compared so far: noise averages out, so less is allowed."""
 
@@ -56,8 +58,8 @@ class SelfCheck:
     """Collects comparisons; raises SelfCheckError at the first that fails, naming sample, layer and likely cause.
 
     `dtype` is capture's, `generation_dtype` vLLM's (auto counts as half precision, which vLLM prefers). `layers` are
-    the captured indices (-1 is the embedding output), `capped` says whether the model soft-caps its attention scores,
-    `bos` is its beginning-of-sequence token.
+    the captured indices (-1 is the embedding output), `capped` says whether the model soft-caps its attention scores
+    and `experts` whether it is a mixture of experts; `bos` is its beginning-of-sequence token.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class SelfCheck:
         pools: Sequence[str],
         bos: int | None,
         capped: bool,
+        experts: bool = False,
     ) -> None:
         self.mode: Mode = mode
         self._dtypes = f"{dtype} against {generation_dtype}"
         self._dtype = dtype
-        self._state_tolerance = TOLERANCES[dtype].states
+        base = TOLERANCES[dtype].states * (2 if experts else 1)
+        self._state_tolerances = {pool: base * (2 if pool.endswith("_last") else 1) for pool in pools}
         coarser = max(TOLERANCES[dtype], TOLERANCES.get(generation_dtype, _HALF), key=lambda each: each.logprobs)
         self._logprob_tolerance, self._all_logprobs_tolerance = coarser.logprobs, coarser.all_logprobs
         self._layers = tuple(layers)
@@ -86,8 +90,9 @@ class SelfCheck:
         self._logprob_rows = 0
         self._logprob_tokens = 0
         self._logprob_sum = 0.0
+        self._logprob_size = 0.0
         self._skipped = 0
-        self._worst_state = 0.0
+        self._worst_states = dict.fromkeys(pools, 0.0)
         self._worst_logprob = 0.0
 
     def tokens(self, sample_id: str, prompt_token_ids: Sequence[int]) -> None:
@@ -126,18 +131,26 @@ class SelfCheck:
         import numpy as np
 
         expected = reference.states[:, [layer + 1 for layer in self._layers]]
-        deviation = _relative(batched, expected).max(axis=0)
+        deviation = _relative(batched, expected)
         self._rows += 1
-        self._worst_state = max(self._worst_state, float(deviation.max()))
-        wrong = np.flatnonzero(~(deviation <= self._state_tolerance))
+        for pool, worst in zip(self._pools, deviation.max(axis=1), strict=True):
+            self._worst_states[pool] = max(self._worst_states[pool], float(worst))
+        wrong = np.argwhere(~self._agree(deviation).T)
         if not len(wrong):
             return
-        slot = int(wrong[0])
+        slot, place = map(int, wrong[0])
+        pool = self._pools[place]
         raise SelfCheckError(
-            f"self-check: sample {sample_id}, layer {self._layers[slot]}: captured in a batch it is "
-            f"{float(deviation[slot]):.2g} off the same row run alone (tolerance {self._state_tolerance:g} for "
-            f"{self._dtype}). {self._cause(batched, reference, slot)}"
+            f"self-check: sample {sample_id}, layer {self._layers[slot]}, {pool}: captured in a batch it is "
+            f"{float(deviation[place, slot]):.2g} off the same row run alone (tolerance "
+            f"{self._state_tolerances[pool]:g} for {self._dtype}). {self._cause(batched, reference, slot)}"
         )
+
+    def _agree(self, deviation: np.ndarray) -> np.ndarray:
+        """bool `[pools, layers]`; False where the deviation is not a number."""
+        import numpy as np
+
+        return np.asarray(deviation <= np.array(list(self._state_tolerances.values()))[:, None])
 
     def _cause(self, batched: np.ndarray, reference: Reference, slot: int) -> str:
         n_states = reference.states.shape[1]
@@ -145,7 +158,7 @@ class SelfCheck:
             indices = [layer + 1 + shift for layer in self._layers]
             inside = [i for i, index in enumerate(indices) if 0 <= index < n_states]
             moved = reference.states[:, [indices[i] for i in inside]]
-            if inside and float(_relative(batched[:, inside], moved).max()) <= self._state_tolerance:
+            if inside and self._agree(_relative(batched[:, inside], moved)).all():
                 return f"It matches layer {self._layers[slot] + shift}: the blocks are off by one; check --blocks."
         if slot == 0:
             return (
@@ -159,17 +172,19 @@ class SelfCheck:
 
         if reference.logprobs is None or not len(reference.positions):
             return
-        difference = np.abs(reference.logprobs - np.asarray(expected, np.float32)[list(reference.positions)])
+        generated = np.asarray(expected, np.float32)[list(reference.positions)]
+        difference, size = np.abs(reference.logprobs - generated), float(np.abs(generated).sum())
         deviation = float(difference.mean())
         self._logprob_rows += 1
         self._logprob_tokens += len(difference)
         self._logprob_sum += float(difference.sum())
+        self._logprob_size += size
         self._worst_logprob = max(self._worst_logprob, deviation)
         overall = self._logprob_sum / self._logprob_tokens
-        allowed = _allowed(self._logprob_tolerance, len(difference))
+        allowed = _allowed(self._logprob_tolerance, len(difference), size)
         where = f"log-probs of the response differ from generation's by {deviation:.2g} nats a token"
         if deviation <= allowed:
-            allowed = _allowed(self._all_logprobs_tolerance, self._logprob_tokens)
+            allowed = _allowed(self._all_logprobs_tolerance, self._logprob_tokens, self._logprob_size)
             where = f"with it, log-probs of {self._logprob_rows} responses differ by {overall:.2g} nats a token"
             if overall <= allowed:
                 return
@@ -188,18 +203,22 @@ class SelfCheck:
             "rows": self._rows,
             "logprob_rows": self._logprob_rows,
             "skipped_for_memory": self._skipped,
-            "worst_state_deviation": self._worst_state,
-            "state_tolerance": self._state_tolerance,
+            "worst_state_deviation": dict(self._worst_states),
+            "state_tolerance": dict(self._state_tolerances),
             "worst_logprob_deviation": self._worst_logprob,
             "logprob_tolerance": self._logprob_tolerance,
             "mean_logprob_deviation": self._logprob_sum / self._logprob_tokens if self._logprob_tokens else 0.0,
             "mean_logprob_tolerance": self._all_logprobs_tolerance,
+            "mean_logprob": -self._logprob_size / self._logprob_tokens if self._logprob_tokens else 0.0,
         }
 
 
-def _allowed(tolerance: float, tokens: int) -> float:
-    """A mean over few tokens spreads more: by 2 tolerances at one token, by a fifth of one at a hundred."""
-    return tolerance * (1 + 2 / math.sqrt(tokens))
+def _allowed(tolerance: float, tokens: int, size: float) -> float:
+    """For tokens whose |log-probs| sum up to `size`.
+
+    A mean over few tokens spreads more: by 2 tolerances at one token, by a fifth of one at a hundred.
+    """
+    return tolerance * (1 + 2 / math.sqrt(tokens)) * max(1.0, math.cbrt(size / tokens))
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> np.ndarray:

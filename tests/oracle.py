@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     OlmoConfig,
+    Phi3Config,
     PhiConfig,
     Qwen2Config,
     Qwen3Config,
@@ -63,12 +64,31 @@ FAMILIES = {
     ),
 }
 
+BY_LENGTH = {
+    "longrope": lambda: Phi3Config(
+        **{**_COMMON, "max_position_embeddings": 64},
+        original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [8.0] * 4,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "dynamic": lambda: LlamaConfig(
+        **{**_GROUPED, "max_position_embeddings": 16},
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 8.0},
+    ),
+}
+"""Models that turn positions by the length of the longest row of a batch, from 17 tokens on."""
+
 
 def build(family: str, folder, *, dtype=torch.float32, scale=4.0, seed=0):
     """Save a tiny random model. Query and key weights are scaled up, so that attention is far from uniform and the
     outputs depend on who attends to whom."""
     torch.manual_seed(seed)
-    config = FAMILIES[family]()
+    config = (FAMILIES | BY_LENGTH)[family]()
     config.dtype = dtype
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     with torch.no_grad():

@@ -45,6 +45,20 @@ def test_each_row_is_in_exactly_one_batch_within_the_budget(limit, max_rows):
         assert max_rows is None or len(batch.indices) <= max_rows
 
 
+def test_rows_that_may_not_be_together_are_apart():
+    lengths = ragged(200)
+
+    def together(longest, other):
+        return longest <= 90 or (longest <= 120 and other > 90)
+
+    found = [b for b, _ in run_batches(lengths, Budget(10**6), Device(10**9), no_memory, together=together)]
+    assert sorted(index for batch in found for index in batch.indices) == list(range(200))
+    longest = [index for index, length in enumerate(lengths) if length > 120]
+    assert len(found) == len(longest) + 2
+    for batch in found:
+        assert all(together(batch.width, lengths[index]) for index in batch.indices) or len(batch.indices) == 1
+
+
 def test_sorting_by_length_leaves_little_padding():
     lengths = ragged(400)
     sorted_batches = [b for b, _ in run_batches(lengths, Budget(2048), Device(10**9), no_memory)]

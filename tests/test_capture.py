@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from engine import attention, decoder
-from engine.capture import CaptureModel, CaptureRow, padded_ids
+from engine.capture import CaptureModel, CaptureRow
 from engine.errors import AccessError, ResourceError, UsageError
-from engine.pools import LayerHooks, pool_weights
+from engine.pools import LayerHooks, padded_ids, pool_weights
 from engine.settings import POOLS, Capture
-from tests.oracle import BOS, FAMILIES, VOCAB, Oracle, build
+from tests.oracle import BOS, BY_LENGTH, FAMILIES, VOCAB, Oracle, build
 
 
 def make_rows(n=9, seed=0):
@@ -86,7 +86,7 @@ def test_the_last_layer_is_before_the_final_norm(folder):
     assert relative(oracle.model.model.norm(torch.tensor(found)).detach().numpy(), normed.detach().numpy()) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_stays_close_to_the_float32_reference(family, tmp_path):
     path = build(family, tmp_path, dtype=torch.bfloat16, scale=1.0)
     oracle, rows, model = Oracle(path), make_rows(), load(path)
@@ -96,6 +96,32 @@ def test_bfloat16_stays_close_to_the_float32_reference(family, tmp_path):
         for pool, values in result.pools.items():
             norms = np.linalg.norm(values, axis=-1) * np.linalg.norm(expected[pool], axis=-1)
             assert ((values * expected[pool]).sum(-1) / norms).min() >= 0.999
+
+
+@pytest.mark.parametrize("family", BY_LENGTH)
+def test_rows_of_all_lengths_keep_their_own_rope(family, tmp_path, monkeypatch):
+    """The reference is loaded anew for each row, since transformers' modules remember the rows before."""
+    path, rows = build(family, tmp_path), make_rows(12)
+    lengths = [len(row.prompt_token_ids) + len(row.response_token_ids) for row in rows]
+    assert sum(length > 16 for length in lengths) >= 4
+    assert sum(length < 16 for length in lengths) >= 2
+    expected = [Oracle(path).pools(row.prompt_token_ids, row.response_token_ids, row.n_pooled) for row in rows]
+
+    def off(model):
+        found = model.capture(rows)
+        return max(
+            relative(result.pools[pool], own[pool])
+            for result, own in zip(found, expected, strict=True)
+            for pool in POOLS
+        )
+
+    model = load(path, token_budget=10_000, self_check="all")
+    assert off(model) < 1e-5
+    assert off(model) < 1e-5  # again, after rows of all lengths
+    assert model.check_summary()["rows"] == 24
+    mixed = load(path, token_budget=10_000)
+    monkeypatch.setattr(mixed, "together", lambda _longest, _other: True)
+    assert off(mixed) > 1e-3
 
 
 def test_a_subset_of_layers_ends_the_forward_early(folder):
@@ -250,7 +276,10 @@ def test_soft_cap_models_never_get_an_implementation_that_drops_the_cap():
     assert choose(capped, "flex_attention", device="cuda", dtype="bfloat16") == "flex_attention"
     with pytest.raises(UsageError, match="soft-cap"):
         choose(capped, "sdpa", device="cuda", dtype="bfloat16")
-    with pytest.raises(UsageError, match="needs a GPU"):
+    assert choose(capped, "flash_attention_2", device="cuda", dtype="bfloat16", flash=True) == "flash_attention_2"
+    with pytest.raises(UsageError, match=r"flash-attn knows from 2\.6 on"):
+        choose(capped, "flash_attention_2", device="cuda", dtype="bfloat16", flash=False)
+    with pytest.raises(UsageError, match="needs a GPU and --capture_dtype"):
         choose(plain, "flash_attention_2", device="cpu", dtype="bfloat16")
 
 
@@ -261,7 +290,7 @@ def test_dtype_follows_the_model_and_is_never_float16_for_gemma():
         assert attention.choose_dtype(config, "auto") == expected
     config.dtype = torch.bfloat16
     assert attention.choose_dtype(config, "auto", bfloat16=False) == "float32"
-    with pytest.raises(UsageError, match="float16 overflows"):
+    with pytest.raises(UsageError, match="--capture_dtype float16 overflows"):
         attention.choose_dtype(config, "float16")
     with pytest.raises(UsageError, match="unknown"):
         attention.choose_dtype(config, "int8")
