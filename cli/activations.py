@@ -6,9 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cli.options import capture_options, selection_options, speed_options
 from cli.session import leave, prepare_environment, read_capture, read_speed
+
+_CAPTURE = {
+    "pool": "pools",
+    "layers": "layers",
+    "include_embeddings": "include_embeddings",
+    "capture_dtype": "dtype",
+    "attention": "attention",
+}
+"""Options by the field of settings.Capture they set."""
 
 
 @click.command()
@@ -37,7 +47,8 @@ def command(
 ) -> None:
     """Capture activations of stored responses, and write the files. Nothing is generated or judged.
 
-    With --per_token, write the states of every token at --layers into activations/per_token/ instead.
+    What is not given of --pool, --layers, --include_embeddings, --capture_dtype and --attention stays as the run had
+    it. With --per_token, write the states of every token at --layers into activations/per_token/ instead.
     """
     from dataclasses import replace
 
@@ -55,8 +66,12 @@ def command(
         write_states(folders, wanted, speed, rows=capture, yes=yes, blocks=blocks, force_unlock=force_unlock)
         return
 
+    source = click.get_current_context().get_parameter_source
+    typed = [field for option, field in _CAPTURE.items() if source(option) is ParameterSource.COMMANDLINE]
+    given = {field: getattr(wanted, field) for field in typed}
+
     def change(settings: RunSettings) -> RunSettings:
         view = settings.view if threshold is None else replace(settings.view, threshold=threshold)
-        return replace(settings, capture=wanted, capture_rows=capture, view=view)
+        return replace(settings, capture=replace(settings.capture, **given), capture_rows=capture, view=view)
 
     leave(work_on_stored(folders, change, speed, judge=False, blocks=blocks, force_unlock=force_unlock).exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from cli.options import selection_options
 
 if TYPE_CHECKING:
     from engine.view import TraitView
+
+_WIDE = 240
+"""Columns of a table that is not shown on a terminal."""
 
 
 @click.command()
@@ -92,4 +96,5 @@ def _print(experiment: str, found: dict[str, dict[str, Any] | None]) -> None:
                 facts["settings"]["identity"]["model"] if first else "",
                 facts["settings"]["judging"]["model"] if first else "",
             )
-    Console(highlight=False).print(table)
+    # Without a terminal there is no width to keep to: whoever reads it wants the whole of it.
+    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE).print(table)

@@ -32,10 +32,11 @@ class Judge(Protocol):
 
 
 class Capturer(Protocol):
-    """Makes activations, one batch of rows at a time."""
+    """Makes activations; calls are answered one after the other. `self_check` sums up what was checked so far."""
 
+    @property
+    def self_check(self) -> dict[str, Any]: ...
     async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]: ...
-    async def self_check(self) -> dict[str, Any]: ...
 
 
 @dataclass(slots=True)
@@ -74,3 +75,5 @@ class Backends:
     """When set, capture starts only after generation has ended, with this call first (it makes room)."""
     on_skipped: Callable[[Response], None] = lambda _: None
     """Hears of responses that will not be judged."""
+    on_starved: Callable[[], None] = lambda: None
+    """Hears that generation or judging stopped: what a verdict still waits for will not come."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import BinaryIO
 
 from .errors import ResourceError
@@ -21,7 +22,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Raises ResourceError when the disk is full.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP_SUFFIX}")
+    temp = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}{TEMP_SUFFIX}")
     with naming_full_disk(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import AccessError, UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
 """The model a package carries, so that everything runs without a hub (4-bit weights, expanded to bfloat16)."""
@@ -82,25 +85,42 @@ def find_model(name: str) -> ModelRef:
         folder = folder.resolve()
         return ModelRef(folder.name, str(folder), fingerprint(folder), _read_config(folder / "config.json", name))
     if not _HUB_NAME.fullmatch(name) or name.startswith((".", "/", "~")):
-        raise AccessError(f"model {name!r} is neither a folder that exists nor a hub name; check --gen_model")
+        raise _no_model(name)
     return _find_on_hub(name)
+
+
+def _no_model(name: str) -> AccessError:
+    return AccessError(
+        f"model {name!r} is neither a folder that exists nor a hub name; check --gen_model (or --judge_model local:MODEL)"
+    )
+
+
+def _refused(name: str, page: str, error: HfHubHTTPError) -> AccessError:
+    status = error.response.status_code
+    return AccessError(f"the hub refused model {name} ({status}): check HF_TOKEN in .env and access at {page}")
 
 
 def _find_on_hub(name: str) -> ModelRef:
     from httpx2 import TransportError
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
+    from huggingface_hub.utils import validate_repo_id
 
     page = f"https://huggingface.co/{name}"
     try:
+        validate_repo_id(name)
         HfApi().auth_check(name)  # one request, no retries: an unreachable hub must not cost half a minute
         offline = False
+    except HFValidationError:
+        raise _no_model(name) from None
     except GatedRepoError:
         raise AccessError(
             f"model {name} is gated: accept its licence at {page}, create a token with read permission, "
@@ -112,9 +132,7 @@ def _find_on_hub(name: str) -> ModelRef:
             "put HF_TOKEN=hf_... into .env"
         ) from None
     except HfHubHTTPError as error:
-        raise AccessError(
-            f"the hub refused model {name} ({error.response.status_code}): check HF_TOKEN in .env and access at {page}"
-        ) from None
+        raise _refused(name, page, error) from None
     except (TransportError, OfflineModeIsEnabled):
         offline = True
     try:
@@ -124,6 +142,10 @@ def _find_on_hub(name: str) -> ModelRef:
             f"model {name} is not in the local cache and the hub cannot be reached: go online once, "
             f"or give a local folder with --gen_model (without any hub: --gen_model {EMBEDDED})"
         ) from None
+    except EntryNotFoundError:
+        raise AccessError(f"{page} has no config.json: it is not a model in transformers' format") from None
+    except HfHubHTTPError as error:
+        raise _refused(name, page, error) from None
     return ModelRef(name, name, path.parent.name, _read_config(path, name))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import ResourceError
@@ -109,8 +110,11 @@ class Parts:
 
         A response is on disk before its verdict and its activation are, so a row without one is an orphan.
         """
-        # The status too: what is read here is what the index reads, so that damage to either is found here.
-        known = [np.zeros(0, "S32"), *(ids_of(table) for _, table in self.read("responses", ["sample_id", "status"]))]
+        # Only an `ok` response is judged and captured: of a sample that failed and was done again, the failure may be
+        # what is left.
+        known = [np.zeros(0, "S32")]
+        for _, table in self.read("responses", ["sample_id", "status"]):
+            known.append(ids_of(table.filter(pc.equal(table["status"], "ok"))))
         stored = np.unique(np.concatenate(known))
         for kind in ("verdicts", "activations"):
             lost = 0

@@ -11,6 +11,7 @@ from .errors import UsageError
 DEFAULT_JUDGE = "gpt-5-mini"
 POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last")
 LOCAL_JUDGE = "local"
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -27,7 +28,7 @@ class Identity:
     revision: str
     """Commit of a hub model, or a fingerprint of a local folder's files."""
     dtype: str = "auto"
-    """Generation dtype: auto (the model's own), bfloat16, float16 or float32."""
+    """Of generation, one of DTYPES; auto is the model's own."""
     temperature: float = 0.7
     top_p: float = 0.9
     top_k: int = 0
@@ -36,6 +37,7 @@ class Identity:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.dtype in DTYPES, f"--dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
         _require(self.max_new_tokens >= 1, f"--max_new_tokens must be at least 1, not {self.max_new_tokens}")
         _require(
             math.isfinite(self.temperature) and self.temperature >= 0,
@@ -99,6 +101,7 @@ class Capture:
     """transformers' attn_implementation; auto picks one that is right for the model family."""
 
     def __post_init__(self) -> None:
+        _require(self.dtype in DTYPES, f"--capture_dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
         _require(bool(self.pools), "--pool names at least one of " + ", ".join(POOLS))
         for pool in self.pools:
             _require(pool in POOLS, f"--pool {pool!r} is unknown; choose from {', '.join(POOLS)}")

@@ -96,7 +96,8 @@ def parse_definition(name: str, data: bytes, path: str) -> Trait:
         faults.append("starts with a byte order mark; save it as plain UTF-8")
         data = data[3:]
     try:
-        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_pairs(faults))
+        # No number belongs here; as floats, thousands of digits are a number of the wrong type too.
+        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_pairs(faults), parse_int=float)
     except UnicodeDecodeError as error:
         raise DefinitionError([f"{path}: {f}" for f in [*faults, f"is not UTF-8 (byte {error.start})"]]) from None
     except json.JSONDecodeError as error:

@@ -133,7 +133,8 @@ class FakeCapture:
             for row in rows
         ]
 
-    async def self_check(self) -> dict[str, object]:
+    @property
+    def self_check(self) -> dict[str, object]:
         return {"mode": "off"}
 
 

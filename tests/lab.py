@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from cli.session import Outcome
+from engine import pipeline
 from engine.errors import TraitmillError
 from engine.export import histogram  # noqa: F401 - loads what an export needs before the fork
 from engine.job import open_job
@@ -58,6 +59,8 @@ class Work:
     judge_log: Path | None = None
     hang: bool = False
     """The judge never answers."""
+    drain: float = 0.0
+    """Seconds an interrupt waits for answers in flight; 0 is the product's own."""
     wild: str = ""
     """Makes every text another one, as real sampling does."""
     generates: int = 0
@@ -136,6 +139,8 @@ class LabLaunch(Launch):
 
 def run(work: Work, ready: Any = None) -> int:
     """Do the work in this process; returns the exit code the command line would give."""
+    if work.drain:
+        pipeline._DRAIN_S = work.drain
     run_settings = settings(work)
     ref = find_model(str(work.root / "toy"))
     traits = load_traits({folder.name: folder for folder in work.folders})
@@ -177,7 +182,8 @@ class Running:
     def __init__(self, work: Work) -> None:
         self.work = work
         self.ready, ready = _server().Pipe(duplex=False)
-        self.process: BaseProcess = _server().Process(target=_child, args=(work, ready))
+        # A daemon: one that a failed test leaves behind must not keep the tests from ending.
+        self.process: BaseProcess = _server().Process(target=_child, args=(work, ready), daemon=True)
         self.process.start()
         ready.close()
 

@@ -153,7 +153,9 @@ def test_sampled_tokens_come_from_the_nucleus(run: Run) -> None:
     for row in run.spy.rows:
         ids = torch.tensor([[*row.prompt_token_ids, *row.response_token_ids]])
         with torch.inference_mode():
-            logits = model(ids).logits[0, len(row.prompt_token_ids) - 1 : -1].float() / run.settings.identity.temperature
+            logits = (
+                model(ids).logits[0, len(row.prompt_token_ids) - 1 : -1].float() / run.settings.identity.temperature
+            )
         probabilities = logits.softmax(-1)
         chosen = probabilities.gather(-1, ids[0, len(row.prompt_token_ids) :, None])
         likelier = torch.where(probabilities > chosen, probabilities, 0.0).sum(-1)

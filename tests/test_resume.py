@@ -1,0 +1,143 @@
+"""What a later run finds: records that fit each other, settings that bind only samples that exist, files that agree."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from engine.capture import CaptureResult, CaptureRow
+from engine.errors import EngineDiedError, SettingsChangedError
+from engine.manifest import load_manifest
+from engine.records import Response, Sample
+from engine.settings import Identity, Plan
+from tests import fakes
+
+
+def work_through(folder: Path, settings: object = None, **backends: object):
+    settings = settings or fakes.settings()
+    work = fakes.pipeline(fakes.open_jobs([folder], settings), settings, **backends)
+    asyncio.run(asyncio.wait_for(work.run(), 60))
+    return work
+
+
+class SlowToStore(fakes.FakeCapture):
+    """Notes, whenever it is called, whether what is on disk could be exported."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(fakes.settings().capture)
+        self.folder = folder
+        self.fits: list[bool] = []
+        self.most = self.now = 0
+
+    async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        results = await super().capture(rows)
+        await asyncio.sleep(0.15)  # longer than the recorder's tick
+        manifest = load_manifest(self.folder)
+        parts = list(self.folder.glob("parquet/activations/part-*"))
+        self.fits.append(manifest is not None and (not parts or manifest.capture_key in manifest.captures))
+        self.now -= 1
+        return results
+
+
+def test_what_describes_activations_is_on_disk_before_they_are(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    capturer = SlowToStore(folder)
+    work = work_through(folder, fakes.settings(200), capturer=capturer)
+    assert not work.errors
+    assert len(capturer.fits) > 3
+    assert all(capturer.fits)
+    assert capturer.most == 2, "the next call computes while the results of one are stored"
+
+
+class Dies(fakes.FakeGenerator):
+    """The engine is dead after some responses."""
+
+    async def generate(self, sample: Sample) -> Response:
+        if len(self.calls) >= 15:
+            raise EngineDiedError("the generation engine died: boom")
+        return await super().generate(sample)
+
+
+def test_f22_when_the_engine_dies_while_rounds_may_be_added_what_is_done_is_captured(tmp_path: Path) -> None:
+    """Capture waits for the engine to be done with: a dead one is, however many rounds are still wanted."""
+    folder = fakes.make_trait(tmp_path)
+    settings = fakes.settings(plan=Plan(n_examples=20, min_kept=19))
+
+    async def room() -> None:
+        return None
+
+    work = work_through(folder, settings, generator=Dies(), before_capture=room)
+    assert isinstance(work.errors["generation"], EngineDiedError)
+    view = work.jobs[0].view
+    assert view.captured().sum() == view.responses.having("ok").sum() > 5
+    assert work_through(folder, settings).jobs[0].finished
+
+
+def test_settings_bind_only_once_there_are_samples(tmp_path: Path) -> None:
+    """A dtype the engine refuses must not be the folder's for ever."""
+    folder = fakes.make_trait(tmp_path)
+    refused = fakes.settings(identity=Identity(model="fake", revision="r0", dtype="float16"))
+    other = fakes.settings(identity=Identity(model="fake", revision="r0", dtype="float32"))
+    fakes.open_jobs([folder], refused)  # the engine does not start
+    work_through(folder, other)
+    assert load_manifest(folder).settings["identity"]["dtype"] == "float32"
+    with pytest.raises(SettingsChangedError, match="float16"):
+        fakes.open_jobs([folder], refused)
+
+
+def test_stage_one_alone_on_a_captured_folder_writes_the_tables_and_says_what_lacks(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    folder = fakes.make_trait(tmp_path)
+    work_through(folder, fakes.settings(20))
+    before = (folder / "responses/pos.csv").read_text()
+    alone = replace(fakes.settings(40), capture_rows="none")
+    work = work_through(folder, alone)
+    assert not work.jobs[0].error
+    assert len((folder / "responses/pos.csv").read_text()) > len(before)
+    assert work.jobs[0].exported.uncaptured > 0
+    assert not (folder / "activations/all_layers.pt").exists(), "a tensor of other rows would not fit the tables"
+    assert not (folder / "activations/metadata.json").exists()
+    later = work_through(folder, fakes.settings(40), generator=None, judge=None)
+    metadata = json.loads((folder / "activations/metadata.json").read_text())
+    tensor = torch.load(folder / "activations/all_layers.pt", weights_only=True)
+    assert later.jobs[0].exported.uncaptured == 0
+    for sample_id, values in zip(metadata["sample_ids"], tensor, strict=True):
+        np.testing.assert_array_equal(values, fakes.expected_values(sample_id, "response_mean"))
+
+
+def test_f12_a_verdict_whose_text_was_lost_is_an_orphan_though_an_earlier_failure_is_left(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    work_through(folder)
+    [path] = sorted((folder / "parquet/responses").glob("part-*"))
+    table = pq.read_table(path, partitioning=None)
+    lost = table["sample_id"][0].as_py()
+    failed = table.slice(0, 1).set_column(
+        table.column_names.index("status"), "status", pa.array(["failed"], pa.string())
+    )
+    pq.write_table(pa.concat_tables([failed, table.slice(1)]), path)  # as if its second try had been in a damaged part
+    notices: list[str] = []
+    fakes.open_jobs([folder], fakes.settings(), notices)
+    for kind in ("verdicts", "activations"):
+        ids = [i for p in (folder / "parquet" / kind).glob("part-*") for i in pq.read_table(p)["sample_id"].to_pylist()]
+        assert lost not in ids
+        assert len(ids) > 30
+    assert any("lost" in notice for notice in notices)
+
+
+@pytest.mark.parametrize("dtype", ["nonsense", "FLOAT32", ""])
+def test_an_unknown_dtype_is_refused_at_once(dtype: str) -> None:
+    from engine.errors import UsageError
+
+    with pytest.raises(UsageError, match="auto, bfloat16, float16, float32"):
+        Identity(model="m", revision="r", dtype=dtype)
