@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from engine.errors import UsageError
+from engine.errors import ExitCode, UsageError
 from engine.settings import Capture, Speed
 
 ASK_ABOVE = 10 << 30
@@ -26,33 +26,39 @@ def write_states(
     blocks: str | None,
     force_unlock: bool,
 ) -> None:
-    """Estimate, ask above a limit, then write `activations/per_token/` in each trait's folder; resumable."""
+    """Estimate, ask above a limit, then write `activations/per_token/` in each trait's folder; resumable.
+
+    Ends the process with FAILED_SAMPLES where a row could not be written.
+    """
+    from cli.session import leave
+    from cli.stored import generating_model
+    from engine.attention import choose_dtype, computes_bfloat16, read_config
+    from engine.decoder import choose_device
     from engine.devices import Shape
     from engine.lock import lock_traits
     from engine.manifest import need_manifest
-    from engine.models import find_model
     from engine.per_token import estimate_bytes
     from engine.view import load_view
 
     if capture.layers is None:
         raise UsageError("--per_token needs --layers (such as 10-12): all tokens at all layers are rarely wanted")
-    sources = {need_manifest(folder).source_name for folder in folders.values()}
-    if len(sources) > 1:
-        raise UsageError(f"the traits were made with different models ({', '.join(sorted(sources))}); run them apart")
-    ref = find_model(sources.pop())
+    ref = generating_model(need_manifest(folder) for folder in folders.values())
+    config = read_config(ref.config)
+    device = choose_device(speed.capture_device).partition(":")[0]
+    dtype = choose_dtype(config, capture.dtype, bfloat16=computes_bfloat16(device))
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
         views = [load_view(folder) for folder in folders.values()]
         chosen = [np.flatnonzero(view.passing() if rows == "kept" else view.responses.having("ok")) for view in views]
         tokens = sum(_tokens(view, positions) for view, positions in zip(views, chosen, strict=True))
-        itemsize = 4 if capture.dtype == "float32" else 2
         n_layers = len(capture.layers) + capture.include_embeddings
-        size = estimate_bytes(tokens, n_layers, Shape.from_config(ref.text_config).hidden, itemsize)
+        size = estimate_bytes(tokens, n_layers, Shape.from_config(config).hidden, 4 if dtype == "float32" else 2)
         click.echo(
             f"{sum(map(len, chosen)):,} responses, {tokens:,} tokens, {n_layers} layers: about {size / 2**30:.2f} GiB"
         )
         if size > ASK_ABOVE and not yes and not click.confirm("write that much?"):
             raise UsageError("nothing was written; name fewer --layers, or give --yes")
-        _write(views, chosen, capture, speed, ref, blocks)
+        faults = _write(views, chosen, capture, speed, ref, blocks)
+    leave(ExitCode.FAILED_SAMPLES if faults else ExitCode.OK)
 
 
 def _tokens(view: Any, positions: np.ndarray) -> int:
@@ -65,7 +71,8 @@ def _tokens(view: Any, positions: np.ndarray) -> int:
 
 def _write(
     views: list[Any], chosen: list[np.ndarray], capture: Capture, speed: Speed, ref: Any, blocks: str | None
-) -> None:
+) -> int:
+    """The number of rows that could not be written; each is named."""
     from engine.capture import CaptureModel
     from engine.per_token import write_per_token
     from engine.worker import capture_row
@@ -79,8 +86,16 @@ def _write(
         max_rows=speed.batch_size,
         blocks=blocks,
     )
+    faults: list[str] = []
+
+    def fault(line: str) -> None:
+        faults.append(line)
+        click.echo(line, err=True)
+
     for view, positions in zip(views, chosen, strict=True):
         target = view.folder / "activations" / "per_token"
         responses = view.store.responses(view.name, view.responses, positions)
-        written = write_per_token(model, [capture_row(response) for response in responses], target)
+        rows = [capture_row(response) for response in responses]
+        written = write_per_token(model, rows, target, revision=ref.revision, fault=fault)
         click.echo(f"{view.name}: {written:,} responses written to {target}")
+    return len(faults)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from cli.session import Outcome, run_jobs
 from engine.errors import UsageError
 from engine.manifest import Manifest, need_manifest
-from engine.models import find_model, lazy_tokenizer
+from engine.models import ModelRef, find_model, lazy_tokenizer
 from engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed, View
 from engine.traits import Trait
 
@@ -40,6 +40,22 @@ def recorded_trait(name: str, manifest: Manifest) -> Trait:
     return Trait(name, pairs, questions, definition["eval_prompt"], definition.get("yes_no_prompt"))
 
 
+def generating_model(manifests: Iterable[Manifest]) -> ModelRef:
+    """The one model that generated all the responses. Raises UsageError where there are several, or it has changed."""
+    made_with = {(manifest.source_name, str(manifest.settings["identity"]["revision"])) for manifest in manifests}
+    if len(made_with) > 1:
+        names = ", ".join(sorted(f"{source} ({revision})" for source, revision in made_with))
+        raise UsageError(f"the traits were made with different models, {names}; run them apart")
+    ((source, revision),) = made_with
+    ref = find_model(source)
+    if ref.revision != revision:
+        raise UsageError(
+            f"model {source} has changed since the responses were generated ({revision} -> {ref.revision}); restore "
+            "its files, or generate again with --new_run"
+        )
+    return ref
+
+
 def work_on_stored(
     folders: Mapping[str, Path],
     change: Callable[[RunSettings], RunSettings],
@@ -61,13 +77,7 @@ def work_on_stored(
         same = (own.identity, own.capture, own.judging) == (first.identity, first.capture, first.judging)
         if not same:
             raise UsageError(f"{name} was made with another model or other settings than the others; run it by itself")
-    source = next(iter(manifests.values())).source_name
-    ref = find_model(source)
-    if ref.revision != first.identity.revision:
-        raise UsageError(
-            f"model {source} has changed since the responses were generated ({first.identity.revision} -> "
-            f"{ref.revision}); restore its files, or generate again with --new_run"
-        )
+    ref = generating_model(manifests.values())
     from engine.job import reopen_job
 
     tokenize = lazy_tokenizer(ref)

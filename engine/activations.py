@@ -194,7 +194,7 @@ def _check_finite(path: Path, values: np.ndarray, metadata: dict[str, Any]) -> N
             row = int(bad.argmax())
             raise UsageError(
                 f"{path} holds NaN or infinity in {int(bad.sum())} of {len(bad)} rows, first in row {row} (sample "
-                f"{metadata['sample_ids'][row]}) at layer {layer}; capture again with --dtype float32"
+                f"{metadata['sample_ids'][row]}) at layer {layer}; capture again with --capture_dtype float32"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from safetensors.torch import save
 
 from . import decoder
 from .batching import Batch, Budget, run_batches
-from .capture import CaptureModel, CaptureRow, padded_ids
+from .capture import CaptureModel, CaptureRow
 from .errors import UsageError
 from .files import write_atomic
+from .pools import padded_ids
 
 INDEX = "index.json"
 SHARD_BYTES = 256 << 20
@@ -38,12 +39,15 @@ def estimate_bytes(tokens: int, n_layers: int, dim: int, itemsize: int) -> int:
     return tokens * n_layers * dim * itemsize
 
 
-def write_per_token(model: CaptureModel, rows: Sequence[CaptureRow], folder: Path) -> int:
+def write_per_token(
+    model: CaptureModel, rows: Sequence[CaptureRow], folder: Path, *, revision: str, fault: Callable[[str], None]
+) -> int:
     """Append the token states of `rows` to `folder`, at the layers `model` captures; return the rows written.
 
     Rows the index names already are not computed again. States are in the model's dtype, unpooled, layer convention as
-    in CaptureModel. A shard appears whole and the index names it afterwards, so a run cut off at any moment loses what
-    was in memory and nothing else. Raises ResourceError (memory, disk), UsageError (the folder holds other layers).
+    in CaptureModel; `revision` is the model's. A row that is not finite is left out, and `fault` is told which, and at
+    what layer. A shard appears whole and the index names it afterwards, so a run cut off at any moment loses what was
+    in memory and nothing else. Raises ResourceError (memory, disk), UsageError (the folder holds other layers).
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = read_index(folder)
@@ -52,14 +56,15 @@ def write_per_token(model: CaptureModel, rows: Sequence[CaptureRow], folder: Pat
         "dim": model.hidden_dim,
         "dtype": model.dtype,
         "attention": model.attention,
+        "revision": revision,
     }
-    if index and {name: index[name] for name in layout} != layout:
+    if index and {name: index.get(name) for name in layout} != layout:
         raise UsageError(f"{folder} holds token states of other layers or settings; move it away or choose another")
     known: dict[str, dict[str, Any]] = index.get("rows", {})
     todo = [row for row in rows if _name(row) not in known]
     shard: dict[str, torch.Tensor] = {}
     entries: dict[str, Entry] = {}
-    held = 0
+    held = written = 0
 
     def flush() -> None:
         name = f"states-{len({entry['shard'] for entry in known.values()}):05d}.safetensors"
@@ -70,19 +75,26 @@ def write_per_token(model: CaptureModel, rows: Sequence[CaptureRow], folder: Pat
         entries.clear()
 
     for row, states in _states(model, todo):
+        finite = states.isfinite().all(dim=2).all(dim=1)
+        if not finite.all():
+            layer = model.layers[int((~finite).nonzero()[0])]
+            fault(f"sample {row.sample_id}: NaN or infinity at layer {layer} ({model.dtype}, {model.attention})")
+            continue
         if shard and held + states.nbytes > SHARD_BYTES:
             flush()
             held = 0
         shard[_name(row)] = states
         entries[_name(row)] = Entry("", _name(row), len(row.prompt_token_ids), len(row.response_token_ids))
         held += states.nbytes
+        written += 1
     if shard:
         flush()
-    return len(todo)
+    return written
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The folder's index: layers, dim, dtype, attention, and rows (`trait/sample_id` to Entry's fields); {} if none."""
+    """The folder's index: layers, dim, dtype, attention, the model's revision, and rows (`trait/sample_id` to Entry's
+    fields); {} if none."""
     try:
         found: dict[str, Any] = json.loads((folder / INDEX).read_bytes())
     except FileNotFoundError:
@@ -110,6 +122,6 @@ def _states(model: CaptureModel, rows: Sequence[CaptureRow]) -> Iterator[tuple[C
         model.forward(ids, model.layers, lambda slot, hidden: held[:, slot].copy_(hidden))
         return held
 
-    for batch, held in run_batches(lengths, budget, run, decoder.is_out_of_memory):
+    for batch, held in run_batches(lengths, budget, run, decoder.is_out_of_memory, together=model.together):
         for place, index in enumerate(batch.indices):
             yield rows[index], held[place, :, : lengths[index]].clone()
