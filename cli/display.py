@@ -91,7 +91,7 @@ class Display:
             rate = f" ({generation.tokens / generation.seconds:,.0f} tokens/s)" if generation.seconds else ""
             self.notice(f"time: {', '.join(seconds)}{rate}; {time.monotonic() - self._started:.1f} s in all")
         if launch.usage is not None:
-            self.notice(f"judge: {launch.usage}")
+            self.notice(f"judge: {launch.usage}{_projected(launch)}")
         for job in outcome.jobs:
             for line in _remarks(job):
                 self.notice(line)
@@ -150,6 +150,8 @@ def _remarks(job: TraitJob) -> Iterator[str]:
         problems |= {n: c for n, c in side["verdicts"].items() if c and n != "scored"}
         if side["capture_failed"]:
             problems["capture failed"] = side["capture_failed"]
+        if side["cut_off"]:
+            problems["cut off at --max_new_tokens"] = side["cut_off"]
         if problems:
             yield f"{job.name} {polarity}: " + ", ".join(f"{count} {name}" for name, count in problems.items())
         if side["planned"] and not side["kept"] and side["verdicts"]["scored"]:
@@ -242,11 +244,13 @@ def _progress(launch: Launch) -> Table:
 def _projected(launch: Launch) -> str:
     judged, judgeable = _numbers(launch)["judging"]
     dollars = launch.usage.projected(judgeable - judged)
-    return "" if dollars is None else f", ${dollars:.2f} expected in all"
+    return "" if dollars is None or judged >= judgeable else f", ${dollars:.2f} expected in all"
 
 
 def _line(launch: Launch) -> str:
     parts = [
         f"{stage} {done}/{total} {_rate(launch, stage)}".strip() for stage, (done, total) in _numbers(launch).items()
     ]
+    if launch.usage is not None:
+        parts.append(f"judge {launch.usage}{_projected(launch)}")
     return f"{'; '.join(parts)}; kept {_kept(launch)}"

@@ -33,7 +33,7 @@ def command(experiment: str | None, gen_model: str | None, experiments_dir: Path
         ("device", _device),
         ("disk", lambda: _disk(experiments_dir)),
         ("model", lambda: _model(experiment, gen_model)),
-        ("judge", lambda: _judge(judging, limits)),
+        ("judge", lambda: _judge(judging, limits, experiment, gen_model)),
     ]
     if experiment is not None:
         checks.insert(3, ("traits", lambda: _traits(experiments_dir, experiment)))
@@ -98,9 +98,15 @@ def _model(experiment: str | None, gen_model: str | None) -> str:
     return f"{name}, revision {ref.revision}, context {ref.context_length or 'unstated'}, {chat}"
 
 
-def _judge(judging: Judging, limits: Limits) -> str:
+def _judge(judging: Judging, limits: Limits, experiment: str | None, gen_model: str | None) -> str:
     check_judge(judging, limits)
     if judging.is_local:
+        from engine.judges import find_judge
+        from engine.models import find_model, infer_model
+
+        if judging.model != "local":
+            return f"{judging.model}: that model's own Yes against No, no key needed"
+        find_judge(judging.model, find_model(gen_model or infer_model(experiment or "")))
         return f"{judging.model}: the loaded model's own Yes against No, no key needed"
     from engine.endpoint import EndpointJudge
 

@@ -51,7 +51,10 @@ def command(
                 codes.append(error.exit_code)
                 continue
             shape = "" if exported.shape is None else f", all_layers.pt {list(exported.shape)}"
-            click.echo(f"{name}: kept {exported.kept['pos']} pos + {exported.kept['neg']} neg{shape} in {folder}")
+            used = need_manifest(folder)
+            judge = f"{used.judges[used.judge_key]['model']} ({used.judge_key})"
+            kept = f"{exported.kept['pos']} pos + {exported.kept['neg']} neg"
+            click.echo(f"{name}: kept {kept} by judge {judge}{shape} in {folder}")
             if not all(exported.kept.values()):
                 codes.append(ExitCode.NOTHING_KEPT)
     leave(max(codes))

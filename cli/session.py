@@ -82,7 +82,16 @@ def _at_least_one(concurrency: int | None) -> int:
 
 
 def check_judge(judging: Judging, limits: Limits) -> None:
-    """Raise AccessError where a remote judge has no key; found before anything loads."""
+    """Raise AccessError where a judge cannot be had, UsageError for a malformed address; before anything loads."""
+    if judging.model.startswith("local:"):
+        from engine.judges import find_judge
+        from engine.models import ModelRef
+
+        find_judge(judging.model, ModelRef("", "", "", {}))
+    if limits.base_url is not None and not judging.is_local:
+        from engine.client import read_base_url
+
+        read_base_url(limits.base_url)
     if not judging.is_local and limits.base_url is None and not os.environ.get("OPENAI_API_KEY"):
         raise AccessError(
             f"judge {judging.model} needs a key: put OPENAI_API_KEY=sk-... into .env, or name your own "

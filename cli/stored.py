@@ -77,7 +77,10 @@ def work_on_stored(
         same = (own.identity, own.capture, own.judging) == (first.identity, first.capture, first.judging)
         if not same:
             raise UsageError(f"{name} was made with another model or other settings than the others; run it by itself")
-    ref = generating_model(manifests.values())
+    # a remote judge reads texts: the model that wrote them may be gone
+    remote = judge and first.capture_rows == "none" and not first.judging.is_local
+    recorded = ModelRef(first.identity.model, first.identity.model, first.identity.revision, {})
+    ref = recorded if remote else generating_model(manifests.values())
     from engine.job import reopen_job
 
     tokenize = lazy_tokenizer(ref)
@@ -90,6 +93,7 @@ def work_on_stored(
                 settings[name],
                 tokenize,
                 notice,
+                judge=judge,
             )
             for name, folder in folders.items()
         ],

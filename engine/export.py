@@ -213,12 +213,27 @@ def judge_usage(view: TraitView) -> dict[str, int]:
     return total
 
 
+def measurements(view: TraitView) -> list[str]:
+    """How the scores in use were measured: `integer`, `expected` or `local_relative`. One, once there are scores."""
+    import pyarrow.compute as pc
+
+    found: set[str] = set()
+    for table in view.store.columns("verdicts", ["judge_key", "status", "mode"]):
+        used = pc.and_(pc.equal(table["judge_key"], view.manifest.judge_key), pc.equal(table["status"], "scored"))
+        found.update(table["mode"].filter(used).unique().to_pylist())
+    return sorted(found)
+
+
 def judge_summary(view: TraitView) -> dict[str, Any]:
-    """Which judge, and how well its scores tell the two sides apart (all scored responses, kept or not)."""
+    """Which judge and measurement, and how well its scores tell the sides apart (all scored responses, kept or not)."""
     facts = view.manifest.judges.get(view.manifest.judge_key, {})
     pos, neg = view.scores("pos"), view.scores("neg")
     out: dict[str, Any] = {
-        **{name: facts.get(name) for name in ("model", "mode", "kind", "offset")},
+        "model": facts.get("model"),
+        "mode": "+".join(measurements(view)) or None,
+        "mode_asked": facts.get("mode"),
+        "kind": facts.get("kind"),
+        "offset": facts.get("offset"),
         "key": view.manifest.judge_key,
         "histogram": {"pos": histogram(pos.tolist()), "neg": histogram(neg.tolist())},
         "auroc": None,

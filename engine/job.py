@@ -20,7 +20,7 @@ from .manifest import Manifest, changes, load_manifest, need_manifest, now, refu
 from .models import ModelRef
 from .plan import PlanTable, load_plan, make_plan, plan_key, save_plan
 from .records import POLARITIES, Polarity, Sample
-from .scoring import judge_key
+from .scoring import judge_key, local_prompt
 from .settings import RunSettings
 from .store import PENDING, Store
 from .traits import Trait
@@ -182,30 +182,41 @@ def open_job(
     recorded = json.loads(json.dumps(settings.recorded()))
     if manifest is None:
         manifest = Manifest(now(), ref.source, recorded, trait.as_json(), key, {})
+    elif key != manifest.judge_key:
+        manifest.hold_judge()
     manifest.settings, manifest.definition, manifest.judge_key = recorded, trait.as_json(), key
-    manifest.judges.setdefault(key, _judge_facts(settings))
+    manifest.judges.setdefault(key, _judge_facts(settings, trait))
     n_planned = dict.fromkeys(POLARITIES, settings.plan.n_examples)
     view = _plan(trait, folder, settings, manifest, n_planned, tokenize, store)
     return TraitJob(trait, folder, settings, tokenize, view)
 
 
 def reopen_job(
-    trait: Trait, folder: Path, settings: RunSettings, tokenize: Tokenize, notice: Callable[[str], None]
+    trait: Trait,
+    folder: Path,
+    settings: RunSettings,
+    tokenize: Tokenize,
+    notice: Callable[[str], None],
+    *,
+    judge: bool = True,
 ) -> TraitJob:
     """Open a folder that holds a run, to work on what is stored: its plan and its identity stay as they are.
 
     `trait` is the definition the judge prompts come from; `settings` holds the other classes' values wanted now.
-    Raises UsageError where no run has been.
+    Without `judge` the verdict set in use stays. Raises UsageError where no run has been.
     """
     manifest = need_manifest(folder)
     store = Store(folder, notice)
     store.parts.recover()
-    key = judge_key(settings.judging, trait)
     recorded = json.loads(json.dumps(settings.recorded()))
-    manifest.settings |= {name: recorded[name] for name in ("judging", "capture", "view")}
-    manifest.definition |= {name: value for name, value in trait.as_json().items() if name.endswith("_prompt")}
-    manifest.judge_key = key
-    manifest.judges.setdefault(key, _judge_facts(settings))
+    manifest.settings |= {name: recorded[name] for name in ("capture", "view")}
+    if judge:
+        key = judge_key(settings.judging, trait)
+        if key != manifest.judge_key:
+            manifest.hold_judge()
+        manifest.settings["judging"], manifest.judge_key = recorded["judging"], key
+        manifest.definition |= {name: value for name, value in trait.as_json().items() if name.endswith("_prompt")}
+        manifest.judges.setdefault(key, _judge_facts(settings, trait))
     manifest.save(folder)
     return TraitJob(trait, folder, settings, tokenize, load_view(folder, manifest=manifest, store=store), decided=True)
 
@@ -239,15 +250,24 @@ def export_again(
 def _find_judge(manifest: Manifest, name: str) -> str:
     keys = [key for key, facts in manifest.judges.items() if name in (key, facts["model"])]
     if len(keys) != 1:
-        known = ", ".join(f"{key} ({facts['model']})" for key, facts in manifest.judges.items())
+        known = ", ".join(
+            f"{key} ({facts['model']}, --judge_mode {facts['mode']}, of {facts.get('date', 'an unknown date')})"
+            for key, facts in manifest.judges.items()
+        )
         what = "names several verdict sets" if keys else "names no verdict set"
         raise UsageError(f"--use_judge {name!r} {what} of this run; give one of: {known}")
     return keys[0]
 
 
-def _judge_facts(settings: RunSettings) -> dict[str, Any]:
-    kind = "local_relative" if settings.judging.is_local else "remote"
-    return {"model": settings.judging.model, "mode": settings.judging.mode, "kind": kind}
+def _judge_facts(settings: RunSettings, trait: Trait) -> dict[str, Any]:
+    judging = settings.judging
+    return {
+        "model": judging.model,
+        "mode": judging.mode,
+        "kind": "local_relative" if judging.is_local else "remote",
+        "prompt": local_prompt(trait) if judging.is_local else trait.eval_prompt,
+        "date": now(),
+    }
 
 
 def _plan(

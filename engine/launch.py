@@ -6,20 +6,20 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .backends import Backends
 from .devices import GIB, Shape, free_host_memory
-from .errors import EngineDiedError, UsageError
+from .errors import EngineDiedError, StoppedError, UsageError
 from .generation import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
 from .job import TraitJob
+from .judges import endpoint_judge, find_judge, note_profile, open_traits
 from .lifeline import tie_children
 from .local_judge import LocalJudge
 from .manifest import refuse_other_capture
-from .models import ModelRef, find_model, load_tokenizer
+from .models import ModelRef
 from .pipeline import Pipeline
 from .placement import Placement, choose_placement
 from .runlog import last_error
@@ -27,9 +27,6 @@ from .scoring import local_prompt
 from .settings import RunSettings
 from .traits import fill
 from .worker import CaptureFacts, CaptureWorker
-
-if TYPE_CHECKING:
-    from .profile import JudgeProfile
 
 
 class Launch:
@@ -70,6 +67,10 @@ class Launch:
         new = self._generate and settings.capture_rows == "all"
         kept = self._judges and settings.capture_rows == "kept"
         self._captures = new or kept or any(len(job.uncaptured()) for job in jobs)
+        if not self._judges:  # another judge whose verdicts are all there needs no first one to be taken up
+            for job in jobs:
+                if job.view.manifest.take_up_judge():
+                    job.view.manifest.save(job.folder)
 
     @property
     def idle(self) -> bool:
@@ -125,7 +126,10 @@ class Launch:
                 f"--judge_model {judging.model}: a GPU holds one generating model at a time, and nothing beside this "
                 "one; use --judge_model local, or serve the judge elsewhere and name it with --judge_base_url"
             )
-        if self._judges and not judging.is_local:
+        local: tuple[ModelRef, Any] | None = None
+        if self._judges and judging.is_local:
+            local = await asyncio.to_thread(find_judge, judging.model, self._ref)
+        elif self._judges:
             await self._open_endpoint()
         if self._captures:
             self._placement = await asyncio.to_thread(self._place, gpu=gpu, engine=needs_engine)
@@ -139,8 +143,8 @@ class Launch:
         await asyncio.gather(*loads)
         if needs_engine and self._generate:
             self.backends.generator = self._engines[0]
-        if self._judges and judging.is_local:
-            await self._open_local(gpu)
+        if local is not None:
+            await self._open_local(gpu, *local)
 
     # --- engine ----------------------------------------------------------------------------------------------
 
@@ -234,40 +238,21 @@ class Launch:
     # --- judges ----------------------------------------------------------------------------------------------
 
     async def _open_endpoint(self) -> None:
-        from .endpoint import EndpointJudge
-
+        judge = await asyncio.to_thread(endpoint_judge, self._jobs, self._settings, self._notice)
+        self._judge = self.backends.judge = judge
+        try:
+            profile = await judge.open()
+        except StoppedError as error:  # no quota, say: responses and activations can be had all the same
+            self.pipeline.stop_stage("judging", error)
+            return
+        await asyncio.to_thread(note_profile, self._jobs, judge, profile)
         keys = {job.view.manifest.judge_key for job in self._jobs}
-        self._judge = EndpointJudge(
-            self._settings.judging,
-            self._settings.speed.limits,
-            profile=self._stored_profile(),
-            on_event=self._notice,
-        )
-        profile = await self._judge.open()
-        for job in self._jobs:
-            facts = job.view.manifest.judges[job.view.manifest.judge_key]
-            if facts.get("profile") != profile.as_json():
-                facts["profile"] = profile.as_json()
-                await asyncio.to_thread(job.view.manifest.save, job.folder)
         self._notice(f"judge {self._settings.judging.model}: {len(keys)} judge prompt{'s' if len(keys) != 1 else ''}")
-        self.backends.judge = self._judge
 
-    def _stored_profile(self) -> JudgeProfile | None:
-        """What a trait's earlier run learned of this judge; None where nothing did, or another version wrote it."""
-        from .profile import JudgeProfile
-
-        for job in self._jobs:
-            facts = job.view.manifest.judges[job.view.manifest.judge_key]
-            with suppress(TypeError):
-                if facts.get("profile"):
-                    return JudgeProfile.from_json(facts["profile"])
-        return None
-
-    async def _open_local(self, gpu: bool) -> None:
+    async def _open_local(self, gpu: bool, ref: ModelRef, tokenizer: Any) -> None:
         judging = self._settings.judging
-        ref, engine = self._ref, self._engines[0] if self._engines else None
+        engine = self._engines[0] if self._engines else None
         if judging.model != "local":
-            ref = await asyncio.to_thread(find_model, judging.model.partition(":")[2])
             engine = await self._start_engine(ref, gpu, None, self._judge_engine_settings())
         if engine is None:
             raise EngineDiedError("the judging engine is not loaded")
@@ -277,14 +262,10 @@ class Launch:
             by_name[trait].freeze_offset(offset)
             self.pipeline.manifest_changed(by_name[trait])
 
-        judge = LocalJudge(engine, await asyncio.to_thread(load_tokenizer, ref), judging, ref.name, freeze)
-        for job in self._jobs:
-            ids = job.view.plan.ids
-            expected = {*job.pending, *map(int, job.unjudged())}
-            waiting = [position for position in job.calibration() if position in expected]
-            judge.open_trait(job.name, (ids[p].decode() for p in waiting), job.offset)
+        judge = LocalJudge(engine, tokenizer, judging, ref.name, freeze)
+        open_traits(judge, self._jobs)
         self.backends.judge = self._judge = judge
-        self.backends.on_skipped = judge.skip
+        self.backends.on_skipped, self.backends.on_starved = judge.skip, judge.give_up
 
     def _judge_engine_settings(self) -> RunSettings:
         return replace(self._settings, speed=replace(self._settings.speed, batch_size=None))

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import AccessError, UsageError
-from .models import chat_token_ids
+from .errors import AccessError, StoppedError, UsageError
+from .models import ModelRef, chat_token_ids, load_tokenizer
 from .plan import PlanTable
 from .records import POLARITIES, Response, Verdict
 from .scoring import judge_key, local_prompt
@@ -73,12 +73,7 @@ class LocalJudge:
         self._model = model
         self._on_offset = on_offset
         self._calibrations: dict[str, _Calibration] = {}
-        self._token_ids = {word: _single_tokens(tokenizer, forms) for word, forms in _FORMS.items()}
-        for word, ids in self._token_ids.items():
-            if not ids:
-                raise AccessError(
-                    f"the tokenizer of {model} has no single token for {word!r}; use another --judge_model"
-                )
+        self._token_ids = _word_ids(tokenizer, model)
 
     def open_trait(self, trait: str, waiting: Iterable[str], offset: float | None) -> None:
         """Announce a trait: the frozen offset, or else the calibration samples still expected."""
@@ -93,8 +88,17 @@ class LocalJudge:
         """This response will not be judged (empty, failed): the offset does without it."""
         self._calibrated(response.sample.trait, response.sample.id, None)
 
+    def give_up(self) -> None:
+        """No more samples come: offsets that wait for some stay open, and so do the verdicts that wait for those."""
+        for name, calibration in self._calibrations.items():
+            if not calibration.offset.done():
+                calibration.offset.set_exception(
+                    StoppedError(f"{name}: the local judge lacks samples that it places all others by; run again")
+                )
+                calibration.offset.exception()  # nobody may be waiting, and that is no fault
+
     async def judge(self, trait: Trait, response: Response) -> Verdict:
-        """Judge one response. Waits for the trait's offset; raises EngineDiedError."""
+        """Judge one response. Waits for the trait's offset; raises EngineDiedError, or StoppedError after `give_up`."""
         question, answer = response.sample.question, response.response
         prompt = fill(local_prompt(trait), question=question, answer=answer)
         token_ids = [*self._token_ids["yes"], *self._token_ids["no"]]
@@ -153,6 +157,21 @@ class LocalJudge:
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+def need_words(ref: ModelRef) -> Any:
+    """The tokenizer of a judging model. Raises AccessError where it has none, or no single tokens for Yes and No."""
+    tokenizer = load_tokenizer(ref)
+    _word_ids(tokenizer, ref.name)
+    return tokenizer
+
+
+def _word_ids(tokenizer: Any, model: str) -> dict[str, tuple[int, ...]]:
+    token_ids = {word: _single_tokens(tokenizer, forms) for word, forms in _FORMS.items()}
+    for word, ids in token_ids.items():
+        if not ids:
+            raise AccessError(f"the tokenizer of {model} has no single token for {word!r}; use another --judge_model")
+    return token_ids
 
 
 def relative_score(margin: float, offset: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -41,6 +42,25 @@ class Manifest:
     export_state: str = ""
     """What the last export wrote from; equal means its files are up to date."""
     schema_version: int = SCHEMA_VERSION
+    held: dict[str, Any] | None = None
+    """What still stands on disk of the judge in use, until another one has given a verdict."""
+
+    def hold_judge(self) -> None:
+        """Keep the judge in use on disk while `judge_key`, its settings and prompts are set to another's."""
+        prompts = {name: text for name, text in self.definition.items() if name.endswith("_prompt")}
+        self.held = copy.deepcopy(
+            {
+                "judge_key": self.judge_key,
+                "judges": self.judges,
+                "judging": self.settings["judging"],
+                "prompts": prompts,
+            }
+        )
+
+    def take_up_judge(self) -> bool:
+        """Let the judge set meanwhile be the one in use, with the next save; whether another one was held."""
+        was_held, self.held = self.held is not None, None
+        return was_held
 
     @property
     def capture_key(self) -> str:
@@ -53,7 +73,12 @@ class Manifest:
         return self.source if Path(self.source).is_absolute() and not name.startswith("embedded/") else name
 
     def as_bytes(self) -> bytes:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode()
+        values = asdict(self)
+        if held := values.pop("held"):
+            values["settings"]["judging"], prompts = held.pop("judging"), held.pop("prompts")
+            values["definition"] |= prompts
+            values |= held
+        return json.dumps(values, indent=1, ensure_ascii=False).encode()
 
     def save(self, folder: Path) -> None:
         write_atomic(folder / MANIFEST, self.as_bytes())

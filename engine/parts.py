@@ -150,14 +150,19 @@ class Parts:
 
     # --- reading ---
 
-    def read(self, kind: Kind, columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
-        """Some columns of every part. Raises FileNotFoundError when one was merged since the parts were listed."""
+    def read(self, kind: Kind, columns: Sequence[str], *, whole: bool = False) -> Iterator[tuple[Path, pa.Table]]:
+        """Some columns of every part. Raises FileNotFoundError when one was merged since the parts were listed.
+
+        A damaged part is dealt with and left out; `whole`: ResourceError, to the lock's holder.
+        """
         for path in self.paths(kind):
             try:
                 yield path, _read(path, list(columns))
             except FileNotFoundError:
                 raise
             except (pa.ArrowException, OSError) as error:
+                if whole and self._owned:
+                    raise self._damaged(path, error) from error
                 self._set_aside(path, error)
 
     def take(self, path: Path, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:

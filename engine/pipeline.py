@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,19 +53,19 @@ class Pipeline:
     _recorder: Recorder = field(init=False)
     _judging: Backlog = field(init=False)
     _capturing: Backlog = field(init=False)
-    _changed: asyncio.Event = field(init=False)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _expanded: asyncio.Queue[tuple[TraitJob, list[Sample]]] = field(init=False)
     _bug: asyncio.Future[None] = field(init=False)
     """Of a call's task: what no stage expects."""
     _generating: set[asyncio.Task[None]] = field(default_factory=set)
     _judged: set[asyncio.Task[None]] = field(default_factory=set)
+    _being_judged: Counter[TraitJob] = field(default_factory=Counter)
 
     async def run(self) -> None:
         """Work until every trait is settled, or `stop` was called. Records in hand are flushed either way."""
         self._started = time.monotonic()
         self._recorder = Recorder(self.settings.speed.flush_seconds, self._fail_trait)
         self._judging, self._capturing = Backlog(self._recorder), Backlog(self._recorder)
-        self._changed = asyncio.Event()
         for job in self.jobs:
             self._open(job)
         self._expanded = asyncio.Queue(maxsize=2)
@@ -170,7 +171,7 @@ class Pipeline:
         try:
             response = await generator.generate(sample)
         except TraitmillError as error:
-            self._stop_stage("generation", error)
+            self.stop_stage("generation", error)
             return
         self.clocks["generation"].count(self.elapsed, len(response.response_token_ids))
         self._recorder.add(job, "responses", response)
@@ -195,6 +196,7 @@ class Pipeline:
         while True:
             for item in await self._judging.take(MAX_JUDGING):
                 if "judging" not in self.errors and item[0].error is None:
+                    self._being_judged[item[0]] += 1
                     self._start(self._judge(judge, item), self._judged)
             # A local judge parks answers until its offset is known, so a limit could keep out those it waits for.
             while len(self._judged) >= MAX_JUDGING and not self.settings.judging.is_local:
@@ -206,8 +208,12 @@ class Pipeline:
         try:
             verdict = await judge.judge(job.trait, response)
         except TraitmillError as error:
-            self._stop_stage("judging", error)
+            self.stop_stage("judging", error)
             return
+        finally:
+            self._being_judged[job] -= 1
+        if job.view.manifest.take_up_judge():
+            self._recorder.write_manifest(job)
         self.clocks["judging"].count(self.elapsed, verdict.input_tokens + verdict.output_tokens)
         self._recorder.add(job, "verdicts", verdict)
         if self._captures and self.settings.capture_rows == "kept" and verdict.score is not None:
@@ -234,7 +240,7 @@ class Pipeline:
             while True:
                 await self._capture_some()
         except TraitmillError as error:
-            self._stop_stage("capture", error)
+            self.stop_stage("capture", error)
         await asyncio.Event().wait()
 
     def _engine_idle(self) -> bool:
@@ -274,7 +280,7 @@ class Pipeline:
 
     # --- ends ------------------------------------------------------------------------------------------------
 
-    def _stop_stage(self, stage: Stage, error: TraitmillError) -> None:
+    def stop_stage(self, stage: Stage, error: TraitmillError) -> None:
         """A stage cannot go on; the others finish what they have."""
         if stage not in self.errors:
             self.errors[stage] = error
@@ -282,6 +288,8 @@ class Pipeline:
             if stage == "generation":
                 for job in self.jobs:
                     job.pending.clear()
+            if stage != "capture":
+                self.backends.on_starved()
         self._changed.set()
 
     def _fail_trait(self, job: TraitJob, error: TraitmillError) -> None:
@@ -303,7 +311,12 @@ class Pipeline:
             await self._changed.wait()
 
     def _stuck(self, job: TraitJob) -> bool:
-        """Whether all that is left of a trait belongs to stages that stopped."""
+        """Whether all that is left of a trait belongs to stages that stopped, and no answer is under way.
+
+        Calls to a judge outlast its stage: what they bring has been paid for. Each ends at its deadline at the latest.
+        """
+        if self._being_judged[job]:
+            return False
         left = {"generation": job.todo.generation, "judging": job.todo.judging, "capture": job.todo.capture}
         return any(left.values()) and all(stage in self.errors for stage, n in left.items() if n)
 

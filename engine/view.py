@@ -10,6 +10,7 @@ import numpy as np
 
 from .errors import UsageError
 from .manifest import Manifest, need_manifest
+from .parts import ids_of
 from .plan import PlanTable, load_plan
 from .records import POLARITIES, Polarity
 from .store import PENDING, Index, Store
@@ -64,10 +65,19 @@ class TraitView:
         """Scores of one side's scored responses, kept or not."""
         return np.asarray(self.verdicts.score[self.side(polarity) & self.verdicts.having("scored")])
 
+    def cut_off(self) -> np.ndarray:
+        """Mask of responses that reached max_new_tokens, and were taken as they are."""
+        out = np.zeros(len(self.plan), bool)
+        for table in self.store.columns("responses", ["sample_id", "finish_reason"]):
+            ids = ids_of(table)[table["finish_reason"].to_numpy(zero_copy_only=False) == "length"]
+            positions = self.plan.positions(ids)
+            out[positions[positions >= 0]] = True
+        return np.asarray(out & self.responses.having("ok"))
+
     def counts(self) -> dict[str, Any]:
-        """Counted, per polarity: planned, responses and verdicts by status, captured, kept."""
+        """Counted, per polarity: planned, responses and verdicts by status, cut off, captured, kept."""
         out: dict[str, Any] = {}
-        passing, captured = self.passing(), self.captured()
+        passing, captured, cut_off = self.passing(), self.captured(), self.cut_off()
         ok = self.responses.having("ok")
         for polarity in POLARITIES:
             side = self.side(polarity)
@@ -87,6 +97,7 @@ class TraitView:
                     },
                 },
                 "verdicts": {"unjudged": int((side & ok & (self.verdicts.status == PENDING)).sum()), **verdicts},
+                "cut_off": int((side & cut_off).sum()),
                 "captured": int((side & captured).sum()),
                 "capture_failed": int((side & self.capture_failed()).sum()),
                 "kept": int((side & passing).sum()),
