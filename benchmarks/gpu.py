@@ -4,14 +4,14 @@
     python -m benchmarks.gpu --small    # the 2B shape alone
 
 No weights are needed for speed: shapes come from configs, weights are random, and the tables say so. Capture is
-measured by batch budget and attention implementation, against hooks that keep a `[layers, rows, tokens, dim]` stack;
-generation on vLLM where it is installed, forced to length. Without a GPU it says so and exits with 2.
+measured by batch budget and attention implementation, with the self-check and without, against hooks that keep a
+`[layers, rows, tokens, dim]` stack; generation on vLLM where it is installed, forced to length. Each cell is stored
+when it is measured; one that fails names its error and costs no other. Without a GPU it says so and exits with 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -20,27 +20,31 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from engine import decoder
-from engine.attention import flash_with_soft_cap
+from engine.attention import flash_with_soft_cap, has_soft_cap
 from engine.capture import CaptureModel, CaptureRow
-from engine.decoder import is_out_of_memory
-from engine.devices import Shape
+from engine.devices import GPU_TOKENS, Shape
+from engine.errors import TraitmillError
 from engine.settings import Capture
 
 from .capture import Held, kept_stack, length, ragged_rows
+from .common import RESULTS, machine
 
-RESULTS = Path(__file__).parent / "results" / "gpu.json"
 MATRIX_RATES = {"H100": 790e12, "H200": 790e12}
 """Measured bf16 matrix rate on random data, FLOP/s; other devices get their rate measured here."""
 BUDGETS = (4096, 8192, 16384, 32768)
 ROWS = 1024
 TEN_MINUTES = 540.0
+EXPECTED = (TraitmillError, RuntimeError, ValueError, ImportError)
+"""What a cell may fail with: our own errors, CUDA's (out of memory among them), vLLM's start, a missing kernel."""
+
+Cell = dict[str, Any]
+Save = Callable[[], object]
 
 
 def gemma_2(name: str) -> Any:
@@ -102,62 +106,105 @@ def timed(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def capture_cells(config: Any, device: str, rows: Sequence[CaptureRow], budgets: Sequence[int], rate: float) -> Any:
-    """A cell for each attention and budget: rows/s, tokens/s, share of the matrix rate, peak memory beside weights."""
-    shape = Shape.from_config(config.to_dict())
-    lengths = [length(row) for row in rows]
-    flops = forward_flops(shape, lengths)
-    flash = ["flash_attention_2"] if device != "cpu" and flash_with_soft_cap() else []
-    cells = []
-    for attention in (*flash, "eager"):
-        model = random_capture(config, device, attention, budgets[0])
-        for budget in budgets:
-            model.budget.now = model.budget.limit = budget
-            timed(partial(model.capture, rows[: len(rows) // 4]), device)
-            base = reset_peak(device)
-            seconds = statistics.median(timed(partial(model.capture, rows), device) for _ in range(3))
-            cells.append(
-                {
-                    "attention": attention,
-                    "budget": budget,
-                    "rows_per_s": len(rows) / seconds,
-                    "tokens_per_s": sum(lengths) / seconds,
-                    "matrix_share": flops / seconds / rate,
-                    "peak_mib": peak(device, base) / 2**20,
-                    "halvings": model.budget.halvings,
-                }
-            )
-        stack_cell(model, rows, device, cells)
-        del model
+def fill(cells: list[Cell], save: Save, labels: Cell, work: Callable[[], Cell]) -> None:
+    """Add and store the cell that `work` measures, or the failure that is expected of one."""
+    try:
+        cells.append(labels | work())
+    except EXPECTED as error:
+        cells.append(labels | failure(error))
+    save()
+
+
+def failure(error: BaseException) -> Cell:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    print(f"not measured: {line}", file=sys.stderr)
+    return {"error": line}
+
+
+def capture_cells(
+    config: Any,
+    device: str,
+    rows: Sequence[CaptureRow],
+    budgets: Sequence[int],
+    rate: float,
+    cells: list[Cell],
+    save: Save,
+    within: Callable[[], bool] = lambda: True,
+) -> None:
+    """A cell for each attention and budget: rows/s, tokens/s, share of the matrix rate, peak memory beside weights.
+
+    Then the self-check's cost at the product's own budget, and the stack kept. `cells` grows and `save` is called with
+    each; none is begun once `within` is false.
+    """
+    checked = GPU_TOKENS if GPU_TOKENS in budgets else budgets[-1]
+    for attention in attentions(config, device):
+        try:
+            model = random_capture(config, device, attention, budgets[0])
+        except EXPECTED as error:
+            cells.append({"attention": attention, "budget": "model"} | failure(error))
+            save()
+            continue
+        work: list[tuple[int | str, Callable[[], Cell]]] = [
+            *((budget, partial(measured, model, rows, device, budget, rate)) for budget in budgets),
+            (f"{checked}, self-check", partial(with_check, model, rows, device, checked, rate)),
+            ("stack kept, batch 16", partial(stack_kept, model, rows, device)),
+        ]
+        for label, measure in work:
+            if within():
+                fill(cells, save, {"attention": attention, "budget": label}, measure)
+                release(device)
+        del model, work, measure
         release(device)
-    return cells
 
 
-def stack_cell(model: CaptureModel, rows: Sequence[CaptureRow], device: str, cells: list[dict[str, Any]]) -> None:
+def attentions(config: Any, device: str) -> tuple[str, ...]:
+    """Those that apply the soft-cap; flex_attention where flash-attn does not do it."""
+    if device == "cpu" or not has_soft_cap(config):
+        return ("eager",)
+    return ("flash_attention_2" if flash_with_soft_cap() else "flex_attention", "eager")
+
+
+def measured(model: CaptureModel, rows: Sequence[CaptureRow], device: str, budget: int, rate: float) -> Cell:
+    """The median of three passes over `rows`, after a warm-up over a quarter of them."""
+    lengths = [length(row) for row in rows]
+    model.budget.now = model.budget.limit = budget
+    timed(partial(model.capture, rows[: len(rows) // 4]), device)
+    base = reset_peak(device)
+    seconds = statistics.median(timed(partial(model.capture, rows), device) for _ in range(3))
+    shape = Shape.from_config(model._model.config)  # noqa: SLF001  what was built is what is counted
+    return {
+        "rows_per_s": len(rows) / seconds,
+        "tokens_per_s": sum(lengths) / seconds,
+        "matrix_share": forward_flops(shape, lengths) / seconds / rate,
+        "peak_mib": peak(device, base) / 2**20,
+        "halvings": model.budget.halvings,
+    }
+
+
+def with_check(model: CaptureModel, rows: Sequence[CaptureRow], device: str, budget: int, rate: float) -> Cell:
+    """The same with the self-check of a run on the same weights."""
+    check = model._check  # noqa: SLF001  another model would be other weights
+    check.mode = "sample"
+    try:
+        return measured(model, rows, device, budget, rate)
+    finally:
+        check.mode = "off"
+
+
+def stack_kept(model: CaptureModel, rows: Sequence[CaptureRow], device: str) -> Cell:
     """The `[layers, rows, tokens, dim]` stack of batch 16 on the same weights."""
     part = rows[: max(16, len(rows) // 8)]
     # The stack's hooks build their ids on the CPU; the model wants them where its embeddings are.
     inner = model._model  # noqa: SLF001  the baseline runs the very same weights
     base = reset_peak(device)
-    try:
-        with torch.device(device):
-            kept_stack(inner, part, 16, Held())
-            seconds = timed(partial(kept_stack, inner, part, 16, Held()), device)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        cells.append({"attention": model.attention, "budget": "stack kept, batch 16: out of memory"})
-        return
-    tokens = sum(map(length, part))
-    cells.append(
-        {
-            "attention": model.attention,
-            "budget": "stack kept, batch 16",
-            "rows_per_s": len(part) / seconds,
-            "tokens_per_s": tokens / seconds,
-            "peak_mib": peak(device, base) / 2**20,
-        }
-    )
+    with torch.device(device):
+        kept_stack(inner, part, 16, Held())
+        seconds = timed(partial(kept_stack, inner, part, 16, Held()), device)
+    return {
+        "rows_per_s": len(part) / seconds,
+        "tokens_per_s": sum(map(length, part)) / seconds,
+        "peak_mib": peak(device, base) / 2**20,
+    }
 
 
 def reset_peak(device: str) -> int:
@@ -176,7 +223,7 @@ def release(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def generation_cell(config: Any, rows: Sequence[CaptureRow]) -> dict[str, float | str]:
+def generation_cell(config: Any, rows: Sequence[CaptureRow]) -> Cell:
     """Tokens/s of vLLM on dummy weights, 150 tokens a response whatever is sampled."""
     import vllm
 
@@ -193,7 +240,7 @@ def generation_cell(config: Any, rows: Sequence[CaptureRow]) -> dict[str, float 
         start = time.perf_counter()
         engine.generate(prompts, sampling)
         seconds = time.perf_counter() - start
-    return {"version": vllm.__version__, "tokens_per_s": 150 * len(rows) / seconds, "rows_per_s": len(rows) / seconds}
+    return {"tokens_per_s": 150 * len(rows) / seconds, "rows_per_s": len(rows) / seconds}
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -206,10 +253,11 @@ def markdown(found: dict[str, Any]) -> str:
         for cell in cells:
             share = f"{cell['matrix_share']:.0%}" if "matrix_share" in cell else ""
             numbers = f"{cell['rows_per_s']:,.0f} | {cell['tokens_per_s']:,.0f}" if "rows_per_s" in cell else " | "
-            memory = f"{cell['peak_mib']:,.0f} MiB" if "peak_mib" in cell else ""
+            memory = f"{cell['peak_mib']:,.0f} MiB" if "peak_mib" in cell else cell.get("error", "").replace("|", "/")
             lines.append(f"| {cell['attention']} | {cell['budget']} | {numbers} | {share} | {memory} |")
     for name, cell in found.get("generation", {}).items():
-        lines += ["", f"vLLM {cell['version']}, Gemma-2-{name.upper()} shape: {cell['tokens_per_s']:,.0f} tokens/s."]
+        speed = f"{cell['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in cell else f"not measured: {cell['error']}"
+        lines += ["", f"vLLM {cell['version']}, Gemma-2-{name.upper()} shape: {speed}."]
     return "\n".join(lines)
 
 
@@ -232,14 +280,30 @@ def main() -> None:
         "capture": {},
         "generation": {},
     }
+    RESULTS.parent.mkdir(exist_ok=True)
+
+    def save() -> None:
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
     for size in ("2b",) if chosen.small else ("2b", "9b"):
         rows = ragged_rows(ROWS, 255_000)
-        found["capture"][size] = capture_cells(gemma_2(size), device, rows, BUDGETS, rate)
+        cells = found["capture"].setdefault(size, [])
+        capture_cells(
+            gemma_2(size), device, rows, BUDGETS, rate, cells, save, lambda: time.monotonic() - started < TEN_MINUTES
+        )
         if find_spec("vllm") is not None and time.monotonic() - started < TEN_MINUTES / 2:
-            found["generation"][size] = generation_cell(gemma_2(size), rows)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+            generated: list[Cell] = []
+            fill(generated, save, {"version": version_of_vllm()}, partial(generation_cell, gemma_2(size), rows))
+            found["generation"][size] = generated[0]
+            save()
     print(markdown(found))
+    from benchmarks import pages  # renders this module's table, so it imports it
+
+    pages.write()
+
+
+def version_of_vllm() -> str:
+    return next((number for name, number in machine()["versions"].items() if name.startswith("vllm")), "unknown")
 
 
 if __name__ == "__main__":

@@ -52,11 +52,46 @@ def test_flops_count_weights_and_visible_pairs():
 
 def test_gpu_cells_are_filled_by_the_product_itself():
     """On the CPU with a tiny shape: the code of every cell runs."""
-    cells = gpu.capture_cells(FAMILIES["gemma2"](), "cpu", bench.ragged_rows(16, VOCAB), (256, 512), 1e12)
-    assert [cell["budget"] for cell in cells] == [256, 512, "stack kept, batch 16"]
+    cells, saved = [], []
+    gpu.capture_cells(
+        FAMILIES["gemma2"](),
+        "cpu",
+        bench.ragged_rows(16, VOCAB),
+        (256, 512),
+        1e12,
+        cells,
+        lambda: saved.append(len(cells)),
+    )
+    assert [cell["budget"] for cell in cells] == [256, 512, "512, self-check", "stack kept, batch 16"]
+    assert [cell for cell in cells if "error" in cell] == []
     assert all(cell["rows_per_s"] > 0 for cell in cells)
+    assert saved == [1, 2, 3, 4]
     table = gpu.markdown({"device": "none", "date": "today", "torch": "2", "capture": {"2b": cells}})
     assert "| eager | 512 |" in table
+
+
+def test_a_gpu_cell_that_fails_is_named_and_costs_no_other(monkeypatch):
+    right, cells = gpu.measured, []
+
+    def fails_once(model, rows, device, budget, rate):
+        if budget == 512 and model._check.mode == "off":
+            raise torch.OutOfMemoryError("CUDA out of memory | 1\nmore")
+        return right(model, rows, device, budget, rate)
+
+    monkeypatch.setattr(gpu, "measured", fails_once)
+    monkeypatch.setattr(gpu, "attentions", lambda *_: ("no_such_kernel", "eager"))
+    gpu.capture_cells(FAMILIES["gemma2"](), "cpu", bench.ragged_rows(16, VOCAB), (256, 512), 1e12, cells, lambda: None)
+    assert [(cell["budget"], "error" in cell) for cell in cells] == [
+        ("model", True),
+        (256, False),
+        (512, True),
+        ("512, self-check", False),
+        ("stack kept, batch 16", False),
+    ]
+    found = {"device": "none", "date": "today", "torch": "2", "capture": {"2b": cells}}
+    table = gpu.markdown({**found, "generation": {"2b": {"version": "1", "error": "no start"}}})
+    assert "| eager | 512 |  |  |  | CUDA out of memory / 1 |" in table
+    assert "vLLM 1, Gemma-2-2B shape: not measured: no start." in table
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU the benchmark asks for")
