@@ -33,7 +33,7 @@ from engine.errors import TraitmillError
 from engine.settings import Capture
 
 from .capture import Held, kept_stack, length, ragged_rows
-from .common import RESULTS, machine
+from .common import RESULTS, machine, record
 
 MATRIX_RATES = {"H100": 790e12, "H200": 790e12}
 """Measured bf16 matrix rate on random data, FLOP/s; other devices get their rate measured here."""
@@ -280,10 +280,10 @@ def main() -> None:
         "capture": {},
         "generation": {},
     }
-    RESULTS.parent.mkdir(exist_ok=True)
+    facts = machine()
 
     def save() -> None:
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        record(RESULTS, "gpu", facts, found)
 
     for size in ("2b",) if chosen.small else ("2b", "9b"):
         rows = ragged_rows(ROWS, 255_000)
