@@ -458,7 +458,7 @@ def test_one_bout_of_429_cuts_once():
 
 
 def test_few_refusals_are_met_by_their_pauses_alone():
-    before, after = after_refusals(([False] * 99 + [True]) * 3)
+    before, after = after_refusals(([False] * 149 + [True]) * 3)
     assert after == before
 
 
@@ -550,6 +550,36 @@ def test_a_server_with_a_lower_limit_is_found_and_seldom_asked_too_much():
     admitted, refused = virtually(main())
     assert admitted > 3000
     assert refused <= 0.02 * (admitted + refused)
+
+
+@pytest.mark.parametrize("latency", [0.05, 0.5])
+@pytest.mark.parametrize("rpm", [600, 1200, 6000])
+def test_f03_a_server_that_enforces_its_limit_is_used_and_seldom_asked_too_much(rpm, latency):
+    """600 in any minute, counted over 6 s and not told, against up to ten times as many allowed; 100 s of warm-up."""
+
+    async def main():
+        line, loop, admitted, refused = throttle(rpm=rpm, patience=1e9), asyncio.get_running_loop(), [], []
+        began = loop.time()
+
+        async def work():
+            while loop.time() < began + 300:
+                async with line.slot(1) as ticket:
+                    now = loop.time()
+                    recent = [at for at in admitted[-60:] if at > now - 6]
+                    if len(recent) < 60:
+                        admitted.append(now)
+                        await asyncio.sleep(latency)
+                        line.answered(ticket, 1)
+                    else:
+                        refused.append(now)
+                        line.limited(ticket, recent[0] + 6 - now)
+
+        await asyncio.gather(*(work() for _ in range(64)))
+        return [sum(at > began + 100 for at in times) for times in (admitted, refused)]
+
+    admitted, refused = virtually(main())
+    assert refused <= 0.02 * (admitted + refused)
+    assert 0.8 * 600 <= admitted / 200 * 60 <= 1.05 * 600
 
 
 # --- the end -------------------------------------------------------------------------------------------------
