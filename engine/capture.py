@@ -124,7 +124,8 @@ class CaptureModel:
         if tokens is not None:
             return tokens, f"capture batches of {tokens:,} tokens, as set"
         gpu = torch.device(self._device).type == "cuda"
-        free = torch.cuda.mem_get_info(self.input_device)[0] if gpu else devices.free_host_memory()
+        places = {parameter.device for parameter in self._model.parameters()}  # several when the layers are spread
+        free = min(torch.cuda.mem_get_info(each)[0] for each in places) if gpu else devices.free_host_memory()
         budget = devices.token_budget(self._shape, self._itemsize, free, gpu=gpu)
         return budget.tokens, budget.line
 
