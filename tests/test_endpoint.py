@@ -409,6 +409,17 @@ async def test_f07_a_call_that_never_answers_is_given_up_and_repeated():
     assert sum(v.attempts for v in verdicts) == 9
 
 
+async def test_f07_each_call_that_comes_too_late_is_told_to_the_line(monkeypatch):
+    late = []
+    with MisbehavingServer(
+        script=[Reply(act="hang"), error(500, "oops"), Reply(act="reset"), Reply(act="hang")]
+    ) as server:
+        async with known(server, deadline=0.4, concurrency=1) as judge:
+            monkeypatch.setattr(judge._calls.throttle, "late", lambda: late.append(len(server.log)))
+            assert (await judge.judge(TRAIT, response())).attempts == 5
+    assert late == [1, 4]
+
+
 async def test_f07_a_call_that_trickles_is_given_up_too():
     """A timeout between two reads would never end this one."""
 
