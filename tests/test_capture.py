@@ -2,12 +2,14 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from engine import attention, decoder
+from engine import attention, capture, decoder
+from engine.batching import Batch
 from engine.capture import CaptureModel, CaptureRow
 from engine.errors import AccessError, ResourceError, UsageError
 from engine.pools import LayerHooks, padded_ids, pool_weights
@@ -224,6 +226,30 @@ def test_f30_nan_names_sample_and_layer_and_leaves_others(folder, monkeypatch):
     for name in set(results) - {"row4"}:
         assert results[name].error == ""
         np.testing.assert_allclose(results[name].pools["response_mean"], clean[name]["response_mean"], rtol=1e-4)
+
+
+def test_a_copy_is_waited_for_on_its_own_gpu(folder, monkeypatch):
+    """The current stream is the first GPU's: an event recorded there has passed before another GPU's copy has."""
+    recorded = []
+
+    class Event:
+        def record(self, stream=None):
+            recorded.append(stream)
+
+    class OnSecondGpu:
+        def __init__(self, *_):
+            self.pooled = SimpleNamespace(device=torch.device("cuda:1"))
+            self.take = None
+
+    model = load(folder("llama")[0])
+    monkeypatch.setattr(model, "forward", lambda *_: None)
+    monkeypatch.setattr(capture, "Pooler", OnSecondGpu)
+    monkeypatch.setattr(torch, "empty_like", lambda *_, **__: SimpleNamespace(copy_=lambda *_, **__: None))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    rows = make_rows(1)
+    model._launch(rows, Batch((0,), model.tokens_run(rows[0])))
+    assert recorded == ["stream of cuda:1"]
 
 
 def test_padding_repeats_the_last_token():

@@ -10,6 +10,7 @@ import torch
 from engine import capture as capture_module
 from engine.capture import CaptureModel, CaptureRow
 from engine.errors import ExitCode, SelfCheckError
+from engine.reference import run_alone
 from engine.selfcheck import ONE_IN, Reference, SelfCheck, is_sampled
 from engine.settings import POOLS, Capture
 from tests.oracle import BOS, FAMILIES, VOCAB, Oracle, build
@@ -241,6 +242,23 @@ def test_faults_are_caught_in_half_precision(family, tmp_path, monkeypatch):
 
     for fault in (swap, shift):
         faulty(fault)
+
+
+def test_the_reference_keeps_its_index_where_any_device_takes_it():
+    """The head of a model that is spread over GPUs is not where the embeddings are."""
+    seen = []
+
+    class Spread(torch.nn.Module):
+        def get_input_embeddings(self):
+            return torch.nn.Embedding(4, 4, device="meta")
+
+        def forward(self, input_ids, logits_to_keep, **_):
+            seen.append((input_ids.device.type, logits_to_keep.device.type, logits_to_keep.tolist()))
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_alone(Spread(), [torch.nn.Identity()], (1, 2, 3), (4, 5), n_pooled=2, pools=(), logprobs=True)
+    assert seen == [("meta", "cpu", [2, 3])]
 
 
 def test_a_row_too_large_to_run_alone_is_counted_not_fatal(made, monkeypatch):
