@@ -39,14 +39,15 @@ class Part:
 
 PARTS = (
     Part("batch_size", (), 9.0 * 60),
-    Part("baselines", (), 10.0 * 60),
-    Part("overlap", (), 7.5 * 60),
-    Part("memory", (), 4.25 * 60),
+    Part("baselines", (), 8.0 * 60),
+    Part("overlap", (), 5.0 * 60),
+    Part("memory", (), 2.5 * 60),
+    Part("tuning", (), 5.5 * 60),
     Part("roofline", (), 0.5 * 60),
-    Part("capture", ("--rounds", "3"), 2.5 * 60, takes_out=False),
+    Part("capture", ("--rounds", "3"), 4.5 * 60, takes_out=False),
     Part("judge", ("--only", "rates,pause,throughput", "--seconds", "30"), 2.0 * 60, prints=True, takes_out=False),
-    Part("vectors", ("--rounds", "2"), 2.0 * 60, prints=True, takes_out=False),
-    Part("scale", ("--rounds", "1"), 1.5 * 60, takes_out=False),
+    Part("vectors", ("--rounds", "2"), 1.5 * 60, prints=True, takes_out=False),
+    Part("scale", ("--rounds", "1"), 1.4 * 60, takes_out=False),
 )
 
 

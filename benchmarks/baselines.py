@@ -9,6 +9,8 @@ Methods, written here from their descriptions:
   peer          vLLM's LLM.generate a trait, then transformers in batches of 16 keeping the full stack of states until
                 the end, then the judge in chunks of 20
   bare          vLLM's LLM.generate on all prompts at once with the same seeds and limits: generation only
+  bare-tuned    the same with what traitmill changes of vLLM on a CPU (top-p by selection, no worker process): what is
+                left to `ours` is the price of the pipeline
   bare-default  the same with vLLM's own choice of cores (it leaves one to its front end)
   hf-cb         transformers' continuous batching: generation only
   ours          the pipeline
@@ -120,12 +122,12 @@ def markdown(result: Mapping[str, Any]) -> str:
 def main() -> None:
     options = parser(NAME, __doc__)
     options.add_argument("--gen_model", default=EMBEDDED)
-    options.add_argument("--n_examples", type=int, default=64, help="all sides together")
-    options.add_argument("--max_new_tokens", type=int, default=64)
+    options.add_argument("--n_examples", type=int, default=96, help="all sides together")
+    options.add_argument("--max_new_tokens", type=int, default=48)
     options.add_argument("--latency", type=float, default=1.0, help="seconds the judge takes")
     options.add_argument("--methods", default=",".join(METHODS))
     options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--limit", type=float, default=150, help="seconds one method may take")
+    options.add_argument("--limit", type=float, default=120, help="seconds one method may take")
     options.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     options.add_argument("--times", help=argparse.SUPPRESS)
     chosen = options.parse_args()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.common import GIB, GUIDE, PeakMemory, machine, parser, quietly, record, table, tree_bytes
-from benchmarks.stand import Stand, whole, workload
+from benchmarks.stand import SleepingJudge, Stand, whole, workload
 from engine.batching import Budget, run_batches
 from engine.capture import CaptureRow
 from engine.devices import Shape, free_host_memory, token_budget
@@ -25,7 +25,7 @@ from engine.settings import Capture, Speed
 from engine.worker import CaptureWorker
 
 NAME = "memory"
-ROWS = "1,4,8,16,64,auto"
+ROWS = "1,16,auto"
 CAPTURE_ROWS = (1, 8, 32, 128)
 KV_SHARE, CAPTURE_SHARE = 1 / 3, 1 / 4
 """Of free memory: what auto sizing may take on a CPU."""
@@ -40,7 +40,7 @@ async def engine_row(ref: ModelRef, batch: str, options: argparse.Namespace) -> 
     try:
         with PeakMemory(every_s=0.2) as peak:
             await stand.open()
-            await stand.run(whole(stand.size.max_num_seqs), latency=0.0)
+            await stand.run(whole(stand.size.max_num_seqs), SleepingJudge(0.0))
         config = stand.engine._engine.vllm_config.cache_config  # noqa: SLF001 - vLLM's own count of its cache's blocks
         blocks, block_tokens = int(config.num_gpu_blocks), int(config.block_size)
     finally:

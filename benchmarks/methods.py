@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.stand import SIDES, TRAITS, Stand, longest_prompt
+from benchmarks.stand import SIDES, TRAITS, SleepingJudge, Stand, longest_prompt
 from engine.devices import free_host_memory
 from engine.models import ModelRef, load_tokenizer
 from engine.records import Sample
@@ -126,7 +126,8 @@ def _save(pooled: Sequence[Any]) -> None:
 def guide(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) -> Times:
     start = time.perf_counter()
     hf = Transformers(ref)
-    hf.generate(samples[:2], _WARM_UP_TOKENS)
+    first = samples[:GUIDE_BATCH]
+    hf.states([hf.text(s, r) for s, r in zip(first, hf.generate(first, _WARM_UP_TOKENS), strict=True)])
     load = time.perf_counter() - start
     watch, tokens = Watch(), 0
     for side in batches(samples, len(samples) // SIDES):
@@ -182,7 +183,7 @@ def hf_cb(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
 # --- vLLM's offline class ------------------------------------------------------------------------------------
 
 
-def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int) -> Any:
+def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int, **more: Any) -> Any:
     from engine.generation import on_gpu, size_engine
 
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -204,30 +205,53 @@ def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int) -> Any:
         enforce_eager=not gpu,
         enable_prefix_caching=True,
         generation_config="vllm",
+        **more,
     )
 
 
-def _offline(llm: Any, samples: Sequence[Sample], max_new_tokens: int) -> list[list[int]]:
+def _offline(llm: Any, samples: Sequence[Sample], max_new_tokens: int, top_p: float = TOP_P) -> list[list[int]]:
     from vllm import SamplingParams, TokensPrompt
 
     prompts = [TokensPrompt(prompt_token_ids=list(sample.prompt_token_ids)) for sample in samples]
     limits = [
-        SamplingParams(temperature=TEMPERATURE, top_p=TOP_P, max_tokens=max_new_tokens, seed=sample.seed)
+        SamplingParams(temperature=TEMPERATURE, top_p=top_p, max_tokens=max_new_tokens, seed=sample.seed)
         for sample in samples
     ]
     return [list(output.outputs[0].token_ids) for output in llm.generate(prompts, limits, use_tqdm=False)]
 
 
-def bare(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) -> Times:
+def _bare(
+    ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace, top_p: float = TOP_P, **more: Any
+) -> Times:
     start = time.perf_counter()
-    llm = _llm(ref, samples, options.max_new_tokens)
-    _offline(llm, samples[:SIDES], options.max_new_tokens)
-    llm.reset_prefix_cache()
+    llm = _llm(ref, samples, options.max_new_tokens, **more)
+    _offline(llm, samples[:SIDES], options.max_new_tokens, top_p)
+    _forget(llm)
     load = time.perf_counter() - start
     watch = Watch()
-    responses = _offline(llm, samples, options.max_new_tokens)
+    responses = _offline(llm, samples, options.max_new_tokens, top_p)
     watch.lap("generation_s")
     return {"load_s": load, "tokens": sum(map(len, responses)), **watch.times}
+
+
+def _forget(llm: Any) -> None:
+    """Empty the prefix cache after a warm-up."""
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("vLLM's prefix cache could not be emptied after the warm-up")
+
+
+def bare(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) -> Times:
+    return _bare(ref, samples, options)
+
+
+def bare_tuned(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) -> Times:
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    from engine.nucleus import NAME
+
+    os.environ["TORCH_COMPILE_DISABLE"] = "1"
+    more = {"logits_processors": [NAME], "additional_config": {"top_p": TOP_P}}
+    return _bare(ref, samples, options, 1.0, distributed_executor_backend=UniProcExecutor, **more)
 
 
 def bare_default(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) -> Times:
@@ -239,7 +263,7 @@ def peer(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) 
     start = time.perf_counter()
     llm = _llm(ref, samples, options.max_new_tokens)
     _offline(llm, samples[:SIDES], options.max_new_tokens)
-    llm.reset_prefix_cache()
+    _forget(llm)
     load = time.perf_counter() - start
     watch = Watch()
     responses: list[list[int]] = []
@@ -249,6 +273,7 @@ def peer(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) 
     llm.llm_engine.engine_core.shutdown()
     del llm
     hf = Transformers(ref)
+    hf.states([hf.text(sample, ()) for sample in samples[:PEER_BATCH]])
     load += time.perf_counter() - watch._last  # noqa: SLF001 - the second load is apart as the first is
     watch._last = time.perf_counter()  # noqa: SLF001
     texts = [hf.text(sample, response) for sample, response in zip(samples, responses, strict=True)]
@@ -262,12 +287,12 @@ def peer(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) 
 
 def ours(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) -> Times:
     async def work() -> Times:
-        stand = Stand(ref, options.max_new_tokens)
+        stand = Stand(ref, options.max_new_tokens, watched=False)
         start = time.perf_counter()
         await stand.open()
         load = time.perf_counter() - start
         try:
-            run = await stand.run(len(samples), latency=options.latency, close_engine=True)
+            run = await stand.run(len(samples), SleepingJudge(options.latency), close_engine=True)
         finally:
             await stand.close()
         seconds = {f"{stage}_s": seconds for stage, seconds in run.seconds.items()}
@@ -280,6 +305,7 @@ METHODS: dict[str, Callable[[ModelRef, Sequence[Sample], argparse.Namespace], Ti
     "guide": guide,
     "peer": peer,
     "bare": bare,
+    "bare-tuned": bare_tuned,
     "ours": ours,
     "bare-default": bare_default,
     "hf-cb": hf_cb,

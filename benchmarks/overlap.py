@@ -2,24 +2,31 @@
 
     python -m benchmarks.overlap
 
-One engine and one capture worker; the judge answers after a fixed latency, at most so many a minute where a rate is
-given. No judge, an instant one and one of 1 s alternate over the rounds; the other conditions are run in the first.
-Differences and shares are taken within a round. Model loads are apart.
+One engine and one capture worker. The judge is the product's own, the real openai client over loopback HTTP, before a
+server that answers as gpt-5-mini does, after a fixed latency; where a rate is given it is the judge's `--judge_rpm`.
+No judge, an instant one and one of 1 s alternate over the rounds, in turned order; the other conditions are run in the
+first. Differences and shares are taken within a round. Model loads are apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common import machine, parser, quietly, record, shown, spread, table
+from benchmarks.common import ROOT, machine, parser, quietly, record, shown, spread, table
 from benchmarks.stand import Run, Stand, whole
 from engine.models import EMBEDDED, find_model
+from engine.settings import Judging, Limits
 
 NAME = "overlap"
+JUDGING = Judging(model="gpt-5-mini")
+_NO_LIMIT = 60_000.0
 GOAL_SHARE, GOAL_SECONDS = 0.97, 2.0
 """Of a 1 s judge: generation at least this share of the rate without one; the end at most latency + this later."""
 
@@ -43,8 +50,8 @@ CONDITIONS = (
     SECOND,
     Condition("0.1 s", 0.1),
     Condition("5 s", 5.0),
+    Condition("1 s, 1200/min", 1.0, 1200),
     Condition("1 s, 600/min", 1.0, 600),
-    Condition("1 s, 240/min", 1.0, 240),
 )
 
 
@@ -104,6 +111,33 @@ def markdown(result: Mapping[str, Any]) -> str:
     return f"{note}\n\n{table(header, rows)}"
 
 
+async def _run(stand: Stand, n: int, condition: Condition) -> Run:
+    if condition.latency is None:
+        return await stand.run(n, None)
+    from engine.endpoint import EndpointJudge
+
+    with served_judge(condition.latency) as url:
+        judge = EndpointJudge(JUDGING, Limits(base_url=url, rpm=condition.rpm or _NO_LIMIT))
+        await judge.open()
+        try:
+            return await stand.run(n, judge, judging=JUDGING)
+        finally:
+            await judge.close()
+
+
+@contextmanager
+def served_judge(latency: float) -> Iterator[str]:
+    """A judge over real HTTP in a process of its own; yields its address."""
+    command = [sys.executable, "-m", "tests.misbehaving_server", "--persona", JUDGING.model, "--latency", str(latency)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        assert server.stdout is not None
+        assert server.stdin is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.stdin.close()
+
+
 async def measure(options: argparse.Namespace, say: Any) -> None:
     facts, ref, n = machine(), find_model(options.gen_model), whole(options.n_examples)
     stand = Stand(ref, options.max_new_tokens)
@@ -112,10 +146,10 @@ async def measure(options: argparse.Namespace, say: Any) -> None:
         await stand.open()
         for number in range(options.rounds):
             runs: dict[str, Run] = {}
-            for condition in CONDITIONS:
+            for condition in CONDITIONS[::-1] if number % 2 else CONDITIONS:
                 if number and not condition.every_round:
                     continue
-                run = await stand.run(n, latency=condition.latency, rpm=condition.rpm)
+                run = await _run(stand, n, condition)
                 runs[condition.name] = run
                 say(f"round {number + 1}, {condition.name}: {run.makespan:.1f} s, {run.tokens_per_s:.1f} tokens/s")
             rounds.append(runs)
@@ -132,7 +166,7 @@ def main() -> None:
     options.add_argument("--gen_model", default=EMBEDDED)
     options.add_argument("--n_examples", type=int, default=200, help="all sides together")
     options.add_argument("--max_new_tokens", type=int, default=32)
-    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--rounds", type=int, default=3)
     chosen = options.parse_args()
     with quietly(NAME) as say:
         asyncio.run(measure(chosen, say))

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, its pictures and the README's table, from stored results: a pure function of the JSON files."""
+"""docs/benchmarks.md, its pictures, the marked blocks of the README and of docs/: a pure function of the JSON files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import baselines, batch_size, memory, methods, overlap, plots, roofline
+from benchmarks import baselines, batch_size, memory, methods, overlap, plots, roofline, tuning
 from benchmarks.common import RESULTS, ROOT, machine_line, table
 
 DOCS = ROOT / "docs"
@@ -36,47 +37,62 @@ class Section:
     alt: str = ""
 
 
-def _text(name: str) -> Callable[[Results], str]:
-    """A benchmark that prints its figures."""
-    return lambda results: "```\n" + "\n".join(results[name]["lines"]) + "\n```"
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A result that stands between two marks of a page of docs/, under its command."""
+
+    name: str
+    """Of the result and in the marks. `capture-flat` also stands in the section `capture` of docs/benchmarks.md."""
+    page: str
+    command: str
+    """The default; a stored result brings its own."""
+    body: Callable[[Result], str]
 
 
-def _capture(results: Results) -> str:
-    from benchmarks.capture import markdown
+def _by(module: str, function: str = "markdown") -> Callable[[Result], str]:
+    """The benchmark's own writing, imported when it is needed: some import torch."""
 
-    return markdown(dict(results["capture"])).strip()
+    def write_body(result: Result) -> str:
+        body: str = getattr(import_module(f"benchmarks.{module}"), function)(result)
+        return body
 
-
-def _scale(results: Results) -> str:
-    result = results["scale"]
-    lines = [
-        [
-            f"{int(size):,}",
-            str(len(cost["runs"])),
-            f"{cost['wall_ms_per_sample']:.3f}",
-            f"{cost['cpu_ms_per_sample']:.3f}",
-            f"{cost['peak_anonymous_mb']:,.0f}",
-        ]
-        for size, cost in result["per_size"].items()
-    ]
-    note = (
-        f"Backends: {result['backends']}. From the smaller size to the larger, medians within a round: CPU time a "
-        f"sample {result['cpu_per_sample_ratio']:.2f} times, wall time {result['wall_per_sample_ratio']:.2f} times, "
-        f"anonymous memory {result['anonymous_growth_mb']:+.0f} MB. The finished large run started again ends in "
-        f"{result['started_again_s']:.1f} s."
-    )
-    header = ["samples", "runs", "wall, ms a sample", "CPU, ms a sample", "peak anonymous memory, MB"]
-    return f"{note}\n\n{table(header, lines)}"
+    return write_body
 
 
-_CAPTURE_COMMANDS = "python -m benchmarks.capture\npython -m benchmarks.capture --flat 100000"
+BLOCKS = (
+    Block("capture", "capture.md", "python -m benchmarks.capture", _by("capture")),
+    Block(
+        "capture-budgets", "capture.md", "python -m benchmarks.capture --budgets", _by("capture", "budgets_markdown")
+    ),
+    Block("capture-flat", "capture.md", "python -m benchmarks.capture --flat 100000", _by("capture", "flat_markdown")),
+    Block("selfcheck", "capture.md", "python -m benchmarks.selfcheck", _by("selfcheck")),
+    Block("judge", "judge.md", "python -m benchmarks.judge", _by("judge")),
+    Block("judge-memory", "judge.md", "python -m benchmarks.judge --memory", _by("judge")),
+    Block("vectors", "vectors.md", "python -m benchmarks.vectors", _by("vectors")),
+    Block("vectors-large", "vectors.md", "python -m benchmarks.vectors --large", _by("vectors", "large_markdown")),
+    Block(
+        "vectors-coverage", "vectors.md", "python -m benchmarks.vectors --coverage", _by("vectors", "coverage_markdown")
+    ),
+    Block("soak", "reliability.md", "python -m benchmarks.soak", _by("soak")),
+    Block("soak-real", "reliability.md", "python -m benchmarks.soak", _by("soak", "real_markdown")),
+    Block("scale", "reliability.md", "python -m benchmarks.scale", _by("scale")),
+)
+_BLOCKS = {block.name: block for block in BLOCKS}
+
+
+def _section_of(name: str, title: str) -> Section:
+    """A section whose body is the block's."""
+    block = _BLOCKS[name]
+    return Section(name, title, block.command, lambda results: block.body(results[name]))
+
+
 _SPEEDUP_ALT = "Speedup over one sequence at a time by sequences in flight: generation, whole job, the guide's claim."
 SECTIONS = (
     Section(
         "batch_size",
         "The guide's batch-size table",
         "python -m benchmarks.batch_size",
-        lambda results: batch_size.markdown(results["batch_size"], results.get("memory")),
+        lambda results: batch_size.markdown(results["batch_size"]),
         plots.speedup,
         _SPEEDUP_ALT,
     ),
@@ -101,15 +117,21 @@ SECTIONS = (
         lambda results: memory.markdown(results["memory"]),
     ),
     Section(
+        "tuning",
+        "What holds generation back",
+        "python -m benchmarks.tuning",
+        lambda results: tuning.markdown(results["tuning"]),
+    ),
+    Section(
         "roofline",
         "How far from the hardware's limit",
         "python -m benchmarks.roofline",
         lambda results: roofline.markdown(results["roofline"]),
     ),
-    Section("capture", "Capture", _CAPTURE_COMMANDS, _capture),
-    Section("judge", "The remote judge", "python -m benchmarks.judge", _text("judge")),
-    Section("vectors", "Vectors", "python -m benchmarks.vectors", _text("vectors")),
-    Section("scale", "Many records", "python -m benchmarks.scale", _scale),
+    _section_of("capture", "Capture"),
+    _section_of("judge", "The remote judge"),
+    _section_of("vectors", "Vectors"),
+    _section_of("scale", "Many records"),
 )
 
 _GPU_COMMANDS = (
@@ -161,15 +183,26 @@ def docs_page(folder: Path = RESULTS) -> str:
 def _section(section: Section, results: Results, folder: str = PICTURES) -> str:
     parts = [f"## {section.title}"]
     if section.name not in results:
-        return "\n\n".join([*parts, _command(section.command), "Not measured yet."])
-    result = results[section.name]
-    parts.append(_command(result.get("command", section.command)))
-    if isinstance(result.get("machine"), Mapping):  # the capture benchmark's table names its machine itself
-        parts.append(machine_line(result["machine"]))
-    parts.append(section.body(results))
-    if section.draw is not None:
-        parts.append(f"![{section.alt}]({folder}/{section.name}.svg)")
+        parts += [_command(section.command), "Not measured yet."]
+    else:
+        result = results[section.name]
+        parts += [*_head(result, section.command), section.body(results)]
+        if section.draw is not None:
+            parts.append(f"![{section.alt}]({folder}/{section.name}.svg)")
+    parts += [_block(block, results) for block in BLOCKS if block.name.startswith(f"{section.name}-")]
     return "\n\n".join(parts)
+
+
+def _head(result: Result, command: str) -> list[str]:
+    """The command, and the machine where the result names one."""
+    machine = [machine_line(result["machine"])] if "machine" in result else []
+    return [_command(result.get("command", command)), *machine]
+
+
+def _block(block: Block, results: Results) -> str:
+    if block.name not in results:
+        return f"{_command(block.command)}\n\nNot measured yet."
+    return "\n\n".join([*_head(results[block.name], block.command), block.body(results[block.name])])
 
 
 def _command(line: str) -> str:
@@ -224,6 +257,11 @@ def _goals(results: Results) -> str:
     later = results["overlap"]["goals"] if "overlap" in results else {}
     lines: list[tuple[str, str, float | None]] = [
         ("generation in the pipeline over bare vLLM", "0.95 or more", ratios.get("generation over bare")),
+        (
+            "generation in the pipeline over bare vLLM tuned alike",
+            "0.95 or more",
+            ratios.get("generation over bare-tuned"),
+        ),
         *(
             (f"generation, batch {batch} over batch 1", f"{goal} or more", batches.get(batch))
             for batch, goal in (("4", 2.2), ("8", 4.2), ("16", 6), ("auto", 11))
@@ -241,8 +279,25 @@ def _goals(results: Results) -> str:
             f"{1 + overlap.GOAL_SECONDS:g} or less",
             later.get("later_s", [None])[0],
         ),
+        *_stage_goals(results),
     ]
     return table(["", "goal", "reached"], ([n, goal, "-" if v is None else f"{v:.2f}"] for n, goal, v in lines))
+
+
+def _stage_goals(results: Results) -> list[tuple[str, str, float | None]]:
+    """Goals of capture and vectors."""
+    capture: dict[str, float | None] = dict.fromkeys(("guide, batch 8", "stack kept, batch 16"))
+    vectors = None
+    if "capture" in results:
+        times_ours = import_module("benchmarks.capture").times_ours
+        capture = {name: (times_ours(results["capture"], name) or [None])[0] for name in capture}
+    if "vectors" in results:
+        vectors = import_module("benchmarks.vectors").times_less(results["vectors"])[0]
+    return [
+        ("capture over the guide's batch 8", "2 or more", capture["guide, batch 8"]),
+        ("capture over a kept stack, batch 16", "2 or more", capture["stack kept, batch 16"]),
+        ("vectors over a loop over layers", "20 or more", vectors),
+    ]
 
 
 # --- files ---------------------------------------------------------------------------------------------------
@@ -255,9 +310,24 @@ def readme_with_table(readme: str, folder: Path = RESULTS) -> str:
     results = load(folder)
     block = ""
     if "batch_size" in results:
-        block = batch_size.readme_table(results["batch_size"], results.get("memory")) + "\n"
+        block = batch_size.readme_table(results["batch_size"]) + "\n"
     pattern = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
     return pattern.sub(lambda _: f"{START}\n{block}{END}", readme, count=1)
+
+
+def with_blocks(page: str, text: str, folder: Path = RESULTS) -> str:
+    """A page of docs/ with its marked blocks renewed. Raises ValueError where marks are missing."""
+    results = load(folder)
+    for block in BLOCKS:
+        if block.page != page:
+            continue
+        start, end = f"<!-- bench:{block.name}:start -->", f"<!-- bench:{block.name}:end -->"
+        if start not in text or end not in text:
+            raise ValueError(f"docs/{page} lacks the marks {start} and {end}; put them where the figures belong")
+        pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+        body = f"{start}\n{_block(block, results)}\n{end}"
+        text = pattern.sub(lambda _, body=body: body, text, count=1)
+    return text
 
 
 def draw_pictures(target: Path, folder: Path = RESULTS) -> None:
@@ -269,9 +339,12 @@ def draw_pictures(target: Path, folder: Path = RESULTS) -> None:
 
 
 def write(folder: Path = RESULTS) -> None:
-    """Write docs/benchmarks.md, the pictures and, where there is one, the README's table."""
+    """Write docs/benchmarks.md, the pictures, and the marked blocks of docs/ and the README."""
     (DOCS / "benchmarks.md").write_text(docs_page(folder), encoding="utf-8")
     draw_pictures(DOCS / PICTURES, folder)
+    for name in sorted({block.page for block in BLOCKS}):
+        page = DOCS / name
+        page.write_text(with_blocks(name, page.read_text(encoding="utf-8"), folder), encoding="utf-8")
     readme = ROOT / "README.md"
     if readme.exists():
         readme.write_text(readme_with_table(readme.read_text(encoding="utf-8"), folder), encoding="utf-8")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ DEVICES = {
 """Tensor-core peaks without sparsity (SXM where there are two; A100: 40 GB)."""
 
 
-def step_seconds(shape: Shape, device: Device, sequences: int, context: float) -> float:
+def step_seconds(shape: Shape, device: Device, sequences: float, context: float) -> float:
     """Least time of one decoding step with `context` tokens a sequence in the cache."""
     moved = shape.weight_bytes(_ITEMSIZE) + sequences * context * shape.kv_bytes_per_token(_ITEMSIZE)
     return max(moved / device.bandwidth, 2 * passed(shape) * sequences / device.flops)
@@ -108,29 +109,46 @@ def limits(shape: Shape, device: Device, context: float) -> dict[str, Any]:
     }
 
 
-def reached(model: str, options: argparse.Namespace) -> dict[str, float]:
-    """Tokens a second of the last batch-size run of the same model, by sequences in flight."""
+def reached(model: str, shape: Shape, device: Device, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the last batch-size run of the same model, each with the limit at its mean running sequences."""
     path = results_folder(options.out) / f"{named('batch_size', options.shape)}.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"model": "", "rows": []}
     if result["model"] != model:
-        return {}
-    auto = str(result["sequences_of_auto"])
-    return {row["batch"].replace("auto", auto): row["tokens_per_s"][0] for row in result["rows"]}
+        return []
+    return [
+        {
+            "batch": row["batch"],
+            "running": row["running"][0],
+            "tokens_per_s": row["tokens_per_s"][0],
+            "limit": row["running"][0] / step_seconds(shape, device, row["running"][0], options.context),
+        }
+        for row in result["rows"]
+    ]
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The limits, with the share of each that was reached."""
-    rows = []
-    for step in result["steps"]:
-        got = result["reached"].get(str(step["sequences"]))
-        share = f"{got / step['tokens_per_s']:.0%}" if got else "-"
-        rows.append([str(step["sequences"]), f"{step['tokens_per_s']:,.0f}", f"{got:,.1f}" if got else "-", share])
+    """The limits, and the share of each that the batch-size table's rows reached."""
+    steps = [[str(step["sequences"]), f"{step['tokens_per_s']:,.0f}"] for step in result["steps"]]
+    rows = [
+        [
+            row["batch"],
+            f"{row['running']:.1f}",
+            f"{row['limit']:,.0f}",
+            f"{row['tokens_per_s']:,.1f}",
+            f"{row['tokens_per_s'] / row['limit']:.0%}",
+        ]
+        for row in result["reached"]
+    ]
     note = (
         f"{result['model']} in bfloat16 on {result['device']}: {result['gflops']:,.0f} GFLOP/s and "
         f"{result['gb_per_s']:,.1f} GB/s ({result['source']}), {result['context']:.0f} tokens a sequence in the cache. "
         f"Capture: at most {result['capture_tokens_per_s']:,.0f} tokens/s."
     )
-    return f"{note}\n\n{table(['sequences', 'limit, tokens/s', 'reached, tokens/s', 'share'], rows)}"
+    parts = [note, table(["sequences", "limit, tokens/s"], steps)]
+    if rows:
+        header = ["batch", "running", "limit at that, tokens/s", "reached, tokens/s", "share"]
+        parts.append(table(header, rows))
+    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -143,7 +161,7 @@ def main() -> None:
     config = SHAPES[chosen.shape] if chosen.shape else find_model(chosen.gen_model).text_config
     model, device = chosen.shape or chosen.gen_model, DEVICES.get(chosen.device) or here()
     found = {"model": model, **limits(Shape.from_config(config), device, chosen.context)}
-    found["reached"] = {} if chosen.device else reached(model, chosen)
+    found["reached"] = [] if chosen.device else reached(model, Shape.from_config(config), device, chosen)
     facts = machine()
     if not chosen.device:  # another machine's arithmetic is for reading, not for the page
         record(chosen.out, NAME, facts, found, chosen.shape)
@@ -155,7 +173,7 @@ def here() -> Device:
     name = gpu_name()
     if not name:
         return measured_cpu()
-    known = [device for key, device in DEVICES.items() if key in name.split()]
+    known = [device for key, device in DEVICES.items() if key in re.split(r"[\s-]", name)]
     if not known:
         raise SystemExit(f"the peaks of {name} are not known here; name a like one with --device")
     return known[0]

@@ -1,4 +1,5 @@
-"""The test stand: one engine and one capture worker under the real pipeline, with a judge that only takes time.
+"""The test stand: one engine and one capture worker under the real pipeline, with a judge that only takes time, or a
+real one.
 
 Each run writes its records and files into a folder of its own that is thrown away. Between runs vLLM's prefix cache is
 emptied, so that a repeat computes what the first run computed.
@@ -17,7 +18,7 @@ from typing import Any
 
 from benchmarks.common import ROOT
 from benchmarks.shapes import DummyEngine
-from engine.backends import STAGES, Backends, Clock, Generator, Stage
+from engine.backends import STAGES, Backends, Clock, Judge, Stage
 from engine.devices import Shape, free_host_memory
 from engine.generation import VllmEngine, on_gpu, size_engine
 from engine.job import open_job
@@ -40,17 +41,12 @@ _ROOM_FOR_PROMPT = 128
 
 
 class SleepingJudge:
-    """Answers after `latency` seconds, at most `rpm` answers a minute started (0: no limit); every response passes."""
+    """Answers after `latency` seconds; every response passes."""
 
-    def __init__(self, latency: float, rpm: float = 0.0) -> None:
-        from aiolimiter import AsyncLimiter
-
+    def __init__(self, latency: float) -> None:
         self._latency = latency
-        self._pace = AsyncLimiter(1, 60 / rpm) if rpm else None
 
     async def judge(self, trait: Trait, response: Response) -> Verdict:
-        if self._pace is not None:
-            await self._pace.acquire()
         await asyncio.sleep(self._latency)
         return Verdict(
             trait=trait.name,
@@ -61,17 +57,6 @@ class SleepingJudge:
             mode="integer",
             model=JUDGING.model,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Capped:
-    """An engine of which at most `max_in_flight` sequences are asked for at once."""
-
-    engine: VllmEngine
-    max_in_flight: int
-
-    async def generate(self, sample: Sample) -> Response:
-        return await self.engine.generate(sample)
 
 
 @dataclass
@@ -133,19 +118,22 @@ class Stand:
         batch_size: int | None = None,
         captures: bool = True,
         dummy: bool = False,
+        engine: type[VllmEngine] = VllmEngine,
+        watched: bool = True,
     ) -> None:
-        """`batch_size` is the engine's own limit, None is auto; `dummy` weights cannot be captured."""
+        """`batch_size` is what `--batch_size` is, None is auto; `dummy` weights cannot be captured; `watched` counts
+        the running sequences, which costs vLLM a little at each step."""
         self.ref = ref
         self.load_s = 0.0
         self._identity = _identity(ref, max_new_tokens)
         self._speed = Speed(batch_size=batch_size)
         self._captures = captures and not dummy
         self._steps: list[tuple[float, int]] = []
-        gpu = on_gpu()
-        self.size = _size(ref, self._speed, max_new_tokens, gpu=gpu)
-        kind = DummyEngine if dummy else VllmEngine
-        watch = _watch(self._steps)
-        self.engine = kind(ref, self._identity, self._speed, self.size, on_gpu=gpu, stat_loggers=[watch])
+        self._gpu = on_gpu()
+        self.size = _size(ref, self._speed, max_new_tokens, gpu=self._gpu)
+        kind = DummyEngine if dummy else engine
+        watches = [_watch(self._steps)] if watched else []
+        self.engine = kind(ref, self._identity, self._speed, self.size, on_gpu=self._gpu, stat_loggers=watches)
         self._worker: CaptureWorker | None = None
         self.facts: CaptureFacts | None = None
 
@@ -159,28 +147,21 @@ class Stand:
             loads.append(self._load_capture())
         await asyncio.gather(*loads)
         self.load_s = time.perf_counter() - start
-        await self.run(_WARM_UP)
+        await self.run(_WARM_UP, SleepingJudge(0.0))
 
     async def _load_capture(self) -> None:
         assert self._worker is not None
         self.facts = await self._worker.start()
 
-    async def run(
-        self,
-        n: int,
-        *,
-        cap: int | None = None,
-        latency: float | None = 0.0,
-        rpm: float = 0.0,
-        close_engine: bool = False,
-    ) -> Run:
-        """Run `n` samples with at most `cap` in flight. `latency` None is no judge. `close_engine` makes room for
-        capture as the product does, and ends the stand's use."""
-        await self.engine._engine.reset_prefix_cache()  # noqa: SLF001 - only a benchmark repeats a run on one engine
+    async def run(self, n: int, judge: Judge | None, *, judging: Judging = JUDGING, close_engine: bool = False) -> Run:
+        """Run `n` samples. `judging` is what a real judge was made with. `close_engine` makes room for capture as the
+        product does on a CPU, and ends the stand's use."""
+        if not await self.engine._engine.reset_prefix_cache():  # noqa: SLF001 - only a benchmark repeats a run
+            raise RuntimeError("vLLM's prefix cache could not be emptied: the run would not compute what others did")
         settings = RunSettings(
             identity=self._identity,
             plan=Plan(n_examples=n // SIDES),
-            judging=JUDGING,
+            judging=judging,
             capture_rows="all" if self._captures else "none",
             speed=self._speed,
         )
@@ -189,13 +170,12 @@ class Stand:
             if close_engine:
                 await self.engine.close()
 
-        generator: Generator = self.engine if cap is None else Capped(self.engine, cap)
         backends = Backends(
-            generator=generator,
-            judge=None if latency is None else SleepingJudge(latency, rpm),
+            generator=self.engine,
+            judge=judge,
             capturer=self._worker,
             capture_facts=self.facts,
-            before_capture=before_capture if self._captures else None,
+            before_capture=before_capture if self._captures and not self._gpu else None,
         )
         clocks: dict[Stage, Clock] = {stage: TimedClock() for stage in STAGES}
         notices: list[str] = []

@@ -120,9 +120,6 @@ class VllmEngine:
         """Load the model (blocking: 20 s on CPU, minutes for large models). Raises EngineDiedError, AccessError."""
         _quiet_environment()
         if not self._on_gpu:
-            cores = sorted(os.sched_getaffinity(0))
-            # vLLM leaves a core to its front end by default; that core is worth more to the model.
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
             # Even eager, vLLM compiles one small function of its sampler: 2 to 8 s, and a C++ compiler is needed.
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         from vllm import AsyncLLMEngine
@@ -158,7 +155,7 @@ class VllmEngine:
             kv_cache_memory_bytes=self.size.kv_cache_bytes,
             gpu_memory_utilization=self.size.gpu_share,
             block_size=None if self._on_gpu else _CPU_BLOCK,
-            enforce_eager=not self._on_gpu,  # compiling costs a CPU run 50 to 80 s and gains it less
+            enforce_eager=not self._on_gpu,  # compiling costs a CPU run more than it gains (benchmarks/tuning.py)
             enable_prefix_caching=True,
             enable_sleep_mode=self._sleep_mode,
             disable_log_stats=True,
@@ -172,8 +169,8 @@ class VllmEngine:
         """None is vLLM's own choice.
 
         On CPU that is a worker process beside the engine's, and the engine's spins on a core while it waits for it.
-        The model in the engine's own process starts in half the time and leaves that core to the model. Named by its
-        class, because vLLM overrules the name.
+        The model in the engine's own process has that core too (docs/decisions/008-one-engine-process.md). Named by
+        its class, because vLLM overrules the name.
         """
         if self._on_gpu or self._speed.tensor_parallel_size > 1:
             return None
