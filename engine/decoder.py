@@ -79,6 +79,11 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
         ) from error
     except (OSError, ValueError, ImportError) as error:
         raise AccessError(f"the weights of model {source} cannot be loaded: {_first_line(error)}") from None
+    if spread and any(parameter.device.type != "cuda" for parameter in model.parameters()):
+        raise ResourceError(  # accelerate would run what is left over from host memory, at a crawl
+            f"the weights of {source} do not fit on the {torch.cuda.device_count()} GPUs here: free memory there, "
+            "or use --capture_device cpu"
+        )
     if attention.length_dependent_rope(text_config) is not None:
         model.register_forward_pre_hook(_forget_lengths)
     return model.eval().requires_grad_(requires_grad=False)

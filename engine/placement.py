@@ -70,9 +70,8 @@ def place_on_gpus(
         capture_device = "cuda" if spare is None else f"cuda:{spare}"
     kind, _, index = capture_device.partition(":")
     if kind != "cuda" or (index and int(index) >= tensor_parallel):
-        return Placement(
-            "apart", f"generation on {_gpus(tensor_parallel)}, capture on {capture_device}", capture_device
-        )
+        line = f"generation on {_gpus(tensor_parallel)}, capture on {capture_device} beside it; untested on GPU"
+        return Placement("apart", line, capture_device)
     over = 1 if index else len(totals)
     usable = int(min(totals) * _USABLE)
     weights, capture_weights = shape.weight_bytes(itemsize) // tensor_parallel, all_weights // over
@@ -110,22 +109,24 @@ def choose_placement(
 ) -> Placement:
     """Where a run's capture goes: `gpu` says whether there is one, `engine` whether vLLM loads the same model.
 
-    Looks at the GPUs and at free host memory. Raises UsageError for a model or dtype that cannot work.
+    Looks at the GPUs and at free host memory. Raises UsageError for a model, dtype or device that cannot work.
     """
+    from .decoder import choose_device  # loads torch
+
     device = settings.speed.capture_device
     if not engine:
         return Placement("alone", "", device)
     if not gpu:  # sharing the cores gains nothing
         return Placement("in turn", "generation on all cores first, capture after it", device)
-    read, bfloat16 = read_config(config), computes_bfloat16("cuda")
-    capture_dtype = choose_dtype(read, settings.capture.dtype, bfloat16=bfloat16)
+    read, kind = read_config(config), choose_device(device).partition(":")[0]
+    capture_dtype = choose_dtype(read, settings.capture.dtype, bfloat16=computes_bfloat16(kind))
     return place_on_gpus(
         Shape.from_config(read),
         totals=gpu_memory(),
         tensor_parallel=settings.speed.tensor_parallel_size,
         capture_device=device,
         host_free=free_host_memory(),
-        itemsize=generation_itemsize(read, settings.identity.dtype, bfloat16=bfloat16),
+        itemsize=generation_itemsize(read, settings.identity.dtype, bfloat16=computes_bfloat16("cuda")),
         capture_itemsize=4 if capture_dtype == "float32" else 2,
         sequences=sequences,
         tokens_per_sequence=tokens_per_sequence,

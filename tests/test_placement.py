@@ -154,6 +154,12 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
     assert seen == [itemsizes]
 
 
+def test_a_device_that_is_not_here_is_refused_before_anything_loads() -> None:
+    run = fakes.settings(speed=Speed(capture_device="cuda:99"))
+    with pytest.raises(UsageError, match=r"--capture_device cuda:99: this machine shows \d+ NVIDIA GPUs"):
+        choose_placement(GEMMA_2B, run, gpu=True, engine=True, sequences=8, tokens_per_sequence=100)
+
+
 def test_without_a_shared_gpu_there_is_nothing_to_divide() -> None:
     run = fakes.settings(speed=Speed(capture_device="cpu"))
     alone = choose_placement({}, run, gpu=True, engine=False, sequences=8, tokens_per_sequence=0)
@@ -264,7 +270,7 @@ async def test_a_run_on_gpus_does_what_the_policy_says(
         assert told.before("capture loads", "generates")
         assert told.before("captures", "engine closes")
         assert "engine sleeps" not in told.calls
-    assert any(note.endswith("untested on GPU") for note in notices) == (mode != "apart")
+    assert any(note.endswith("untested on GPU") for note in notices)
     assert any(note.startswith("capture on ") for note in notices)
     (job,) = made.pipeline.jobs
     assert job.view.manifest.captures[job.view.manifest.capture_key]["placement"] == mode
