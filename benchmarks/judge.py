@@ -1,10 +1,11 @@
 """What the remote judge holds: rates, pauses, throughput, the event loop's lag, memory.
 
 The real client over loopback HTTP against `tests/misbehaving_server.py`, which runs as a process of its own and notes
-when each request arrives. Prints one line per figure.
+when each request arrives. Each figure is stored when it is known.
 
-    python -m benchmarks.judge                      # everything, about 6 minutes
-    python -m benchmarks.judge --only rates,pause   # some of it
+    python -m benchmarks.judge                                            # everything, about 3 minutes
+    python -m benchmarks.judge --only rates,pause                         # some of it
+    python -m benchmarks.judge --memory                                   # instead: memory over 100,000 verdicts
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import sys
 import time
 import urllib.request
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from benchmarks.common import machine, parser, record, table
 from engine.endpoint import EndpointJudge, JudgeProfile
 from engine.records import Response, Sample, Verdict
 from engine.settings import Judging, Limits
@@ -128,14 +131,14 @@ def busiest(times: Sequence[float], window: float) -> int:
     return most
 
 
-def show(name: str, value: str) -> None:
-    print(f"{name:<58} {value}", flush=True)
+Show = Callable[[str, str, str], None]
+"""Takes a figure's name, its value and its goal."""
 
 
 # --- the figures ---------------------------------------------------------------------------------------------
 
 
-async def rates(options: argparse.Namespace) -> None:
+async def rates(options: argparse.Namespace, show: Show) -> None:
     """60, 600 and 6,000 requests a minute against a counting server, beside each other."""
 
     async def hold(rpm: float) -> tuple[float, list[float]]:
@@ -144,14 +147,18 @@ async def rates(options: argparse.Namespace) -> None:
                 await keep_busy(judge, options.seconds)
             return rpm, [at for at, _ in await asyncio.to_thread(server.log)]
 
+    windows = [options.seconds / 2, options.seconds / 6]
     for rpm, times in await asyncio.gather(*(hold(rpm) for rpm in (60, 600, 6000))):
         share = (len(times) - 1) / (times[-1] - times[0]) * 60 / rpm
-        windows = [60.0, 10.0] if rpm > 60 else [60.0]
         most = ", ".join(f"{busiest(times, w)} of {rpm * w / 60:.0f} in {w:g} s" for w in windows)
-        show(f"{rpm:,} requests/min: share held; most in any window", f"{share:.1%}; {most}")
+        show(
+            f"{rpm:,} requests/min, {options.seconds:g} s: share held; most in any window",
+            f"{share:.1%}; {most}",
+            "90 to 100 %; never more",
+        )
 
 
-async def pause(options: argparse.Namespace) -> None:  # noqa: ARG001 - all figures are called alike
+async def pause(options: argparse.Namespace, show: Show) -> None:  # noqa: ARG001 - all figures are called alike
     """One Retry-After of 3 s in the middle of 100 requests a second."""
     with serving(pause_at=300, retry_after="3") as server:
         async with judging(server, 6000) as judge:
@@ -161,10 +168,10 @@ async def pause(options: argparse.Namespace) -> None:  # noqa: ARG001 - all figu
     # what left before the 429 came back; loopback takes far less than 50 ms
     flying = sum(limited < at < limited + 0.05 for at, _ in log)
     early = sum(limited + 0.05 <= at < limited + 3 for at, _ in log)
-    show("Retry-After 3 s at 6,000/min: sent before it ended", f"{early} (and {flying} in flight as the 429 came)")
+    show("Retry-After 3 s at 6,000/min: sent before it ended", f"{early} ({flying} in flight as the 429 came)", "0")
 
 
-async def self_enforcing(options: argparse.Namespace) -> None:
+async def self_enforcing(options: argparse.Namespace, show: Show) -> None:
     """A server that enforces its own limit, over any 6 s; warm-up is the first third."""
 
     async def meet(name: str, rpm: float, tell: bool) -> tuple[str, list[tuple[float, int]]]:
@@ -180,10 +187,11 @@ async def self_enforcing(options: argparse.Namespace) -> None:
         after = [(at, status) for at, status in log if at > warm]
         refused = sum(status == 429 for _, status in after)
         used = (len(after) - refused) / (after[-1][0] - after[0][0]) * 60 / 600
-        show(f"server enforces 600/min, {name}: 429s; share used", f"{refused / len(after):.2%}; {used:.0%}")
+        value = f"{refused / len(after):.2%}; {used:.0%}"
+        show(f"server enforces 600/min, {name}: 429s; share used", value, "2 % at most")
 
 
-async def throughput(options: argparse.Namespace) -> None:  # noqa: ARG001 - all figures are called alike
+async def throughput(options: argparse.Namespace, show: Show) -> None:  # noqa: ARG001 - all figures are called alike
     """A server that answers at once, no limits."""
     figures = []
     with serving() as server:
@@ -193,10 +201,11 @@ async def throughput(options: argparse.Namespace) -> None:  # noqa: ARG001 - all
                 started = time.monotonic()
                 await judge_all(judge, iter(range(1000)))
                 figures.append(1000 / (time.monotonic() - started))
-    show("zero latency, no limits: verdicts/s (median of 5 x 1,000)", f"{statistics.median(figures):.0f}")
+    value = f"{statistics.median(figures):.0f} ({min(figures):.0f} to {max(figures):.0f})"
+    show("zero latency, no limits: verdicts/s, 5 x 1,000", value, "300 or more")
 
 
-async def lag(options: argparse.Namespace) -> None:
+async def lag(options: argparse.Namespace, show: Show) -> None:
     """A fake engine delivers 200 responses a second; how late does the loop wake a 5 ms timer?
 
     Turns of 5 s alternate with turns of an idle loop, which shows what the machine's other work adds.
@@ -223,17 +232,18 @@ async def lag(options: argparse.Namespace) -> None:
     with serving(latency=0.3) as server:
         async with judging(server, UNLIMITED) as judge:
             await deliver(judge, 400)  # warm-up: connections are opened, concurrency has grown
-            for _ in range(max(1, int(options.seconds / 10))):
+            for _ in range(max(1, int(options.seconds / 15))):
                 for late, work in ((idle, asyncio.sleep(5)), (busy, deliver(judge, 1000))):
                     monitor = asyncio.create_task(measure(late))
                     await work
                     monitor.cancel()
-    for name, late in (("200 responses/s, 0.3 s latency", busy), ("an idle loop in between", idle)):
+    cases = (("200 responses/s, 0.3 s latency", busy, "p99 under 20 ms"), ("an idle loop in between", idle, ""))
+    for name, late, goal in cases:
         p50, p99 = (statistics.quantiles(late, n=100)[index] * 1000 for index in (49, 98))
-        show(f"{name}: loop lag p50 / p99 / max", f"{p50:.1f} / {p99:.1f} / {max(late) * 1000:.0f} ms")
+        show(f"{name}: loop lag p50 / p99 / max", f"{p50:.1f} / {p99:.1f} / {max(late) * 1000:.0f} ms", goal)
 
 
-async def memory(options: argparse.Namespace) -> None:
+async def memory(options: argparse.Namespace, show: Show) -> None:
     """Resident memory over many verdicts."""
     process, sizes, step = psutil.Process(), [], options.verdicts // 10
     with serving() as server:
@@ -243,12 +253,11 @@ async def memory(options: argparse.Namespace) -> None:
                 await judge_all(judge, iter(range(block * step, (block + 1) * step)))
                 gc.collect()
                 sizes.append(process.memory_info().rss / 2**20)
-    growth = sizes[-1] - sizes[0]
-    figure = f"{sizes[0]:.0f} MiB after {step:,}, {sizes[-1]:.0f} MiB after {10 * step:,} ({growth:+.1f})"
-    show("memory of the process", figure)
+    figure = f"{sizes[0]:.0f} MiB, {sizes[-1]:.0f} MiB ({sizes[-1] - sizes[0]:+.1f})"
+    show(f"memory after {step:,} and after {10 * step:,} verdicts", figure, "flat")
 
 
-FIGURES: dict[str, Callable[[argparse.Namespace], Awaitable[None]]] = {
+FIGURES: dict[str, Callable[[argparse.Namespace, Show], Awaitable[None]]] = {
     "rates": rates,
     "pause": pause,
     "self_enforcing": self_enforcing,
@@ -258,14 +267,29 @@ FIGURES: dict[str, Callable[[argparse.Namespace], Awaitable[None]]] = {
 }
 
 
+def markdown(result: Mapping[str, Any]) -> str:
+    """What was shown."""
+    return table(["", "measured", "goal"], result["figures"])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(FIGURES), help="comma list of: " + ", ".join(FIGURES))
-    parser.add_argument("--seconds", type=float, default=90, help="length of the runs that take time")
-    parser.add_argument("--verdicts", type=int, default=100_000, help="for the memory figure")
-    options = parser.parse_args()
-    for name in options.only.split(","):
-        asyncio.run(FIGURES[name](options))  # type: ignore[arg-type]  # each is a coroutine
+    options = parser("judge", __doc__)
+    options.add_argument("--only", default=",".join(FIGURES), help="comma list of: " + ", ".join(FIGURES))
+    options.add_argument("--seconds", type=float, default=30, help="length of the runs that take time")
+    options.add_argument("--verdicts", type=int, default=None, help="for the memory figure [20000; --memory: 100000]")
+    options.add_argument("--memory", action="store_true", help="the memory figure alone, over many verdicts")
+    chosen = options.parse_args()
+    chosen.verdicts = chosen.verdicts or (100_000 if chosen.memory else 20_000)
+    facts = machine()
+    figures: list[tuple[str, str, str]] = []
+
+    def show(name: str, value: str, goal: str) -> None:
+        print(f"{name:<70} {value}", flush=True)
+        figures.append((name, value, goal))
+        record(chosen.out, "judge", facts, {"figures": figures}, "memory" if chosen.memory else None)
+
+    for name in ["memory"] if chosen.memory else chosen.only.split(","):
+        asyncio.run(FIGURES[name](chosen, show))  # type: ignore[arg-type]  # each is a coroutine
 
 
 if __name__ == "__main__":
