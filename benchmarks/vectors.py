@@ -1,28 +1,32 @@
 """Stage 3 against a loop over layers of scikit-learn and Adam: time, memory, and whether the probes are the same.
 
     python -m benchmarks.vectors              # 200 x 26 x 2304 against the loop, on the same cores
-    python -m benchmarks.vectors --large      # also 200 x 80 x 8192 and 2,000 x 26 x 2304, ours alone
-    python -m benchmarks.vectors --coverage   # instead: do intervals hold the truth, and what is claimed of noise?
+    python -m benchmarks.vectors --large      # instead: 200 x 80 x 8192 and 2,000 x 26 x 2304, ours alone
+    python -m benchmarks.vectors --coverage   # instead: how often intervals hold the truth, what is claimed of noise
 
 The loop is what stage 3 usually is: per layer, the difference of means, LogisticRegression(C=1, max_iter=1000),
 FastICA(10) and 100 steps of Adam on the gap. Rows are noise with a few strong dimensions and a planted direction of
-each layer. Runs alternate between the two, so that a noisy machine disturbs both; medians and their ratio are printed.
+each layer. Runs alternate between the two, so that a noisy machine disturbs both; ratios are taken within a round.
+Results are stored after each round, shape or row.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
-import platform
 import resource
-import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from multiprocessing.queues import Queue
+from typing import Any
 
 import numpy as np
 
+from benchmarks.common import machine, parser, record, shown, spread, table
 from engine.activations import Activations
 from engine.evaluation import evaluate_vectors
 from engine.vectors import fit_vectors
@@ -49,19 +53,27 @@ def activations(rows: int, layers: int, dim: int, seed: int = 0) -> Activations:
     return Activations("bench", values, labels, questions, pairs, tuple(range(layers)), "response_mean", metadata)
 
 
-def loop(data: Activations) -> np.ndarray:
-    """The usual stage 3; returns its probes `[layers, dim]`."""
+METHODS = ("mean_diff", "probe", "ica", "gradient")
+Save = Callable[[Mapping[str, Any]], object]
+
+
+def loop(data: Activations) -> tuple[np.ndarray, dict[str, float]]:
+    """The usual stage 3; returns its probes `[layers, dim]` and the seconds of each method, of all layers."""
     import torch
     from sklearn.decomposition import FastICA
     from sklearn.linear_model import LogisticRegression
 
-    probes = []
+    probes, seconds = [], dict.fromkeys(METHODS, 0.0)
     for layer in range(data.values.shape[1]):
         x, y = data.values[:, layer], data.labels
+        marks = [time.perf_counter()]
         pos, neg = torch.from_numpy(x[y]), torch.from_numpy(x[~y])
         _ = pos.mean(0) - neg.mean(0)
+        marks.append(time.perf_counter())
         probes.append(LogisticRegression(C=1.0, max_iter=1000).fit(x, y).coef_[0])
+        marks.append(time.perf_counter())
         FastICA(n_components=10, random_state=0).fit(x)
+        marks.append(time.perf_counter())
         vector = torch.randn(x.shape[1], requires_grad=True)
         optimizer = torch.optim.Adam([vector], lr=0.01)
         for _step in range(100):
@@ -70,68 +82,100 @@ def loop(data: Activations) -> np.ndarray:
             loss = -((pos @ unit).mean() - (neg @ unit).mean()) + 0.01 * vector.norm()
             loss.backward()
             optimizer.step()
-    return np.array(probes)
+        marks.append(time.perf_counter())
+        for method, (start, end) in zip(METHODS, pairwise(marks), strict=True):
+            seconds[method] += end - start
+    return np.array(probes), seconds
 
 
-def timed(function: Callable[[], object]) -> tuple[float, object]:
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
 
 
-def compare(rounds: int) -> None:
+def compare(rounds: int, save: Save) -> None:
+    """Each method and all of them, ours and the loop's in turn."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     data = activations(200, 26, 2304)
     small = activations(20, 1, 64)  # imports and first calls are nobody's time
     fit_vectors(small), loop(small)
-    ours, theirs = [], []
-    for _ in range(rounds):
+    seconds: dict[str, dict[str, list[float]]] = {name: {"loop": [], "ours": []} for name in (*METHODS, ALL)}
+    figures: dict[str, Any] = {"shape": data.values.shape, "seconds": seconds}
+    for turn in range(rounds):
         mine, vectors = timed(lambda: fit_vectors(data))
-        other, probes = timed(lambda: loop(data))
-        ours.append(mine)
-        theirs.append(other)
-    assert hasattr(vectors, "vector")
-    cosines = [
-        float(p @ vectors.vector("probe", i) / np.linalg.norm(p) / np.linalg.norm(vectors.vector("probe", i)))
-        for i, p in enumerate(np.asarray(probes))
-    ]
-    mine, other = statistics.median(ours), statistics.median(theirs)
-    print("4 methods x 26 layers, 200 x 26 x 2304")
-    print(f"  loop of scikit-learn and Adam  {other:8.2f} s  (of {', '.join(f'{t:.2f}' for t in theirs)})")
-    print(f"  traitmill                      {mine:8.2f} s  (of {', '.join(f'{t:.2f}' for t in ours)})")
-    print(f"  ratio                          {other / mine:8.1f} x")
-    print(f"  probes, least cosine to the loop's (default tolerance)  {min(cosines):.6f}")
-    print(f"  probes, least cosine to scikit-learn at tol 1e-10       {exact_cosine(data, vectors):.9f}  (3 layers)")
+        seconds[ALL]["ours"].append(mine)
+        for method in METHODS:
+            seconds[method]["ours"].append(timed(lambda method=method: fit_vectors(data, [method]))[0])
+        other, (probes, by_method) = timed(lambda: loop(data))
+        seconds[ALL]["loop"].append(other)
+        for method in METHODS:
+            seconds[method]["loop"].append(by_method[method])
+        if not turn:
+            cosines = [_cosine(probe, vectors.vector("probe", layer)) for layer, probe in enumerate(probes)]
+            figures |= {"cosine_to_loop": min(cosines), "cosine_to_optimum": exact_cosine(data, vectors)}
+        save(figures)
 
 
-def exact_cosine(data: Activations, vectors: object) -> float:
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def exact_cosine(data: Activations, vectors: Any) -> float:
+    """Least cosine of three layers' probes to scikit-learn's at a tolerance of 1e-10."""
     from sklearn.linear_model import LogisticRegression
 
     least = 1.0
     for layer in (0, 12, 25):
         model = LogisticRegression(C=1.0, tol=1e-10, max_iter=100_000)
         exact = model.fit(data.values[:, layer].astype(float), data.labels).coef_[0]
-        ours = vectors.vector("probe", layer)
-        least = min(least, float(exact @ ours / np.linalg.norm(exact) / np.linalg.norm(ours)))
+        least = min(least, _cosine(exact, vectors.vector("probe", layer)))
     return least
 
 
-def alone(rows: int, layers: int, dim: int) -> None:
-    """Time and peak memory of fit and evaluation, in a process of its own."""
-    data = activations(rows, layers, dim)
+def alone(shape: tuple[int, int, int], evaluated: int, results: Queue[dict[str, Any]]) -> None:
+    """Time and peak memory of fit and evaluation, in a process of its own; of `evaluated` layers the latter."""
+    data = activations(*shape)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fit, vectors = timed(lambda: fit_vectors(data))
     after_fit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if evaluated < shape[1]:
+        data = replace(data, values=data.values[:, :evaluated], layers=data.layers[:evaluated])
+        vectors = fit_vectors(data)
     assessed, _ = timed(lambda: evaluate_vectors(data, vectors))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        f"{rows:5d} x {layers:2d} x {dim:4d}  fit {fit:7.2f} s  evaluate {assessed:7.2f} s  tensor "
-        f"{data.values.nbytes / 2**30:5.2f} GiB  on top of it: fit {(after_fit - held) / 2**10:5.0f} MiB, "
-        f"evaluation {(peak - held) / 2**10:5.0f} MiB",
-        flush=True,
+    results.put(
+        {
+            "shape": shape,
+            "tensor_gib": float(np.prod(shape)) * 4 / 2**30,
+            "fit_s": fit,
+            "fit_mib": (after_fit - held) / 2**10,
+            "evaluated_layers": evaluated,
+            "evaluate_s": assessed,
+            "evaluate_mib": (peak - held) / 2**10,
+        }
     )
+
+
+LARGE = (((200, 26, 2304), 26), ((200, 80, 8192), 80), ((2000, 26, 2304), 2))
+"""A 2B model, the shape of a 70B one, and ten times the rows, whose evaluation takes minutes and so has 2 layers."""
+
+
+def large(shapes: Sequence[tuple[tuple[int, int, int], int]], save: Save) -> None:
+    """Each (shape, layers to evaluate) once, ours alone."""
+    spawn = multiprocessing.get_context("spawn")
+    rows: list[dict[str, Any]] = []
+    for shape, evaluated in shapes:
+        results: Queue[dict[str, Any]] = spawn.Queue()
+        process = spawn.Process(target=alone, args=(shape, evaluated, results))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"{shape}: its process ended with code {process.exitcode}")
+        rows.append(results.get())
+        save({"rows": rows})
 
 
 SHIFTS = ("none", "question", "side of a question", "side of an instruction")
@@ -163,57 +207,151 @@ def simulated(seed: int, n: int, questions: int, signal: float, shift: str) -> A
     return Activations("simulated", data, labels, asked, pairs, (0, 1, 2), "response_mean", metadata)
 
 
-def coverage(traits: int) -> None:
+COVERED = (
+    *((50, 10, 0.0, shift) for shift in SHIFTS),
+    (100, 20, 0.0, "side of a question"),
+    (20, 4, 0.0, "side of a question"),
+    *((n, questions, signal, "question") for n, questions in ((50, 10), (100, 20)) for signal in (1.0, 2.0, 4.0)),
+)
+"""Rows a side, questions, gap of the sides, what has a shift of its own."""
+
+
+def coverage(traits: int, save: Save) -> None:
     """Stated AUROC and interval of simulated traits: is the truth inside, and how many are claimed?
 
     The truth is 0.5 where nothing is shared with unseen groups, else the mean of what is stated. With sides of
     instructions shifted, unseen questions do tell them apart, and only the figure by instruction has nothing to find.
     """
-    print(f"{traits} traits a row, 2 methods x 3 layers, 5 instruction pairs")
-    print("rows questions signal own shift of each        mean  truth inside  low end above it  claimed  generally")
-    for n, questions, signal, shift in (
-        *((50, 10, 0.0, shift) for shift in SHIFTS),
-        (100, 20, 0.0, "side of a question"),
-        (20, 4, 0.0, "side of a question"),
-        *((n, questions, signal, "question") for n, questions in ((50, 10), (100, 20)) for signal in (1.0, 2.0, 4.0)),
-    ):
+    rows: list[dict[str, Any]] = []
+    for n, questions, signal, shift in COVERED:
         found = []
         for seed in range(traits):
             data = simulated(seed, n, questions, signal, shift)
             evaluation = evaluate_vectors(data, fit_vectors(data, ["mean_diff", "gradient"]))
             split = "instruction" if "instruction" in shift else "question"
-            table = evaluation.table.filter(evaluation.table["measure"] == "selected_auroc")
-            (row,) = table.filter(table["split"] == split).select("value", "low", "high").rows()
+            table_ = evaluation.table.filter(evaluation.table["measure"] == "selected_auroc")
+            (row,) = table_.filter(table_["split"] == split).select("value", "low", "high").rows()
             best = evaluation.recommendation
             assert best is not None
             found.append((*row, best.claim, best.general))
         value, low, high, claims, general = np.array(found, float).T
         truth = 0.5 if signal == 0 else value.mean()
-        inside = ((low <= truth) & (truth <= high)).mean()
-        print(
-            f"{n:4d} {questions:9d} {signal:6.1f} {shift:24s} {value.mean():8.2f} {inside:13.3f} "
-            f"{(low > truth).mean():17.3f} {claims.mean():8.3f} {general.mean():10.3f}",
-            flush=True,
+        rows.append(
+            {
+                "rows_a_side": n,
+                "questions": questions,
+                "gap": signal,
+                "shift": shift,
+                "mean_auroc": float(value.mean()),
+                "inside": float(((low <= truth) & (truth <= high)).mean()),
+                "low_above": float((low > truth).mean()),
+                "claimed": float(claims.mean()),
+                "general": float(general.mean()),
+            }
         )
+        save({"traits": traits, "rows": rows})
+
+
+# --- the pages -----------------------------------------------------------------------------------------------
+
+ALL = "all four"
+
+
+def times_less(result: Mapping[str, Any], name: str = ALL) -> list[float]:
+    """How many times the loop's seconds ours are, by round: median, least, most."""
+    times = result["seconds"][name]
+    return spread(other / mine for other, mine in zip(times["loop"], times["ours"], strict=True))
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Against the loop, by method."""
+    rows, layers, dim = result["shape"]
+    rounds = len(result["seconds"][ALL]["ours"])
+    lines = [
+        [
+            name,
+            shown(spread(times["loop"]), 3),
+            shown(spread(times["ours"]), 3),
+            shown(times_less(result, name), 1, "x"),
+        ]
+        for name, times in result["seconds"].items()
+    ]
+    return (
+        f"{len(METHODS)} methods x {layers} layers of a {rows} x {layers} x {dim} tensor; rounds in turn: {rounds}, "
+        "medians (least to most). The loop is scikit-learn's LogisticRegression and FastICA and 100 steps of Adam, "
+        "layer by layer. A method of ours alone pays for the layers' Gram matrices, which all four share.\n\n"
+        f"{table(['', 'loop, s', 'traitmill, s', 'less time'], lines)}\n\n"
+        f"Probes: least cosine {result['cosine_to_loop']:.6f} to the loop's at scikit-learn's default tolerance, "
+        f"{result['cosine_to_optimum']:.9f} to its optimum at a tolerance of 1e-10 (three layers)."
+    )
+
+
+def large_markdown(result: Mapping[str, Any]) -> str:
+    """Large shapes."""
+    header = ["tensor", "GiB", "fit, s", "on top, MiB", "layers evaluated", "evaluation, s", "on top, MiB"]
+    lines = [
+        [
+            " x ".join(f"{n:,}" for n in row["shape"]),
+            f"{row['tensor_gib']:.2f}",
+            f"{row['fit_s']:.2f}",
+            f"{row['fit_mib']:,.0f}",
+            f"{row['evaluated_layers']} of {row['shape'][1]}",
+            f"{row['evaluate_s']:.1f}",
+            f"{row['evaluate_mib']:,.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    note = "One run each, in a process of its own. On top is peak resident memory beyond that before the fit."
+    return f"{note}\n\n{table(header, lines)}"
+
+
+def coverage_markdown(result: Mapping[str, Any]) -> str:
+    """How often intervals hold the truth."""
+    header = ["a shift of its own has", "rows a side", "questions", "gap of the sides", "mean AUROC"]
+    header += ["inside", "low end above", "claimed", "for unseen instructions too"]
+    lines = [
+        [
+            "nothing" if row["shift"] == "none" else f"each {row['shift']}",
+            str(row["rows_a_side"]),
+            str(row["questions"]),
+            f"{row['gap']:g}",
+            f"{row['mean_auroc']:.2f}",
+            *(f"{row[name]:.3f}" for name in ("inside", "low_above", "claimed", "general")),
+        ]
+        for row in result["rows"]
+    ]
+    note = (
+        f'{result["traits"]} simulated traits a row, the best of 2 methods x 3 layers, 5 instruction pairs. "Inside" '
+        'is how often the interval holds the truth, "low end above" how often it lies above it; where sides of '
+        "instructions are shifted, AUROC and both are those by instruction."
+    )
+    return f"{note}\n\n{table(header, lines)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--large", action="store_true")
-    parser.add_argument("--coverage", type=int, nargs="?", const=200, help="traits to simulate a row [200]")
-    arguments = parser.parse_args()
+    options = parser("vectors", __doc__)
+    options.add_argument("--rounds", type=int, default=3)
+    instead = options.add_mutually_exclusive_group()
+    instead.add_argument("--large", action="store_true")
+    instead.add_argument("--coverage", type=int, nargs="?", const=200, help="traits to simulate a row [200]")
+    chosen = options.parse_args()
     warnings.simplefilter("ignore")
-    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores")
-    if arguments.coverage:
-        coverage(arguments.coverage)
-        return
-    compare(arguments.rounds)
-    shapes = [(200, 26, 2304)] + ([(200, 80, 8192), (2000, 26, 2304)] if arguments.large else [])
-    for shape in shapes:
-        process = multiprocessing.get_context("spawn").Process(target=alone, args=shape)
-        process.start()
-        process.join()
+    facts = machine()
+    latest: dict[str, Any] = {}
+
+    def save(figures: Mapping[str, Any], what: str | None = None) -> None:
+        latest.update(figures)
+        record(chosen.out, "vectors", facts, figures, what)
+
+    if chosen.coverage:
+        coverage(chosen.coverage, partial(save, what="coverage"))
+        print(coverage_markdown(latest))
+    elif chosen.large:
+        large(LARGE, partial(save, what="large"))
+        print(large_markdown(latest))
+    else:
+        compare(chosen.rounds, save)
+        print(markdown(latest))
 
 
 if __name__ == "__main__":
