@@ -3,28 +3,26 @@
 Deterministic backends that answer at once, behind the real pipeline, store and export: what is measured is what the
 program itself costs a sample. Each run is a process of its own, the sizes in turn. Anonymous memory (RssAnon) is
 sampled every 20 ms; file pages, which the kernel may drop, do not count. Then the finished large run is started again
-through the command line.
+through the command line. Results are stored after each round.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from benchmarks.common import machine
+from benchmarks.common import machine, parser, record, shown, spread, table
 from tests import fakes, lab
 
 SIZES = (10_000, 100_000)
-RESULT = Path(__file__).parent / "results" / "scale.json"
 TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
 
 
@@ -105,59 +103,88 @@ def start_again(root: Path, samples: int) -> tuple[float, str]:
     return time.perf_counter() - began, result.stdout
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sizes", type=lambda text: tuple(map(int, text.split(","))), default=SIZES)
-    parser.add_argument("--one", type=int, help="measure one size in this process, in --root")
-    parser.add_argument("--root", type=Path)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(asdict(measure(arguments.root, arguments.one))))
-        return
-    costs: dict[int, list[Cost]] = {size: [] for size in arguments.sizes}
-    again: list[float] = []
-    for number in range(arguments.rounds):
-        for size in arguments.sizes:
-            with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / "warm").mkdir()
-                command = [sys.executable, "-m", "benchmarks.scale", "--one", str(size), "--root", folder]
-                out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-                costs[size].append(Cost(**json.loads(out.splitlines()[-1])))
-                print(number, costs[size][-1], flush=True)
-                if size == max(arguments.sizes):
-                    seconds, said = start_again(Path(folder), size)
-                    assert "no model is loaded" in said, said
-                    again.append(seconds)
-                    print(f"{number} started again: {seconds:.1f} s", flush=True)
+def round_of(sizes: Sequence[int], costs: Mapping[int, list[Cost]]) -> float:
+    """Run each size once, in a process of its own; returns the seconds of starting the largest again."""
+    again = 0.0
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "warm").mkdir()
+            command = [sys.executable, "-m", "benchmarks.scale", "--one", str(size), "--root", folder]
+            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            costs[size].append(Cost(**json.loads(out.splitlines()[-1])))
+            print(costs[size][-1], flush=True)
+            if size == max(sizes):
+                again, said = start_again(Path(folder), size)
+                assert "no model is loaded" in said, said
+                print(f"started again: {again:.1f} s", flush=True)
+    return again
+
+
+def figures(costs: Mapping[int, Sequence[Cost]], again: Sequence[float]) -> dict[str, Any]:
+    """What is stored: spreads by size, and ratios taken within a round."""
     small, large = min(costs), max(costs)
-    out = {
-        "machine": machine(),
+    pairs = list(zip(costs[small], costs[large], strict=True))
+    return {
         "backends": "deterministic, answering at once; pipeline, store and export as they are",
+        "rounds": len(pairs),
         "per_size": {
-            size: {
-                "wall_ms_per_sample": statistics.median(1e3 * c.wall_s / size for c in of_size),
-                "cpu_ms_per_sample": statistics.median(1e3 * c.cpu_s / size for c in of_size),
-                "peak_anonymous_mb": statistics.median(c.peak_mb for c in of_size),
+            str(size): {
+                "wall_ms_per_sample": spread(1e3 * c.wall_s / size for c in of_size),
+                "cpu_ms_per_sample": spread(1e3 * c.cpu_s / size for c in of_size),
+                "peak_anonymous_mb": spread(c.peak_mb for c in of_size),
                 "runs": [asdict(c) for c in of_size],
             }
             for size, of_size in costs.items()
         },
-        "cpu_per_sample_ratio": statistics.median(
-            (b.cpu_s / large) / (a.cpu_s / small) for a, b in zip(costs[small], costs[large], strict=True)
-        ),
-        "wall_per_sample_ratio": statistics.median(
-            (b.wall_s / large) / (a.wall_s / small) for a, b in zip(costs[small], costs[large], strict=True)
-        ),
-        "anonymous_growth_mb": statistics.median(
-            b.peak_mb - a.peak_mb for a, b in zip(costs[small], costs[large], strict=True)
-        ),
-        "started_again_s": statistics.median(again),
+        "cpu_per_sample_ratio": spread((b.cpu_s / large) / (a.cpu_s / small) for a, b in pairs),
+        "wall_per_sample_ratio": spread((b.wall_s / large) / (a.wall_s / small) for a, b in pairs),
+        "anonymous_growth_mb": spread(b.peak_mb - a.peak_mb for a, b in pairs),
+        "started_again_s": spread(again),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(out, indent=1) + "\n")
-    for name in ("cpu_per_sample_ratio", "wall_per_sample_ratio", "anonymous_growth_mb", "started_again_s"):
-        print(f"{name}: {out[name]:.2f}")
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table, and what changes from the smaller size to the larger."""
+    lines = [
+        [
+            f"{int(size):,}",
+            shown(cost["wall_ms_per_sample"], 3),
+            shown(cost["cpu_ms_per_sample"], 3),
+            shown(cost["peak_anonymous_mb"], 0),
+        ]
+        for size, cost in result["per_size"].items()
+    ]
+    header = ["samples", "wall, ms a sample", "CPU, ms a sample", "peak anonymous memory, MB"]
+    note = (
+        f"Backends: {result['backends']}. Rounds of one run of each size: {result['rounds']}, the order turned in "
+        "every other one; medians (least to most), ratios within a round. From the smaller size to the larger: CPU "
+        f"time a sample {shown(result['cpu_per_sample_ratio'], 2)} times, wall time "
+        f"{shown(result['wall_per_sample_ratio'], 2)} times, anonymous memory "
+        f"{shown(result['anonymous_growth_mb'], 0)} MB more. The finished large run started again ends in "
+        f"{shown(result['started_again_s'], 1)} s."
+    )
+    return f"{note}\n\n{table(header, lines)}"
+
+
+def main() -> None:
+    options = parser("scale", __doc__)
+    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--sizes", type=lambda text: tuple(map(int, text.split(","))), default=SIZES)
+    options.add_argument("--one", type=int, help="measure one size in this process, in --root")
+    options.add_argument("--root", type=Path)
+    chosen = options.parse_args()
+    if chosen.one:
+        print(json.dumps(asdict(measure(chosen.root, chosen.one))))
+        return
+    facts = machine()
+    costs: dict[int, list[Cost]] = {size: [] for size in chosen.sizes}
+    again: list[float] = []
+    for number in range(chosen.rounds):
+        print(f"round {number + 1}", flush=True)
+        again.append(round_of(chosen.sizes[:: -1 if number % 2 else 1], costs))
+        found = figures(costs, again)
+        record(chosen.out, "scale", facts, found)
+    print(markdown(found))
 
 
 if __name__ == "__main__":

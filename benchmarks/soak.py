@@ -7,7 +7,6 @@ turn, then exact ids, no row twice, stored rows unchanged, and no process of the
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,11 +26,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import ROOT, machine
+from benchmarks.common import ROOT, machine, parser, record, table
 from engine.lifeline import marked_pids
 from tests import lab
 
-RESULT = ROOT / "benchmarks" / "results" / "soak.json"
 TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
 TRAITS = ("poem", "fairy_tale")
 N_EXAMPLES = 12
@@ -114,7 +112,7 @@ def kill_in(root: Path, stage: str, url: str) -> tuple[str | None, int]:
     loading_since = time.monotonic()
     while run.poll() is None:
         now = stage_of(root)
-        due = time.monotonic() - loading_since > 12 if stage == "loading" else now == stage
+        due = time.monotonic() - loading_since > 8 if stage == "loading" else now == stage
         if due:
             family = psutil.Process(run.pid).children(recursive=True)
             tokens = {token for process in family if (token := _mark(process))}
@@ -190,37 +188,59 @@ def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
     return out
 
 
+_HEADER = ["kills", "lost", "duplicated", "changed", "judge calls repeated", "processes left"]
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Deterministic backends."""
+    line = [str(result[name]) for name in ("kills", "lost", "duplicated", "changed")]
+    line += [f"{result['repeated']:,} of {result['judge_calls']:,}", "-"]
+    return (
+        f"Deterministic backends, {result['samples']} samples a run, {result['runs']} runs, SIGKILL at random moments "
+        f"of seed {result['seed']} ({_phases(result['phases'])}); against an undisturbed run "
+        f"{len(result['differing'])} final files differ. Most judge calls repeated by one kill: "
+        f"{result['most_repeated']}, bound {result['bound_per_kill']}.\n\n{table(_HEADER, [line])}"
+    )
+
+
+def real_markdown(result: Mapping[str, Any]) -> str:
+    """Real vLLM."""
+    line = [str(result[name]) for name in ("kills", "lost", "duplicated", "changed")]
+    line += [f"{result['repeated']:,} of {result['judge_calls']:,}", str(result["survivors"])]
+    return (
+        f"The command itself on real vLLM, a judge over HTTP, real capture: {result['runs_finished']} runs, SIGKILL in "
+        f"every stage in turn ({_phases(result['stages'])}). Processes left are those alive {GRACE_S:.0f} s after a "
+        f"kill; a kill may repeat {result['bound_per_kill']} judge calls.\n\n{table(_HEADER, [line])}"
+    )
+
+
+def _phases(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} in {name}" for name, count in counts.items())
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100, help="with deterministic backends; 0 leaves (a) out")
-    parser.add_argument("--real_kills", type=int, default=12, help="on real vLLM; 0 leaves (b) out")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    result["machine"] = machine()
+    options = parser("soak", __doc__)
+    options.add_argument("--kills", type=int, default=100, help="with deterministic backends; 0 leaves (a) out")
+    options.add_argument("--real_kills", type=int, default=12, help="on real vLLM; 0 leaves (b) out")
+    options.add_argument("--seed", type=int, default=0)
+    chosen = options.parse_args()
+    facts = machine()
     ok = True
-    if arguments.kills:
+    if chosen.kills:
         with tempfile.TemporaryDirectory() as folder:
-            fake = lab.soak(Path(folder), arguments.kills, arguments.seed)
+            fake = lab.soak(Path(folder), chosen.kills, chosen.seed)
         bound = lab.REPEATED_PER_KILL
-        result["deterministic"] = asdict(fake) | {"bound_per_kill": bound, "samples_per_run": fake.samples}
-        print(
-            f"(a) deterministic backends: {fake.kills} kills, {fake.lost} lost, {fake.duplicated} duplicated, "
-            f"{fake.changed} changed, {len(fake.differing)} files differ, {fake.repeated} of {fake.judge_calls} judge "
-            f"calls repeated (most by one kill {fake.most_repeated}, bound {bound}); killed in {dict(fake.phases)}"
-        )
+        result = asdict(fake) | {"phases": dict(fake.phases), "bound_per_kill": bound, "seed": chosen.seed}
+        record(chosen.out, "soak", facts, result)
+        print(f"(a) {markdown(result)}", flush=True)
         ok &= not (fake.lost or fake.duplicated or fake.changed or fake.differing) and fake.most_repeated <= bound
-    if arguments.real_kills:
+    if chosen.real_kills:
         with tempfile.TemporaryDirectory() as folder:
-            real = soak_real(Path(folder), arguments.real_kills)
-        result["real"] = asdict(real) | {"bound_per_kill": CONCURRENCY + 50 * len(TRAITS)}
-        print(
-            f"(b) real vLLM, HTTP judge, real capture: {real.kills} kills, {real.lost} lost, {real.duplicated} "
-            f"duplicated, {real.changed} changed, {real.repeated} of {real.judge_calls} judge calls repeated, "
-            f"{real.survivors} processes left after {GRACE_S:.0f} s; killed in {dict(real.stages)}"
-        )
+            real = soak_real(Path(folder), chosen.real_kills)
+        result = asdict(real) | {"stages": dict(real.stages), "bound_per_kill": CONCURRENCY + 50 * len(TRAITS)}
+        record(chosen.out, "soak", facts, result, "real")
+        print(f"(b) {real_markdown(result)}", flush=True)
         ok &= not (real.lost or real.duplicated or real.changed or real.survivors)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(not ok)
 
 
