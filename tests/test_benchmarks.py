@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import all as everything
-from benchmarks import baselines, batch_size, common, methods, overlap, pages, roofline
+from benchmarks import baselines, batch_size, common, methods, overlap, pages, roofline, scale
 from benchmarks.shapes import SHAPES, check_fits, dummy_model
 from benchmarks.stand import Run, SleepingJudge, whole
 from engine.devices import Shape
@@ -28,6 +28,73 @@ MACHINE = {
     "load_at_start": 0.1,
 }
 
+CAPTURE = {
+    "model": "m",
+    "dtype": "bfloat16",
+    "device": "cpu",
+    "threads": 2,
+    "clock": "wall",
+    "rows": 24,
+    "tokens": 1200,
+    "budget": 1024,
+    "lengths_command": "python -m benchmarks.capture --lengths",
+    "padding": {"arrival": 0.25, "sorted": 0.05},
+    "seconds": {
+        "traitmill": [2.0, 4.0],
+        "guide, batch 8": [5.0, 9.0],
+        "no LM head": [4.0, 6.0],
+        "stack kept, batch 16": [6.0],
+        "traitmill, one thread": [3.0, 6.0],
+        "matrix products alone": [1.0, 2.0],
+    },
+    "held_bytes": {"traitmill": 1 << 20, "stack kept, batch 16": 64 << 20},
+    "forward_s": [1.8, 3.6],
+}
+"""One that was stopped in its second round."""
+FLAT = {"rows": 100_000, "growth_mib_after_first_tenth": 1.25, "seconds": 40.4, "last_half_over_first_half": 0.98}
+BUDGETS = {
+    "rows": 24,
+    "tokens": 1200,
+    "dtype": "bfloat16",
+    "threads": 2,
+    "seconds": {"256": [3.0, 2.0, 4.0], "512": []},
+}
+SELF_CHECK = {
+    "model": "m",
+    "max_new_tokens": 100,
+    "checked": [
+        {
+            "dtype": "bfloat16",
+            "rows": 24,
+            "states": 0.0181,
+            "states_tolerance": 0.05,
+            "response": 0.078,
+            "response_tolerance": 0.1,
+            "all": 0.035,
+            "all_tolerance": 0.07,
+            "closest_rows": 0.28,
+            "closest_shift": 17.2,
+        }
+    ],
+    "mistakes_dtype": "bfloat16",
+    "mistakes": {"nothing": 0.0351, "a second BOS": 0.0987},
+}
+VECTORS = {
+    "shape": [200, 26, 2304],
+    "seconds": {name: {"loop": [20.0, 30.0, 22.0], "ours": [1.0, 1.0, 1.0]} for name in ("probe", "all four")},
+    "cosine_to_loop": 0.99991,
+    "cosine_to_optimum": 0.999999971,
+}
+LARGE = {"shape": [2000, 26, 2304], "tensor_gib": 0.446, "fit_s": 31.25, "fit_mib": 512.4}
+LARGE |= {"evaluated_layers": 2, "evaluate_s": 41.26, "evaluate_mib": 640.2}
+COVERED = {"rows_a_side": 50, "questions": 10, "gap": 0.0, "shift": "question", "mean_auroc": 0.497, "inside": 0.985}
+COVERED |= {"low_above": 0.005, "claimed": 0.015, "general": 0.0}
+SOAK = {"kills": 100, "runs": 58, "samples": 520, "seed": 0, "phases": {"judging": 61, "export": 39}, "lost": 0}
+SOAK |= {"duplicated": 0, "changed": 0, "judge_calls": 31234, "repeated": 2211, "most_repeated": 101, "differing": []}
+SOAK |= {"bound_per_kill": 232}
+SOAK_REAL = {"kills": 12, "runs_finished": 3, "stages": {"loading": 12}, "lost": 0, "duplicated": 0, "changed": 0}
+SOAK_REAL |= {"survivors": 0, "judge_calls": 155, "repeated": 7, "bound_per_kill": 104}
+
 
 def run(generation: float, makespan: float, tokens: int, samples: int = 4) -> Run:
     times = [generation * (i + 1) / samples for i in range(samples)]
@@ -40,13 +107,20 @@ def run(generation: float, makespan: float, tokens: int, samples: int = 4) -> Ru
     )
 
 
+def measured(of: Run) -> batch_size.Measured:
+    return batch_size.Measured(of, load_s=21.0, sequences=8, memory_gib=2.75, gpu_memory_gib=0.0)
+
+
 def stored(folder: Path) -> Path:
     """A results folder with figures that can be recognised on a page."""
-    rounds = [{"1": run(10, 20, 100), "8": run(5, 10, 400, 8)}, {"1": run(20, 30, 100), "8": run(5, 10, 400, 8)}]
-    rows = [batch_size.row(batch, n, rounds) for batch, n in (("1", 4), ("8", 8))]
+    rounds = [
+        {"1": measured(run(10, 20, 100)), "8": measured(run(5, 10, 400, 8))},
+        {"1": measured(run(20, 30, 100)), "8": measured(run(5, 10, 400, 8))},
+    ]
+    rows = [batch_size.row(batch, rounds) for batch in ("1", "8")]
     head = {"model": "m", "machine": MACHINE}
-    batch = {"command": "python -m benchmarks.batch_size", "dummy": False, "max_new_tokens": 48, "rounds": 2}
-    batch |= {"judge_latency_s": 1.0, "sequences_of_auto": 128, "load_s": 21.0, "rows": rows}
+    batch = {"command": "python -m benchmarks.batch_size", "dummy": False, "samples": 8, "max_new_tokens": 48}
+    batch |= {"rounds": 2, "judge_latency_s": 1.0, "rows": rows}
     times = {"load_s": 5.0, "tokens": 400, "generation_s": 4.0, "makespan_s": 7.0, "process_s": 12.0, "memory_gib": 1.5}
     guide = {**times, "generation_s": 16.0, "judging_s": 4.0, "capture_s": 1.0, "makespan_s": 21.0}
     compared = [
@@ -80,11 +154,24 @@ def stored(folder: Path) -> Path:
     }
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(head | content))
-    cost = {"wall_ms_per_sample": 0.345, "cpu_ms_per_sample": 0.236, "peak_anonymous_mb": 246.4, "runs": [{}, {}]}
-    scale = {"machine": MACHINE, "backends": "instant", "per_size": {"10000": cost}, "cpu_per_sample_ratio": 1.16}
-    scale |= {"wall_per_sample_ratio": 1.43, "anonymous_growth_mb": 42.0, "started_again_s": 3.18}
-    (folder / "scale.json").write_text(json.dumps(scale))
-    common.record_lines(folder / "judge.json", "python -m benchmarks.judge --seconds 30", MACHINE, "lag  0.0123 s\n")
+    small, large = scale.Cost(10_000, 3.45, 2.0, 200.0, 246.4), scale.Cost(100_000, 69.0, 30.0, 200.0, 288.4)
+    costs = {10_000: [small, small], 100_000: [large, large]}
+    contents = {
+        "scale": {"command": "python -m benchmarks.scale", **scale.figures(costs, [3.1, 3.2])},
+        "judge": {"command": "python -m benchmarks.judge", "figures": [["lag", "0.0123 s", "under 20 ms"]]},
+        "judge-memory": {"command": "python -m benchmarks.judge --memory", "figures": [["memory", "71 MiB", "flat"]]},
+        "capture": {"command": "python -m benchmarks.capture", **CAPTURE},
+        "capture-flat": {"command": "python -m benchmarks.capture --flat 100000", **FLAT},
+        "capture-budgets": {"command": "python -m benchmarks.capture --budgets", **BUDGETS},
+        "selfcheck": {"command": "python -m benchmarks.selfcheck", **SELF_CHECK},
+        "vectors": {"command": "python -m benchmarks.vectors", **VECTORS},
+        "vectors-large": {"command": "python -m benchmarks.vectors --large", "rows": [LARGE]},
+        "vectors-coverage": {"command": "python -m benchmarks.vectors --coverage", "traits": 200, "rows": [COVERED]},
+        "soak": {"command": "python -m benchmarks.soak", **SOAK},
+        "soak-real": {"command": "python -m benchmarks.soak", **SOAK_REAL},
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps({"machine": MACHINE} | content))
     return folder
 
 
@@ -120,12 +207,32 @@ def test_every_picture_of_the_page_is_there() -> None:
         assert (ROOT / "docs" / name).is_file(), name
 
 
-def test_every_stored_result_names_the_command_that_made_it() -> None:
+@pytest.mark.parametrize("page", sorted({block.page for block in pages.BLOCKS}))
+def test_the_committed_blocks_are_what_the_stored_results_give(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert pages.with_blocks(page, text) == text
+
+
+def test_no_mark_of_a_page_is_without_a_result_that_fills_it() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        marked = re.findall(r"<!-- bench:([\w-]+):start -->", page.read_text(encoding="utf-8"))
+        filled = {block.name for block in pages.BLOCKS if block.page == page.name}
+        assert sorted(marked) == sorted(filled), page
+
+
+def test_every_stored_result_names_the_machine_and_the_command_that_made_it() -> None:
     for path in pages.RESULTS.rglob("*.json"):
-        command = json.loads(path.read_text()).get("command", f"python -m benchmarks.{path.stem}")
-        module = re.match(r"python -m benchmarks\.(\w+)", command)
+        stored_result = json.loads(path.read_text(encoding="utf-8"))
+        module = re.fullmatch(r"python -m benchmarks\.(\w+)( .+)?", stored_result["command"])
         assert module, path
         assert (ROOT / "benchmarks" / f"{module[1]}.py").is_file(), path
+        assert {"cpu", "cores", "memory_gib", "gpu", "versions", "date"} <= stored_result["machine"].keys(), path
+
+
+def test_every_stored_result_reaches_a_page() -> None:
+    written = {section.name for section in pages.SECTIONS} | {block.name for block in pages.BLOCKS}
+    written |= {"gpu", "capture-lengths"}  # the GPU's own tables; the capture tables name the lengths' command
+    assert {path.stem for path in pages.RESULTS.glob("*.json")} <= written
 
 
 # --- pages ---------------------------------------------------------------------------------------------------
@@ -144,9 +251,8 @@ def test_no_table_stands_without_its_command(tmp_path: Path, full: bool) -> None
 def test_stored_numbers_reach_the_page(tmp_path: Path) -> None:
     page = pages.docs_page(stored(tmp_path))
     (row, *_) = cells(page, "8")
-    # 100 tokens in 10 and 20 s at batch 1, 400 in 5 s at batch 8: 8 and 16 times; 4 in 20 and 30 s against 8 in 10 s.
+    # 100 tokens in 10 and 20 s at batch 1, 400 in 5 s at batch 8: 8 and 16 times; 20 and 30 s in all against 10 s.
     assert row == [
-        "8",
         "8",
         "5.0",
         "80.0",
@@ -154,7 +260,8 @@ def test_stored_numbers_reach_the_page(tmp_path: Path) -> None:
         "12.0x (8.0 to 16.0)",
         "5x",
         "10.0",
-        "5.0x (4.0 to 6.0)",
+        "2.5x (2.0 to 3.0)",
+        "4",
         "2.8",
         "16",
     ]
@@ -164,10 +271,65 @@ def test_stored_numbers_reach_the_page(tmp_path: Path) -> None:
     assert cells(page, "end under a 1 s judge after an instant one's, s")[0][2] == "1.25"
     assert cells(page, "whole job over a peer's method")[0][2] == "-"
     assert "hf-cb gave no figures: ended with code 1" in page
-    assert "lag  0.0123 s" in page
-    assert cells(page, "10,000") == [["10,000", "2", "0.345", "0.236", "246"]]
+    assert cells(page, "lag") == [["lag", "0.0123 s", "under 20 ms"]]
+    assert cells(page, "10,000") == [["10,000", "0.345", "0.200", "246"]]
     assert "Abacus 9, 2 cores, 23.5 GiB, no GPU" in page
     assert "12.5% of the memory that was free" in page
+
+
+def blocks(page: str, folder: Path) -> str:
+    """A page of docs/ that is nothing but its blocks."""
+    names = [block.name for block in pages.BLOCKS if block.page == page]
+    marks = "\n".join(f"<!-- bench:{name}:start -->old<!-- bench:{name}:end -->" for name in names)
+    return pages.with_blocks(page, marks, folder)
+
+
+def test_capture_stopped_in_a_round_shows_what_it_had(tmp_path: Path) -> None:
+    page = blocks("capture.md", stored(tmp_path))
+    # 1,200 tokens in a median of 7 s; 5 over 2 and 9 over 4 s; the stack's second round is missing.
+    assert cells(page, "guide, batch 8") == [["guide, batch 8", "171", "2.38x (2.25 to 2.50)", "-"]]
+    assert cells(page, "stack kept, batch 16") == [["stack kept, batch 16", "200", "3.00x", "64.0"]]
+    assert cells(page, "guide, batch 1") == [["guide, batch 1", "-", "-", "-"]]
+    assert cells(page, "no LM head") == [["no LM head", "171", "240", "1.38x (1.25 to 1.50)"]]
+    assert cells(page, "2 threads, not one") == [["2 threads, not one", "267", "400", "1.50x"]]
+    assert "Outside the forward: 10.0%" in page
+    assert "1/64 of the kept stack's" in page
+    assert cells(page, "tokens/s") == [["tokens/s", "400"]]  # the budget that was not reached is left out
+    assert "memory grew by 1.2 MiB after the first tenth" in page
+    assert cells(page, "a second BOS") == [["a second BOS", "0.099"]]
+    goals = pages.docs_page(tmp_path)
+    assert cells(goals, "capture over the guide's batch 8")[0][2] == "2.38"
+    assert cells(goals, "vectors over a loop over layers")[0][2] == "22.00"
+
+
+def test_figures_of_the_other_pages(tmp_path: Path) -> None:
+    stored(tmp_path)
+    page = blocks("vectors.md", tmp_path)
+    assert cells(page, "all four") == [["all four", "22.000 (20.000 to 30.000)", "1.000", "22.0x (20.0 to 30.0)"]]
+    assert cells(page, "2,000 x 26 x 2,304")[0][1:] == ["0.45", "31.25", "512", "2 of 26", "41.3", "640"]
+    assert cells(page, "each question")[0][1:] == ["50", "10", "0", "0.50", "0.985", "0.005", "0.015", "0.000"]
+    page = blocks("reliability.md", tmp_path)
+    assert cells(page, "100") == [["100", "0", "0", "0", "2,211 of 31,234", "-"]]
+    assert cells(page, "12") == [["12", "0", "0", "0", "7 of 155", "0"]]
+    # 69 s of 100,000 over 3.45 s of 10,000 samples; 30 over 2 s of the processor
+    assert "CPU time a sample 1.50 times, wall time 2.00 times, anonymous memory 42 MB more" in page
+    page = blocks("judge.md", tmp_path)
+    assert cells(page, "memory") == [["memory", "71 MiB", "flat"]]
+
+
+def test_blocks_are_renewed_between_their_marks_and_each_has_its_command(tmp_path: Path) -> None:
+    for page in {block.page for block in pages.BLOCKS}:
+        empty, full = blocks(page, tmp_path), blocks(page, stored(tmp_path))
+        for block in (block for block in pages.BLOCKS if block.page == page):
+            shown = [re.search(f"bench:{block.name}:start -->(.*?)<!--", text, re.DOTALL)[1] for text in (empty, full)]
+            assert shown[0] == f"\n```bash\n{block.command}\n```\n\nNot measured yet.\n"
+            assert shown[1].startswith(f"\n```bash\n{block.command}\n```\n\nAbacus 9, 2 cores")
+        assert pages.with_blocks(page, full, tmp_path) == full
+        assert "old" not in re.sub("threshold", "", full).split()
+        for path in tmp_path.glob("*.json"):
+            path.unlink()
+    with pytest.raises(ValueError, match=r"docs/judge.md lacks the marks <!-- bench:judge:start -->"):
+        pages.with_blocks("judge.md", "no marks")
 
 
 def test_bare_generation_has_no_makespan(tmp_path: Path) -> None:
@@ -194,7 +356,7 @@ def test_the_readme_table_is_renewed_between_its_markers(tmp_path: Path) -> None
     assert new.endswith("after\n")
     assert "old" not in new
     assert "`python -m benchmarks.batch_size`" in new
-    assert cells(new, "8") == [["8", "80", "12.0x", "5x", "5.0x", "2.8 GiB"]]
+    assert cells(new, "8") == [["8", "80", "12.0x", "5x", "2.5x", "2.8 GiB"]]
     assert pages.readme_with_table(new, tmp_path) == new
     with pytest.raises(ValueError, match="markers"):
         pages.readme_with_table("no markers", tmp_path)
@@ -242,8 +404,7 @@ def test_peak_memory_sees_what_is_held_for_a_moment() -> None:
     assert peak.bytes >= held - (10 << 20)
 
 
-def test_samples_grow_with_the_batch_and_fill_all_sides() -> None:
-    assert [batch_size.samples_of(b, 16, 128) for b in ("1", "8", "16", "auto")] == [16, 16, 32, 256]
+def test_samples_fill_all_sides() -> None:
     assert [whole(n) for n in (1, 4, 5, 200)] == [4, 4, 8, 200]
 
 
