@@ -1,13 +1,16 @@
 """The capture benchmarks' methods agree with each other, and the GPU benchmark refuses a machine without one."""
 
+import copy
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import capture as bench
-from benchmarks import gpu
+from benchmarks import gpu, selfcheck
 from engine.capture import CaptureModel
 from engine.devices import Shape
 from engine.settings import Capture
@@ -33,13 +36,78 @@ def test_every_method_computes_the_same_means(tmp_path, monkeypatch):
     assert held.bytes > 0
 
 
-def test_rows_are_the_same_each_time_and_ragged():
-    rows = bench.ragged_rows(300, 1000)
-    assert rows == bench.ragged_rows(300, 1000)
-    responses = [row.n_pooled for row in rows]
-    assert 8 <= min(responses) < 20
-    assert max(responses) == 150
-    assert 45 <= sorted(responses)[150] <= 55
+def test_rows_are_the_same_each_time_and_as_long_as_stored_responses():
+    stored = json.loads(bench.LENGTHS.read_text())
+    rows = bench.ragged_rows(64, 1000)
+    assert rows == bench.ragged_rows(64, 1000)
+    pairs = sorted(zip(stored["prompt_tokens"], stored["response_tokens"], strict=True))
+    assert sorted((len(row.prompt_token_ids), row.n_pooled) for row in rows) == sorted(pairs + pairs)
+    assert max(stored["response_tokens"]) <= stored["max_new_tokens"]
+
+
+def test_no_round_is_begun_that_would_end_late_and_each_method_is_saved():
+    saved = []
+    methods = {"a": lambda held: held.note(torch.zeros(4)), "b": lambda _held: None}
+    bench.measure(methods, 3, iter(range(100)).__next__, lambda *found: saved.append(copy.deepcopy(found)), limit_s=-1)
+    assert saved == [({"a": [1], "b": []}, {"a": 16, "b": 0}), ({"a": [1], "b": [1]}, {"a": 16, "b": 0})]
+    bench.measure(methods, 3, iter(range(100)).__next__, lambda *found: saved.append(copy.deepcopy(found)))
+    assert saved[-1] == ({"a": [1, 1, 1], "b": [1, 1, 1]}, {"a": 16, "b": 0})
+
+
+def test_baselines_run_where_the_model_is():
+    """Their ids, masks and weights are made on the model's device."""
+    model = torch.nn.Linear(1, 1, device="meta")
+    ids, mask = bench.padded(bench.ragged_rows(2, 100), model.weight.device)
+    assert (ids.device.type, mask.device.type) == ("meta", "meta")
+
+
+def test_only_the_forwards_that_are_looked_at_are_counted():
+    class Model:
+        def forward(self):
+            return None
+
+    model = Model()
+    watched = bench.TimedForward(model, iter(range(100)).__next__)
+    model.forward()
+    with watched:
+        model.forward()
+        model.forward()
+    model.forward()
+    assert watched.seconds == [2.0]
+
+
+def test_the_self_checks_figures_see_each_mistake(tmp_path):
+    """On a tiny model whose own log-probs stand for generation's."""
+    path = build("llama", tmp_path)
+    loaded = CaptureModel(path, Capture(), self_check="off")._model
+    blocks = selfcheck.find_blocks(loaded, None)
+
+    def with_logprobs(row):
+        alone = selfcheck.run_alone(
+            loaded,
+            blocks,
+            row.prompt_token_ids,
+            row.response_token_ids,
+            n_pooled=row.n_pooled,
+            pools=selfcheck.POOLS,
+            logprobs=True,
+        )
+        return replace(row, logprobs=tuple(map(float, alone.logprobs)))
+
+    rows = [
+        replace(
+            row, prompt_token_ids=row.prompt_token_ids[:6], response_token_ids=row.response_token_ids[:9], n_pooled=9
+        )
+        for row in bench.ragged_rows(3, VOCAB)
+    ]
+    rows = [with_logprobs(row) for row in rows]
+    checked = selfcheck.check(rows, path, "float32")
+    assert checked["rows"] == 3
+    assert checked["states"] <= checked["states_tolerance"] < checked["closest_rows"]
+    assert checked["all"] < 1e-5
+    found = selfcheck.mistakes(rows, path, "float32")
+    assert found.pop("nothing") < 1e-5
+    assert min(found.values()) > 1e-4, found
 
 
 def test_flops_count_weights_and_visible_pairs():
