@@ -42,7 +42,7 @@ async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
     longest = max_new_tokens + max(len(sample.prompt_token_ids) for sample in samples)
     gpu = generation.on_gpu()
     size = generation.size_engine(ref, Speed(batch_size=n), longest, on_gpu=gpu, free_bytes=free_host_memory())
-    identity = Identity(ref.name, ref.revision, dtype=dtype, max_new_tokens=max_new_tokens)
+    identity = Identity(model=ref.name, revision=ref.revision, dtype=dtype, max_new_tokens=max_new_tokens)
     engine = generation.VllmEngine(ref, identity, Speed(), size, on_gpu=gpu)
     await asyncio.to_thread(engine.start)
     try:
