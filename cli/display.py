@@ -159,11 +159,28 @@ def _remarks(job: TraitJob) -> Iterator[str]:
                 f"{job.name}: no {polarity} response passes the threshold {view.threshold:g} (scores above). Try "
                 "another --threshold with traitmill export, stronger instructions, or another judge"
             )
+    plan = job.settings.plan
+    if plan.min_kept and job.decided:
+        kept = [counts[polarity]["kept"] for polarity in POLARITIES]
+        planned = [counts[polarity]["planned"] for polarity in POLARITIES]
+        end = "enough"
+        if min(kept) < plan.min_kept:
+            limit = max(planned) >= plan.limit
+            end = f"the limit of {plan.limit} a side is reached" if limit else "traitmill generate adds rounds"
+        yield (
+            f"{job.name}: {kept[0]} pos + {kept[1]} neg kept of {planned[0]} + {planned[1]}, --min_kept "
+            f"{plan.min_kept}: {end}"
+        )
     judge = judge_summary(view)
     if judge["auroc"] is not None and judge["auroc_interval"][0] <= 0.5:
         yield (
             f"{job.name}: WARNING: this judge cannot tell the two sides apart (AUROC {judge['auroc']:.2f}, interval "
             f"{judge['auroc_interval'][0]:.2f} to {judge['auroc_interval'][1]:.2f}); what it keeps means little"
+        )
+    if job.exported and job.exported.uncaptured:
+        yield (
+            f"{job.name}: {job.exported.uncaptured} kept responses have no activations, so there is no tensor; capture "
+            f"them with: traitmill activations --experiment {job.folder.parent.name} --trait {job.name}"
         )
     if job.exported:
         yield f"{job.name}: files in {job.folder}/: " + ", ".join(
@@ -179,7 +196,9 @@ def _next_step(outcome: Outcome) -> str:
     if outcome.errors or not names:
         return "what is stored is safe; run the same command again to go on"
     which = f"--trait {names[0]}" if len(names) == 1 else f"--traits {','.join(names)}"
-    if any(job.settings.capture_rows == "none" and not job.view.any_captured() for job in outcome.jobs):
+    uncaptured = [job.exported is not None and job.exported.uncaptured for job in outcome.jobs]
+    alone = [job.settings.capture_rows == "none" and not job.view.any_captured() for job in outcome.jobs]
+    if any(uncaptured) or any(alone):
         return f"next: traitmill activations --experiment {experiment} {which}"
     return f"next: traitmill vectors --experiment {experiment} {which}"
 

@@ -37,6 +37,8 @@ class Exported:
     kept: dict[Polarity, int]
     excluded: int
     """Passing responses left out because their capture failed."""
+    uncaptured: int
+    """Kept responses never captured; above 0 there are CSVs and no activations."""
     files: tuple[Path, ...]
     shape: tuple[int, ...] | None
     """Of all_layers.pt, None without activations."""
@@ -49,24 +51,25 @@ def tensor_path(pool: str) -> Path:
 
 def require_captured(view: TraitView) -> None:
     """Raise UsageError when some kept responses' activations are stored and others were never captured."""
-    passing = view.passing()
-    missing = int((passing & ~view.capture_failed() & ~view.captured()).sum())
+    missing = view.kept_uncaptured()
     if missing and view.any_captured():
         raise UsageError(
-            f"{view.folder}: {missing} of {int(passing.sum())} kept responses have no activations yet; capture them "
-            f"with: traitmill activations --experiment {view.folder.parent.name} --trait {view.name}"
+            f"{view.folder}: {missing} of {int(view.passing().sum())} kept responses have no activations yet; capture "
+            f"them with: traitmill activations --experiment {view.folder.parent.name} --trait {view.name}"
         )
 
 
-def export_trait(view: TraitView) -> Exported:
+def export_trait(view: TraitView, *, without_uncaptured: bool = False) -> Exported:
     """Write pos.csv, neg.csv and, where activations are captured, the tensors and then metadata.json.
 
-    Raises UsageError, with nothing written, when kept responses were not captured yet; ResourceError when the disk
-    is full.
+    Raises UsageError, with nothing written, when kept responses were not captured yet (unless `without_uncaptured`:
+    then the CSVs are written and activations of another selection removed); ResourceError when the disk is full.
     """
-    require_captured(view)
+    uncaptured = view.kept_uncaptured() if view.any_captured() else 0
+    if not without_uncaptured:
+        require_captured(view)
     passing = view.passing()
-    with_activations = view.any_captured()
+    with_activations = view.any_captured() and not uncaptured
     kept = np.flatnonzero(passing & ~view.capture_failed()) if with_activations else np.flatnonzero(passing)
     files = []
     counts: dict[Polarity, int] = {}
@@ -87,7 +90,7 @@ def export_trait(view: TraitView) -> Exported:
         files.append(METADATA)
     _remove_stale(view, files)
     excluded = int(passing.sum()) - len(kept)
-    return Exported(counts, excluded, tuple(view.folder / path for path in files), shape)
+    return Exported(counts, excluded, uncaptured, tuple(view.folder / path for path in files), shape)
 
 
 def _remove_stale(view: TraitView, files: list[Path]) -> None:

@@ -87,6 +87,15 @@ class TraitJob:
         """Positions whose margins fix the local judge's offset."""
         return calibration_positions(self.view.plan, self.settings.plan.n_examples)
 
+    def distinct_pending(self) -> list[int]:
+        """Positions to generate, one of each prompt."""
+        if not self.pending:
+            return []
+        pending = np.array(self.pending, np.int64)
+        plan = self.view.plan
+        prompts = np.stack([plan.polarity, plan.instruction_index, plan.question_index])[:, pending]
+        return [int(position) for position in pending[np.unique(prompts, axis=1, return_index=True)[1]]]
+
     def samples(self, positions: list[int]) -> list[Sample]:
         return [self.view.plan.sample(position, self.trait, self.tokenize) for position in positions]
 
@@ -114,9 +123,12 @@ class TraitJob:
         return True
 
     def export(self) -> None:
-        """Write the trait's files, unless they are what an export would write."""
+        """Write the trait's files, unless they are what an export would write.
+
+        Where kept responses were not captured, and this run was not to, the CSVs are written without activations.
+        """
         if not self.is_exported():
-            self.exported = write_files(self.view)
+            self.exported = write_files(self.view, without_uncaptured=True)
 
     def freeze_offset(self, offset: float) -> None:
         """Keep the local judge's offset: later samples are measured against the same middle."""
@@ -125,18 +137,19 @@ class TraitJob:
     def is_exported(self) -> bool:
         """Whether the files on disk are what an export would write now."""
         files = [self.folder / "responses" / f"{polarity}.csv" for polarity in POLARITIES]
-        if self.view.any_captured():
+        if self.view.any_captured() and not self.view.kept_uncaptured():
             files += [self.folder / METADATA, *(self.folder / tensor_path(pool) for pool in self.view.activations)]
         return self.view.manifest.export_state == export_state(self.view) and all(path.exists() for path in files)
 
 
-def write_files(view: TraitView) -> Exported:
-    """Export, and note what from. Raises what `export_trait` raises."""
-    require_captured(view)
+def write_files(view: TraitView, *, without_uncaptured: bool = False) -> Exported:
+    """Export, and note what from. Parameters and errors as `export_trait` has them."""
+    if not without_uncaptured:
+        require_captured(view)
     if view.manifest.export_state:  # files are replaced one by one: cut off between two, none may pass as up to date
         view.manifest.export_state = ""
         view.manifest.save(view.folder)
-    exported = export_trait(view)
+    exported = export_trait(view, without_uncaptured=without_uncaptured)
     view.manifest.export_state = export_state(view)
     view.manifest.save(view.folder)
     return exported
@@ -172,8 +185,11 @@ def open_job(
         manifest = None
     if manifest is not None:
         refused, allowed = changes(manifest, settings, trait)
-        if refused:
+        if refused and not any((folder / "parquet" / "responses").glob("part-*.parquet")):
+            manifest = None  # nothing was generated with those settings: a model that could not be loaded, say
+        elif refused:
             raise refuse(folder, refused)
+    if manifest is not None:
         for line in allowed:
             notice(f"{trait.name}: {line}")
     store = Store(folder, notice)

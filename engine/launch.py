@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from anyio import to_thread
+
 from .backends import Backends
 from .devices import GIB, Shape, free_host_memory
 from .errors import EngineDiedError, StoppedError, UsageError
@@ -55,6 +57,8 @@ class Launch:
         self._worker: CaptureWorker | None = None
         self._judge: Any = None
         self._placement: Placement | None = None
+        self._abandoned = False
+        self._roomy = False
         self.backends = Backends()
         self.pipeline = Pipeline(jobs, settings, self.backends, notice)
         for job in jobs:
@@ -106,7 +110,8 @@ class Launch:
             if not self._stop.is_set():
                 await self.pipeline.run()
         finally:
-            await self._close()
+            if not self._abandoned:
+                await self._close()
 
     async def _unless_stopped(self, work: Any) -> None:
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
@@ -114,8 +119,10 @@ class Launch:
         stop.cancel()
         if task.done():
             task.result()
-        else:
-            task.cancel()  # a model being loaded cannot be stopped; the guardian ends its process with ours
+            return
+        # A model being loaded cannot be stopped and is not waited for: the guardian ends its process with ours.
+        self._abandoned = True
+        task.cancel()
 
     async def _load(self) -> None:
         gpu = await asyncio.to_thread(on_gpu)
@@ -135,11 +142,13 @@ class Launch:
             self._placement = await asyncio.to_thread(self._place, gpu=gpu, engine=needs_engine)
             if self._placement.line:
                 self._notice(self._placement.line)
+            # Decided before the loads: transformers cannot be imported from two threads at once.
+            self._roomy = not gpu and await asyncio.to_thread(self._fits_beside_engine)
         loads: list[Awaitable[object]] = []
         if needs_engine:
             loads.append(self._start_engine(self._ref, gpu, self._placement))
         if self._captures:
-            loads.append(self._start_capture(gpu))
+            loads.append(self._start_capture())
         await asyncio.gather(*loads)
         if needs_engine and self._generate:
             self.backends.generator = self._engines[0]
@@ -163,7 +172,7 @@ class Launch:
         new = self._settings.identity.max_new_tokens
         longest = 1
         for job in self._jobs:
-            samples = job.samples(list(job.pending))
+            samples = job.samples(job.distinct_pending())
             longest = max(longest, *(len(sample.prompt_token_ids) + new for sample in samples), 1)
             if self._judges and self._settings.judging.is_local:
                 question = max(job.trait.questions, key=len)
@@ -193,13 +202,17 @@ class Launch:
             last_error=lambda: last_error(self._log),
         )
         self._notice(f"loading {ref.name}: {size}")
-        await asyncio.to_thread(engine.start)
+        await to_thread.run_sync(engine.start, abandon_on_cancel=True)
         self._engines.append(engine)
         return engine
 
     # --- capture ---------------------------------------------------------------------------------------------
 
-    async def _start_capture(self, gpu: bool) -> None:
+    def _fits_beside_engine(self) -> bool:
+        """Whether host memory holds the capture model too, whatever its dtype, while the engine is at work."""
+        return 3 * Shape.from_config(self._ref.config).weight_bytes(4) < free_host_memory() - GIB
+
+    async def _start_capture(self) -> None:
         placement = self._placement
         assert placement is not None  # noqa: S101 - set by _load
         self._worker = CaptureWorker(
@@ -215,7 +228,7 @@ class Launch:
             self.backends.capture_facts = await self._load_capture()
             return
         self.backends.before_capture = self._make_room
-        if not gpu and 3 * Shape.from_config(self._ref.config).weight_bytes(4) < free_host_memory() - GIB:
+        if self._roomy:
             self.backends.capture_facts = await self._load_capture()  # while the engine's start leaves cores idle
 
     async def _make_room(self) -> CaptureFacts | None:

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 _SAMPLES_AHEAD = 64
 _IDLE_S = 0.05
-_CAPTURE_CHUNK_ROWS = 256
+_CAPTURE_CHUNK_ROWS, _CPU_CHUNK_ROWS = 256, 64
+"""Rows of one call: several batches, so that rows of like length meet, and seconds of work, which a kill may cost."""
+_CAPTURES = 2
+"""Calls under way: while the results of one travel and are stored, the next is computed."""
 _CAPTURE_CHUNK_BYTES = 64 << 20
 _DRAIN_S = 5.0
 MAX_JUDGING = 1024
@@ -60,6 +63,7 @@ class Pipeline:
     _generating: set[asyncio.Task[None]] = field(default_factory=set)
     _judged: set[asyncio.Task[None]] = field(default_factory=set)
     _being_judged: Counter[TraitJob] = field(default_factory=Counter)
+    _captured: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self) -> None:
         """Work until every trait is settled, or `stop` was called. Records in hand are flushed either way."""
@@ -89,7 +93,7 @@ class Pipeline:
             if self.interrupted and self._judged:  # answers already paid for
                 await asyncio.wait(self._judged, timeout=_DRAIN_S)
         finally:
-            ending = (*tasks, recording, self._bug, *self._generating, *self._judged)
+            ending = (*tasks, recording, self._bug, *self._generating, *self._judged, *self._captured)
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
@@ -99,7 +103,8 @@ class Pipeline:
     def stop(self) -> None:
         """End early: intake stops, answers in flight get a few seconds, everything in hand is flushed."""
         self.interrupted = True
-        self._changed.set()
+        if self._started:
+            self._changed.set()
 
     def manifest_changed(self, job: TraitJob) -> None:
         """Have a trait's manifest written before any record that comes after this call."""
@@ -237,15 +242,19 @@ class Pipeline:
         try:
             if self.backends.before_capture is not None and (facts := await self.backends.before_capture()):
                 self.backends.capture_facts = facts
-            while True:
-                await self._capture_some()
         except TraitmillError as error:
             self.stop_stage("capture", error)
+        slots = asyncio.Semaphore(_CAPTURES)
+        while "capture" not in self.errors:
+            await slots.acquire()
+            items = await self._next_to_capture()
+            self._start(self._capture(items), self._captured).add_done_callback(lambda _: slots.release())
         await asyncio.Event().wait()
 
     def _engine_idle(self) -> bool:
         """Whether nothing more will be asked of the generation engine: capture may take its memory."""
-        waits_for_rounds = self.settings.plan.min_kept and "judging" not in self.errors
+        may_add_rounds = not {"generation", "judging"} & self.errors.keys()
+        waits_for_rounds = self.settings.plan.min_kept and may_add_rounds
         needs_judging = self.settings.judging.is_local or waits_for_rounds
         if "generation" not in self.errors and any(j.todo.generation for j in self.jobs if j.error is None):
             return False
@@ -255,27 +264,33 @@ class Pipeline:
             and any(j.todo.judging or (waits_for_rounds and not j.decided) for j in self.jobs if j.error is None)
         )
 
-    async def _capture_some(self) -> None:
-        facts, capturer = self.backends.capture_facts, self.backends.capturer
-        assert facts is not None and capturer is not None  # noqa: S101, PT018 - set with each other by whoever starts the run
+    async def _next_to_capture(self) -> list[Item]:
+        facts = self.backends.capture_facts
+        assert facts is not None  # noqa: S101 - set by whoever starts the run, or before capture
         row_bytes = 4 * len(facts.layers) * facts.hidden_dim * len(self.settings.capture.pools)
-        limit = max(1, min(_CAPTURE_CHUNK_ROWS, _CAPTURE_CHUNK_BYTES // row_bytes))
-        items = [item for item in await self._capturing.take_in_plan_order(limit) if item[0].error is None]
-        if not items:
-            return
+        rows = _CPU_CHUNK_ROWS if facts.device == "cpu" else _CAPTURE_CHUNK_ROWS
+        limit = max(1, min(rows, _CAPTURE_CHUNK_BYTES // row_bytes))
+        return [item for item in await self._capturing.take_in_plan_order(limit) if item[0].error is None]
+
+    async def _capture(self, items: list[Item]) -> None:
+        facts, capturer = self.backends.capture_facts, self.backends.capturer
+        assert facts is not None and capturer is not None  # noqa: S101, PT018 - as above
         self.clocks["capture"].begin(self.elapsed)
-        rows = [capture_row(response) for _, response in items]
-        for (job, response), result in zip(items, await capturer.capture(rows), strict=True):
+        try:
+            results = await capturer.capture([capture_row(response) for _, response in items])
+        except TraitmillError as error:
+            self.stop_stage("capture", error)
+            return
+        for job in dict.fromkeys(job for job, _ in items):  # on disk before the rows they describe
+            if _record_facts(job, facts, capturer.self_check, self.settings.speed.batch_size):
+                self._recorder.write_manifest(job)
+        for (job, response), result in zip(items, results, strict=True):
             self.clocks["capture"].count(self.elapsed, len(response.sample.prompt_token_ids) + response.n_pooled)
             self._recorder.add(job, "activations", _activations(job, facts, result))
             if result.error:
                 self.notice(f"{job.name}: {result.error}")
             job.todo.capture -= 1
-        checked = await capturer.self_check()
-        for job in dict.fromkeys(job for job, _ in items):
-            if _record_facts(job, facts, checked, self.settings.speed.batch_size):
-                self._recorder.write_manifest(job)
-        await self._recorder.flush()  # bounds what is in memory, and is a fraction of a batch's time
+        await self._recorder.flush()  # bounds what is in memory, while the next call computes
         self._changed.set()
 
     # --- ends ------------------------------------------------------------------------------------------------

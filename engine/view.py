@@ -58,6 +58,10 @@ class TraitView:
         """Mask of responses with a pool that could not be stored, and was not since."""
         return np.asarray(np.any([index.having("failed") for index in self.activations.values()], axis=0))
 
+    def kept_uncaptured(self) -> int:
+        """How many kept responses were never captured."""
+        return int((self.passing() & ~self.capture_failed() & ~self.captured()).sum())
+
     def any_captured(self) -> bool:
         return any((index.status != PENDING).any() for index in self.activations.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -68,22 +69,29 @@ class CaptureWorker:
         budget where a GPU is shared, else it comes from free memory."""
         self._arguments = (ref.source, ref.hub_revision, capture, speed, generation_dtype, token_budget, blocks)
         self._pool: ProcessPoolExecutor | None = None
+        self._checked: dict[str, Any] = {}
 
     async def start(self) -> CaptureFacts:
         """Load the model. Raises AccessError, ResourceError, UsageError, EngineDiedError."""
-        self._pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=signal.signal,  # a terminal's Ctrl-C reaches this process too, whose end the run decides
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        )
         facts: CaptureFacts = await self._call(_load, *self._arguments)
         return facts
 
     async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
         """Capture some rows; results in their order. Raises SelfCheckError, ResourceError, EngineDiedError."""
-        results: list[CaptureResult] = await self._call(_capture, list(rows))
+        results: list[CaptureResult]
+        results, self._checked = await self._call(_capture, list(rows))
         return results
 
-    async def self_check(self) -> dict[str, Any]:
+    @property
+    def self_check(self) -> dict[str, Any]:
         """What the self-check looked at so far, and the worst it saw."""
-        summary: dict[str, Any] = await self._call(_self_check)
-        return summary
+        return self._checked
 
     async def _call(self, function: Any, *arguments: Any) -> Any:
         assert self._pool is not None, "start() first"  # noqa: S101 - a programming error, not a user's
@@ -146,9 +154,5 @@ def _loaded() -> CaptureModel:
     return _model
 
 
-def _capture(rows: list[CaptureRow]) -> list[CaptureResult]:
-    return _loaded().capture(rows)
-
-
-def _self_check() -> dict[str, Any]:
-    return _loaded().check_summary()
+def _capture(rows: list[CaptureRow]) -> tuple[list[CaptureResult], dict[str, Any]]:
+    return _loaded().capture(rows), _loaded().check_summary()
