@@ -20,63 +20,48 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import pages
-from benchmarks.common import ROOT, machine, parser, record_lines, results_folder
+from benchmarks.common import ROOT, parser
 
 LIMIT_MINUTES = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One benchmark: its arguments, its budget in seconds, and whether it only prints its figures."""
+    """One benchmark: its arguments, and its budget in seconds."""
 
     name: str
     arguments: tuple[str, ...]
     budget_s: float
-    prints: bool = False
-    takes_out: bool = True
-    """Whether it has `--out`."""
 
 
 PARTS = (
-    Part("batch_size", (), 9.0 * 60),
+    Part("batch_size", (), 8.5 * 60),
     Part("baselines", (), 8.0 * 60),
-    Part("overlap", (), 5.0 * 60),
-    Part("memory", (), 2.5 * 60),
-    Part("tuning", (), 5.5 * 60),
-    Part("roofline", (), 0.5 * 60),
-    Part("capture", ("--rounds", "3"), 4.5 * 60, takes_out=False),
-    Part("judge", ("--only", "rates,pause,throughput", "--seconds", "30"), 2.0 * 60, prints=True, takes_out=False),
-    Part("vectors", ("--rounds", "2"), 1.5 * 60, prints=True, takes_out=False),
-    Part("scale", ("--rounds", "1"), 1.4 * 60, takes_out=False),
+    Part("overlap", (), 4.5 * 60),
+    Part("memory", (), 2.0 * 60),
+    Part("tuning", (), 5.0 * 60),
+    Part("roofline", (), 0.4 * 60),
+    Part("capture", ("--rounds", "3"), 4.2 * 60),
+    Part("judge", ("--seconds", "24", "--verdicts", "10000"), 2.4 * 60),
+    Part("vectors", ("--rounds", "2"), 1.5 * 60),
+    Part("scale", (), 2.8 * 60),
 )
 
 
 def run(part: Part, out: Path | None) -> str:
     """Run a part; returns why it gave no full result, or nothing."""
     command = ["python", "-m", f"benchmarks.{part.name}", *part.arguments]
-    facts = machine()
-    extra = ["--out", str(out)] if out and part.takes_out else []
+    extra = ["--out", str(out)] if out else []
     print(f"\n$ {' '.join(command)}    (budget {part.budget_s / 60:g} min)", flush=True)
     # A session of its own, so that all it started can be stopped with it.
-    process = subprocess.Popen(
-        [sys.executable, *command[1:], *extra],
-        cwd=ROOT,
-        stdout=subprocess.PIPE if part.prints else None,
-        text=True,
-        start_new_session=True,
-    )
+    process = subprocess.Popen([sys.executable, *command[1:], *extra], cwd=ROOT, start_new_session=True)
     try:
-        said, _ = process.communicate(timeout=part.budget_s)
+        process.wait(timeout=part.budget_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
         return f"stopped after its budget of {part.budget_s / 60:g} minutes"
-    if process.returncode:
-        return f"ended with code {process.returncode}"
-    if part.prints:
-        print(said, end="")
-        record_lines(results_folder(out) / f"{part.name}.json", " ".join(command), facts, said)
-    return ""
+    return f"ended with code {process.returncode}" if process.returncode else ""
 
 
 def main() -> None:

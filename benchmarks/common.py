@@ -198,13 +198,6 @@ def record(
     return path
 
 
-def record_lines(path: Path, command: str, facts: Mapping[str, Any], said: str) -> None:
-    """Write what a benchmark printed, as it stands, with its command and machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"command": command, "machine": dict(facts), "lines": said.rstrip().splitlines()}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def named(name: str, shape: str | None) -> str:
     """The result's name: a shape's figures stand beside the model's."""
     return f"{name}-{shape}" if shape else name

@@ -137,8 +137,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     note = (
         f"{result['model']}, {result['samples']} samples of up to {result['max_new_tokens']} tokens at auto, then "
-        f"{result['few']} at once; {result['rounds']} rounds, medians (least to most). `start` is the load; a warm-up is "
-        "apart. A ratio below 1 is what the product's choice gains."
+        f"{result['few']} at once; {result['rounds']} rounds, medians (least to most). `start` is the load without the "
+        "warm-up. A ratio below 1 is what the product's choice gains."
     )
     failed = "".join(f"\n- {name} gave no figures: {why}" for name, why in result["failed"].items())
     return "\n\n".join(part for part in (note, table(header, rows), failed.strip()) if part)

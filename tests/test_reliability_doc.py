@@ -19,7 +19,7 @@ ROWS = {
 NUMBERS = [f"{number:02d}" for number in range(1, 31)]
 
 
-def tests_by_file() -> dict[str, set[str]]:
+def functions_by_file() -> dict[str, set[str]]:
     """Test functions by file, read from the source."""
     return {
         path.name: {
@@ -37,7 +37,7 @@ def test_the_page_has_every_row_once() -> None:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_row_is_proven_by_a_test_of_its_number_in_a_file_it_names(number: str) -> None:
-    found = {name for name, tests in tests_by_file().items() if any(t.startswith(f"test_f{number}_") for t in tests)}
+    found = {name for name, tests in functions_by_file().items() if any(t.startswith(f"test_f{number}_") for t in tests)}
     named = set(re.findall(r"test_\w+\.py", ROWS[number]))
     assert found, f"no test_f{number}_... exists"
     assert named == found
