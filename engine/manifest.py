@@ -62,6 +62,17 @@ class Manifest:
         was_held, self.held = self.held is not None, None
         return was_held
 
+    def note_capture(self, facts: Mapping[str, Any], checked: Mapping[str, Any]) -> bool:
+        """Keep what metadata.json says of a capture; False if it stands here already.
+
+        The self-check's summary is the last run's that captured something.
+        """
+        known = self.captures.setdefault(self.capture_key, dict(facts) | {"date": self.created})
+        if known.get("self_check") == checked:
+            return False
+        known["self_check"] = dict(checked)
+        return True
+
     @property
     def capture_key(self) -> str:
         return capture_key(self.settings["capture"])

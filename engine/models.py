@@ -91,7 +91,7 @@ def find_model(name: str) -> ModelRef:
 
 def _no_model(name: str) -> AccessError:
     return AccessError(
-        f"model {name!r} is neither a folder that exists nor a hub name; check --gen_model (or --judge_model local:MODEL)"
+        f"model {name!r} is neither a folder here nor a hub name; check --gen_model, or --judge_model local:MODEL"
     )
 
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +20,10 @@ from .backlog import Backlog, Item
 from .errors import ResourceError, TraitmillError
 from .job import TraitJob
 from .recorder import Recorder
-from .records import Activation, Response, Sample
+from .records import Response, Sample
 from .settings import RunSettings
-from .tables import KINDS, CaptureFailure
-from .worker import CaptureFacts, capture_row
-
-if TYPE_CHECKING:
-    from .capture import CaptureResult
+from .tables import KINDS
+from .worker import capture_records, capture_row
 
 _SAMPLES_AHEAD = 64
 _IDLE_S = 0.05
@@ -282,11 +279,11 @@ class Pipeline:
             self.stop_stage("capture", error)
             return
         for job in dict.fromkeys(job for job, _ in items):  # on disk before the rows they describe
-            if _record_facts(job, facts, capturer.self_check, self.settings.speed.batch_size):
+            if job.view.manifest.note_capture(facts.recorded(self.settings.speed.batch_size), capturer.self_check):
                 self._recorder.write_manifest(job)
         for (job, response), result in zip(items, results, strict=True):
             self.clocks["capture"].count(self.elapsed, len(response.sample.prompt_token_ids) + response.n_pooled)
-            self._recorder.add(job, "activations", _activations(job, facts, result))
+            self._recorder.add(job, "activations", capture_records(result, self.settings.capture.pools, facts))
             if result.error:
                 self.notice(f"{job.name}: {result.error}")
             job.todo.capture -= 1
@@ -364,39 +361,3 @@ def _finish(job: TraitJob) -> None:
     for kind in KINDS:
         job.view.store.parts.compact(kind)
     job.finished = True
-
-
-def _activations(job: TraitJob, facts: CaptureFacts, result: CaptureResult) -> list[Activation | CaptureFailure]:
-    if result.error:
-        pools = job.settings.capture.pools
-        return [CaptureFailure(job.name, result.sample_id, pool, result.error) for pool in pools]
-    return [Activation(job.name, result.sample_id, pool, facts.layers, v) for pool, v in result.pools.items()]
-
-
-def _record_facts(job: TraitJob, facts: CaptureFacts, checked: dict[str, Any], batch_size: int | None) -> bool:
-    """Note in the manifest what metadata.json says of the capture; False if it stands there already.
-
-    The self-check's summary is the last run's that captured something.
-    """
-    manifest = job.view.manifest
-    if (known := manifest.captures.get(manifest.capture_key)) is not None:
-        if known.get("self_check") == checked:
-            return False
-        known["self_check"] = checked
-        return True
-    from importlib.metadata import version
-
-    manifest.captures[manifest.capture_key] = {
-        "self_check": checked,
-        "layers": list(facts.layers),
-        "n_layers": facts.n_layers,
-        "hidden_dim": facts.hidden_dim,
-        "dtype": facts.dtype,
-        "attention": facts.attention,
-        "device": facts.device,
-        "placement": facts.placement,
-        "batch_size": batch_size or "auto",
-        "date": manifest.created,
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-    }
-    return True

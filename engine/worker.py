@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import EngineDiedError
 from .models import ModelRef
-from .records import Response
+from .records import Activation, Response
 from .settings import Capture, Speed
+from .tables import CaptureFailure
 
 if TYPE_CHECKING:
     from .capture import CaptureModel, CaptureResult, CaptureRow
@@ -36,6 +37,18 @@ class CaptureFacts:
     placement: str = "alone"
     """How capture shared the machine with generation (placement.Mode), as the run decided."""
 
+    def recorded(self, batch_size: int | None) -> dict[str, Any]:
+        """What a manifest keeps of it, as plain JSON values."""
+        from importlib.metadata import version
+
+        names = ("n_layers", "hidden_dim", "dtype", "attention", "device", "placement")
+        return {
+            "layers": list(self.layers),
+            **{name: getattr(self, name) for name in names},
+            "batch_size": batch_size or "auto",
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+        }
+
 
 def capture_row(response: Response) -> CaptureRow:
     """A stored or fresh response as the capture pass wants it: token ids, never text."""
@@ -50,6 +63,15 @@ def capture_row(response: Response) -> CaptureRow:
         n_pooled=response.n_pooled,
         logprobs=response.logprobs,
     )
+
+
+def capture_records(
+    result: CaptureResult, pools: Sequence[str], facts: CaptureFacts
+) -> list[Activation | CaptureFailure]:
+    """A row's result as the store wants it: one record a pool."""
+    if result.error:
+        return [CaptureFailure(result.trait, result.sample_id, pool, result.error) for pool in pools]
+    return [Activation(result.trait, result.sample_id, pool, facts.layers, v) for pool, v in result.pools.items()]
 
 
 class CaptureWorker:

@@ -37,7 +37,9 @@ def test_the_page_has_every_row_once() -> None:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_row_is_proven_by_a_test_of_its_number_in_a_file_it_names(number: str) -> None:
-    found = {name for name, tests in functions_by_file().items() if any(t.startswith(f"test_f{number}_") for t in tests)}
+    found = {
+        name for name, tests in functions_by_file().items() if any(t.startswith(f"test_f{number}_") for t in tests)
+    }
     named = set(re.findall(r"test_\w+\.py", ROWS[number]))
     assert found, f"no test_f{number}_... exists"
     assert named == found
