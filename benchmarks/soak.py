@@ -150,7 +150,7 @@ def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
         calm = root / "calm"
         folders = prepare(calm)
         assert start(calm, url).wait() in (0, 7), (calm / "out").read_text()
-        expected = {folder.name: lab.row_digests(folder).keys() for folder in folders}
+        planned = {folder.name: {row["sample_id"] for row in lab.rows(folder, "responses")} for folder in folders}
         verdicts = count(calm, "verdicts")
         probes = answered(url) - verdicts
         before = answered(url)
@@ -159,10 +159,10 @@ def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
             folders = prepare(work)
             stored: dict[str, dict[Any, str]] = {folder.name: {} for folder in folders}
             for stage in (*stages, "end"):
-                if stage == "end" or out.kills == kills:
+                if stage == "end":
                     code = start(work, url).wait()
                     assert code in (0, 7), (work / "out").read_text()
-                else:
+                elif out.kills < kills:
                     killed_in, survivors = kill_in(work, stage, url)
                     out.survivors += survivors
                     if killed_in is not None:
@@ -173,19 +173,22 @@ def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
                     digests = lab.row_digests(folder)
                     out.changed += sum(digests.get(key) != digest for key, digest in stored[folder.name].items())
                     stored[folder.name] = digests
-                if stage == "end" or (
-                    out.kills == kills and (work / "exp" / TRAITS[-1] / "responses/pos.csv").exists()
-                ):
-                    break
             calls = answered(url) - before
             before += calls
             out.judge_calls += calls
             out.repeated += max(0, calls - probes - count(work, "verdicts"))
             out.runs_finished += 1
             for folder in folders:
-                out.lost += len(expected[folder.name] - stored[folder.name].keys())
-                out.duplicated += len(stored[folder.name].keys() - expected[folder.name]) + lab.duplicates(folder)
+                out.lost += _missing(folder, planned[folder.name])
+                out.duplicated += lab.duplicates(folder)
     return out
+
+
+def _missing(folder: Path, planned: set[str]) -> int:
+    """Ids that are not as they must be: the planned responses, and of each `ok` one a verdict and an activation."""
+    ids = {kind: {row["sample_id"] for row in lab.rows(folder, kind)} for kind in lab.KINDS}
+    ok = {row["sample_id"] for row in lab.rows(folder, "responses") if row["status"] == "ok"}
+    return len(ids["responses"] ^ planned) + len(ids["verdicts"] ^ ok) + len(ids["activations"] ^ ok)
 
 
 _HEADER = ["kills", "lost", "duplicated", "changed", "judge calls repeated", "processes left"]
