@@ -35,13 +35,13 @@ class Part:
 
 
 PARTS = (
-    Part("batch_size", (), 8.5 * 60),
-    Part("baselines", (), 8.0 * 60),
+    Part("batch_size", (), 9.0 * 60),
+    Part("baselines", (), 8.8 * 60),
     Part("overlap", (), 4.5 * 60),
     Part("memory", (), 2.0 * 60),
     Part("tuning", (), 5.0 * 60),
     Part("roofline", (), 0.4 * 60),
-    Part("capture", ("--rounds", "3"), 4.2 * 60),
+    Part("capture", ("--rounds", "3"), 3.5 * 60),
     Part("judge", ("--seconds", "24", "--verdicts", "10000"), 2.4 * 60),
     Part("vectors", ("--rounds", "2"), 1.5 * 60),
     Part("scale", (), 2.8 * 60),

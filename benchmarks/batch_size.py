@@ -172,7 +172,7 @@ def main() -> None:
     options = parser(NAME, __doc__)
     options.add_argument("--gen_model", default=EMBEDDED)
     options.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
-    options.add_argument("--n_examples", type=int, default=96, help="samples of every row, all sides together")
+    options.add_argument("--n_examples", type=int, default=80, help="samples of every row, all sides together")
     options.add_argument("--max_new_tokens", type=int, default=48)
     options.add_argument("--latency", type=float, default=1.0, help="seconds the judge takes")
     options.add_argument("--rows", default=ROWS)

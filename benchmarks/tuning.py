@@ -1,7 +1,7 @@
 """What holds generation back on a CPU: the engine as it is, against the same with one choice undone.
 
     python -m benchmarks.tuning
-    python -m benchmarks.tuning --variants "as it is,vLLM's top-p" --rounds 3
+    python -m benchmarks.tuning --variants "as it is,compiled"        # minutes for the first start alone
 
 Each variant is a process of its own: an engine's start, then the same samples with the same seeds at `auto` and at few
 sequences. Variants take turns over the rounds; ratios are to `as it is` of the same round. Generation only.
@@ -180,7 +180,7 @@ def main() -> None:
     options.add_argument("--n_examples", type=int, default=160, help="at auto, all sides together")
     options.add_argument("--n_few", type=int, default=FEW)
     options.add_argument("--max_new_tokens", type=int, default=48)
-    options.add_argument("--variants", default=",".join(VARIANTS))
+    options.add_argument("--variants", default=",".join(name for name in VARIANTS if name != "compiled"))
     options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--limit", type=float, default=240, help="seconds one variant may take")
     options.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)

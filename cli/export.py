@@ -13,7 +13,9 @@ from engine.errors import ExitCode, TraitmillError
 @click.command()
 @selection_options
 @click.option("--threshold", type=float, help="A new threshold.  [the last one used]")
-@click.option("--csv_safe", type=bool, help="Quote cells that a spreadsheet would run as formulas.  [as before]")
+@click.option(
+    "--csv_safe/--no_csv_safe", default=None, help="Quote cells a spreadsheet would run as formulas.  [as before]"
+)
 @click.option("--use_judge", help="Verdict set to use: a judge's model name or key.  [the last one used]")
 @click.option("--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host.")
 def command(
@@ -32,12 +34,14 @@ def command(
     from engine.experiment import check_writable, select_traits
     from engine.job import export_again
     from engine.lock import lock_traits
-    from engine.manifest import need_manifest
+    from engine.manifest import load_manifest, need_manifest
     from engine.settings import View
 
     folders = select_traits(experiments_dir, experiment, trait, traits)
     if threshold is not None:
         View(threshold=threshold)
+    if traits == "all":  # all that can be exported
+        folders = {name: folder for name, folder in folders.items() if load_manifest(folder)} or folders
     for folder in folders.values():
         need_manifest(folder)
     check_writable(folders)

@@ -96,7 +96,7 @@ def load_activations(folder: Path | str, pool: str = DEFAULT_POOL) -> Activation
         if wanted and (not (folder / name).is_file() or sha256_of(folder / name) != digest):
             raise UsageError(
                 f"{folder / name} is not the file that {METADATA} describes; write both anew with: "
-                f"{_capture_command(folder)}"
+                f"{_export_command(folder)}"
             )
     sides = [_read_csv(folder / "responses" / f"{polarity}.csv") for polarity in POLARITIES]
     _check_sides(folder, [len(side) for side in sides])
@@ -110,7 +110,7 @@ def load_activations(folder: Path | str, pool: str = DEFAULT_POOL) -> Activation
     ):
         raise UsageError(
             f"{path} has shape {list(values.shape)}, but {METADATA} and the CSVs say {list(expected)} "
-            f"({counts[0]} pos, {counts[1]} neg); write them anew with: {_capture_command(folder)}"
+            f"({counts[0]} pos, {counts[1]} neg); write them anew with: {_export_command(folder)}"
         )
     _check_finite(path, values, metadata)
     questions, instructions = _groups(folder, metadata, sides)
@@ -139,8 +139,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{folder} has no activations; make them with: {_capture_command(folder)}") from None
     except ValueError:
-        raise UsageError(f"{path} is not valid JSON; write it anew with: {_capture_command(folder)}") from None
-    remedy = f"write it anew with: {_capture_command(folder)}"
+        raise UsageError(f"{path} is not valid JSON; write it anew with: {_export_command(folder)}") from None
+    remedy = f"write it anew with: {_export_command(folder)}"
     if not isinstance(metadata, dict):
         raise UsageError(f"{path} is not a JSON object; {remedy}")
     lacking = [key for key in _NEEDED if key not in metadata]
@@ -178,6 +178,10 @@ def _capture_command(folder: Path) -> str:
     return f"traitmill activations --experiment {folder.parent.name} --trait {folder.name}"
 
 
+def _export_command(folder: Path) -> str:
+    return f"traitmill export --experiment {folder.parent.name} --trait {folder.name}"
+
+
 def _check_sides(folder: Path, counts: list[int]) -> None:
     for polarity, count in zip(POLARITIES, counts, strict=True):
         if count < MIN_ROWS:
@@ -211,7 +215,7 @@ def _groups(folder: Path, metadata: dict[str, Any], sides: list[list[dict[str, s
         if any(len(metadata[name]) != len(texts["question"]) for name in _INDICES):
             raise UsageError(
                 f"{folder / METADATA} does not say for every kept response which question and instruction it is of; "
-                f"write it anew with: {_capture_command(folder)}"
+                f"write it anew with: {_export_command(folder)}"
             )
         pairs = _linked(zip(metadata["instruction_index"], texts["instruction"], strict=True))
         asked = _linked(zip(metadata["question_index"], texts["question"], strict=True))

@@ -66,7 +66,7 @@ def size_engine(
     `placement` leaves it. Raises ResourceError when not even one sequence fits, UsageError for a model without sizes.
     """
     kv_cache_bytes = placement.kv_cache_bytes if placement else None
-    wanted = -(-longest // _LENGTH_STEP) * _LENGTH_STEP
+    wanted = -(-(longest + 1) // _LENGTH_STEP) * _LENGTH_STEP  # one more, for the self-check's question
     max_model_len = min(wanted, ref.context_length or wanted)
     sequences = speed.batch_size or (GPU_SEQUENCES if on_gpu else CPU_SEQUENCES)
     if not on_gpu:
@@ -120,6 +120,9 @@ class VllmEngine:
         """Load the model (blocking: 20 s on CPU, minutes for large models). Raises EngineDiedError, AccessError."""
         _quiet_environment()
         if not self._on_gpu:
+            # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds before they sleep: by
+            # default for milliseconds, in which a thread that lost its core to another program cannot have it back.
+            os.environ.setdefault("GOMP_SPINCOUNT", "2000")
             # Even eager, vLLM compiles one small function of its sampler: 2 to 8 s, and a C++ compiler is needed.
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         from vllm import AsyncLLMEngine
@@ -192,16 +195,14 @@ class VllmEngine:
             top_k=self._identity.top_k,
             max_tokens=min(self._identity.max_new_tokens, room),
             seed=sample.seed,
-            logprobs=0 if is_checked(sample) else None,
         )
         try:
-            output = await self._run(sample.prompt_token_ids, parameters)
+            answer = await self._run(sample.prompt_token_ids, parameters)
+            output = answer.outputs[0]
+            token_ids = tuple(int(token) for token in output.token_ids)
+            logprobs = await self._logprobs(sample.prompt_token_ids, token_ids) if is_checked(sample) else None
         except ValueError as error:  # vLLM refuses this one request
             return Response(sample, "failed", error=_first_line(error))
-        token_ids = tuple(int(token) for token in output.token_ids)
-        logprobs = None
-        if output.logprobs is not None:
-            logprobs = tuple(float(step[token].logprob) for step, token in zip(output.logprobs, token_ids, strict=True))
         return Response(
             sample,
             "ok" if output.text.strip() else "empty",
@@ -211,6 +212,19 @@ class VllmEngine:
             logprobs=logprobs,
         )
 
+    async def _logprobs(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[float, ...] | None:
+        """Log-probabilities (temperature 1) of a response's tokens after a prompt; None where the context is full.
+
+        Asked of the finished text: asked while it is sampled, each step would compute them for all that run.
+        """
+        if len(prompt) + len(response) >= self.size.max_model_len:
+            return None
+        from vllm import SamplingParams
+
+        answer = await self._run([*prompt, *response], SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0))
+        steps = answer.prompt_logprobs[len(prompt) :]
+        return tuple(float(step[token].logprob) for step, token in zip(steps, response, strict=True))
+
     async def next_logprobs(self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]) -> dict[int, float]:
         """Log-probabilities of named tokens right after a prompt. Raises UsageError if the prompt is too long."""
         if len(prompt_token_ids) >= self.size.max_model_len:
@@ -218,8 +232,8 @@ class VllmEngine:
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=list(token_ids))
-        output = await self._run(prompt_token_ids, parameters)
-        return {token: float(output.logprobs[0][token].logprob) for token in token_ids}
+        answer = await self._run(prompt_token_ids, parameters)
+        return {token: float(answer.outputs[0].logprobs[0][token].logprob) for token in token_ids}
 
     async def _run(self, prompt_token_ids: Sequence[int], parameters: Any) -> Any:
         from vllm import TokensPrompt
@@ -230,7 +244,7 @@ class VllmEngine:
         prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids))
         try:
             async for output in self._engine.generate(prompt, parameters, f"r{next(self._numbers)}"):
-                return output.outputs[0]
+                return output
         except (EngineDeadError, EngineGenerateError) as error:
             detail = self._last_error() or _first_line(error)
             raise EngineDiedError(
@@ -250,11 +264,7 @@ class VllmEngine:
 
 
 def is_checked(sample: Sample) -> bool:
-    """Whether a sample's log-probabilities are kept for the self-check: each side's first two, and on in long runs.
-
-    They stand together in the plan, since a step that any running sequence asks log-probabilities of computes them for
-    all (7 % of a step at 128 sequences).
-    """
+    """Whether a sample's log-probabilities are kept for the self-check: each side's first two, and on in long runs."""
     first = sample.instruction_index == 0 and sample.question_index < _CHECKED_QUESTIONS
     return first and sample.rollout % _CHECKED_ROLLOUTS == 0
 

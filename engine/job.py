@@ -314,7 +314,8 @@ def _move_aside(folder: Path, manifest: Manifest) -> Path:
         target = target.with_name(f"{target.name.partition('_')[0]}_{number}")
     target.mkdir(exist_ok=True)
     # The records go last: cut off before that, the same command moves the rest.
-    for name in ("responses", "activations", "vectors", "plots", "report.html", "evaluation.parquet", "parquet"):
+    pages = sorted(path.name for path in folder.glob("report*.html"))
+    for name in ("responses", "activations", "vectors", "plots", *pages, "evaluation.parquet", "parquet"):
         if (folder / name).exists():
             shutil.move(folder / name, target / name)
     return target

@@ -199,6 +199,37 @@ def test_f25_a_finished_run_loads_no_model_and_a_new_threshold_exports_again(
     assert lab.final_files(copy.folders[0]) != files
 
 
+def test_f25_stage_two_captures_as_the_run_did_unless_told_otherwise(traitmill: Traitmill, copy: lab.Work) -> None:
+    [folder] = copy.folders
+    path = folder / "parquet/manifest.json"
+    raw = json.loads(path.read_text())
+    raw["settings"]["capture"]["pools"] = ["response_mean", "prompt_last"]
+    path.write_text(json.dumps(raw))
+    traitmill("activations", *on(copy))  # the toy model cannot be loaded, which is no matter here
+    assert json.loads(path.read_text())["settings"]["capture"]["pools"] == ["response_mean", "prompt_last"]
+    code, said = traitmill("activations", *on(copy), "--pool", "response_mean")
+    assert code == ExitCode.OK, said
+    assert json.loads(path.read_text())["settings"]["capture"]["pools"] == ["response_mean"]
+
+
+def test_export_takes_csv_safe_as_generate_does_and_skips_traits_without_a_run(
+    traitmill: Traitmill, copy: lab.Work
+) -> None:
+    fakes.make_trait(copy.root, "not_run")
+    everywhere = ("--experiment", "exp", "--traits", "all", "--experiments_dir", copy.root)
+    code, said = traitmill("export", *everywhere, "--csv_safe", "--threshold", 40)
+    assert code == ExitCode.OK, said
+    assert "not_run" not in said
+    view = json.loads((copy.folders[0] / "parquet/manifest.json").read_text())["settings"]["view"]
+    assert view == {"threshold": 40.0, "csv_safe": True}
+    assert traitmill("export", *on(copy), "--no-csv-safe")[0] == ExitCode.OK
+    view = json.loads((copy.folders[0] / "parquet/manifest.json").read_text())["settings"]["view"]
+    assert view == {"threshold": 40.0, "csv_safe": False}
+    code, said = traitmill("export", "--experiment", "exp", "--trait", "not_run", "--experiments_dir", copy.root)
+    assert code == ExitCode.USAGE
+    assert "holds no run yet" in said
+
+
 # --- 26: hostile names -----------------------------------------------------------------------------------------
 
 HOSTILE = ("../x", "..", ".", "", "/etc", "a/b", "a\0b", "x" * 300, "a b", "-x", "~", "a\nb", ".hidden", "é", "a\\b")

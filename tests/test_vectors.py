@@ -426,7 +426,7 @@ def _drop(key: str):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_set(layers=3), "something else than it should under layers; write it anew with: traitmill activations"),
+        (_set(layers=3), "something else than it should under layers; write it anew with: traitmill export"),
         (_set(layers=["a"]), "something else than it should under layers"),
         (_set(sample_ids=5), "something else than it should under sample_ids"),
         (_set(counts=[1], threshold="50"), "something else than it should under threshold, counts"),
