@@ -204,6 +204,7 @@ def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int, **more: 
         block_size=None if gpu else 32,
         enforce_eager=not gpu,
         enable_prefix_caching=True,
+        enable_chunked_prefill=None if gpu else False,  # as the product has it, and why
         generation_config="vllm",
         **more,
     )

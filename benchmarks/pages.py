@@ -162,8 +162,9 @@ def docs_page(folder: Path = RESULTS) -> str:
         (
             "Written by `python -m benchmarks.all` (`make bench`) from `benchmarks/results/*.json`; do not edit. "
             "`python -m benchmarks.all --render-only` writes it again from stored results. Each table stands under the "
-            "command that made it. The judge is one that only takes time, so that no network is measured; where times "
-            "are compared, methods take turns, and ratios are of medians or within a round."
+            "command that made it. The judge is one that only takes time, but for the sections on judging, which use "
+            "the real client over loopback HTTP; where times are compared, methods take turns, and ratios are of "
+            "medians or within a round."
         ),
         "## Goals and what was reached",
         _goals(cpu),

@@ -37,6 +37,7 @@ SIDES = 2 * len(TRAITS)
 """A run's samples are shared evenly by each trait's two sides."""
 JUDGING = Judging(model="sleeping")
 _WARM_UP = SIDES
+_FORGET_TRIES = 50
 _ROOM_FOR_PROMPT = 128
 
 
@@ -156,8 +157,7 @@ class Stand:
     async def run(self, n: int, judge: Judge | None, *, judging: Judging = JUDGING, close_engine: bool = False) -> Run:
         """Run `n` samples. `judging` is what a real judge was made with. `close_engine` makes room for capture as the
         product does on a CPU, and ends the stand's use."""
-        if not await self.engine._engine.reset_prefix_cache():  # noqa: SLF001 - only a benchmark repeats a run
-            raise RuntimeError("vLLM's prefix cache could not be emptied: the run would not compute what others did")
+        await self._forget()
         settings = RunSettings(
             identity=self._identity,
             plan=Plan(n_examples=n // SIDES),
@@ -199,6 +199,14 @@ class Stand:
             tokens=clocks["generation"].tokens,
             running=statistics.fmean(running for _, running in self._steps) if self._steps else 0.0,
         )
+
+    async def _forget(self) -> None:
+        """Empty vLLM's prefix cache; the blocks of the last run may be free only a step after its end."""
+        for _ in range(_FORGET_TRIES):
+            if await self.engine._engine.reset_prefix_cache():  # noqa: SLF001 - only a benchmark repeats a run
+                return
+            await asyncio.sleep(0.1)
+        raise RuntimeError("vLLM's prefix cache could not be emptied: the run would not compute what others did")
 
     async def close(self) -> None:
         await self.engine.close()

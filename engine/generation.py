@@ -160,6 +160,8 @@ class VllmEngine:
             block_size=None if self._on_gpu else _CPU_BLOCK,
             enforce_eager=not self._on_gpu,  # compiling costs a CPU run more than it gains (benchmarks/tuning.py)
             enable_prefix_caching=True,
+            # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator that cannot be turned.
+            enable_chunked_prefill=None if self._on_gpu else False,
             enable_sleep_mode=self._sleep_mode,
             disable_log_stats=True,
             enable_log_requests=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,7 @@ class Run:
         traits = load_traits(self.folders)
         self.jobs = [open_job(t, self.folders[t.name], self.settings, self.ref, tokenize, print) for t in traits]
         size = size_engine(self.ref, self.settings.speed, 300, on_gpu=False, free_bytes=4 << 30)
+        size = replace(size, max_num_batched_tokens=size.max_model_len)
         self.engine = VllmEngine(self.ref, identity, self.settings.speed, size, on_gpu=False, stat_loggers=[Watch])
         self.engine.start()
         self.spy = fakes.FakeCapture(self.settings.capture)
@@ -93,6 +95,9 @@ class Run:
         await self.pipeline.run()
         long = Sample("first", "0" * 32, "pos", 0, 0, 0, "i", "q", "p", tuple(range(5, 5 + 1000)), 1)
         self.overlong = await self.engine.generate(long)
+        prompts = [tuple(range(100 + 300 * i, 400 + 300 * i)) for i in range(4)]
+        samples = [Sample("first", f"{i:032x}", "pos", 1, 0, 0, "i", "q", "p", ids, i) for i, ids in enumerate(prompts)]
+        self.crowded = await asyncio.gather(*map(self.engine.generate, samples))
         await self.engine.close()
 
 
@@ -181,6 +186,12 @@ def test_the_local_judge_is_what_it_says(run: Run) -> None:
         picked = [view.plan.ids[p].decode() for p in job.calibration()]
         assert len(picked) == 32
         assert offset == pytest.approx(np.mean([margins[id_] for id_ in picked if id_ in margins]), abs=1e-3)
+
+
+def test_seeded_prompts_that_do_not_fit_one_step_together_are_all_answered(run: Run) -> None:
+    """vLLM would cut one of them in two, which its CPU engine does not survive."""
+    assert run.engine.size.max_num_batched_tokens < 2 * 300
+    assert all(response.response_token_ids for response in run.crowded)
 
 
 def test_f20_a_prompt_longer_than_the_context_fails_by_name(run: Run) -> None:
