@@ -37,7 +37,7 @@ demo: setup  ## run the whole job once, on the embedded model
 test: check  ## all tests, real vLLM included
 	@$(BIN)/python -m pytest
 
-test-fast: setup  ## the tests that start no engine
+test-fast: setup  ## the tests that take less than a second each
 	@$(BIN)/python -m pytest -m "not slow and not gpu"
 
 check: setup  ## lint, format and types

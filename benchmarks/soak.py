@@ -16,8 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import ROOT, machine, parser, record, table
+from benchmarks.common import ROOT, machine, parser, record, served_judge, table
 from engine.lifeline import marked_pids
 from tests import lab
 
@@ -36,6 +35,7 @@ N_EXAMPLES = 12
 STAGES = ("loading", "generation", "judging", "capture")
 CONCURRENCY = 4
 GRACE_S = 10.0
+_JUDGE_S = 0.6
 
 
 @dataclass
@@ -53,19 +53,6 @@ class Real:
     judge_calls: int = 0
     repeated: int = 0
     """Judge calls beyond one a verdict and the first run's probes."""
-
-
-@contextmanager
-def judge_server() -> Iterator[str]:
-    """A judge over real HTTP that takes its time, in a process of its own; yields its address."""
-    command = [sys.executable, "-m", "tests.misbehaving_server", "--persona", "gpt-5-mini", "--latency", "0.6"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
-        assert server.stdout is not None
-        assert server.stdin is not None
-        try:
-            yield server.stdout.readline().strip()
-        finally:
-            server.stdin.close()
 
 
 def answered(url: str) -> int:
@@ -146,7 +133,7 @@ def prepare(root: Path) -> list[Path]:
 def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
     """Kill real runs, each experiment once in every stage, until `kills` were done."""
     out = Real()
-    with judge_server() as url:
+    with served_judge(_JUDGE_S) as url:
         calm = root / "calm"
         folders = prepare(calm)
         assert start(calm, url).wait() in (0, 7), (calm / "out").read_text()

@@ -123,7 +123,7 @@ class VllmEngine:
             # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds before they sleep: by
             # default for milliseconds, in which a thread that lost its core to another program cannot have it back.
             os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-            # Even eager, vLLM compiles one small function of its sampler: 2 to 8 s, and a C++ compiler is needed.
+            # Even eager, vLLM compiles one small function of its sampler, which takes seconds and a C++ compiler.
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         from vllm import AsyncLLMEngine
 

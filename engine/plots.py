@@ -21,7 +21,7 @@ WIDTH = 10.0
 PAPER, INK, MUTED, GRID = "#ffffff", "#1b1f24", "#6b7079", "#d5d8dd"
 SERIES = ("#1f6feb", "#c2570c", "#11804f", "#8a3ffc", "#c4314b", "#7a8088")
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: f"series-{i}" for i, colour in enumerate(SERIES)}}
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "traitmill",
     "font.size": 10,
@@ -72,7 +72,7 @@ def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Fig
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(1, columns, sharey=columns > 1, squeeze=False)[0]

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from cli.main import main
+
+Traitmill = Callable[..., tuple[int, str]]
 ROOT = Path(__file__).resolve().parents[1]
 TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
 
@@ -77,3 +80,22 @@ def clean_environment(**extra: str) -> dict[str, str]:
     """The environment without keys or endpoints of whoever runs the tests."""
     hidden = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN")
     return {name: value for name, value in os.environ.items() if name not in hidden} | {"HF_HUB_OFFLINE": "1"} | extra
+
+
+@pytest.fixture
+def traitmill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Traitmill:
+    """The command line, in this process and a folder of its own: arguments in, exit code and everything said out."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["traitmill", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capfd.readouterr()
+        return int(left.value.code or 0), said.out + said.err
+
+    return call

@@ -162,6 +162,7 @@ def test_a_gpu_cell_that_fails_is_named_and_costs_no_other(monkeypatch):
     assert "vLLM 1, Gemma-2-2B shape: not measured: no start." in table
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU the benchmark asks for")
 def test_without_a_gpu_it_refuses():
     done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True)

@@ -8,41 +8,18 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cli.main import main
 from engine.errors import ExitCode
 from engine.lock import lock_traits
 from tests import fakes, lab
-from tests.conftest import ROOT, TRAITMILL, clean_environment
+from tests.conftest import ROOT, TRAITMILL, Traitmill, clean_environment
 from tests.misbehaving_server import MisbehavingServer
-
-Traitmill = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def traitmill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Traitmill:
-    """The command line, in this process: arguments in, exit code and everything said out."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["traitmill", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capfd.readouterr()
-        return int(left.value.code or 0), said.out + said.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -339,6 +316,7 @@ def test_f27_the_reader_of_the_source_sees_what_it_should(source: str) -> None:
 # --- 28: secrets -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_f28_keys_and_tokens_reach_no_file_and_no_word(copy: lab.Work, tmp_path: Path) -> None:
     secrets = {"OPENAI_API_KEY": "sk-proj-verysecret0123456789", "HF_TOKEN": "hf_verysecret0123456789"}
     (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in secrets.items()))

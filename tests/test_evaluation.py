@@ -233,6 +233,7 @@ def test_what_holds_for_its_instructions_only_is_said_to(tmp_path):
     assert general <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_questions", [4, 10])
 def test_questions_that_shift_the_sides_their_own_way_are_no_trait(tmp_path, n_questions):
     """Rows of one question are all alike, so there are as many observations as questions: 40 rows a side are not 40."""
@@ -263,6 +264,7 @@ def test_pure_noise_is_not_claimed(tmp_path, seed):
     assert best.reason.startswith("No claim")
 
 
+@pytest.mark.slow
 def test_choosing_the_best_of_many_does_not_flatter(tmp_path):
     chosen, stated = [], []
     for seed in range(12):

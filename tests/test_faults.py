@@ -49,6 +49,7 @@ def prepared(root: Path, **how: object) -> lab.Work:
 # --- 01: killed ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_f01_killed_at_random_moments_nothing_is_lost_repeated_or_changed(tmp_path: Path) -> None:
     soaked = lab.soak(tmp_path, kills=2, seed=1, n=65)
     assert soaked.kills == 2
@@ -64,6 +65,7 @@ def test_f01_killed_over_and_over(tmp_path: Path) -> None:
     assert soaked.most_repeated <= lab.REPEATED_PER_KILL
 
 
+@pytest.mark.slow
 def test_f01_a_text_written_anew_after_a_kill_is_judged_and_captured_anew(tmp_path: Path) -> None:
     """Real sampling writes another text after a kill: no verdict of the lost text may stay."""
     work = prepared(tmp_path, n=150, generation_delay=0.03, flush_seconds=20.0)
@@ -84,6 +86,7 @@ def test_f01_a_text_written_anew_after_a_kill_is_judged_and_captured_anew(tmp_pa
 # --- 02: interrupted -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_f02_an_interrupt_flushes_exits_130_and_is_resumable(tmp_path: Path, number: signal.Signals) -> None:
     work = prepared(tmp_path, n=150, generation_delay=0.2, judge_delay=0.02, flush_seconds=30.0)
@@ -106,6 +109,7 @@ def test_f02_an_interrupt_flushes_exits_130_and_is_resumable(tmp_path: Path, num
     assert {key: after[key] for key in done} == done
 
 
+@pytest.mark.slow
 def test_f02_a_second_press_leaves_at_once(tmp_path: Path) -> None:
     work = prepared(tmp_path, n=30, hang=True, flush_seconds=0.2)
     running = lab.Running(replace(work, drain=600.0))

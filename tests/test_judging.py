@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from cli import display
-from cli.main import main
 from cli.session import Outcome
 from engine.errors import AccessError, EngineDiedError, ExitCode, StoppedError, UsageError
 from engine.job import export_again, reopen_job
@@ -255,22 +254,6 @@ def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path
 
 
 # --- commands --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def traitmill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path):
-    """The command line, in this process: arguments in, exit code and everything said out."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["traitmill", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capfd.readouterr()
-        return int(left.value.code or 0), said.out + said.err
-
-    return call
 
 
 @pytest.fixture

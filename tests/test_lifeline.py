@@ -35,6 +35,7 @@ time.sleep(float(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
 def test_f01_no_process_is_left_ten_seconds_after_the_run_ends(end: signal.Signals | None) -> None:
     command = [sys.executable, "-c", PROGRAM, "600" if end else "0"]

@@ -203,6 +203,7 @@ def test_f05_a_judge_without_quota_stops_alone(tmp_path: Path) -> None:
     assert len(judge.calls) == sum(counts[s]["verdicts"]["unjudged"] for s in ("pos", "neg"))
 
 
+@pytest.mark.slow
 def test_a_slow_judge_delays_neither_generation_nor_capture(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(50)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 
 import pytest
 
@@ -21,6 +22,7 @@ ROWS = {
 NUMBERS = [f"{number:02d}" for number in range(1, 31)]
 
 
+@cache
 def functions_by_file() -> dict[str, set[str]]:
     """Test functions by file, read from the source."""
     return {

@@ -195,6 +195,7 @@ def test_rows_that_could_not_be_captured_are_not_called_kept(tmp_path, monkeypat
     assert (rows["passed the judge"], rows["capture failed"], rows["kept"]) == ("43", "3", "40")
 
 
+@pytest.mark.slow
 def test_counts_that_are_not_there_are_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "audit_table", responses_of)
     for counts in ({}, {"pos": 3}, {"pos": {"responses": {}, "verdicts": {}}}):
@@ -210,6 +211,7 @@ def test_only_random_vectors_are_not_called_nothing_held_out(tmp_path, monkeypat
     assert "held out, so nothing" not in html
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_per_side", [3, 40])
 def test_figures_that_could_not_be_measured_are_said_and_not_nan(tmp_path, monkeypatch, n_per_side):
     monkeypatch.setattr(report, "audit_table", responses_of)
@@ -222,6 +224,7 @@ def test_figures_that_could_not_be_measured_are_said_and_not_nan(tmp_path, monke
     assert "No claim" in html
 
 
+@pytest.mark.slow
 def test_pictures_of_an_earlier_page_and_pages_of_another_pool(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "audit_table", responses_of)
     folder = with_page(tmp_path / "exp" / "poem", pools=("response_mean", "prompt_last"))
@@ -289,6 +292,7 @@ def test_what_is_said_follows_the_claim(experiment):
     assert "nothing is recommended" in page_of(experiment / "lone")[1]
 
 
+@pytest.mark.slow
 def test_a_judge_that_cannot_tell_the_sides_apart_is_called_out(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "audit_table", responses_of)
     folder = planted.write_trait(tmp_path / "exp" / "poem", n_layers=1)
@@ -373,6 +377,7 @@ def browser():
         running.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_the_page_and_fetches_nothing(experiment, browser, scheme):
     for folder, pictures in ((experiment / "poem", 5), (experiment, 1)):
@@ -458,6 +463,7 @@ def test_a_page_in_trouble_does_not_hold_up_the_others(tmp_path, monkeypatch):
     assert (tmp_path / "exp" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_run_writes_the_pages_of_the_traits_it_could_fit(tmp_path, monkeypatch):
     """A trait whose side kept too little has an exit code of its own, and the others their pages."""
     monkeypatch.setattr(report, "audit_table", responses_of)

@@ -290,6 +290,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
 # --- what a crash may find ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_verdict_or_activation_is_on_disk_before_its_response(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

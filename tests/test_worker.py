@@ -54,6 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return build("llama", tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [0.0, 0.5])
 async def test_what_the_self_check_finds_ends_the_run_with_its_exit_code(
     wrong: float, model: str, tmp_path: Path
