@@ -102,9 +102,13 @@ class TraitJob:
     def plan_work(self, *, generate: bool) -> None:
         """Set what is pending from what is stored: calibration samples first, then the plan's order."""
         status = self.view.responses
-        waiting = np.flatnonzero((status.status == PENDING) | status.having("failed")) if generate else ()
-        first = set(self.calibration()) if self.settings.judging.is_local and self.offset is None else set()
-        self.pending = deque(sorted((int(p) for p in waiting), key=lambda p: (p not in first, p)))
+        waiting = (
+            (status.status == PENDING) | status.having("failed") if generate else np.zeros(len(status.status), bool)
+        )
+        first = np.zeros_like(waiting)
+        if self.settings.judging.is_local and self.offset is None:
+            first[self.calibration()] = True
+        self.pending = deque(int(p) for mask in (first, ~first) for p in np.flatnonzero(waiting & mask))
         self.todo.generation = len(self.pending)
 
     def next_round(self) -> bool:

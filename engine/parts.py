@@ -23,6 +23,8 @@ _MANY_PARTS = 512
 _ROW_GROUP = {"responses": 1024, "verdicts": 8192, "activations": 64}
 _ROW_GROUP_BYTES = 16 << 20
 
+pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what it once used, tens of MB in a long run
+
 
 class Parts:
     """The parts of one trait. One writer at a time (see lock.py); readers need no lock."""
