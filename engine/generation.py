@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .devices import Shape
 from .errors import AccessError, EngineDiedError, ResourceError, UsageError
 from .models import ModelRef
-from .placement import Placement
+from .placement import LENGTH_STEP, Placement
 from .records import Response, Sample
 from .settings import Identity, Speed
 
@@ -28,7 +28,6 @@ _CPU_BATCHED_TOKENS = 4096
 _CPU_BLOCK = 32
 """vLLM's CPU default of 128 tokens a block would never share a prefix as short as an instruction."""
 _KV_ITEMSIZE = 2
-_LENGTH_STEP = 256
 _CHECKED_QUESTIONS, _CHECKED_ROLLOUTS = 2, 8
 _SHUTDOWN_S = 1.0
 """Nothing of an engine's is worth waiting for once its last answer is here."""
@@ -66,7 +65,7 @@ def size_engine(
     `placement` leaves it. Raises ResourceError when not even one sequence fits, UsageError for a model without sizes.
     """
     kv_cache_bytes = placement.kv_cache_bytes if placement else None
-    wanted = -(-(longest + 1) // _LENGTH_STEP) * _LENGTH_STEP  # one more, for the self-check's question
+    wanted = -(-(longest + 1) // LENGTH_STEP) * LENGTH_STEP  # one more, for the self-check's question
     max_model_len = min(wanted, ref.context_length or wanted)
     sequences = speed.batch_size or (GPU_SEQUENCES if on_gpu else CPU_SEQUENCES)
     if not on_gpu:
@@ -117,7 +116,7 @@ class VllmEngine:
         return 2 * self.size.max_num_seqs
 
     def start(self) -> None:
-        """Load the model (blocking: 20 s on CPU, minutes for large models). Raises EngineDiedError, AccessError."""
+        """Load the model (blocking, minutes for large ones). Raises EngineDiedError, AccessError."""
         _quiet_environment()
         if not self._on_gpu:
             # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds before they sleep: by
@@ -158,7 +157,8 @@ class VllmEngine:
             kv_cache_memory_bytes=self.size.kv_cache_bytes,
             gpu_memory_utilization=self.size.gpu_share,
             block_size=None if self._on_gpu else _CPU_BLOCK,
-            enforce_eager=not self._on_gpu,  # compiling costs a CPU run more than it gains (benchmarks/tuning.py)
+            # Compiling costs a CPU run more than it gains (benchmarks/tuning.py).
+            enforce_eager=not self._on_gpu,
             enable_prefix_caching=True,
             # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator that cannot be turned.
             enable_chunked_prefill=None if self._on_gpu else False,
@@ -190,20 +190,21 @@ class VllmEngine:
             error = f"prompt of {len(sample.prompt_token_ids)} tokens, context of {self.size.max_model_len}"
             return Response(sample, "overlong", error=error)
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
 
-        parameters = SamplingParams(
-            temperature=self._identity.temperature,
-            top_p=1.0 if self._own_nucleus else self._identity.top_p,
-            top_k=self._identity.top_k,
-            max_tokens=min(self._identity.max_new_tokens, room),
-            seed=sample.seed,
-        )
         try:
+            parameters = SamplingParams(
+                temperature=self._identity.temperature,
+                top_p=1.0 if self._own_nucleus else self._identity.top_p,
+                top_k=self._identity.top_k,
+                max_tokens=min(self._identity.max_new_tokens, room),
+                seed=sample.seed,
+            )
             answer = await self._run(sample.prompt_token_ids, parameters)
             output = answer.outputs[0]
             token_ids = tuple(int(token) for token in output.token_ids)
             logprobs = await self._logprobs(sample.prompt_token_ids, token_ids) if is_checked(sample) else None
-        except ValueError as error:  # vLLM refuses this one request
+        except (ValueError, VLLMClientError) as error:  # vLLM refuses this one request
             return Response(sample, "failed", error=_first_line(error))
         return Response(
             sample,
@@ -286,6 +287,8 @@ def _quiet_environment() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_COLOR": "0",
+        # Its warm-up is compiled with nvcc, which a GPU machine may lack; samples with seeds of their own never use it.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)

@@ -15,6 +15,10 @@ ENGINE_OVERHEAD = 3 * GIB
 CONTEXT_OVERHEAD = 1 * GIB
 """What one more CUDA process takes before its first tensor, libraries included. An assumption; untested on GPU."""
 _USABLE = 0.95
+LENGTH_STEP = 256
+"""The engine's longest sequence is a multiple of it."""
+_SPARE_TOKENS = 64
+"""Blocks vLLM wants beside the longest sequence's: one that stays empty, and one of each kind of layer."""
 
 Mode = Literal["alone", "apart", "co-resident", "sleep", "in turn"]
 
@@ -76,6 +80,10 @@ def place_on_gpus(
     usable = int(min(totals) * _USABLE)
     weights, capture_weights = shape.weight_bytes(itemsize) // tensor_parallel, all_weights // over
     kv = sequences * tokens_per_sequence * shape.kv_bytes_per_token(itemsize) // tensor_parallel
+    longest = -(-(tokens_per_sequence + 1) // LENGTH_STEP) * LENGTH_STEP
+    # vLLM does not start with a cache that one sequence of the engine's length does not fit in.
+    least_kv = (longest + _SPARE_TOKENS) * shape.kv_bytes_per_token(itemsize) // tensor_parallel
+    kv = max(kv, least_kv)
     engine, capture = weights + ENGINE_OVERHEAD, capture_weights + CONTEXT_OVERHEAD + least_batch
     sums = (
         f"{usable / GIB:.1f} GiB usable a GPU; generation on {_gpus(tensor_parallel)}: {weights / GIB:.1f} weights "
@@ -83,7 +91,7 @@ def place_on_gpus(
         f"{capture_weights / GIB:.1f} weights + {CONTEXT_OVERHEAD / GIB:.1f} context + {least_batch / GIB:.1f} batch; "
         "untested on GPU"
     )
-    if engine + capture + kv // 4 <= usable:
+    if engine + capture + max(kv // 4, least_kv) <= usable:
         kv_given = min(kv, usable - engine - capture)
         tokens = min(GPU_TOKENS, CPU_TOKENS + (usable - engine - capture - kv_given) // per_token)
         share = (engine + kv_given) / min(totals)

@@ -11,6 +11,8 @@ from .errors import UsageError
 DEFAULT_JUDGE = "gpt-5-mini"
 POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last")
 LOCAL_JUDGE = "local"
+_MAX_TEMPERATURE = 2.0
+"""vLLM's."""
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -40,8 +42,8 @@ class Identity:
         _require(self.dtype in DTYPES, f"--dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
         _require(self.max_new_tokens >= 1, f"--max_new_tokens must be at least 1, not {self.max_new_tokens}")
         _require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            f"--temperature must be 0 or more, not {self.temperature}",
+            0 <= self.temperature <= _MAX_TEMPERATURE,
+            f"--temperature must be from 0 to {_MAX_TEMPERATURE}, not {self.temperature}",
         )
         _require(0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, not {self.top_p}")
         _require(self.top_k >= 0, f"--top_k must be 0 (off) or more, not {self.top_k}")

@@ -48,7 +48,9 @@ LLAMA_70B = {
 }
 
 
-def place(raw: dict[str, Any], *totals_gib: int, host_gib: int = 256, tp: int = 1, device: str = "auto") -> Placement:
+def place(
+    raw: dict[str, Any], *totals_gib: int, host_gib: int = 256, tp: int = 1, device: str = "auto", sequences: int = 256
+) -> Placement:
     return place_on_gpus(
         Shape.from_config(raw),
         totals=[gib * GIB for gib in totals_gib],
@@ -57,9 +59,17 @@ def place(raw: dict[str, Any], *totals_gib: int, host_gib: int = 256, tp: int = 
         host_free=host_gib * GIB,
         itemsize=2,
         capture_itemsize=2,
-        sequences=256,
+        sequences=sequences,
         tokens_per_sequence=300,
     )
+
+
+def test_the_cache_of_few_sequences_holds_one_of_the_engines_length() -> None:
+    found = place(GEMMA_2B, 80, sequences=1)
+    # 301 tokens, rounded up to 512 by the engine; vLLM wants spare blocks besides, or does not start.
+    assert found.mode == "co-resident"
+    assert found.kv_cache_bytes is not None
+    assert found.kv_cache_bytes >= (512 + 2 * 16) * Shape.from_config(GEMMA_2B).kv_bytes_per_token(2)
 
 
 @pytest.mark.parametrize(
