@@ -3,11 +3,15 @@
 .PHONY: help setup demo test test-fast check bench bench-table bench-gpu soak clean
 SHELL := /bin/bash
 
+COMMA := ,
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # An NVIDIA GPU that answers takes the CUDA build of vLLM, any other machine the CPU build.
 FLAVOUR := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
+# A package of the CUDA lock has no build for Python 3.13.
+NEWEST := $(if $(filter cuda,$(FLAVOUR)),(3$(COMMA) 12),(3$(COMMA) 13))
+PYTHONS := $(if $(filter cuda,$(FLAVOUR)),3.11 or 3.12,3.11 to 3.13)
 LOCK := requirements/$(FLAVOUR).txt
 INSTALLED := $(VENV)/.installed-$(FLAVOUR)
 TORCH_CPU := torch==2.13.0+cpu
@@ -19,10 +23,11 @@ help:  ## show this list
 setup: $(INSTALLED)  ## make .venv with the locked packages (CPU or CUDA, by what this machine has)
 
 $(INSTALLED): $(LOCK) pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-		{ echo "Python 3.11 to 3.13 is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= $(NEWEST))' || \
+		{ echo "Python $(PYTHONS) is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	@echo "setting up $(VENV) for $(FLAVOUR) (a few minutes, once)"
-	@$(PYTHON) -m venv $(VENV)
+	@# Cleared: packages of the other flavour would be taken for this one's.
+	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) --require-hashes -r $(LOCK)
 ifeq ($(FLAVOUR),cpu)
 	@# Where the CPU build is not at hand, it comes from PyTorch's own index.

@@ -61,10 +61,11 @@ def _packages() -> str:
 
 def _device() -> str:
     from engine.devices import GIB, free_host_memory
-    from engine.generation import on_gpu
+    from engine.generation import on_gpu, require_cpu_build
 
     memory = f"{free_host_memory() / GIB:.0f} GiB of host memory free"
     if not on_gpu():
+        require_cpu_build()
         return f"no NVIDIA GPU; vLLM's CPU build runs small models only; {memory}"
     import torch
 

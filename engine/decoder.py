@@ -10,7 +10,13 @@ from torch import nn
 from . import attention
 from .errors import AccessError, ResourceError, UsageError
 
-OUT_OF_MEMORY_TEXTS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+OUT_OF_MEMORY_TEXTS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",  # cuBLAS's, on a card that is all but full
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

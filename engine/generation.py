@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .devices import Shape
 from .errors import AccessError, EngineDiedError, ResourceError, UsageError
 from .models import ModelRef
-from .placement import LENGTH_STEP, Placement
+from .placement import GPU_BATCHED_TOKENS, LENGTH_STEP, Placement
 from .records import Response, Sample
 from .settings import Identity, Speed
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 GPU_SEQUENCES = 512
 CPU_SEQUENCES = 128
 """Sequences in flight under `auto`: beyond these, throughput grows little and memory much."""
-_GPU_BATCHED_TOKENS = 16384
 _CPU_BATCHED_TOKENS = 4096
 _CPU_BLOCK = 32
 """vLLM's CPU default of 128 tokens a block would never share a prefix as short as an instruction."""
@@ -77,7 +76,7 @@ def size_engine(
                 f"one sequence of {max_model_len} tokens needs {max_model_len * per_token / 2**30:.1f} GiB of cache, "
                 f"but only {free_bytes / 2**30:.1f} GiB of memory is free; free some, or lower --max_new_tokens"
             )
-    batched = _GPU_BATCHED_TOKENS if on_gpu else _CPU_BATCHED_TOKENS
+    batched = GPU_BATCHED_TOKENS if on_gpu else _CPU_BATCHED_TOKENS
     size = EngineSize(sequences, max(batched, max_model_len, sequences), max_model_len, kv_cache_bytes)
     # vLLM asks for its share even where the cache is given: beside a model that is loading, more than it takes.
     return replace(size, gpu_share=placement.gpu_share) if placement and placement.gpu_share else size
@@ -119,6 +118,7 @@ class VllmEngine:
         """Load the model (blocking, minutes for large ones). Raises EngineDiedError, AccessError."""
         _quiet_environment()
         if not self._on_gpu:
+            require_cpu_build()
             # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds before they sleep: by
             # default for milliseconds, in which a thread that lost its core to another program cannot have it back.
             os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -256,8 +256,11 @@ class VllmEngine:
         raise EngineDiedError("the generation engine ended a request without an answer; run the command again")
 
     async def sleep(self) -> None:
-        """Give the GPU's memory back while capture runs; weights wait in host memory."""
-        await self._engine.sleep(level=1)
+        """Give the GPU's memory back while capture runs; weights wait in host memory. Raises ResourceError."""
+        try:
+            await self._engine.sleep(level=1)
+        except Exception as error:  # vLLM hands on whatever failed in its process as a bare Exception
+            raise ResourceError(f"vLLM cannot sleep: {_first_line(error)}") from error
 
     async def close(self) -> None:
         """Stop the engine's processes."""
@@ -277,6 +280,18 @@ def on_gpu() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def require_cpu_build() -> None:
+    """Raise UsageError where PyTorch is a CUDA build that sees no GPU: vLLM's would fail on it, minutes later."""
+    import torch
+
+    if torch.version.cuda is not None and not torch.cuda.is_available():
+        raise UsageError(
+            f"PyTorch is built for CUDA {torch.version.cuda} and sees no GPU: its driver is too old for that "
+            "(nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, or install the CPU build where "
+            "there is no GPU: make clean setup"
+        )
 
 
 def _quiet_environment() -> None:

@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from .backends import Backends
 from .devices import GIB, Shape, free_host_memory
-from .errors import EngineDiedError, StoppedError, UsageError
+from .errors import EngineDiedError, ResourceError, StoppedError, UsageError
 from .generation import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
 from .job import TraitJob
 from .judges import endpoint_judge, find_judge, note_profile, open_traits
@@ -233,10 +233,14 @@ class Launch:
 
     async def _make_room(self) -> CaptureFacts | None:
         """Generation has ended: its memory and cores are capture's."""
-        if self._placement is not None and self._placement.mode == "sleep":
-            for engine in self._engines:
+        try:
+            asleep = self._placement is not None and self._placement.mode == "sleep"
+            for engine in self._engines if asleep else ():
                 await engine.sleep()
-        else:
+        except ResourceError as error:
+            self._notice(f"{error}; it is stopped instead")
+            asleep = False
+        if not asleep:
             await self._close_engines()
         return None if self.backends.capture_facts else await self._load_capture()
 

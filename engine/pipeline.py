@@ -267,6 +267,12 @@ class Pipeline:
         row_bytes = 4 * len(facts.layers) * facts.hidden_dim * len(self.settings.capture.pools)
         rows = _CPU_CHUNK_ROWS if facts.device == "cpu" else _CAPTURE_CHUNK_ROWS
         limit = max(1, min(rows, _CAPTURE_CHUNK_BYTES // row_bytes))
+        # Beside generation, calls of a few rows would leave the GPU idle and take their turns from generation.
+        latest = time.monotonic() + self.settings.speed.flush_seconds
+        while facts.device != "cpu" and len(self._capturing) < limit and time.monotonic() < latest:
+            if self._engine_idle():
+                break
+            await asyncio.sleep(_IDLE_S)
         return [item for item in await self._capturing.take_in_plan_order(limit) if item[0].error is None]
 
     async def _capture(self, items: list[Item]) -> None:

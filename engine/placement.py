@@ -10,13 +10,23 @@ from .attention import choose_dtype, computes_bfloat16, generation_itemsize, rea
 from .devices import CPU_TOKENS, GIB, GPU_TOKENS, Shape, free_host_memory, gpu_memory
 from .settings import RunSettings
 
-ENGINE_OVERHEAD = 3 * GIB
-"""What vLLM takes beside weights and KV cache: context, graphs, workspaces. An assumption; untested on GPU."""
+GPU_BATCHED_TOKENS = 8192
+"""Tokens of an engine's step at most: more fills the matrix units no better, and its activations grow with them."""
+_ENGINE_BASE = 3 * GIB // 2
+"""What vLLM takes for context, graphs and libraries; another 1 GiB where GPUs talk to each other. An assumption."""
+_LOGIT_BYTES = 8
+"""Of a sequence and word: 16-bit logits, their scaled copy, and the float32 copy that is sampled from."""
 CONTEXT_OVERHEAD = 1 * GIB
 """What one more CUDA process takes before its first tensor, libraries included. An assumption; untested on GPU."""
+_ASLEEP = 3 * GIB
+"""What a sleeping engine keeps of a GPU: context, graphs, workspaces. An assumption."""
+_PINNED = 1.3
+"""Host memory a sleeping engine's weights take, over their size: pinned blocks are rounded up. An assumption."""
 _USABLE = 0.95
 LENGTH_STEP = 256
 """The engine's longest sequence is a multiple of it."""
+_PROMPT_LOGPROBS_ROWS = 512
+"""vLLM computes a prompt's log-probabilities in chunks that take as much as so many sequences' logits."""
 _SPARE_TOKENS = 64
 """Blocks vLLM wants beside the longest sequence's: one that stays empty, and one of each kind of layer."""
 
@@ -38,6 +48,13 @@ class Placement:
     """Of each GPU, what vLLM may ask to be free at its start, weights and KV cache included; None is its default."""
     capture_tokens: int | None = None
     """Of a batch, where vLLM is loaded too; None lets capture see what is free."""
+
+
+def engine_overhead(shape: Shape, sequences: int, tensor_parallel: int, itemsize: int) -> int:
+    """Bytes of a GPU that vLLM takes beside weights and KV cache, while it runs. An estimate; untested on GPU."""
+    activations = GPU_BATCHED_TOKENS * (2 * shape.ffn // tensor_parallel + 6 * shape.hidden) * itemsize
+    logits = max(sequences, _PROMPT_LOGPROBS_ROWS) * shape.vocab * _LOGIT_BYTES
+    return _ENGINE_BASE + (GIB if tensor_parallel > 1 else 0) + activations + logits
 
 
 def place_on_gpus(
@@ -84,20 +101,24 @@ def place_on_gpus(
     # vLLM does not start with a cache that one sequence of the engine's length does not fit in.
     least_kv = (longest + _SPARE_TOKENS) * shape.kv_bytes_per_token(itemsize) // tensor_parallel
     kv = max(kv, least_kv)
-    engine, capture = weights + ENGINE_OVERHEAD, capture_weights + CONTEXT_OVERHEAD + least_batch
+    overhead = engine_overhead(shape, sequences, tensor_parallel, itemsize)
+    engine, capture = weights + overhead, capture_weights + CONTEXT_OVERHEAD + least_batch
     sums = (
         f"{usable / GIB:.1f} GiB usable a GPU; generation on {_gpus(tensor_parallel)}: {weights / GIB:.1f} weights "
-        f"+ {ENGINE_OVERHEAD / GIB:.1f} engine + {kv / GIB:.1f} KV; capture on {_gpus(over)}: "
+        f"+ {overhead / GIB:.1f} engine + {kv / GIB:.1f} KV; capture on {_gpus(over)}: "
         f"{capture_weights / GIB:.1f} weights + {CONTEXT_OVERHEAD / GIB:.1f} context + {least_batch / GIB:.1f} batch; "
         "untested on GPU"
     )
     if engine + capture + max(kv // 4, least_kv) <= usable:
-        kv_given = min(kv, usable - engine - capture)
-        tokens = min(GPU_TOKENS, CPU_TOKENS + (usable - engine - capture - kv_given) // per_token)
+        room = usable - engine - capture
+        # Batches of eight times the least, as long as the cache keeps half of what it wants.
+        roomy = min(7 * least_batch, max(0, room - max(kv // 2, least_kv)))
+        kv_given = min(kv, room - roomy)
+        tokens = min(GPU_TOKENS, CPU_TOKENS + (room - kv_given) // per_token)
         share = (engine + kv_given) / min(totals)
         return Placement("co-resident", f"co-resident: {sums}", capture_device, kv_given, share, tokens)
     # Asleep at level 1 the engine keeps its weights in host memory and its CUDA context on the device.
-    if shape.weight_bytes(itemsize) <= host_free and capture + ENGINE_OVERHEAD <= usable:
+    if _PINNED * shape.weight_bytes(itemsize) <= host_free and capture + _ASLEEP <= usable:
         return Placement("sleep", f"vLLM sleeps while capture runs: {sums}", capture_device)
     return Placement("in turn", f"generation first, capture after it: {sums}", capture_device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from engine.capture import CaptureResult, CaptureRow
 from engine.errors import EngineDiedError, SettingsChangedError, StoppedError
 from engine.records import Response, Sample, Verdict
-from engine.settings import Plan, View
+from engine.settings import Plan, Speed, View
 from engine.view import audit_table, load_view
 from tests import fakes
 
@@ -112,6 +114,33 @@ def test_a_trait_is_exported_while_later_ones_are_still_generated(tmp_path: Path
     work.on_finished = lambda job: finished.append(job.name)
     asyncio.run(asyncio.wait_for(work.run(), 60))
     assert sorted(finished) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cpu"])
+def test_beside_generation_a_gpus_capture_waits_for_a_calls_worth(tmp_path: Path, device: str) -> None:
+    folder = fakes.make_trait(tmp_path)
+    settings = fakes.settings(150, speed=Speed(flush_seconds=30.0))
+    sizes: list[int] = []
+
+    class Counting(fakes.FakeCapture):
+        async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
+            sizes.append(len(rows))
+            return await super().capture(rows)
+
+    work = run(
+        [folder],
+        settings,
+        generator=fakes.FakeGenerator(0.02, 16),
+        capturer=Counting(settings.capture),
+        capture_facts=replace(fakes.FACTS, device=device),
+    )
+    assert not work.errors
+    assert sum(sizes) > 280
+    if device == "cpu":  # where it comes after generation in a real run
+        assert len(sizes) > 10
+    else:
+        assert sizes[0] == 256
+        assert len(sizes) == 2
 
 
 def test_sequences_in_flight_stay_full_until_the_queue_is_empty(tmp_path: Path) -> None:

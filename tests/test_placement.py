@@ -11,7 +11,7 @@ import pytest
 
 from engine import launch, placement
 from engine.devices import GIB, Shape
-from engine.errors import SettingsChangedError, UsageError
+from engine.errors import ResourceError, SettingsChangedError, UsageError
 from engine.launch import Launch
 from engine.models import ModelRef
 from engine.placement import Placement, choose_placement, place_on_gpus
@@ -97,7 +97,7 @@ def test_one_gpu_policy(raw: dict[str, Any], total: int, host: int, mode: str) -
     assert found.kv_cache_bytes
     assert found.capture_tokens
     assert found.gpu_share
-    engine = shape.weight_bytes(2) + placement.ENGINE_OVERHEAD + found.kv_cache_bytes
+    engine = shape.weight_bytes(2) + placement.engine_overhead(shape, 256, 1, 2) + found.kv_cache_bytes
     capture = shape.weight_bytes(2) + placement.CONTEXT_OVERHEAD
     capture += found.capture_tokens * shape.block_bytes_per_token(2)
     assert engine + capture <= 0.95 * total * GIB
@@ -134,7 +134,7 @@ def test_several_gpus(
     over = 1 if ":" in where else len(totals)
     assert found.kv_cache_bytes is not None
     assert found.gpu_share is not None
-    engine = shape.weight_bytes(2) / tp + placement.ENGINE_OVERHEAD + found.kv_cache_bytes
+    engine = shape.weight_bytes(2) / tp + placement.engine_overhead(shape, 256, tp, 2) + found.kv_cache_bytes
     assert engine + shape.weight_bytes(2) / over <= 0.95 * min(totals) * GIB
     assert found.gpu_share * min(totals) * GIB == pytest.approx(engine, rel=1e-6)
 
@@ -285,6 +285,39 @@ async def test_a_run_on_gpus_does_what_the_policy_says(
     (job,) = made.pipeline.jobs
     assert job.view.manifest.captures[job.view.manifest.capture_key]["placement"] == mode
     assert job.finished
+
+
+async def test_an_engine_that_cannot_sleep_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Recorded(monkeypatch)
+    made, notices = prepare(tmp_path, monkeypatch, [12], host=64)
+
+    async def fails(_: object) -> None:
+        told.calls.append("engine sleeps not")
+        raise ResourceError("vLLM cannot sleep: no pinned memory")
+
+    monkeypatch.setattr(launch.VllmEngine, "sleep", fails)
+    await made.run()
+    order = ["generates", "engine sleeps not", "engine closes", "capture loads", "captures"]
+    assert [call for call in told.calls if call in order] == order
+    assert "vLLM cannot sleep: no pinned memory; it is stopped instead" in notices
+    assert made.pipeline.jobs[0].finished
+
+
+def test_the_cache_gives_way_to_larger_capture_batches_but_keeps_half() -> None:
+    shape = Shape.from_config(GEMMA_2B)
+    wanted = 256 * 300 * shape.kv_bytes_per_token(2)
+    sizes = [(place(GEMMA_2B, total), total) for total in range(20, 81)]
+    shared = [found for found, _ in sizes if found.mode == "co-resident"]
+    tokens = [found.capture_tokens or 0 for found in shared]
+    caches = [found.kv_cache_bytes or 0 for found in shared]
+    assert tokens == sorted(tokens)
+    assert caches == sorted(caches)
+    assert caches[-1] == wanted
+    for given, batch in zip(caches, tokens, strict=True):
+        if given < wanted:  # a card that is not large enough for all
+            assert batch == 1024 if given < wanted // 2 else batch <= 8192
+        else:
+            assert batch >= 8192
 
 
 async def test_on_cpu_capture_waits_until_generation_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
