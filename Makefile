@@ -56,8 +56,8 @@ bench: setup  ## every benchmark, tables and plots in docs/benchmarks.md
 bench-table: setup  ## the guide's batch-size table on this machine
 	@$(BIN)/python -m benchmarks.batch_size
 
-bench-gpu: setup  ## fill the GPU cells of docs/benchmarks.md (NVIDIA GPU, under 10 minutes)
-	@$(BIN)/python -m benchmarks.gpu
+bench-gpu: setup  ## fill the GPU tables of docs/benchmarks.md (NVIDIA GPU, up to 10 minutes each)
+	@$(BIN)/python -m benchmarks.all --gpu
 
 soak: setup  ## kill runs at random moments and check that nothing is lost
 	@$(BIN)/python -m benchmarks.soak

@@ -4,90 +4,128 @@
     python -m benchmarks.all --only overlap     # some of it; the other results stay as stored
     python -m benchmarks.all --render-only      # only the pages, from stored results
 
-Each part has a budget. One that takes longer is stopped; what it had stored by then is kept, the others go on, and the
-command ends with code 1.
+A part may take all the time that the parts after it do not need. One that takes longer is stopped; what it had stored
+by then is kept, the others go on, and the command ends with code 1. On a machine with a GPU:
+
+    python -m benchmarks.all --gpu              # make bench-gpu: every GPU table, up to 10 minutes each
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import pages
-from benchmarks.common import ROOT, parser
+from benchmarks.common import ROOT, gpu_name, parser
 
 LIMIT_MINUTES = 40
+GPU_LIMIT_MINUTES = 10
+"""Of each command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One benchmark: its arguments, and its budget in seconds."""
+    """One benchmark: its arguments, and the minutes it is left by the parts before it."""
 
     name: str
     arguments: tuple[str, ...]
-    budget_s: float
+    minutes: float
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", "-m", f"benchmarks.{self.name}", *self.arguments])
 
 
 PARTS = (
-    Part("batch_size", (), 9.0 * 60),
-    Part("baselines", (), 8.8 * 60),
-    Part("overlap", (), 4.5 * 60),
-    Part("memory", (), 2.0 * 60),
-    Part("tuning", (), 5.0 * 60),
-    Part("roofline", (), 0.4 * 60),
-    Part("capture", ("--rounds", "3"), 3.5 * 60),
-    Part("judge", ("--seconds", "24", "--verdicts", "10000"), 2.4 * 60),
-    Part("vectors", ("--rounds", "2"), 1.5 * 60),
-    Part("scale", (), 2.8 * 60),
+    Part("batch_size", (), 8.5),
+    Part("baselines", (), 8.8),
+    Part("overlap", (), 6.0),
+    Part("memory", (), 2.6),
+    Part("tuning", (), 6.2),
+    Part("capture", ("--rounds", "3"), 1.4),
+    Part("capture", ("--budgets",), 0.8),
+    Part("capture", ("--flat", "100000"), 0.3),
+    Part("roofline", (), 0.4),
+    Part("judge", ("--seconds", "24", "--verdicts", "10000"), 2.2),
+    Part("vectors", ("--rounds", "2"), 1.0),
+    Part("scale", (), 1.2),
 )
 
 
-def run(part: Part, out: Path | None) -> str:
+def run(part: Part, out: Path | None, limit_s: float) -> str:
     """Run a part; returns why it gave no full result, or nothing."""
-    command = ["python", "-m", f"benchmarks.{part.name}", *part.arguments]
     extra = ["--out", str(out)] if out else []
-    print(f"\n$ {' '.join(command)}    (budget {part.budget_s / 60:g} min)", flush=True)
+    print(f"\n$ {part.command}    (may take {limit_s / 60:.1f} min)", flush=True)
     # A session of its own, so that all it started can be stopped with it.
-    process = subprocess.Popen([sys.executable, *command[1:], *extra], cwd=ROOT, start_new_session=True)
+    command = [sys.executable, "-m", f"benchmarks.{part.name}", *part.arguments, *extra]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
-        process.wait(timeout=part.budget_s)
+        process.wait(timeout=limit_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return f"stopped after its budget of {part.budget_s / 60:g} minutes"
+        return f"stopped after {limit_s / 60:.1f} minutes"
     return f"ended with code {process.returncode}" if process.returncode else ""
+
+
+def allowed(parts: Sequence[Part], minutes_left: float) -> float:
+    """Minutes the first of `parts` may take."""
+    return max(parts[0].minutes, minutes_left - sum(part.minutes for part in parts[1:]))
 
 
 def main() -> None:
     options = parser("all", __doc__)
-    options.add_argument("--only", default=",".join(part.name for part in PARTS), help="comma list of benchmarks")
+    names = tuple(dict.fromkeys(part.name for part in PARTS))
+    options.add_argument("--only", default=",".join(names), help="comma list of benchmarks")
     options.add_argument("--render-only", action="store_true", help="write the pages from stored results")
+    options.add_argument("--gpu", action="store_true", help="what fills the GPU's tables, on a machine that has one")
     chosen = options.parse_args()
-    failed = {} if chosen.render_only else run_all(chosen)
+    failed = {}
+    if chosen.gpu:
+        failed = run_on_gpu(chosen.out)
+    elif not chosen.render_only:
+        failed = run_all(chosen.only.split(","), chosen.out)
     if chosen.out is None:  # results put elsewhere are not the repository's
         pages.write()
-    for name, why in failed.items():
-        print(f"{name}: {why}", file=sys.stderr)
+    for command, why in failed.items():
+        print(f"{command}: {why}", file=sys.stderr)
     sys.exit(1 if failed else 0)
 
 
-def run_all(options: argparse.Namespace) -> dict[str, str]:
+def run_all(wanted: Sequence[str], out: Path | None) -> dict[str, str]:
     """Run the chosen parts in order; returns those that gave no full result, and why."""
-    wanted, start = options.only.split(","), time.monotonic()
     unknown = set(wanted) - {part.name for part in PARTS}
     if unknown:
-        raise SystemExit(
-            f"--only: unknown {', '.join(sorted(unknown))}; choose from {', '.join(p.name for p in PARTS)}"
-        )
-    outcome = {part.name: run(part, options.out) for part in PARTS if part.name in wanted}
+        known = ", ".join(dict.fromkeys(part.name for part in PARTS))
+        raise SystemExit(f"--only: unknown {', '.join(sorted(unknown))}; choose from {known}")
+    start, left = time.monotonic(), [part for part in PARTS if part.name in wanted]
+    failed = {}
+    while left:
+        minutes = allowed(left, LIMIT_MINUTES - (time.monotonic() - start) / 60)
+        part = left.pop(0)
+        if why := run(part, out, 60 * minutes):
+            failed[part.command] = why
     print(f"\nall of it took {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
-    return {name: why for name, why in outcome.items() if why}
+    return failed
+
+
+def run_on_gpu(out: Path | None) -> dict[str, str]:
+    """Run every command of the GPU's tables; returns those that gave no full result, and why."""
+    if not gpu_name():
+        raise SystemExit("no NVIDIA GPU is visible here: these numbers need one; nothing was measured")
+    failed = {}
+    for _, command in pages.GPU_COMMANDS:
+        name, *arguments = shlex.split(command.removeprefix("python -m benchmarks."))
+        if why := run(Part(name, tuple(arguments), GPU_LIMIT_MINUTES), out, 60 * GPU_LIMIT_MINUTES):
+            failed[command] = why
+    return failed
 
 
 if __name__ == "__main__":

@@ -3,20 +3,7 @@
     python -m benchmarks.baselines                          # all methods, each round a process of its own per method
     python -m benchmarks.baselines --methods guide,ours
 
-Methods, written here from their descriptions:
-  guide         transformers' generate in fixed batches of 8, side by side: generate, judge all at once, then capture
-                (text tokenised again, all hidden states, batches of 8)
-  peer          vLLM's LLM.generate a trait, then transformers in batches of 16 keeping the full stack of states until
-                the end, then the judge in chunks of 20
-  bare          vLLM's LLM.generate on all prompts at once with the same seeds and limits: generation only
-  bare-tuned    the same with what traitmill changes of vLLM on a CPU (top-p by selection, no worker process): what is
-                left to `ours` is the price of the pipeline
-  bare-default  the same with vLLM's own choice of cores (it leaves one to its front end)
-  hf-cb         transformers' continuous batching: generation only
-  ours          the pipeline
-All vLLM runs are eager, with the same engine limits; all but bare-default use all cores. Every method captures every
-response. vLLM's runs have the same seeds; transformers has no seed per row, so lengths differ a little. Loads and a
-warm-up are apart from the makespan; `process` is the whole command.
+The methods are written here from their descriptions; DESCRIPTIONS, which the page shows, says what each does.
 """
 
 from __future__ import annotations
@@ -38,6 +25,19 @@ from engine.lifeline import tie_children
 from engine.models import EMBEDDED, find_model
 
 NAME = "baselines"
+DESCRIPTIONS = {
+    "guide": "transformers' `generate` in fixed batches of 8, one trait's side after the other: generate, judge all at "
+    "once, then capture (text tokenised again, all hidden states, batches of 8)",
+    "peer": "vLLM's `LLM.generate` for each trait, then transformers in batches of 16 keeping the full stack of states "
+    "until the end, then the judge in chunks of 20",
+    "bare": "vLLM's `LLM.generate` on all prompts at once: generation alone",
+    "bare-tuned": "the same with what traitmill changes of vLLM on a CPU (top-p by selection, no worker process, "
+    "threads that sleep sooner); what `ours` lacks of it is the price of the pipeline, the self-check's requests "
+    "included",
+    "ours": "the pipeline, its three stages overlapping",
+    "bare-default": "`bare` with vLLM's own choice of cores, which leaves one to its front end",
+    "hf-cb": "transformers' continuous batching: generation alone",
+}
 ONCE = ("bare-default", "hf-cb")
 """Beside the point of the comparison: measured in the first round only."""
 
@@ -110,12 +110,15 @@ def markdown(result: Mapping[str, Any]) -> str:
     failed = "".join(f"\n- {name} gave no figures: {why}" for name, why in result["failed"].items())
     note = (
         f"{result['model']}, {result['samples']} samples of up to {result['max_new_tokens']} tokens, a judge that "
-        f"takes {result['judge_latency_s']:g} s, {result['rounds']} rounds in turn ({', '.join(ONCE)}: one); medians "
-        "(least to most). Loads are apart from the makespan; `process` is the whole command, loads and imports "
-        "included. The stages of `ours` overlap."
+        f"takes {result['judge_latency_s']:g} s; rounds, in turned order in every other one: {result['rounds']} "
+        f"({', '.join(ONCE)}: one); medians (least to most). All vLLM runs are eager, with the same prompts, seeds and "
+        "engine limits, and all but bare-default use all cores; transformers has no seed a row, so lengths differ a "
+        "little. guide, peer and ours capture every response. The makespan is without loads and a warm-up; `process` "
+        "is the whole command."
     )
+    listed = "\n".join(f"- **{row['method']}**: {DESCRIPTIONS[row['method']]}." for row in result["methods"])
     ratios = table(["ours", "ratio of medians"], ([name, f"{ratio:.2f}"] for name, ratio in result["goals"].items()))
-    parts = [note, table(header, rows), failed.strip(), ratios if result["goals"] else ""]
+    parts = [note, listed, table(header, rows), failed.strip(), ratios if result["goals"] else ""]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -144,7 +147,8 @@ def compare(options: argparse.Namespace) -> None:
     failed: dict[str, str] = {}
     with quietly(NAME) as say:
         for number in range(options.rounds):
-            for method, done in runs.items():
+            for method in list(runs)[:: -1 if number % 2 else 1]:
+                done = runs[method]
                 if method in failed or (number and method in ONCE):
                     continue
                 try:

@@ -3,16 +3,19 @@
     python -m benchmarks.batch_size                        # the embedded model
     python -m benchmarks.batch_size --n_examples 200       # the guide's number of samples
     python -m benchmarks.batch_size --shape gemma-2-9b     # a GPU: random weights, forced lengths, generation only
+    python -m benchmarks.batch_size --shape gemma-2-9b --capture     # the same weights in a file, so capture runs too
 
 Each row is an engine and a capture worker sized as `traitmill generate --batch_size N` sizes them, loaded and warmed up
-apart. All rows run the same samples with the same seeds; rows alternate within a round, and speedups are taken within
-it. Memory is the highest of all processes from the load to the last file, and on a GPU that of the device.
+apart. All rows run the same samples with the same seeds; rows take turns within a round, in turned order in every other
+one, and speedups are taken within it. Memory is the highest of all processes from the load to the last file, and on a
+GPU that of the device.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,8 +33,9 @@ from benchmarks.common import (
     spread,
     table,
 )
-from benchmarks.shapes import SHAPES, check_fits, dummy_model
-from benchmarks.stand import Run, SleepingJudge, Stand, whole
+from benchmarks.shapes import SHAPES, DummyEngine, ForcedEngine, check_fits, dummy_model
+from benchmarks.stand import Run, SleepingJudge, Stand, whole, workload
+from engine.generation import VllmEngine
 from engine.models import EMBEDDED, ModelRef, find_model
 
 NAME = "batch_size"
@@ -40,23 +44,26 @@ ROWS = "1,4,8,16,32,64,auto"
 
 async def measure(ref: ModelRef, options: argparse.Namespace, say: Say) -> None:
     """Run all rounds, storing what there is after each."""
-    facts, n = machine(), whole(options.n_examples)
+    facts, n, batches = machine(), whole(options.n_examples), options.rows.split(",")
+    prompts = [len(sample.prompt_token_ids) for sample in workload(ref, n, options.max_new_tokens)]
     rounds: list[dict[str, Measured]] = []
     for number in range(1, options.rounds + 1):
-        measured = {}
-        for batch in options.rows.split(","):
+        measured: dict[str, Measured] = {}
+        for batch in batches if number % 2 else batches[::-1]:
             measured[batch] = await _row(ref, batch, n, options)
             run = measured[batch].run
             say(f"round {number}, batch {batch}: {run.tokens_per_s:.1f} tokens/s, {run.makespan:.1f} s in all")
         rounds.append(measured)
         figures = {
             "model": ref.name,
-            "dummy": options.shape is not None,
+            "random_weights": options.shape is not None,
+            "captured": captures(options),
+            "prompt_tokens": statistics.fmean(prompts),
             "samples": n,
             "max_new_tokens": options.max_new_tokens,
             "judge_latency_s": options.latency,
             "rounds": number,
-            "rows": [row(batch, rounds) for batch in measured],
+            "rows": [row(batch, rounds, batches[0]) for batch in batches],
         }
         record(options.out, NAME, facts, figures, options.shape)
     say(markdown({**figures, "command": "", "machine": facts}))
@@ -76,7 +83,8 @@ class Measured:
 
 async def _row(ref: ModelRef, batch: str, n: int, options: argparse.Namespace) -> Measured:
     size = None if batch == "auto" else int(batch)
-    stand = Stand(ref, options.max_new_tokens, batch_size=size, dummy=options.shape is not None)
+    kind = VllmEngine if options.shape is None else ForcedEngine if options.capture else DummyEngine
+    stand = Stand(ref, options.max_new_tokens, batch_size=size, engine=kind, captures=captures(options))
     try:
         with PeakMemory(every_s=2.0) as peak:
             await stand.open()
@@ -86,11 +94,16 @@ async def _row(ref: ModelRef, batch: str, n: int, options: argparse.Namespace) -
     return Measured(run, stand.load_s, stand.size.max_num_seqs, **peak.as_json())
 
 
-def row(batch: str, rounds: Sequence[Mapping[str, Measured]]) -> dict[str, Any]:
-    """A row's figures over the rounds so far; speedups are ratios within a round to its first row."""
+def captures(options: argparse.Namespace) -> bool:
+    """Whether the whole job includes capture: not where the weights are vLLM's own."""
+    return options.shape is None or options.capture
+
+
+def row(batch: str, rounds: Sequence[Mapping[str, Measured]], first: str) -> dict[str, Any]:
+    """A row's figures over the rounds so far; speedups are ratios within a round to the row `first`."""
     own = [measured[batch] for measured in rounds]
     runs = [measured.run for measured in own]
-    firsts = [next(iter(measured.values())).run for measured in rounds]
+    firsts = [measured[first].run for measured in rounds]
     pairs = list(zip(runs, firsts, strict=True))
     return {
         "batch": batch,
@@ -132,17 +145,27 @@ def markdown(result: Mapping[str, Any]) -> str:
             _memory(line),
             gigabytes,
         ])  # fmt: skip
-    weights = " Weights are random and every response is forced to its limit; nothing is captured." * result["dummy"]
+    weights = " Weights are random and every response is forced to its limit." * result["random_weights"]
+    job = f"The whole job has a judge of {result['judge_latency_s']:g} s, "
+    job += "captures every response and writes all files" if result["captured"] else "and captures nothing"
+    auto = next((line for line in result["rows"] if line["batch"] == "auto"), None)
     loads = [line["load_s"][0] for line in result["rows"]]
     note = (
         f"{result['model']}, the same {result['samples']} samples of up to {result['max_new_tokens']} tokens in every "
-        f"row, {result['rounds']} rounds, medians (least to most). The whole job has a judge of "
-        f"{result['judge_latency_s']:g} s, captures every response and writes all files; its speedup is by time, "
-        "generation's by tokens a second, of the same round. `running` is the mean of vLLM's steps, the end included. "
-        f"auto is {result['rows'][-1]['sequences']} sequences. Loads are apart ({min(loads):.0f} to {max(loads):.0f} "
-        f"s).{weights} The guide's minutes are for 200 samples on a GPU it does not name."
+        f"row; rounds: {result['rounds']}, medians (least to most), of memory the most. {job}; its speedup is by time, "
+        "generation's by tokens a second, both over the first row in the same round. `running` is the mean number of "
+        "sequences in a step of vLLM's, the last steps with few of them included. "
+        f"{_auto(auto, result['samples'])}Loading the models took {min(loads):.0f} to {max(loads):.0f} s more, in no "
+        f"column.{weights} The guide's minutes are for 200 samples of up to 150 tokens on a GPU it does not name."
     )
     return f"{note}\n\n{table(header, rows)}"
+
+
+def _auto(row: Mapping[str, Any] | None, samples: int) -> str:
+    if row is None:
+        return ""
+    all_at_once = f", so all {samples} samples at once" if samples <= row["sequences"] else ""
+    return f"`auto` allows {row['sequences']} sequences{all_at_once}. "
 
 
 def readme_table(result: Mapping[str, Any]) -> str:
@@ -162,8 +185,10 @@ def readme_table(result: Mapping[str, Any]) -> str:
     where = result["machine"]
     note = (
         f"`{result['command']}`: {result['model']}, {where['cpu']}, {where['cores']} cores, {where['date']}; "
-        f"{result['samples']} samples, medians of {result['rounds']} rounds. More, with ranges and baselines: "
-        "[benchmarks](docs/benchmarks.md)."
+        f"{result['samples']} samples of up to {result['max_new_tokens']} tokens, rounds: {result['rounds']}, medians. "
+        f"The whole job is generation, a judge that takes {result['judge_latency_s']:g} s, capture of all layers, and "
+        "files; its speedup is by time. The guide's column is its claim for a 2B model on a GPU. More, with ranges "
+        "and baselines: [benchmarks](docs/benchmarks.md)."
     )
     return f"{table(header, rows)}\n\n{note}"
 
@@ -172,6 +197,7 @@ def main() -> None:
     options = parser(NAME, __doc__)
     options.add_argument("--gen_model", default=EMBEDDED)
     options.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
+    options.add_argument("--capture", action="store_true", help="write the shape's weights, so that capture runs too")
     options.add_argument("--n_examples", type=int, default=80, help="samples of every row, all sides together")
     options.add_argument("--max_new_tokens", type=int, default=48)
     options.add_argument("--latency", type=float, default=1.0, help="seconds the judge takes")
@@ -180,7 +206,11 @@ def main() -> None:
     chosen = options.parse_args()
     if chosen.shape:
         check_fits(chosen.shape, gpu_memory())
-    model = dummy_model(chosen.shape) if chosen.shape else nullcontext(find_model(chosen.gen_model))
+    if chosen.capture and not chosen.shape:
+        options.error("--capture is for --shape; a model is always captured")
+    model = nullcontext(find_model(chosen.gen_model))
+    if chosen.shape:
+        model = dummy_model(chosen.shape, weights=chosen.capture)
     with model as ref, quietly(NAME) as say:
         asyncio.run(measure(ref, chosen, say))
 

@@ -74,7 +74,25 @@ def machine() -> dict[str, Any]:
         "versions": dict(_versions()),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "load_at_start": round(os.getloadavg()[0], 1),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """The commit that is checked out, with a + where the code differs from it; empty outside a repository."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!benchmarks/results", ":!*.md"
+    )
+    return head + "+" * bool(changed)
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def machine_line(facts: Mapping[str, Any]) -> str:
@@ -83,6 +101,7 @@ def machine_line(facts: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     where = f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']:g} GiB{gpu}"
     when = f"{facts['date']}, load {facts['load_at_start']:g} at the start"
+    when += f"; commit {facts['commit']}" if facts.get("commit") else ""
     return f"{where}; Python {facts['python']}, {versions}; {when}"
 
 
@@ -134,7 +153,7 @@ def tree_bytes(root: psutil.Process | None = None) -> int:
 class PeakMemory:
     """The highest memory of this process's tree, and of the GPU, while the context is open.
 
-    Looked at every so many seconds, so a floor. A look costs about 30 ms of a core, since the kernel walks all pages.
+    Looked at every so many seconds, so a floor. A look takes a core for a moment, since the kernel walks all pages.
     """
 
     def __init__(self, every_s: float) -> None:

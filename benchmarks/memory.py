@@ -3,8 +3,9 @@
     python -m benchmarks.memory
 
 Predicted: weights by the shape's formula, KV cache by what the engine is sized for, capture batch by the budget's bytes
-a token. Measured: vLLM's own block count for the cache, and process memory (PSS, shared pages once) above what the
-processes held before. Linux gives an untouched page no memory, so a peak counts only the cache that was used.
+a token. Measured: weights as transformers builds the model, vLLM's own block count for the cache, and memory (of all
+processes, shared pages once; of the device on a GPU) above what was held before. One engine is told that little memory
+is free, so that auto sizing has to give way.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.common import GIB, GUIDE, PeakMemory, machine, parser, quietly, record, table, tree_bytes
+from benchmarks.common import GIB, GUIDE, PeakMemory, machine, parser, quietly, record, table
 from benchmarks.stand import SleepingJudge, Stand, whole, workload
 from engine.batching import Budget, run_batches
 from engine.capture import CaptureRow
@@ -27,6 +28,7 @@ from engine.worker import CaptureWorker
 NAME = "memory"
 ROWS = "1,16,auto"
 CAPTURE_ROWS = (1, 8, 32, 128)
+TIGHT, TIGHT_BYTES = "auto, little free", 600 << 20
 KV_SHARE, CAPTURE_SHARE = 1 / 3, 1 / 4
 """Of free memory: what auto sizing may take on a CPU."""
 _ITEMSIZE = 2
@@ -34,9 +36,15 @@ _ITEMSIZE = 2
 
 async def engine_row(ref: ModelRef, batch: str, options: argparse.Namespace) -> dict[str, Any]:
     """Start an engine of that size, fill it once, read its memory."""
-    before, free = tree_bytes(), free_host_memory()
-    sequences = None if batch == "auto" else int(batch)
-    stand = Stand(ref, options.max_new_tokens, batch_size=sequences, captures=False)
+    free = TIGHT_BYTES if batch == TIGHT else free_memory()
+    # On a GPU the cache is sized only where capture is to fit beside it.
+    stand = Stand(
+        ref,
+        options.max_new_tokens,
+        batch_size=int(batch) if batch.isdecimal() else None,
+        captures=on_gpu(),
+        free_bytes=free,
+    )
     try:
         with PeakMemory(every_s=0.2) as peak:
             await stand.open()
@@ -46,16 +54,46 @@ async def engine_row(ref: ModelRef, batch: str, options: argparse.Namespace) -> 
     finally:
         await stand.close()
     shape = Shape.from_config(ref.text_config)
+    # vLLM counts the blocks of alternating layer types by group: all groups share the same memory.
+    groups = len(set(getattr(config_of(ref).get_text_config(), "layer_types", None) or [""]))
     return {
         "batch": batch,
         "sequences": stand.size.max_num_seqs,
         "free_gib": free / GIB,
         "weights_gib": shape.weight_bytes(_ITEMSIZE) / GIB,
         "kv_predicted_gib": (stand.size.kv_cache_bytes or 0) / GIB,
-        "kv_allocated_gib": blocks * block_tokens * shape.kv_bytes_per_token(_ITEMSIZE) / GIB,
-        "peak_gib": max(peak.bytes, peak.gpu_bytes) / GIB,
-        "above_gib": (peak.bytes - before) / GIB,
+        "kv_allocated_gib": blocks * block_tokens * shape.kv_bytes_per_token(_ITEMSIZE) / groups / GIB,
+        "peak_gib": held(peak) / GIB,
     }
+
+
+def held(peak: PeakMemory) -> int:
+    """Bytes of the device on a GPU, else of all processes."""
+    return peak.gpu_bytes or peak.bytes
+
+
+def free_memory() -> int:
+    """Bytes that are free where models go."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0]) if on_gpu() else free_host_memory()
+
+
+def config_of(ref: ModelRef) -> Any:
+    """transformers' configuration: it knows what a config.json leaves out."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(ref.source, revision=ref.hub_revision)
+
+
+def built_weights(ref: ModelRef) -> int:
+    """Bytes of the model's weights in 16 bits, as transformers builds it; none are loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(ref))
+    return _ITEMSIZE * sum(parameter.numel() for parameter in model.parameters())
 
 
 async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +102,7 @@ async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> 
     new = options.max_new_tokens
     made = [CaptureRow(s.trait, s.id, s.prompt_token_ids, s.prompt_token_ids[:new], new) for s in samples]
     lengths = [len(row.prompt_token_ids) + row.n_pooled for row in made]
-    shape, free = Shape.from_config(ref.text_config), free_host_memory()
+    shape, free = Shape.from_config(ref.text_config), free_memory()
     limit = token_budget(shape, _ITEMSIZE, free, gpu=on_gpu()).tokens
     budget = Budget(limit, max_rows=rows)
     largest = max(batch.padded_tokens for batch, _ in run_batches(lengths, budget, lambda _: None, lambda _: False))
@@ -72,7 +110,8 @@ async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> 
     try:
         await worker.start()
         await worker.capture(made[:1])
-        loaded = tree_bytes()
+        with PeakMemory(every_s=10.0) as loaded:
+            pass
         with PeakMemory(every_s=0.2) as peak:
             await worker.capture(made)
     finally:
@@ -82,22 +121,32 @@ async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> 
         "tokens": largest,
         "free_gib": free / GIB,
         "predicted_gib": largest * shape.block_bytes_per_token(_ITEMSIZE) / GIB,
-        "measured_gib": max(0, peak.bytes - loaded) / GIB,
+        "measured_gib": max(0, held(peak) - held(loaded)) / GIB,
     }
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Both tables and whether auto stayed within its shares."""
-    header = ["batch", "weights, GiB", "KV predicted, GiB", "KV allocated, GiB", "peak of all processes, GiB"]
+    header = [
+        "batch",
+        "weights predicted, GiB",
+        "weights built, GiB",
+        "free, GiB",
+        "KV predicted, GiB",
+        "KV allocated, GiB",
+        "peak of all processes, GiB",
+    ]
     header += ["the guide's 6 + batch, GB", "the guide's table, GB"]
     engines = [
         [
             row["batch"],
-            f"{row['weights_gib']:.2f}",
+            f"{row['weights_gib']:.3f}",
+            f"{result['built_gib']:.3f}",
+            f"{row['free_gib']:.1f}",
             f"{row['kv_predicted_gib']:.2f}",
             f"{row['kv_allocated_gib']:.2f}",
             f"{row['peak_gib']:.2f}",
-            str(6 + row["sequences"]),
+            str(6 + row["sequences"]) if row["batch"].isdecimal() else "-",
             str(GUIDE[row["batch"]][2]) if row["batch"] in GUIDE else "-",
         ]
         for row in result["engines"]
@@ -110,8 +159,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     worst_capture = max(row["measured_gib"] / row["free_gib"] for row in result["captures"])
     note = (
         f"{result['model']}, responses of up to {result['max_new_tokens']} tokens, bfloat16. The largest cache took "
-        f"{worst_kv:.1%} of the memory that was free (budget: {KV_SHARE:.0%}), the largest capture batch "
-        f"{worst_capture:.1%} (budget: {CAPTURE_SHARE:.0%}). The guide's formula is Gemma-2-2B's in float16."
+        f"{worst_kv:.1%} of the memory that was free (budget on a CPU: {KV_SHARE:.0%}), the largest capture batch "
+        f"{worst_capture:.1%} (budget: {CAPTURE_SHARE:.0%}). In the last row the engine was told that so little is "
+        "free, and all its sequences were asked for. Peaks are looked for five times a second; Linux gives an "
+        "untouched page no memory, so they hold of the cache what was used. A capture's growth includes the finished "
+        "vectors, in the worker and where they arrive. The guide's formula and table are Gemma-2-2B's in float16."
     )
     second = table(["capture rows", "tokens of the largest batch", "predicted, GiB", "measured growth, GiB"], captures)
     return f"{note}\n\n{table(header, engines)}\n\n{second}"
@@ -120,11 +172,12 @@ def markdown(result: Mapping[str, Any]) -> str:
 async def measure(options: argparse.Namespace, say: Any) -> None:
     facts, ref = machine(), find_model(options.gen_model)
     result: dict[str, Any] = {"model": ref.name, "max_new_tokens": options.max_new_tokens}
+    result["built_gib"] = built_weights(ref) / GIB
     result |= {"engines": [], "captures": []}
     for rows in options.capture_rows:
         result["captures"].append(await capture_row(ref, rows, options))
         say(f"capture of {rows} rows: {result['captures'][-1]['measured_gib']:.3f} GiB")
-    for batch in options.rows.split(","):
+    for batch in [*options.rows.split(","), *([] if on_gpu() else [TIGHT])]:
         result["engines"].append(await engine_row(ref, batch, options))
         say(f"engine for batch {batch}: peak {result['engines'][-1]['peak_gib']:.2f} GiB")
         record(options.out, NAME, facts, result)

@@ -143,6 +143,7 @@ def guide(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
 
 
 def hf_cb(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) -> Times:
+    import torch
     from transformers import GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -150,34 +151,36 @@ def hf_cb(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
     hf = Transformers(ref)
     page = 32
     per_sample = -(-(longest_prompt(samples) + options.max_new_tokens) // page) + 1
-    limits = {"page_size": page, "num_blocks": per_sample * len(samples), "max_batch_tokens": 2048}
-    tokenizer = hf.tokenizer
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        top_k=0,
+        eos_token_id=hf.tokenizer.eos_token_id,
+        pad_token_id=hf.tokenizer.pad_token_id,
+    )
+    limits = ContinuousBatchingConfig(page_size=page, num_blocks=per_sample * len(samples), max_batch_tokens=2048)
+    manager = hf.model.continuous_batching_context_manager(config, timeout=5, continuous_batching_config=limits)
+    with torch.no_grad(), manager as batching:
 
-    def run(some: Sequence[Sample], limit: int) -> list[list[int]]:
-        config = GenerationConfig(
-            do_sample=True,
-            temperature=TEMPERATURE,
-            top_p=TOP_P,
-            top_k=0,
-            max_new_tokens=limit,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        outputs = hf.model.generate_batch(
-            inputs=[list(sample.prompt_token_ids) for sample in some],
-            generation_config=config,
-            continuous_batching_config=ContinuousBatchingConfig(**limits),
-        )
-        return [output.generated_tokens for output in outputs.values()]
+        def run(some: Sequence[Sample], limit: int) -> int:
+            """Tokens generated. Raises SystemExit where a request is not answered."""
+            batching.add_requests([list(sample.prompt_token_ids) for sample in some], max_new_tokens=limit)
+            tokens, missing = 0, len(some)
+            while missing:
+                result = batching.get_result(timeout=1)
+                if result is None and not batching.is_running():
+                    raise SystemExit(f"transformers' continuous batching left {missing} of {len(some)} unanswered")
+                if result is not None and result.is_finished():
+                    tokens, missing = tokens + len(result.generated_tokens), missing - 1
+            return tokens
 
-    run(samples[:2], _WARM_UP_TOKENS)
-    load = time.perf_counter() - start
-    watch = Watch()
-    responses = run(samples, options.max_new_tokens)
-    watch.lap("generation_s")
-    if len(responses) != len(samples):
-        raise SystemExit(f"transformers' continuous batching answered {len(responses)} of {len(samples)}")
-    return {"load_s": load, "tokens": sum(map(len, responses)), **watch.times}
+        run(samples[:2], _WARM_UP_TOKENS)
+        load = time.perf_counter() - start
+        watch = Watch()
+        tokens = run(samples, options.max_new_tokens)
+        watch.lap("generation_s")
+    return {"load_s": load, "tokens": tokens, **watch.times}
 
 
 # --- vLLM's offline class ------------------------------------------------------------------------------------
@@ -250,7 +253,7 @@ def bare_tuned(ref: ModelRef, samples: Sequence[Sample], options: argparse.Names
 
     from engine.nucleus import NAME
 
-    os.environ["TORCH_COMPILE_DISABLE"] = "1"
+    os.environ |= {"TORCH_COMPILE_DISABLE": "1", "GOMP_SPINCOUNT": "2000"}
     more = {"logits_processors": [NAME], "additional_config": {"top_p": TOP_P}}
     return _bare(ref, samples, options, 1.0, distributed_executor_backend=UniProcExecutor, **more)
 

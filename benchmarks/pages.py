@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Block:
     command: str
     """The default; a stored result brings its own."""
     body: Callable[[Result], str]
+    apart: bool = False
+    """Whether it takes longer than `make bench` may, and so stands on its own page alone."""
 
 
 def _by(module: str, function: str = "markdown") -> Callable[[Result], str]:
@@ -67,11 +69,28 @@ BLOCKS = (
     Block("capture-flat", "capture.md", "python -m benchmarks.capture --flat 100000", _by("capture", "flat_markdown")),
     Block("selfcheck", "capture.md", "python -m benchmarks.selfcheck", _by("selfcheck")),
     Block("judge", "judge.md", "python -m benchmarks.judge", _by("judge")),
-    Block("judge-memory", "judge.md", "python -m benchmarks.judge --memory", _by("judge")),
+    Block("judge-memory", "judge.md", "python -m benchmarks.judge --memory", _by("judge"), apart=True),
     Block("vectors", "vectors.md", "python -m benchmarks.vectors", _by("vectors")),
-    Block("vectors-large", "vectors.md", "python -m benchmarks.vectors --large", _by("vectors", "large_markdown")),
     Block(
-        "vectors-coverage", "vectors.md", "python -m benchmarks.vectors --coverage", _by("vectors", "coverage_markdown")
+        "vectors-large",
+        "vectors.md",
+        "python -m benchmarks.vectors --large",
+        _by("vectors", "large_markdown"),
+        apart=True,
+    ),
+    Block(
+        "vectors-coverage",
+        "vectors.md",
+        "python -m benchmarks.vectors --coverage",
+        _by("vectors", "coverage_markdown"),
+        apart=True,
+    ),
+    Block(
+        "tuning-compiled",
+        "decisions/009-eager-on-cpu.md",
+        "python -m benchmarks.tuning --compiled",
+        _by("tuning"),
+        apart=True,
     ),
     Block("soak", "reliability.md", "python -m benchmarks.soak", _by("soak")),
     Block("soak-real", "reliability.md", "python -m benchmarks.soak", _by("soak", "real_markdown")),
@@ -122,28 +141,40 @@ SECTIONS = (
         "python -m benchmarks.tuning",
         lambda results: tuning.markdown(results["tuning"]),
     ),
+    _section_of("capture", "Capture"),
     Section(
         "roofline",
         "How far from the hardware's limit",
         "python -m benchmarks.roofline",
         lambda results: roofline.markdown(results["roofline"]),
     ),
-    _section_of("capture", "Capture"),
     _section_of("judge", "The remote judge"),
     _section_of("vectors", "Vectors"),
     _section_of("scale", "Many records"),
 )
 
-_GPU_COMMANDS = (
-    ("batch_size", "python -m benchmarks.batch_size --gen_model google/gemma-2-2b-it --n_examples 200"),
-    ("batch_size-gemma-2-9b", "python -m benchmarks.batch_size --shape gemma-2-9b --n_examples 2000"),
-    ("baselines", "python -m benchmarks.baselines --gen_model google/gemma-2-2b-it --n_examples 400"),
-    ("overlap", "python -m benchmarks.overlap --gen_model google/gemma-2-2b-it --n_examples 2000"),
-    ("memory", "python -m benchmarks.memory --gen_model google/gemma-2-2b-it"),
-    ("roofline", "python -m benchmarks.roofline --gen_model google/gemma-2-2b-it"),
+GPU_COMMANDS = (
+    ("gpu", "python -m benchmarks.gpu"),
+    ("batch_size", "python -m benchmarks.batch_size --gen_model google/gemma-2-2b-it --n_examples 200 --rounds 1"),
+    (
+        "batch_size-gemma-2-2b",
+        "python -m benchmarks.batch_size --shape gemma-2-2b --n_examples 2000 --rows 64,256,auto --rounds 1",
+    ),
+    ("roofline-gemma-2-2b", "python -m benchmarks.roofline --shape gemma-2-2b"),
+    (
+        "batch_size-gemma-2-9b",
+        "python -m benchmarks.batch_size --shape gemma-2-9b --capture --n_examples 2000 --rows 64,auto --rounds 1",
+    ),
     ("roofline-gemma-2-9b", "python -m benchmarks.roofline --shape gemma-2-9b"),
+    (
+        "baselines",
+        "python -m benchmarks.baselines --gen_model google/gemma-2-2b-it --n_examples 400 --rounds 1 --limit 240",
+    ),
+    ("overlap", "python -m benchmarks.overlap --gen_model google/gemma-2-2b-it --n_examples 2000 --rounds 2"),
+    ("memory", "python -m benchmarks.memory --gen_model google/gemma-2-2b-it"),
 )
-"""What fills the GPU's tables. A shape's result carries the shape's name."""
+"""What fills the GPU's tables, in order: a roofline looks at the batch sizes before it. A shape's result carries the
+shape's name."""
 
 
 def load(folder: Path = RESULTS) -> dict[str, Result]:
@@ -160,11 +191,11 @@ def docs_page(folder: Path = RESULTS) -> str:
     parts = [
         "# Benchmarks",
         (
-            "Written by `python -m benchmarks.all` (`make bench`) from `benchmarks/results/*.json`; do not edit. "
-            "`python -m benchmarks.all --render-only` writes it again from stored results. Each table stands under the "
-            "command that made it. The judge is one that only takes time, but for the sections on judging, which use "
-            "the real client over loopback HTTP; where times are compared, methods take turns, and ratios are of "
-            "medians or within a round."
+            "Written by `python -m benchmarks.all` (`make bench`), which runs every command of this page but the "
+            "GPU's and stores its figures in `benchmarks/results/`; `python -m benchmarks.all --render-only` writes "
+            "the page again from them. Do not edit it. Each table stands under the command that made it. Where times "
+            "are compared, methods take turns round by round. Unless its section says otherwise, the judge is a "
+            "stand-in that waits for a set time and then answers."
         ),
         "## Goals and what was reached",
         _goals(cpu),
@@ -174,14 +205,13 @@ def docs_page(folder: Path = RESULTS) -> str:
         parts.append(NOTES.read_text(encoding="utf-8").strip())
     parts += [
         "## On a GPU",
-        "Run there, each command fills its table when the page is written again; an empty cell was never measured.",
-        _gpu_shapes(cpu),
-        *(_gpu(name, line, gpu) for name, line in _GPU_COMMANDS),
+        "`make bench-gpu` runs these commands, each for up to 10 minutes; an empty cell was never measured.",
+        *(_gpu(name, line, gpu) for name, line in GPU_COMMANDS),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(section: Section, results: Results, folder: str = PICTURES) -> str:
+def _section(section: Section, results: Results, picture: str = "") -> str:
     parts = [f"## {section.title}"]
     if section.name not in results:
         parts += [_command(section.command), "Not measured yet."]
@@ -189,8 +219,10 @@ def _section(section: Section, results: Results, folder: str = PICTURES) -> str:
         result = results[section.name]
         parts += [*_head(result, section.command), section.body(results)]
         if section.draw is not None:
-            parts.append(f"![{section.alt}]({folder}/{section.name}.svg)")
-    parts += [_block(block, results) for block in BLOCKS if block.name.startswith(f"{section.name}-")]
+            parts.append(f"![{section.alt}]({picture or f'{PICTURES}/{section.name}'}.svg)")
+    parts += [
+        _block(block, results) for block in BLOCKS if block.name.startswith(f"{section.name}-") and not block.apart
+    ]
     return "\n\n".join(parts)
 
 
@@ -212,16 +244,20 @@ def _command(line: str) -> str:
 
 def _gpu(name: str, command: str, results: Results) -> str:
     base = name.partition("-")[0]
+    if name == "gpu":
+        return _gpu_shapes(command, results)
     section = next(section for section in SECTIONS if section.name == base)
+    if shape := name.removeprefix(base).removeprefix("-"):
+        section = replace(section, title=f"{section.title}: {shape}")
     if name in results:
         # A shape's result is written by the same code as the model's.
         shown = {**results, base: results[name]}
-        return _section(section, shown, f"{PICTURES}/gpu").replace("## ", "### ", 1)
+        return _section(section, shown, f"{PICTURES}/gpu/{name}").replace("## ", "### ", 1)
     return "\n\n".join([f"### {section.title}", _command(command), _EMPTY[base]])
 
 
-def _gpu_shapes(results: Results) -> str:
-    parts = ["### Shapes with random weights (`make bench-gpu`)", _command("python -m benchmarks.gpu")]
+def _gpu_shapes(command: str, results: Results) -> str:
+    parts = ["### Capture and generation, random weights", _command(command)]
     if "gpu" not in results:
         header = ["attention", "batch budget", "rows/s", "tokens/s", "of the matrix rate", "peak beside weights"]
         return "\n\n".join([*parts, _empty(header, ["Gemma-2-2B", "Gemma-2-9B"])])
@@ -335,8 +371,9 @@ def draw_pictures(target: Path, folder: Path = RESULTS) -> None:
     """Draw the pictures of all stored results into `target`."""
     for results, place in ((load(folder), target), (load(folder / "gpu"), target / "gpu")):
         for section in SECTIONS:
-            if section.draw is not None and section.name in results:
-                section.draw(results[section.name], place, section.name)
+            for name in results:
+                if section.draw is not None and name.partition("-")[0] == section.name:
+                    section.draw(results[name], place, name)
 
 
 def write(folder: Path = RESULTS) -> None:

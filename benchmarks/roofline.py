@@ -3,10 +3,7 @@
     python -m benchmarks.roofline                                   # this CPU: its peaks are measured first
     python -m benchmarks.roofline --shape gemma-2-9b --device H100  # arithmetic alone, from published peaks
 
-A decoding step of c sequences reads all weights once and each sequence's keys and values, and computes 2 operations a
-weight and sequence: its time is at least max((W + c L K) / bandwidth, 2 P c / peak). W: bytes of weights, P: weights
-that a token passes through (the embedding table once, as the output layer), K: bytes of keys and values a token, L:
-mean tokens in the cache. Capture computes 2 operations a weight of its blocks and token, without the output layer.
+The formulas stand in FORMULAS, which the page shows.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +24,13 @@ from engine.devices import Shape
 from engine.models import EMBEDDED, find_model
 
 NAME = "roofline"
+FORMULAS = (
+    "A decoding step of c sequences reads the weights once and each sequence's keys and values, and computes 2 "
+    "operations a weight and sequence: it takes at least max((2 P + c L K) / bandwidth, 2 P c / peak). P: weights a "
+    "token is multiplied with (blocks and output layer), in 2 bytes each; K: bytes of keys and values a token; L: mean "
+    "tokens of a sequence in the cache. Capture computes 2 operations a token for each weight of the blocks; the "
+    "output layer is not run."
+)
 CONCURRENCY = (1, 4, 8, 16, 32, 64, 128, 256, 512)
 _ITEMSIZE = 2
 
@@ -47,16 +52,17 @@ DEVICES = {
         ("V100", 125, 900),
         ("L4", 121, 300),
         ("A100", 312, 1555),
+        ("A100 80GB", 312, 2039),
         ("H100", 989, 3350),
         ("H200", 989, 4800),
     )
 }
-"""Tensor-core peaks without sparsity (SXM where there are two; A100: 40 GB)."""
+"""Tensor-core peaks without sparsity (SXM where there are two; A100 alone is the one of 40 GB)."""
 
 
 def step_seconds(shape: Shape, device: Device, sequences: float, context: float) -> float:
     """Least time of one decoding step with `context` tokens a sequence in the cache."""
-    moved = shape.weight_bytes(_ITEMSIZE) + sequences * context * shape.kv_bytes_per_token(_ITEMSIZE)
+    moved = _ITEMSIZE * passed(shape) + sequences * context * shape.kv_bytes_per_token(_ITEMSIZE)
     return max(moved / device.bandwidth, 2 * passed(shape) * sequences / device.flops)
 
 
@@ -109,20 +115,28 @@ def limits(shape: Shape, device: Device, context: float) -> dict[str, Any]:
     }
 
 
-def reached(model: str, shape: Shape, device: Device, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the last batch-size run of the same model, each with the limit at its mean running sequences."""
-    path = results_folder(options.out) / f"{named('batch_size', options.shape)}.json"
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"model": "", "rows": []}
-    if result["model"] != model:
-        return []
+def last_result(name: str, model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The last stored result of a benchmark, if it was of this model; else nothing."""
+    path = results_folder(options.out) / f"{name}.json"
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"model": ""}
+    return result if model.rpartition("/")[2] == result["model"].rpartition("/")[2] else {}
+
+
+def mean_context(result: Mapping[str, Any]) -> float:
+    """Mean tokens of a sequence in the cache over a batch-size run: its prompt, and half of its response."""
+    return float(result["prompt_tokens"] + result["rows"][0]["tokens"] / result["samples"] / 2)
+
+
+def reached(result: Mapping[str, Any], shape: Shape, device: Device, context: float) -> list[dict[str, Any]]:
+    """Rows of a batch-size run, each with the limit at its mean running sequences."""
     return [
         {
             "batch": row["batch"],
             "running": row["running"][0],
             "tokens_per_s": row["tokens_per_s"][0],
-            "limit": row["running"][0] / step_seconds(shape, device, row["running"][0], options.context),
+            "limit": row["running"][0] / step_seconds(shape, device, row["running"][0], context),
         }
-        for row in result["rows"]
+        for row in result.get("rows", ())
     ]
 
 
@@ -142,9 +156,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     note = (
         f"{result['model']} in bfloat16 on {result['device']}: {result['gflops']:,.0f} GFLOP/s and "
         f"{result['gb_per_s']:,.1f} GB/s ({result['source']}), {result['context']:.0f} tokens a sequence in the cache. "
-        f"Capture: at most {result['capture_tokens_per_s']:,.0f} tokens/s."
+        f"Capture: at most {result['capture_tokens_per_s']:,.0f} tokens/s"
     )
-    parts = [note, table(["sequences", "limit, tokens/s"], steps)]
+    if result["captured_tokens_per_s"]:
+        share = result["captured_tokens_per_s"] / result["capture_tokens_per_s"]
+        note += f"; `benchmarks.capture` reached {result['captured_tokens_per_s']:,.0f}, {share:.0%}"
+    parts = [FORMULAS, f"{note}.", table(["sequences", "limit, tokens/s"], steps)]
     if rows:
         header = ["batch", "running", "limit at that, tokens/s", "reached, tokens/s", "share"]
         parts.append(table(header, rows))
@@ -156,12 +173,24 @@ def main() -> None:
     options.add_argument("--gen_model", default=EMBEDDED)
     options.add_argument("--shape", choices=SHAPES)
     options.add_argument("--device", choices=DEVICES, help="published peaks; without it this machine's")
-    options.add_argument("--context", type=float, default=90, help="mean tokens of a sequence in the cache")
+    options.add_argument(
+        "--context",
+        type=float,
+        help="mean tokens of a sequence in the cache; by default the last batch-size run's, or 90",
+    )
     chosen = options.parse_args()
     config = SHAPES[chosen.shape] if chosen.shape else find_model(chosen.gen_model).text_config
     model, device = chosen.shape or chosen.gen_model, DEVICES.get(chosen.device) or here()
-    found = {"model": model, **limits(Shape.from_config(config), device, chosen.context)}
-    found["reached"] = [] if chosen.device else reached(model, Shape.from_config(config), device, chosen)
+    generated, captured = {}, {}
+    if not chosen.device:
+        generated = last_result(named("batch_size", chosen.shape), model, chosen)
+        captured = last_result("capture", model, chosen)
+    context = chosen.context or (mean_context(generated) if generated else 90.0)
+    shape = Shape.from_config(config)
+    found: dict[str, Any] = {"model": model, **limits(shape, device, context)}
+    found["reached"] = reached(generated, shape, device, context)
+    seconds = captured.get("seconds", {}).get("traitmill")
+    found["captured_tokens_per_s"] = captured["tokens"] / statistics.median(seconds) if seconds else None
     facts = machine()
     if not chosen.device:  # another machine's arithmetic is for reading, not for the page
         record(chosen.out, NAME, facts, found, chosen.shape)
@@ -173,10 +202,16 @@ def here() -> Device:
     name = gpu_name()
     if not name:
         return measured_cpu()
-    known = [device for key, device in DEVICES.items() if key in re.split(r"[\s-]", name)]
+    return known_gpu(name)
+
+
+def known_gpu(name: str) -> Device:
+    """The device whose words are all in a GPU's name, the one with the most of them. Raises SystemExit."""
+    words = set(re.split(r"[\s-]", name))
+    known = [device for key, device in DEVICES.items() if set(key.split()) <= words]
     if not known:
         raise SystemExit(f"the peaks of {name} are not known here; name a like one with --device")
-    return known[0]
+    return max(known, key=lambda device: len(device.name.split()))
 
 
 if __name__ == "__main__":

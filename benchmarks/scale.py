@@ -33,9 +33,9 @@ class Cost:
     samples: int
     wall_s: float
     cpu_s: float
-    start_mb: float
-    """RssAnon before the run, everything imported."""
-    peak_mb: float
+    start_mib: float
+    """RssAnon in MiB before the run, everything imported."""
+    peak_mib: float
 
 
 class Quiet(lab.LabLaunch):
@@ -62,7 +62,7 @@ class Forgetful(list[object]):
 
 
 def rss_anon() -> float:
-    """MB of anonymous memory of this process."""
+    """MiB of anonymous memory of this process."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) / 1024
 
@@ -90,7 +90,7 @@ def measure(root: Path, samples: int) -> Cost:
     ended.set()
     watcher.join()
     assert code == 0, code
-    return Cost(**{**asdict(cost), "peak_mb": peak})
+    return Cost(**{**asdict(cost), "peak_mib": peak})
 
 
 def start_again(root: Path, samples: int) -> tuple[float, str]:
@@ -131,14 +131,14 @@ def figures(costs: Mapping[int, Sequence[Cost]], again: Sequence[float]) -> dict
             str(size): {
                 "wall_ms_per_sample": spread(1e3 * c.wall_s / size for c in of_size),
                 "cpu_ms_per_sample": spread(1e3 * c.cpu_s / size for c in of_size),
-                "peak_anonymous_mb": spread(c.peak_mb for c in of_size),
+                "peak_anonymous_mib": spread(c.peak_mib for c in of_size),
                 "runs": [asdict(c) for c in of_size],
             }
             for size, of_size in costs.items()
         },
         "cpu_per_sample_ratio": spread((b.cpu_s / large) / (a.cpu_s / small) for a, b in pairs),
         "wall_per_sample_ratio": spread((b.wall_s / large) / (a.wall_s / small) for a, b in pairs),
-        "anonymous_growth_mb": spread(b.peak_mb - a.peak_mb for a, b in pairs),
+        "anonymous_growth_mib": spread(b.peak_mib - a.peak_mib for a, b in pairs),
         "started_again_s": spread(again),
     }
 
@@ -150,17 +150,17 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"{int(size):,}",
             shown(cost["wall_ms_per_sample"], 3),
             shown(cost["cpu_ms_per_sample"], 3),
-            shown(cost["peak_anonymous_mb"], 0),
+            shown(cost["peak_anonymous_mib"], 0),
         ]
         for size, cost in result["per_size"].items()
     ]
-    header = ["samples", "wall, ms a sample", "CPU, ms a sample", "peak anonymous memory, MB"]
+    header = ["samples", "wall, ms a sample", "CPU, ms a sample", "peak anonymous memory, MiB"]
     note = (
         f"Backends: {result['backends']}. Rounds of one run of each size: {result['rounds']}, the order turned in "
         "every other one; medians (least to most), ratios within a round. From the smaller size to the larger: CPU "
         f"time a sample {shown(result['cpu_per_sample_ratio'], 2)} times, wall time "
         f"{shown(result['wall_per_sample_ratio'], 2)} times, anonymous memory "
-        f"{shown(result['anonymous_growth_mb'], 0)} MB more. The finished large run started again ends in "
+        f"{shown(result['anonymous_growth_mib'], 0)} MiB more. The finished large run started again ends in "
         f"{shown(result['started_again_s'], 1)} s."
     )
     return f"{note}\n\n{table(header, lines)}"

@@ -60,17 +60,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 """config.json of each, from the models' published sizes; weights in bfloat16."""
 
 
-class DummyEngine(VllmEngine):
-    """Random weights, and every response runs to its limit: such a model's own end tokens mean nothing."""
+class ForcedEngine(VllmEngine):
+    """Every response runs to its limit: the end tokens of random weights mean nothing."""
+
+    async def _run(self, prompt_token_ids: Any, parameters: Any) -> Any:
+        parameters.ignore_eos = True
+        return await super()._run(prompt_token_ids, parameters)
+
+
+class DummyEngine(ForcedEngine):
+    """vLLM's own random weights, with no file to load."""
 
     def _arguments(self) -> AsyncEngineArgs:
         arguments = super()._arguments()
         arguments.load_format = "dummy"
         return arguments
-
-    async def _run(self, prompt_token_ids: Any, parameters: Any) -> Any:
-        parameters.ignore_eos = True
-        return await super()._run(prompt_token_ids, parameters)
 
 
 def check_fits(name: str, gpu_bytes: int) -> None:
@@ -83,8 +87,11 @@ def check_fits(name: str, gpu_bytes: int) -> None:
 
 
 @contextmanager
-def dummy_model(name: str) -> Iterator[ModelRef]:
-    """A model folder with a shape's config, no weights, and the embedded model's tokenizer (its ids are in range)."""
+def dummy_model(name: str, *, weights: bool = False) -> Iterator[ModelRef]:
+    """A model folder with a shape's config and the embedded model's tokenizer (its ids are in range).
+
+    Without `weights` vLLM alone can make up a model of it; with them random ones are written, which capture reads too.
+    """
     from engine.models import embedded_folder
 
     with TemporaryDirectory() as temp:
@@ -92,7 +99,21 @@ def dummy_model(name: str) -> Iterator[ModelRef]:
         folder.mkdir()
         config: Mapping[str, Any] = {**SHAPES[name], "dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2}
         (folder / "config.json").write_text(json.dumps(config))
+        if weights:
+            _write_weights(folder)
         for path in embedded_folder().iterdir():
             if "token" in path.name or path.suffix == ".jinja":
                 (folder / path.name).symlink_to(path)
         yield find_model(str(folder))
+
+
+def _write_weights(folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()

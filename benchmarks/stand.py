@@ -17,14 +17,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.common import ROOT
-from benchmarks.shapes import DummyEngine
 from engine.backends import STAGES, Backends, Clock, Judge, Stage
-from engine.devices import Shape, free_host_memory
-from engine.generation import VllmEngine, on_gpu, size_engine
+from engine.devices import free_host_memory
+from engine.errors import UsageError
+from engine.generation import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
 from engine.job import open_job
 from engine.lifeline import tie_children
 from engine.models import ModelRef, lazy_tokenizer
 from engine.pipeline import Pipeline
+from engine.placement import Placement, choose_placement
 from engine.records import Response, Sample, Verdict
 from engine.scoring import judge_key
 from engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed
@@ -118,33 +119,60 @@ class Stand:
         *,
         batch_size: int | None = None,
         captures: bool = True,
-        dummy: bool = False,
         engine: type[VllmEngine] = VllmEngine,
         watched: bool = True,
+        free_bytes: int | None = None,
     ) -> None:
-        """`batch_size` is what `--batch_size` is, None is auto; `dummy` weights cannot be captured; `watched` counts
-        the running sequences, which costs vLLM a little at each step."""
+        """`batch_size` is what `--batch_size` is, None is auto; `watched` counts the running sequences, which costs
+        vLLM a little at each step; `free_bytes` is host memory that is taken to be free, by default what is. Raises
+        UsageError where a GPU does not hold capture beside generation."""
         self.ref = ref
         self.load_s = 0.0
         self._identity = _identity(ref, max_new_tokens)
         self._speed = Speed(batch_size=batch_size)
-        self._captures = captures and not dummy
+        self._captures = captures
         self._steps: list[tuple[float, int]] = []
         self._gpu = on_gpu()
-        self.size = _size(ref, self._speed, max_new_tokens, gpu=self._gpu)
-        kind = DummyEngine if dummy else engine
+        longest = max_new_tokens + _ROOM_FOR_PROMPT
+        self._placement = self._place(longest) if captures else None
+        free = free_host_memory() if free_bytes is None else free_bytes
+        # As the product sizes it.
+        self.size = size_engine(ref, self._speed, longest, on_gpu=self._gpu, free_bytes=free, placement=self._placement)
         watches = [_watch(self._steps)] if watched else []
-        self.engine = kind(ref, self._identity, self._speed, self.size, on_gpu=self._gpu, stat_loggers=watches)
+        self.engine = engine(ref, self._identity, self._speed, self.size, on_gpu=self._gpu, stat_loggers=watches)
         self._worker: CaptureWorker | None = None
         self.facts: CaptureFacts | None = None
+
+    def _settings(self, n: int, judging: Judging) -> RunSettings:
+        return RunSettings(
+            identity=self._identity,
+            plan=Plan(n_examples=n // SIDES),
+            judging=judging,
+            capture_rows="all" if self._captures else "none",
+            speed=self._speed,
+        )
+
+    def _place(self, longest: int) -> Placement:
+        placement = choose_placement(
+            self.ref.config,
+            self._settings(SIDES, JUDGING),
+            gpu=self._gpu,
+            engine=True,
+            sequences=self._speed.batch_size or GPU_SEQUENCES,
+            tokens_per_sequence=longest,
+        )
+        if self._gpu and placement.mode not in ("apart", "co-resident"):
+            raise UsageError(f"benchmarks on a GPU capture beside generation, and here it is: {placement.line}")
+        return placement
 
     async def open(self) -> None:
         """Load both models beside each other and warm them up."""
         tie_children()
         start = time.perf_counter()
         loads = [asyncio.to_thread(self.engine.start)]
-        if self._captures:
-            self._worker = CaptureWorker(self.ref, Capture(), self._speed)
+        if self._placement is not None:
+            speed = replace(self._speed, capture_device=self._placement.capture_device)
+            self._worker = CaptureWorker(self.ref, Capture(), speed, token_budget=self._placement.capture_tokens)
             loads.append(self._load_capture())
         await asyncio.gather(*loads)
         self.load_s = time.perf_counter() - start
@@ -158,13 +186,7 @@ class Stand:
         """Run `n` samples. `judging` is what a real judge was made with. `close_engine` makes room for capture as the
         product does on a CPU, and ends the stand's use."""
         await self._forget()
-        settings = RunSettings(
-            identity=self._identity,
-            plan=Plan(n_examples=n // SIDES),
-            judging=judging,
-            capture_rows="all" if self._captures else "none",
-            speed=self._speed,
-        )
+        settings = self._settings(n, judging)
 
         async def before_capture() -> None:
             if close_engine:
@@ -220,16 +242,6 @@ def _copied(root: Path) -> tuple[list[Trait], list[Path]]:
         folder.mkdir(parents=True)
         (folder / DEFINITION_FILE).write_bytes((EXPERIMENT / name / DEFINITION_FILE).read_bytes())
     return load_traits(folders), list(folders.values())
-
-
-def _size(ref: ModelRef, speed: Speed, max_new_tokens: int, *, gpu: bool) -> Any:
-    """As the product sizes it; on a GPU the cache is what the sequences need, so that capture fits beside it."""
-    longest = max_new_tokens + _ROOM_FOR_PROMPT
-    size = size_engine(ref, speed, longest, on_gpu=gpu, free_bytes=free_host_memory())
-    if not gpu:
-        return size
-    per_sequence = size.max_model_len * Shape.from_config(ref.config).kv_bytes_per_token(2)
-    return replace(size, kv_cache_bytes=size.max_num_seqs * per_sequence)
 
 
 def _watch(steps: list[tuple[float, int]]) -> Callable[..., Any]:

@@ -1,10 +1,11 @@
 """What holds generation back on a CPU: the engine as it is, against the same with one choice undone.
 
     python -m benchmarks.tuning
-    python -m benchmarks.tuning --variants "as it is,compiled"        # minutes for the first start alone
+    python -m benchmarks.tuning --compiled        # instead: what compiling would cost and gain; it needs a C++ compiler
 
 Each variant is a process of its own: an engine's start, then the same samples with the same seeds at `auto` and at few
-sequences. Variants take turns over the rounds; ratios are to `as it is` of the same round. Generation only.
+sequences. The product comes first and last, and ratios are to the mean of both: what lies between the two is noise.
+Generation only.
 """
 
 from __future__ import annotations
@@ -13,81 +14,103 @@ import argparse
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.common import ROOT, machine, parser, quietly, record, shown, spread, table
+from benchmarks.common import ROOT, machine, parser, quietly, record, table
 from benchmarks.stand import Stand, whole
 from engine.generation import VllmEngine
 from engine.models import EMBEDDED, find_model
 
 NAME = "tuning"
 FEW = 8
-AS_IT_IS = "as it is"
-Change = Callable[[Any], None]
-"""Takes vLLM's engine arguments."""
+AS_IT_IS, AGAIN = "as it is", "as it is, again"
 
 
-def _worker(arguments: Any) -> None:
-    arguments.distributed_executor_backend = None
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The product with one choice undone."""
+
+    what: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of vLLM's engine, instead of the product's."""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def _large_blocks(arguments: Any) -> None:
-    arguments.block_size = 128
-
-
-def _no_prefix_cache(arguments: Any) -> None:
-    arguments.enable_prefix_caching = False
-
-
-def _compiled(arguments: Any) -> None:
-    arguments.enforce_eager = False
-    os.environ["TORCH_COMPILE_DISABLE"] = "0"
-
-
-VARIANTS: dict[str, tuple[str, Change]] = {
-    AS_IT_IS: ("the product", lambda _: None),
-    "vLLM's top-p": ("sorts the vocabulary of every row at each step", lambda _: None),
-    "a worker process": ("vLLM's own choice on a CPU; the engine's process spins while it waits", _worker),
-    "unseeded": ("no generator of its own for each sample", lambda _: None),
-    "blocks of 128": ("vLLM's own size on a CPU: shorter shared prefixes are computed anew", _large_blocks),
-    "no prefix cache": ("every prompt is computed whole", _no_prefix_cache),
-    "compiled": ("torch.compile instead of eager; compiled code of earlier starts is reused", _compiled),
+ALL_CORES = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+VARIANTS = {
+    AS_IT_IS: Variant("the product"),
+    "vLLM's top-p": Variant("sorts the vocabulary of every row at each step"),
+    "a worker process": Variant(
+        "vLLM's own choice on a CPU, here with all cores: the engine's process spins while it waits",
+        {"distributed_executor_backend": None},
+        {"VLLM_CPU_OMP_THREADS_BIND": ALL_CORES},
+    ),
+    "no self-check": Variant("log-probabilities of no sample"),
+    "unseeded": Variant("no generator of its own for each sample"),
+    "spinning threads": Variant(
+        "OpenMP's own patience at a barrier before a thread sleeps", environment={"GOMP_SPINCOUNT": "300000"}
+    ),
+    "blocks of 128": Variant(
+        "vLLM's own size on a CPU: shorter shared prefixes are computed anew", {"block_size": 128}
+    ),
+    "no prefix cache": Variant("every prompt is computed whole", {"enable_prefix_caching": False}),
+    AGAIN: Variant("the product, last: how far the machine's speed wandered"),
+    "compiled": Variant(
+        "torch.compile instead of eager, where nothing was compiled before",
+        {"enforce_eager": False},
+        {"TORCH_COMPILE_DISABLE": "0", "VLLM_DISABLE_COMPILE_CACHE": "1"},
+    ),
 }
 
 
-def engine_of(variant: str) -> type[VllmEngine]:
+def engine_of(name: str) -> type[VllmEngine]:
     """The product's engine with one choice undone."""
-    change = VARIANTS[variant][1]
+    variant = VARIANTS[name]
 
-    class Variant(VllmEngine):
+    class Undone(VllmEngine):
+        few = False
+        """Whether only so many sequences are to run at once."""
+
+        @property
+        def max_in_flight(self) -> int:
+            return FEW if self.few else super().max_in_flight
+
         @property
         def _own_nucleus(self) -> bool:
-            return variant != "vLLM's top-p" and super()._own_nucleus
+            return name != "vLLM's top-p" and super()._own_nucleus
 
         def _arguments(self) -> Any:
             arguments = super()._arguments()
-            change(arguments)
+            for argument, value in variant.arguments.items():
+                setattr(arguments, argument, value)
             return arguments
 
+        async def _logprobs(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[float, ...] | None:
+            return None if name == "no self-check" else await super()._logprobs(prompt, response)
+
         async def _run(self, prompt_token_ids: Sequence[int], parameters: Any) -> Any:
-            if variant == "unseeded":
+            if name == "unseeded":
                 parameters.seed = None
             return await super()._run(prompt_token_ids, parameters)
 
-    return Variant
+    return Undone
 
 
 async def one(options: argparse.Namespace) -> dict[str, float]:
     """Run one variant in this process."""
+    os.environ |= VARIANTS[options.one].environment
     stand = Stand(find_model(options.gen_model), options.max_new_tokens, captures=False, engine=engine_of(options.one))
     try:
         await stand.open()
         many = await stand.run(whole(options.n_examples), None)
+        stand.engine.few = True  # type: ignore[attr-defined]
         few = await stand.run(whole(options.n_few), None)
     finally:
         await stand.close()
@@ -106,18 +129,15 @@ def in_process(variant: str, options: argparse.Namespace) -> dict[str, float]:
         return figures
 
 
-def summary(variant: str, rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """A variant's row: medians, and ratios to `as it is` of the same round."""
-    beside = [(measured[variant], measured[AS_IT_IS]) for measured in rounds if variant in measured]
-    return {
-        "variant": variant,
-        "what": VARIANTS[variant][0],
-        "load_s": spread(own["load_s"] for own, _ in beside),
-        "auto": spread(own["auto"] for own, _ in beside),
-        "few": spread(own["few"] for own, _ in beside),
-        "auto_ratio": spread(own["auto"] / base["auto"] for own, base in beside),
-        "few_ratio": spread(own["few"] / base["few"] for own, base in beside),
+def summary(name: str, measured: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """A variant's row, with ratios to the mean of the product's own."""
+    products = [measured[product] for product in (AS_IT_IS, AGAIN) if product in measured]
+    ratios = {
+        f"{key}_ratio": measured[name][key] / statistics.fmean(product[key] for product in products)
+        for key in ("auto", "few")
+        if products
     }
+    return {"variant": name, "what": VARIANTS[name].what, **measured[name], **ratios}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -127,50 +147,48 @@ def markdown(result: Mapping[str, Any]) -> str:
         [
             row["variant"],
             row["what"],
-            shown(row["load_s"]),
-            shown(row["auto"], 0),
-            shown(row["auto_ratio"], 2),
-            shown(row["few"], 0),
-            shown(row["few_ratio"], 2),
+            f"{row['load_s']:.1f}",
+            f"{row['auto']:,.0f}",
+            f"{row['auto_ratio']:.2f}" if "auto_ratio" in row else "-",
+            f"{row['few']:,.0f}",
+            f"{row['few_ratio']:.2f}" if "few_ratio" in row else "-",
         ]
         for row in result["rows"]
     ]
     note = (
         f"{result['model']}, {result['samples']} samples of up to {result['max_new_tokens']} tokens at auto, then "
-        f"{result['few']} at once; {result['rounds']} rounds, medians (least to most). `start` is the load without the "
-        "warm-up. A ratio below 1 is what the product's choice gains."
+        f"{result['few']} of them with {FEW} at a time (`few`); one run each. `start` is the load without the warm-up. "
+        "Ratios are to the mean of the product's own rows, which lie as far apart as the machine's speed wandered "
+        "meanwhile; one below 1 is a loss without the product's choice."
     )
     failed = "".join(f"\n- {name} gave no figures: {why}" for name, why in result["failed"].items())
     return "\n\n".join(part for part in (note, table(header, rows), failed.strip()) if part)
 
 
 def compare(options: argparse.Namespace) -> None:
-    """All rounds, storing what there is after each."""
+    """All variants, storing what there is after each."""
     facts, model = machine(), find_model(options.gen_model).name
-    rounds: list[dict[str, dict[str, float]]] = []
+    compiled = (AS_IT_IS, "compiled")
+    names = compiled if options.compiled else [name for name in VARIANTS if name != "compiled"]
+    measured: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
     with quietly(NAME) as say:
-        for number in range(options.rounds):
-            measured: dict[str, dict[str, float]] = {}
-            rounds.append(measured)
-            for variant in options.variants.split(","):
-                try:
-                    measured[variant] = in_process(variant, options)
-                except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                    failed[variant] = str(error)[-200:]
-                    continue
-                say(f"round {number + 1}, {variant}: {measured[variant]['auto']:.0f} tokens/s")
-            names = [name for name in VARIANTS if any(name in each for each in rounds)]
+        for name in names:
+            try:
+                measured[name] = in_process(name, options)
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                failed[name] = str(error)[-200:]
+                continue
+            say(f"{name}: {measured[name]['auto']:.0f} tokens/s, few: {measured[name]['few']:.0f}")
             figures = {
                 "model": model,
                 "samples": whole(options.n_examples),
                 "few": whole(options.n_few),
                 "max_new_tokens": options.max_new_tokens,
-                "rounds": number + 1,
-                "rows": [summary(name, rounds) for name in names],
+                "rows": [summary(each, measured) for each in measured],
                 "failed": failed,
             }
-            record(options.out, NAME, facts, figures)
+            record(options.out, NAME, facts, figures, "compiled" if options.compiled else None)
         say(markdown(figures))
 
 
@@ -178,11 +196,10 @@ def main() -> None:
     options = parser(NAME, __doc__)
     options.add_argument("--gen_model", default=EMBEDDED)
     options.add_argument("--n_examples", type=int, default=160, help="at auto, all sides together")
-    options.add_argument("--n_few", type=int, default=FEW)
+    options.add_argument("--n_few", type=int, default=32)
     options.add_argument("--max_new_tokens", type=int, default=48)
-    options.add_argument("--variants", default=",".join(name for name in VARIANTS if name != "compiled"))
-    options.add_argument("--rounds", type=int, default=1)
-    options.add_argument("--limit", type=float, default=240, help="seconds one variant may take")
+    options.add_argument("--compiled", action="store_true", help="compare with a compiled engine instead")
+    options.add_argument("--limit", type=float, default=300, help="seconds one variant may take")
     options.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     options.add_argument("--figures", help=argparse.SUPPRESS)
     chosen = options.parse_args()

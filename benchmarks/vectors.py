@@ -25,6 +25,7 @@ from multiprocessing.queues import Queue
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 
 from benchmarks.common import machine, parser, record, shown, spread, table
 from engine.activations import Activations
@@ -181,8 +182,9 @@ def large(shapes: Sequence[tuple[tuple[int, int, int], int]], save: Save) -> Non
 SHIFTS = ("none", "question", "side of a question", "side of an instruction")
 
 
-def simulated(seed: int, n: int, questions: int, signal: float, shift: str) -> Activations:
-    """A trait of `n` rows a side, 5 instruction pairs, 3 layers of 32 dimensions, unit noise.
+def simulated(seed: int, n: int, questions: int, signal: float, shift: str) -> tuple[Activations, np.ndarray]:
+    """A trait of `n` rows a side, 5 instruction pairs, 3 layers of 32 dimensions, unit noise; and the layers' unit
+    directions `[3, 32]` along which its sides differ.
 
     The sides lie `signal` apart. Each question, or each side of a question or of an instruction, may have a shift of
     its own as large as the noise; the latter two make sides that differ and share nothing with unseen ones.
@@ -192,7 +194,8 @@ def simulated(seed: int, n: int, questions: int, signal: float, shift: str) -> A
     pairs, asked = k % 5, k // 5 % questions
     values = rng.standard_normal((2 * n, 3, 32))
     direction = rng.standard_normal((3, 32))
-    values += np.multiply.outer(labels - 0.5, signal * direction / np.linalg.norm(direction, axis=1, keepdims=True))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    values += np.multiply.outer(labels - 0.5, signal * direction)
     if shift != "none":
         group = pairs if "instruction" in shift else asked
         shifts = rng.standard_normal((2, max(questions, 5), 3, 32))
@@ -204,7 +207,7 @@ def simulated(seed: int, n: int, questions: int, signal: float, shift: str) -> A
         "files_sha256": {"activations/all_layers.pt": ""},
     }
     data = values.astype(np.float32)
-    return Activations("simulated", data, labels, asked, pairs, (0, 1, 2), "response_mean", metadata)
+    return Activations("simulated", data, labels, asked, pairs, (0, 1, 2), "response_mean", metadata), direction
 
 
 COVERED = (
@@ -219,23 +222,27 @@ COVERED = (
 def coverage(traits: int, save: Save) -> None:
     """Stated AUROC and interval of simulated traits: is the truth inside, and how many are claimed?
 
-    The truth is 0.5 where nothing is shared with unseen groups, else the mean of what is stated. With sides of
-    instructions shifted, unseen questions do tell them apart, and only the figure by instruction has nothing to find.
+    The truth is 0.5 where nothing is shared with unseen groups. Else it is what the recommended vector gives on rows
+    without end: with a cosine c to the direction along which the sides lie g apart, and noise and shifts of unit
+    variance each, Phi(g c / 2). With sides of instructions shifted, unseen questions do tell them apart, and only the
+    figure by instruction has nothing to find.
     """
     rows: list[dict[str, Any]] = []
     for n, questions, signal, shift in COVERED:
         found = []
         for seed in range(traits):
-            data = simulated(seed, n, questions, signal, shift)
-            evaluation = evaluate_vectors(data, fit_vectors(data, ["mean_diff", "gradient"]))
+            data, direction = simulated(seed, n, questions, signal, shift)
+            vectors = fit_vectors(data, ["mean_diff", "gradient"])
+            evaluation = evaluate_vectors(data, vectors)
             split = "instruction" if "instruction" in shift else "question"
             table_ = evaluation.table.filter(evaluation.table["measure"] == "selected_auroc")
             (row,) = table_.filter(table_["split"] == split).select("value", "low", "high").rows()
             best = evaluation.recommendation
             assert best is not None
-            found.append((*row, best.claim, best.general))
-        value, low, high, claims, general = np.array(found, float).T
-        truth = 0.5 if signal == 0 else value.mean()
+            chosen = vectors.vector(best.method, best.layer)
+            cosine = chosen @ direction[best.layer] / np.linalg.norm(chosen)
+            found.append((*row, best.claim, best.general, norm.cdf(signal * cosine / 2)))
+        value, low, high, claims, general, truth = np.array(found, float).T
         rows.append(
             {
                 "rows_a_side": n,
@@ -243,6 +250,7 @@ def coverage(traits: int, save: Save) -> None:
                 "gap": signal,
                 "shift": shift,
                 "mean_auroc": float(value.mean()),
+                "true_auroc": float(truth.mean()),
                 "inside": float(((low <= truth) & (truth <= high)).mean()),
                 "low_above": float((low > truth).mean()),
                 "claimed": float(claims.mean()),
@@ -307,7 +315,7 @@ def large_markdown(result: Mapping[str, Any]) -> str:
 
 def coverage_markdown(result: Mapping[str, Any]) -> str:
     """How often intervals hold the truth."""
-    header = ["a shift of its own has", "rows a side", "questions", "gap of the sides", "mean AUROC"]
+    header = ["a shift of its own has", "rows a side", "questions", "gap of the sides", "mean AUROC", "true AUROC"]
     header += ["inside", "low end above", "claimed", "for unseen instructions too"]
     lines = [
         [
@@ -316,13 +324,15 @@ def coverage_markdown(result: Mapping[str, Any]) -> str:
             str(row["questions"]),
             f"{row['gap']:g}",
             f"{row['mean_auroc']:.2f}",
+            f"{row['true_auroc']:.2f}",
             *(f"{row[name]:.3f}" for name in ("inside", "low_above", "claimed", "general")),
         ]
         for row in result["rows"]
     ]
     note = (
-        f'{result["traits"]} simulated traits a row, the best of 2 methods x 3 layers, 5 instruction pairs. "Inside" '
-        'is how often the interval holds the truth, "low end above" how often it lies above it; where sides of '
+        f"{result['traits']} simulated traits a row, the best of 2 methods x 3 layers, 5 instruction pairs. The true "
+        'AUROC is that of the recommended vector on rows without end, 0.5 where there is nothing to find. "Inside" is '
+        'how often the interval holds the truth, "low end above" how often it lies above it; where sides of '
         "instructions are shifted, AUROC and both are those by instruction."
     )
     return f"{note}\n\n{table(header, lines)}"

@@ -13,7 +13,7 @@ from .errors import UsageError
 GIB = 1 << 30
 
 CPU_TOKENS = 1024
-"""Padded tokens of a CPU batch: speed is flat from 512 to 2,048 (docs/capture.md), and smaller batches pad less."""
+"""Padded tokens of a CPU batch: the fastest of 256 to 4,096 (`python -m benchmarks.capture --budgets`)."""
 GPU_TOKENS = 16384
 """Padded tokens of a GPU batch: more fills the matrix units no better. Untested on GPU."""
 _LEAST_TOKENS = 256

@@ -157,7 +157,7 @@ class VllmEngine:
             kv_cache_memory_bytes=self.size.kv_cache_bytes,
             gpu_memory_utilization=self.size.gpu_share,
             block_size=None if self._on_gpu else _CPU_BLOCK,
-            # Compiling costs a CPU run more than it gains (benchmarks/tuning.py).
+            # Compiling costs a CPU run more than it gains (python -m benchmarks.tuning --compiled).
             enforce_eager=not self._on_gpu,
             enable_prefix_caching=True,
             # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator that cannot be turned.

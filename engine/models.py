@@ -187,7 +187,7 @@ def cache_folder() -> Path:
 
 
 def embedded_folder() -> Path:
-    """The embedded model as safetensors, converted once from the file its package carries (15 s, 260 MB)."""
+    """The embedded model as safetensors, converted once from the file its package carries."""
     target = cache_folder() / "SmolLM2-135M-Instruct"
     if (target / _EMBEDDED_COMMIT_FILE).exists():
         return target

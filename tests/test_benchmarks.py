@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import all as everything
-from benchmarks import baselines, batch_size, common, methods, overlap, pages, roofline, scale
+from benchmarks import baselines, batch_size, common, methods, overlap, pages, roofline, scale, tuning
 from benchmarks.shapes import SHAPES, check_fits, dummy_model
 from benchmarks.stand import Run, SleepingJudge, whole
 from engine.devices import Shape
@@ -87,8 +88,10 @@ VECTORS = {
 }
 LARGE = {"shape": [2000, 26, 2304], "tensor_gib": 0.446, "fit_s": 31.25, "fit_mib": 512.4}
 LARGE |= {"evaluated_layers": 2, "evaluate_s": 41.26, "evaluate_mib": 640.2}
-COVERED = {"rows_a_side": 50, "questions": 10, "gap": 0.0, "shift": "question", "mean_auroc": 0.497, "inside": 0.985}
-COVERED |= {"low_above": 0.005, "claimed": 0.015, "general": 0.0}
+COVERED = {"rows_a_side": 50, "questions": 10, "gap": 0.0, "shift": "question", "mean_auroc": 0.497, "true_auroc": 0.5}
+COVERED |= {"inside": 0.985, "low_above": 0.005, "claimed": 0.015, "general": 0.0}
+TUNING = {"model": "m", "samples": 160, "few": 32, "max_new_tokens": 48, "failed": {"compiled": "timed out"}}
+TUNING |= {"rows": [tuning.summary(tuning.AS_IT_IS, {tuning.AS_IT_IS: {"load_s": 11.0, "auto": 900.0, "few": 270.0}})]}
 SOAK = {"kills": 100, "runs": 58, "samples": 520, "seed": 0, "phases": {"judging": 61, "export": 39}, "lost": 0}
 SOAK |= {"duplicated": 0, "changed": 0, "judge_calls": 31234, "repeated": 2211, "most_repeated": 101, "differing": []}
 SOAK |= {"bound_per_kill": 232}
@@ -117,10 +120,17 @@ def stored(folder: Path) -> Path:
         {"1": measured(run(10, 20, 100)), "8": measured(run(5, 10, 400, 8))},
         {"1": measured(run(20, 30, 100)), "8": measured(run(5, 10, 400, 8))},
     ]
-    rows = [batch_size.row(batch, rounds) for batch in ("1", "8")]
+    rows = [batch_size.row(batch, rounds, "1") for batch in ("1", "8")]
     head = {"model": "m", "machine": MACHINE}
-    batch = {"command": "python -m benchmarks.batch_size", "dummy": False, "samples": 8, "max_new_tokens": 48}
-    batch |= {"rounds": 2, "judge_latency_s": 1.0, "rows": rows}
+    batch = {"command": "python -m benchmarks.batch_size", "samples": 8, "max_new_tokens": 48}
+    batch |= {
+        "random_weights": False,
+        "captured": True,
+        "prompt_tokens": 60.0,
+        "rounds": 2,
+        "judge_latency_s": 1.0,
+        "rows": rows,
+    }
     times = {"load_s": 5.0, "tokens": 400, "generation_s": 4.0, "makespan_s": 7.0, "process_s": 12.0, "memory_gib": 1.5}
     guide = {**times, "generation_s": 16.0, "judging_s": 4.0, "capture_s": 1.0, "makespan_s": 21.0}
     compared = [
@@ -138,18 +148,19 @@ def stored(folder: Path) -> Path:
     over = [{"no judge": run(10, 12, 990), "instant": run(10, 13, 1000), "1 s": run(10, 14.25, 980)}]
     overlaps = {"command": "python -m benchmarks.overlap", "samples": 200, "max_new_tokens": 32, "rounds": 1}
     engine = {"batch": "8", "sequences": 8, "free_gib": 10.0, "weights_gib": 0.25, "kv_predicted_gib": 1.0}
-    engine |= {"kv_allocated_gib": 1.25, "peak_gib": 2.75, "above_gib": 2.5}
+    engine |= {"kv_allocated_gib": 1.25, "peak_gib": 2.75}
     capture = {"rows": 8, "tokens": 1000, "free_gib": 10.0, "predicted_gib": 0.125, "measured_gib": 0.0625}
     memory = {
         "command": "python -m benchmarks.memory",
         "max_new_tokens": 16,
+        "built_gib": 0.2504,
         "engines": [engine],
         "captures": [capture],
     }
     contents = {
         "batch_size": batch,
         "baselines": base,
-        "overlap": overlaps | overlap.figures(over),
+        "overlap": overlaps | overlap.figures(over, 200),
         "memory": memory,
     }
     for name, content in contents.items():
@@ -167,6 +178,7 @@ def stored(folder: Path) -> Path:
         "vectors": {"command": "python -m benchmarks.vectors", **VECTORS},
         "vectors-large": {"command": "python -m benchmarks.vectors --large", "rows": [LARGE]},
         "vectors-coverage": {"command": "python -m benchmarks.vectors --coverage", "traits": 200, "rows": [COVERED]},
+        "tuning-compiled": {"command": "python -m benchmarks.tuning --compiled", **TUNING},
         "soak": {"command": "python -m benchmarks.soak", **SOAK},
         "soak-real": {"command": "python -m benchmarks.soak", **SOAK_REAL},
     }
@@ -216,7 +228,7 @@ def test_the_committed_blocks_are_what_the_stored_results_give(page: str) -> Non
 def test_no_mark_of_a_page_is_without_a_result_that_fills_it() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         marked = re.findall(r"<!-- bench:([\w-]+):start -->", page.read_text(encoding="utf-8"))
-        filled = {block.name for block in pages.BLOCKS if block.page == page.name}
+        filled = {block.name for block in pages.BLOCKS if block.page == page.relative_to(ROOT / "docs").as_posix()}
         assert sorted(marked) == sorted(filled), page
 
 
@@ -293,7 +305,7 @@ def test_capture_stopped_in_a_round_shows_what_it_had(tmp_path: Path) -> None:
     assert cells(page, "no LM head") == [["no LM head", "171", "240", "1.38x (1.25 to 1.50)"]]
     assert cells(page, "2 threads, not one") == [["2 threads, not one", "267", "400", "1.50x"]]
     assert "Outside the forward: 10.0%" in page
-    assert "1/64 of the kept stack's" in page
+    assert "largest batch, 1/64." in page
     assert cells(page, "tokens/s") == [["tokens/s", "400"]]  # the budget that was not reached is left out
     assert "memory grew by 1.2 MiB after the first tenth" in page
     assert cells(page, "a second BOS") == [["a second BOS", "0.099"]]
@@ -307,12 +319,12 @@ def test_figures_of_the_other_pages(tmp_path: Path) -> None:
     page = blocks("vectors.md", tmp_path)
     assert cells(page, "all four") == [["all four", "22.000 (20.000 to 30.000)", "1.000", "22.0x (20.0 to 30.0)"]]
     assert cells(page, "2,000 x 26 x 2,304")[0][1:] == ["0.45", "31.25", "512", "2 of 26", "41.3", "640"]
-    assert cells(page, "each question")[0][1:] == ["50", "10", "0", "0.50", "0.985", "0.005", "0.015", "0.000"]
+    assert cells(page, "each question")[0][1:] == ["50", "10", "0", "0.50", "0.50", "0.985", "0.005", "0.015", "0.000"]
     page = blocks("reliability.md", tmp_path)
     assert cells(page, "100") == [["100", "0", "0", "0", "2,211 of 31,234", "-"]]
     assert cells(page, "12") == [["12", "0", "0", "0", "7 of 155", "0"]]
     # 69 s of 100,000 over 3.45 s of 10,000 samples; 30 over 2 s of the processor
-    assert "CPU time a sample 1.50 times, wall time 2.00 times, anonymous memory 42 MB more" in page
+    assert "CPU time a sample 1.50 times, wall time 2.00 times, anonymous memory 42 MiB more" in page
     page = blocks("judge.md", tmp_path)
     assert cells(page, "memory") == [["memory", "71 MiB", "flat"]]
 
@@ -345,7 +357,15 @@ def test_results_of_a_gpu_fill_the_gpu_tables_alone(tmp_path: Path) -> None:
     cpu, _, gpu = pages.docs_page(tmp_path).partition("## On a GPU")
     assert cpu == empty.partition("## On a GPU")[0]
     assert "12.0x (8.0 to 16.0)" in gpu
-    assert "--shape gemma-2-9b" in gpu
+    stored(tmp_path / "gpu")
+    (tmp_path / "gpu" / "batch_size.json").rename(tmp_path / "gpu" / "batch_size-gemma-2-9b.json")
+    _, _, gpu = pages.docs_page(tmp_path).partition("## On a GPU")
+    of_shape = gpu.partition("### The guide's batch-size table: gemma-2-9b")[2]
+    assert cells(of_shape, "8")[0][4] == "12.0x (8.0 to 16.0)"
+    assert "](benchmarks/gpu/batch_size-gemma-2-9b.svg)" in of_shape
+    assert "12.0x" not in gpu.partition("### The guide's batch-size table: gemma-2-9b")[0]
+    pages.draw_pictures(tmp_path / "drawn", tmp_path)
+    assert (tmp_path / "drawn" / "gpu" / "batch_size-gemma-2-9b.svg").is_file()
 
 
 def test_the_readme_table_is_renewed_between_its_markers(tmp_path: Path) -> None:
@@ -376,14 +396,29 @@ def test_pictures_are_the_same_each_time(tmp_path: Path) -> None:
 # --- parts ---------------------------------------------------------------------------------------------------
 
 
-def test_all_budgets_fit_the_time_that_is_promised() -> None:
-    assert sum(part.budget_s for part in everything.PARTS) < 60 * everything.LIMIT_MINUTES
-    assert [part.name for part in everything.PARTS] == [section.name for section in pages.SECTIONS]
+def test_all_parts_fit_the_time_that_is_promised() -> None:
+    assert sum(part.minutes for part in everything.PARTS) <= everything.LIMIT_MINUTES
+    parts = [everything.Part("a", (), 10.0), everything.Part("b", (), 5.0), everything.Part("c", (), 2.0)]
+    assert everything.allowed(parts, 40.0) == 33.0  # all that the others do not need
+    assert everything.allowed(parts[1:], 6.0) == 5.0  # late, it still gets its own
 
 
-def test_a_part_over_its_budget_is_stopped_and_named() -> None:
+def test_every_table_of_the_page_but_the_gpus_is_made_by_the_command_that_writes_it() -> None:
+    page, _, gpu = pages.docs_page().partition("## On a GPU")
+    shown = re.findall(r"^```bash\n(.+)\n```", page, flags=re.MULTILINE)
+    assert sorted(shown) == sorted(part.command for part in everything.PARTS)
+    on_gpu = re.findall(r"^```bash\n(.+)\n```", gpu, flags=re.MULTILINE)
+    assert on_gpu == [command for _, command in pages.GPU_COMMANDS]
+
+
+def test_a_part_over_its_time_is_stopped_and_named() -> None:
     part = everything.Part("roofline", (), 0.0)
-    assert everything.run(part, None) == "stopped after its budget of 0 minutes"
+    assert everything.run(part, None, 0.0) == "stopped after 0.0 minutes"
+
+
+def test_gpu_tables_are_refused_without_a_gpu() -> None:
+    with pytest.raises(SystemExit, match="no NVIDIA GPU is visible here"):
+        everything.run_on_gpu(None)
 
 
 def test_spreads() -> None:
@@ -434,11 +469,25 @@ def test_a_dummy_model_is_one_that_transformers_knows(model_folder: Path) -> Non
 def test_the_limit_is_bandwidth_for_few_sequences_and_arithmetic_for_many() -> None:
     shape = Shape.from_config(SHAPES["llama-8b"])
     device = roofline.Device("d", flops=1e14, bandwidth=1e12, source="made up")
-    # One sequence: 16.06 GB of weights at 1 TB/s, and 100 tokens of 128 KiB.
-    assert roofline.step_seconds(shape, device, 1, 100) == pytest.approx(0.016061 + 100 * 131072 / 1e12, rel=1e-3)
+    # One sequence: 15.01 GB of weights at 1 TB/s, and 100 tokens of 128 KiB.
+    assert roofline.step_seconds(shape, device, 1, 100) == pytest.approx(0.015010 + 100 * 131072 / 1e12, rel=1e-3)
     # A thousand: 2 operations for each of the 7.505 G weights a token meets (8.03 G less the 0.525 G input table).
     assert roofline.step_seconds(shape, device, 1000, 0) == pytest.approx(2 * 7.505e9 * 1000 / 1e14, rel=1e-3)
     assert roofline.capture_tokens_per_s(shape, device) == pytest.approx(1e14 / (2 * 6.98e9), rel=1e-3)
+
+
+def test_the_roofline_takes_the_context_of_the_run_and_the_gpu_by_its_name() -> None:
+    # 60 tokens of prompt; 8 responses of 400 tokens in all, of which half is there on the mean.
+    assert roofline.mean_context({"prompt_tokens": 60.0, "samples": 8, "rows": [{"tokens": 400}]}) == 85.0
+    assert roofline.known_gpu("NVIDIA A100-SXM4-80GB").bandwidth == 2039e9
+    assert roofline.known_gpu("NVIDIA A100-SXM4-40GB").bandwidth == 1555e9
+    with pytest.raises(SystemExit, match="are not known here"):
+        roofline.known_gpu("Abacus 9")
+
+
+def test_the_least_time_of_judging_is_its_last_answer() -> None:
+    assert overlap.least_seconds(overlap.Condition("c", 1.0, 600), 201) == 21.0
+    assert overlap.least_seconds(overlap.NONE, 200) == 0.0
 
 
 async def test_the_sleeping_judge_passes_both_sides() -> None:
@@ -452,15 +501,20 @@ async def test_the_sleeping_judge_passes_both_sides() -> None:
 
 
 def test_the_peers_judge_waits_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
+    under_way, most = 0, []
+    really_sleep = asyncio.sleep
 
     async def sleep(seconds: float) -> None:
-        waited.append(seconds)
+        nonlocal under_way
+        assert seconds == 1.0
+        under_way += 1
+        most.append(under_way)
+        await really_sleep(0.01)
+        under_way -= 1
 
     monkeypatch.setattr(methods.asyncio, "sleep", sleep)
     methods.judge(45, 1.0, 20)
-    assert waited == [1.0] * 45
-    assert [len(chunk) for chunk in methods.batches(range(45), 20)] == [20, 20, 5]
+    assert most == [*range(1, 21), *range(1, 21), *range(1, 6)]
 
 
 def test_laps_add_up_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,6 +531,6 @@ def test_a_difference_is_taken_within_a_round() -> None:
         {"no judge": run(10, 12, 1000), "instant": run(10, 10, 1000), "1 s": run(10, 12, 900)},
         {"no judge": run(10, 40, 500), "instant": run(10, 30, 500), "1 s": run(10, 31, 500)},
     ]
-    found = {row["name"]: row for row in overlap.figures(rounds)["conditions"]}
+    found = {row["name"]: row for row in overlap.figures(rounds, 4)["conditions"]}
     assert found["1 s"]["later_s"] == [1.5, 1.0, 2.0]
     assert found["1 s"]["share"] == [0.95, 0.9, 1.0]
