@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cli.options import (
     capture_options,
@@ -17,6 +18,10 @@ from cli.options import (
     view_options,
 )
 from cli.session import Outcome, check_judge, leave, prepare_environment, read_settings, run_jobs
+
+if TYPE_CHECKING:
+    from engine.manifest import Manifest
+    from engine.settings import Judging
 
 
 @click.command()
@@ -60,13 +65,15 @@ def generate(
     prepare_environment()
     folders = select_traits(experiments_dir, experiment, trait, traits)
     definitions = load_traits(folders)
+    recorded = _first_run(folders)
     settings = read_settings(options)
+    settings = replace(settings, judging=_recorded_judge(settings.judging, recorded))
     check_writable(folders)
     check_judge(settings.judging, settings.speed.limits)
 
     from engine.models import find_model, infer_model, lazy_tokenizer
 
-    name = gen_model or _recorded_model(folders) or infer_model(experiment)
+    name = gen_model or (recorded.source_name if recorded else infer_model(experiment))
     click.echo(
         f"model: {name}"
         + ("" if gen_model else " (from the run's record or the experiment's name; --gen_model overrides)")
@@ -91,9 +98,22 @@ def generate(
     )
 
 
-def _recorded_model(folders: dict[str, Path]) -> str | None:
-    """What the first trait that holds a run was generated with."""
+def _first_run(folders: dict[str, Path]) -> Manifest | None:
+    """What the first trait that holds a run was made with: the model and the judge when no others are named."""
     from engine.manifest import load_manifest
 
-    manifests = (load_manifest(folder) for folder in folders.values())
-    return next((manifest.source_name for manifest in manifests if manifest), None)
+    return next((manifest for folder in folders.values() if (manifest := load_manifest(folder))), None)
+
+
+def _recorded_judge(judging: Judging, recorded: Manifest | None) -> Judging:
+    """The run's own judge where none is named: more samples must not cost a second set of verdicts."""
+    from engine.settings import Judging
+
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in ("judge_model", "judge_mode") if source(name) is not ParameterSource.DEFAULT}
+    if recorded is None or "judge_model" in given:
+        return judging
+    own = Judging(**recorded.settings["judging"])
+    if own.model != judging.model:
+        click.echo(f"judge: {own.model} (from the run's record; --judge_model overrides)")
+    return Judging(model=own.model, mode=judging.mode if "judge_mode" in given else own.mode)

@@ -30,7 +30,7 @@ def write_states(
 
     Ends the process with FAILED_SAMPLES where a row could not be written.
     """
-    from cli.session import leave
+    from cli.session import check_capture, leave
     from cli.stored import generating_model
     from engine.attention import choose_dtype, computes_bfloat16, read_config
     from engine.decoder import choose_device
@@ -43,6 +43,7 @@ def write_states(
     if capture.layers is None:
         raise UsageError("--per_token needs --layers (such as 10-12): all tokens at all layers are rarely wanted")
     ref = generating_model(need_manifest(folder) for folder in folders.values())
+    check_capture(ref, capture, speed)
     config = read_config(ref.config)
     device = choose_device(speed.capture_device).partition(":")[0]
     dtype = choose_dtype(config, capture.dtype, bfloat16=computes_bfloat16(device))

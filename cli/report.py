@@ -17,18 +17,28 @@ from engine.settings import POOLS
 @selection_options
 @click.option("--pool", type=click.Choice(POOLS), default=POOLS[0], show_default=True, help="Which activations.")
 @click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")
+@click.option("--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host.")
 def command(
-    experiment: str, trait: str | None, traits: str | None, experiments_dir: Path, pool: str, *, open_: bool
+    experiment: str,
+    trait: str | None,
+    traits: str | None,
+    experiments_dir: Path,
+    pool: str,
+    *,
+    open_: bool,
+    force_unlock: bool,
 ) -> None:
     """Write report.html and plots/ for each trait, and for the experiment."""
     from engine.experiment import check_writable, select_traits
+    from engine.lock import lock_traits
     from engine.report import write_experiment_report, write_trait_report
 
     folders = select_traits(experiments_dir, experiment, trait, traits)
     check_writable(folders)
     pages = [partial(write_trait_report, folder, pool) for folder in folders.values()]
     pages.append(partial(write_experiment_report, experiments_dir / experiment, click.echo, pool))
-    written, code = write_pages(pages)
+    with lock_traits(list(folders.values()), force_unlock=force_unlock):
+        written, code = write_pages(pages)
     for page in written:
         click.echo(page)
     if open_ and written:

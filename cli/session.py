@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.options import parse_layers
 from engine.errors import AccessError, ExitCode, TraitmillError
-from engine.settings import Capture, Identity, Judging, Limits, Plan, RunSettings, Speed, View
+from engine.settings import POOLS, Capture, Identity, Judging, Limits, Plan, RunSettings, Speed, View
 
 if TYPE_CHECKING:
     from engine.job import TraitJob
@@ -127,6 +127,14 @@ class Outcome:
         return ExitCode.NOTHING_KEPT if nothing else ExitCode.OK
 
 
+def check_capture(ref: ModelRef, capture: Capture, speed: Speed) -> None:
+    """Raise UsageError for capture settings that do not suit the model or this machine; before anything loads."""
+    from engine import attention
+    from engine.decoder import choose_device
+
+    attention.check_capture(ref.config, capture, choose_device(speed.capture_device).partition(":")[0])
+
+
 def run_jobs(
     folders: Mapping[str, Path],
     open_jobs: Callable[[Callable[[str], None]], list[TraitJob]],
@@ -144,6 +152,8 @@ def run_jobs(
     from engine.lock import lock_traits
     from engine.runlog import new_log, redirected
 
+    if settings.capture_rows != "none" and replace(settings.capture, pools=POOLS) != Capture(pools=POOLS):
+        check_capture(ref, settings.capture, settings.speed)
     log = new_log(next(iter(folders.values())).parent)
     with ExitStack() as stack:
         stack.enter_context(lock_traits(list(folders.values()), force_unlock=force_unlock))

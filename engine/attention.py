@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import UsageError
+from .settings import Capture
 
 KEEPS_SOFT_CAP = ("eager", "flash_attention_2", "flex_attention")
 """Implementations that apply a soft-cap on attention scores. sdpa takes the argument and silently drops it."""
@@ -123,6 +124,29 @@ def generation_itemsize(config: Any, requested: str, *, bfloat16: bool) -> int:
     if requested != "auto":
         return 4 if requested == "float32" else 2
     return 2 if bfloat16 or not str(config.model_type).startswith((*_NEVER_FLOAT16, "glm4")) else 4
+
+
+def check_layers(layers: Sequence[int] | None, n_layers: int) -> None:
+    """Raises UsageError for a layer that a model of `n_layers` decoder blocks does not have."""
+    if layers and layers[-1] >= n_layers:
+        raise UsageError(
+            f"--layers {layers[-1]}: this model has layers 0 to {n_layers - 1}; index i is the residual stream leaving "
+            "block i"
+        )
+
+
+def check_capture(raw: Mapping[str, Any], capture: Capture, device: str) -> None:
+    """Refuse capture settings that a model cannot be loaded with, before anything is written or loaded.
+
+    `raw` is its config.json, `device` cpu or cuda. Raises UsageError.
+    """
+    config = read_config(raw)
+    text_config = config.get_text_config()
+    require_causal(text_config)
+    check_layers(capture.layers, int(text_config.num_hidden_layers))
+    dtype = choose_dtype(config, capture.dtype, bfloat16=computes_bfloat16(device))
+    flash = device == "cuda" and flash_with_soft_cap()
+    choose_attention(text_config, capture.attention, device=device, dtype=dtype, flash=flash)
 
 
 def require_causal(text_config: Any) -> None:

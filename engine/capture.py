@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from . import decoder, devices
-from .attention import has_soft_cap, length_dependent_rope
+from .attention import check_layers, has_soft_cap, length_dependent_rope
 from .batching import Batch, Budget, run_batches
-from .errors import UsageError
 from .pools import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
 from .reference import run_alone
 from .selfcheck import Mode, SelfCheck
@@ -113,11 +112,7 @@ class CaptureModel:
 
     def _captured_layers(self, capture: Capture) -> tuple[int, ...]:
         chosen = capture.layers if capture.layers is not None else tuple(range(self.n_layers))
-        if chosen[-1] >= self.n_layers:
-            raise UsageError(
-                f"--layers {chosen[-1]}: this model has layers 0 to {self.n_layers - 1}; index i is the residual "
-                "stream leaving block i"
-            )
+        check_layers(chosen, self.n_layers)
         return (EMBEDDINGS, *chosen) if capture.include_embeddings else chosen
 
     def _limit(self, tokens: int | None) -> tuple[int, str]:

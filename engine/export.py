@@ -26,7 +26,13 @@ LAYER_CONVENTION = (
     "index i is the residual stream leaving decoder block i (0-based), before the final norm; "
     "-1, where present, is the embedding output"
 )
-POOLING = "mean over the response's tokens with the prompt as context, in float32; a closing end token does not count"
+POOLING = {
+    "response_mean": "mean over the response's tokens with the prompt as context, in float32; a closing end token does "
+    "not count",
+    "response_last": "the response's last token with the prompt as context; a closing end token does not count",
+    "prompt_mean": "mean over the prompt's tokens, in float32",
+    "prompt_last": "the prompt's last token",
+}
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -166,7 +172,7 @@ def _metadata(
 ) -> dict[str, Any]:
     manifest = view.manifest
     facts = manifest.captures[manifest.capture_key]
-    identity = manifest.settings["identity"]
+    identity, pools = manifest.settings["identity"], list(view.activations)
     return {
         "schema_version": SCHEMA_VERSION,
         "model": identity["model"],
@@ -180,9 +186,9 @@ def _metadata(
         "hidden_dim": shape[2],
         "layers": facts["layers"],
         "layer_convention": LAYER_CONVENTION,
-        "storage_type": "token_averaged",
-        "pooling": POOLING,
-        "pools": list(view.activations),
+        "storage_type": "token_averaged" if any(pool.endswith("_mean") for pool in pools) else "single_token",
+        "pooling": POOLING[pools[0]] if len(pools) == 1 else "; ".join(f"{pool}: {POOLING[pool]}" for pool in pools),
+        "pools": pools,
         "threshold": view.threshold,
         "batch_size": facts.get("batch_size"),
         "dtype": facts.get("dtype"),
@@ -196,7 +202,7 @@ def _metadata(
         "counts": view.counts(),
         "cost": judge_usage(view),
         "self_check": facts.get("self_check"),
-        "versions": facts.get("versions"),
+        "versions": manifest.versions | facts.get("versions", {}),
         "files_sha256": {str(path): sha256_of(view.folder / path) for path in files},
         "sample_ids": [view.plan.ids[position].decode() for position in kept],
         "instruction_index": view.plan.instruction_index[kept].tolist(),

@@ -16,13 +16,14 @@ import numpy as np
 from .errors import TraitmillError, UsageError
 from .export import METADATA, Exported, export_trait, require_captured, tensor_path
 from .local_judge import calibration_positions
-from .manifest import Manifest, changes, load_manifest, need_manifest, now, refuse
+from .manifest import Manifest, changes, installed_versions, load_manifest, need_manifest, now, refuse
 from .models import ModelRef
 from .plan import PlanTable, load_plan, make_plan, plan_key, save_plan
 from .records import POLARITIES, Polarity, Sample
 from .scoring import judge_key, local_prompt
 from .settings import RunSettings
 from .store import PENDING, Store
+from .tables import STATUSES
 from .traits import Trait
 from .view import TraitView, load_view
 
@@ -83,6 +84,12 @@ class TraitJob:
         wanted = self.view.responses.having("ok") if self.settings.capture_rows == "all" else self.view.passing()
         return np.flatnonzero(wanted & ~self.view.captured())
 
+    def lacking_pools(self, sample_id: str) -> list[str]:
+        """Pools of a sample that are not stored yet: a stored row is never written again."""
+        (position,) = self.view.plan.positions(np.array([sample_id], "S32"))
+        ok = STATUSES["activations"].index("ok")
+        return [pool for pool, index in self.view.activations.items() if index.status[position] != ok]
+
     def calibration(self) -> list[int]:
         """Positions whose margins fix the local judge's offset."""
         return calibration_positions(self.view.plan, self.settings.plan.n_examples)
@@ -131,6 +138,8 @@ class TraitJob:
 
         Where kept responses were not captured, and this run was not to, the CSVs are written without activations.
         """
+        if self.view.manifest.take_up_capture():
+            self.view.manifest.save(self.folder)
         if not self.is_exported():
             self.exported = write_files(self.view, without_uncaptured=True)
 
@@ -201,9 +210,10 @@ def open_job(
     key = judge_key(settings.judging, trait)
     recorded = json.loads(json.dumps(settings.recorded()))
     if manifest is None:
-        manifest = Manifest(now(), ref.source, recorded, trait.as_json(), key, {})
+        manifest = Manifest(now(), ref.source, recorded, trait.as_json(), key, {}, versions=installed_versions())
     elif key != manifest.judge_key:
         manifest.hold_judge()
+    _change_capture(manifest, recorded, settings)
     manifest.settings, manifest.definition, manifest.judge_key = recorded, trait.as_json(), key
     manifest.judges.setdefault(key, _judge_facts(settings, trait))
     n_planned = dict.fromkeys(POLARITIES, settings.plan.n_examples)
@@ -229,6 +239,7 @@ def reopen_job(
     store = Store(folder, notice)
     store.parts.recover()
     recorded = json.loads(json.dumps(settings.recorded()))
+    _change_capture(manifest, recorded, settings)
     manifest.settings |= {name: recorded[name] for name in ("capture", "view")}
     if judge:
         key = judge_key(settings.judging, trait)
@@ -265,6 +276,14 @@ def export_again(
     store = Store(folder, notice)
     store.parts.recover()
     return write_files(load_view(folder, manifest=manifest, store=store))
+
+
+def _change_capture(manifest: Manifest, recorded: dict[str, Any], settings: RunSettings) -> None:
+    """Let other capture settings wait for their first row; a run that captures nothing changes none."""
+    if settings.capture_rows == "none":
+        recorded["capture"] = manifest.settings["capture"]
+    elif recorded["capture"] != manifest.settings["capture"]:
+        manifest.hold_capture()
 
 
 def _find_judge(manifest: Manifest, name: str) -> str:

@@ -71,10 +71,10 @@ class Launch:
         new = self._generate and settings.capture_rows == "all"
         kept = self._judges and settings.capture_rows == "kept"
         self._captures = new or kept or any(len(job.uncaptured()) for job in jobs)
-        if not self._judges:  # another judge whose verdicts are all there needs no first one to be taken up
-            for job in jobs:
-                if job.view.manifest.take_up_judge():
-                    job.view.manifest.save(job.folder)
+        for job in jobs:  # another judge or set whose records are all there needs no first one to be taken up
+            taken_up = not self._judges and job.view.manifest.take_up_judge()
+            if (not len(job.uncaptured()) and job.view.manifest.take_up_capture()) or taken_up:
+                job.view.manifest.save(job.folder)
 
     @property
     def idle(self) -> bool:

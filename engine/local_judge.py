@@ -23,7 +23,7 @@ from .plan import PlanTable
 from .records import POLARITIES, Response, Verdict
 from .scoring import judge_key, local_prompt
 from .settings import Judging
-from .traits import Trait, fill
+from .traits import Trait, counts_per_instruction, fill
 
 CALIBRATION_PER_SIDE = 16
 _MIN_MASS = 0.05
@@ -46,10 +46,17 @@ class _Calibration:
 
 
 def calibration_positions(plan: PlanTable, n_examples: int) -> list[int]:
-    """Positions of the samples that fix a trait's offset: up to 16 a side, evenly spaced over the initial plan."""
+    """Positions of the samples that fix a trait's offset: up to 16 a side, evenly spaced over the initial plan.
+
+    A plan that grew by rounds holds the initial one as the first samples of each instruction.
+    """
     out: list[int] = []
     for code in range(len(POLARITIES)):
-        side = np.flatnonzero(plan.polarity == code)[:n_examples]
+        side = np.flatnonzero(plan.polarity == code)
+        instruction = plan.instruction_index[side]
+        starts = np.searchsorted(instruction, np.arange(instruction[-1] + 1))
+        share = np.array(counts_per_instruction(n_examples, len(starts)))
+        side = side[np.arange(len(side)) - starts[instruction] < share[instruction]]
         picks = np.linspace(0, len(side) - 1, min(CALIBRATION_PER_SIDE, len(side)))
         out += [int(side[round(pick)]) for pick in picks]
     return out

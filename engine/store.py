@@ -45,12 +45,12 @@ class Index:
         scores: Sequence[float | None] = (),
     ) -> None:
         """Note a part just appended, whose row `rows[i]` belongs to the sample at `positions[i]`."""
-        if not len(rows):
-            return
-        self.status[positions] = [STATUSES[self.kind].index(status) for status in statuses]
-        self.part[positions], self.row[positions] = len(self.paths), rows
+        counts = np.isin(self.status[positions], (PENDING, STATUSES[self.kind].index("failed")))
+        where = positions[counts]
+        self.status[where] = np.array([STATUSES[self.kind].index(status) for status in statuses], np.int8)[counts]
+        self.part[where], self.row[where] = len(self.paths), rows[counts]
         if scores:
-            self.score[positions] = [np.nan if score is None else score for score in scores]
+            self.score[where] = np.array(scores, float)[counts]
         self.paths.append(path)
 
     def having(self, *statuses: str) -> np.ndarray:

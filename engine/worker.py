@@ -68,10 +68,10 @@ def capture_row(response: Response) -> CaptureRow:
 def capture_records(
     result: CaptureResult, pools: Sequence[str], facts: CaptureFacts
 ) -> list[Activation | CaptureFailure]:
-    """A row's result as the store wants it: one record a pool."""
+    """A row's result as the store wants it: one record for each of some pools."""
     if result.error:
         return [CaptureFailure(result.trait, result.sample_id, pool, result.error) for pool in pools]
-    return [Activation(result.trait, result.sample_id, pool, facts.layers, v) for pool, v in result.pools.items()]
+    return [Activation(result.trait, result.sample_id, pool, facts.layers, result.pools[pool]) for pool in pools]
 
 
 class CaptureWorker:

@@ -80,7 +80,8 @@ def make_model(root: Path) -> Path:
     """A model as far as commands look before they load weights: a folder with a config."""
     folder = root / "toy"
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": fakes.HIDDEN_DIM}))
+    config = {"model_type": "llama", "hidden_size": fakes.HIDDEN_DIM, "num_hidden_layers": fakes.N_LAYERS}
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
     return folder
 
 

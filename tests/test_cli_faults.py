@@ -140,9 +140,9 @@ def test_f23_the_hubs_refusal_comes_with_its_remedy(
 # --- 24, 25: folders in use, settings changed ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["generate", "activations", "export", "vectors"])
+@pytest.mark.parametrize("command", ["generate", "activations", "judge", "export", "vectors", "report"])
 def test_f24_commands_that_write_leave_a_held_folder_alone(traitmill: Traitmill, copy: lab.Work, command: str) -> None:
-    extra = JUDGED_BY_FAKE if command == "generate" else []
+    extra = JUDGED_BY_FAKE if command in ("generate", "judge") else []
     with lock_traits(copy.folders):
         before = everything(copy.root)
         code, said = traitmill(command, *on(copy), *extra)
@@ -174,6 +174,33 @@ def test_f25_a_finished_run_loads_no_model_and_a_new_threshold_exports_again(
     assert code == ExitCode.OK
     assert "threshold: 50.0 -> 70.0 (the files are exported again)" in said
     assert lab.final_files(copy.folders[0]) != files
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "words"),
+    [
+        ("activations", ("--layers", "28-40"), "this model has layers 0 to 2"),
+        ("generate", ("--layers", "5-99"), "this model has layers 0 to 2"),
+        ("activations", ("--attention", "flash_attention_2"), "needs a GPU"),
+        ("activations", ("--per_token", "--layers", "40"), "this model has layers 0 to 2"),
+    ],
+)
+def test_f25_capture_settings_the_model_cannot_have_change_nothing(
+    traitmill: Traitmill, copy: lab.Work, command: str, wrong: tuple[str, ...], words: str
+) -> None:
+    before = everything(copy.root)
+    extra = (*JUDGED_BY_FAKE, "--n_examples", "30") if command == "generate" else ()
+    code, said = traitmill(command, *on(copy), *extra, *wrong)
+    assert code == ExitCode.USAGE
+    assert words in said
+    assert everything(copy.root) == before
+
+
+def test_f25_a_run_goes_on_with_its_own_judge_when_none_is_named(traitmill: Traitmill, copy: lab.Work) -> None:
+    code, said = traitmill("generate", *on(copy), *JUDGED_BY_FAKE[2:], "--n_examples", 30)
+    assert code == ExitCode.OK, said
+    assert "judge: fake-judge (from the run's record; --judge_model overrides)" in said
+    assert "no model is loaded" in said
 
 
 def test_f25_stage_two_captures_as_the_run_did_unless_told_otherwise(traitmill: Traitmill, copy: lab.Work) -> None:

@@ -17,11 +17,12 @@ from cli.session import Outcome
 from engine.errors import AccessError, EngineDiedError, ExitCode, StoppedError, UsageError
 from engine.job import export_again, reopen_job
 from engine.launch import Launch
-from engine.local_judge import LocalJudge
+from engine.local_judge import LocalJudge, calibration_positions
 from engine.manifest import load_manifest
+from engine.plan import make_plan
 from engine.records import Sample
-from engine.settings import Judging, Limits, RunSettings, Speed
-from engine.traits import load_traits
+from engine.settings import Identity, Judging, Limits, RunSettings, Speed
+from engine.traits import Trait, load_traits
 from engine.view import load_view
 from tests import fakes, lab
 from tests.misbehaving_server import MisbehavingServer, error
@@ -130,6 +131,19 @@ def test_f23_a_judge_that_cannot_be_had_leaves_the_verdict_set_in_use(tmp_path: 
             assert after.settings["judging"] == before.settings["judging"]
             export_again(folder, print)
             assert csv_rows(folder) == kept
+
+
+def test_the_local_judge_is_placed_by_the_initial_plan_though_rounds_were_added() -> None:
+    trait = Trait("t", tuple((f"pos {i}", f"neg {i}") for i in range(3)), tuple("ABCDEFG"), "")
+    identity = Identity(model="m", revision="r")
+    initial, grown = (
+        make_plan(trait, {"pos": n, "neg": m}, identity, fakes.tokenize) for n, m in ((50, 50), (150, 100))
+    )
+    wanted = []
+    for start in (0, 50):  # 50 samples a side, of which every (49/15)th
+        wanted += [initial.ids[start + round(k * 49 / 15)] for k in range(16)]
+    for plan in (initial, grown):
+        assert [plan.ids[position] for position in calibration_positions(plan, 50)] == wanted
 
 
 def test_another_judge_is_taken_up_with_its_first_verdict(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import torch
 
 from engine.capture import CaptureResult, CaptureRow
 from engine.errors import EngineDiedError, SettingsChangedError
+from engine.job import export_again
 from engine.manifest import load_manifest
 from engine.records import Response, Sample
-from engine.settings import Identity, Plan
-from tests import fakes
+from engine.settings import Capture, Identity, Plan
+from tests import fakes, lab
 
 
 def work_through(folder: Path, settings: object = None, **backends: object):
@@ -57,6 +58,61 @@ def test_what_describes_activations_is_on_disk_before_they_are(tmp_path: Path) -
     assert len(capturer.fits) > 3
     assert all(capturer.fits)
     assert capturer.most == 2, "the next call computes while the results of one are stored"
+
+
+def final_files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for name in ("responses", "activations") for path in (folder / name).iterdir()}
+
+
+class Broken(fakes.FakeCapture):
+    """Cannot be loaded, or dies before its first row."""
+
+    async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
+        raise EngineDiedError("the capture process died")
+
+
+@pytest.mark.parametrize(
+    "other", [{"layers": (0, 2)}, {"pools": ("response_mean", "prompt_last")}, {"dtype": "float16"}]
+)
+def test_capture_settings_that_gave_no_row_leave_the_activation_set_in_use(tmp_path: Path, other: dict) -> None:
+    folder = fakes.make_trait(tmp_path)
+    work_through(folder, fakes.settings(20))
+    before, settings = final_files(folder), load_manifest(folder).settings["capture"]
+    changed = fakes.settings(20, capture=Capture(**other))
+    stopped = work_through(folder, changed, capturer=Broken(changed.capture))
+    assert stopped.errors
+    assert load_manifest(folder).settings["capture"] == settings
+    export_again(folder, print)
+    assert final_files(folder) == before
+
+
+def test_a_run_that_captures_nothing_changes_no_capture_settings(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    work_through(folder, fakes.settings(20, capture=Capture(pools=("response_mean", "prompt_last"))))
+    before = final_files(folder)
+    work_through(folder, fakes.settings(20, capture_rows="none"))
+    assert final_files(folder) == before
+
+
+def test_a_pool_added_later_leaves_the_stored_rows_as_they_are(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    work_through(folder, fakes.settings(20))
+    before = lab.row_digests(folder)
+    both = fakes.settings(20, capture=Capture(pools=("response_mean", "prompt_last")))
+    work_through(folder, both)
+    after = lab.row_digests(folder)
+    assert lab.duplicates(folder) == 0
+    assert before.items() <= after.items()
+    assert len(after) > len(before)
+    assert load_manifest(folder).settings["capture"]["pools"] == ["response_mean", "prompt_last"]
+    exported = final_files(folder)
+    assert any("prompt_last" in name for name in exported)
+    export_again(folder, print)
+    assert {**final_files(folder)} == exported
+    metadata = json.loads((folder / "activations/metadata.json").read_text())
+    assert metadata["pooling"].startswith("response_mean: mean over")
+    assert "prompt_last: the prompt's last token" in metadata["pooling"]
+    assert metadata["versions"]["traitmill"]
 
 
 class Dies(fakes.FakeGenerator):
