@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def command(**options: Any) -> None:
     """Generate responses on vLLM, judge each as it is finished, capture activations, write the files.
 
-    The same command run again goes on where it was.
+    The same command run again goes on where it was; a folder's own model and judge stay unless others are named.
     """
     leave(generate(**options).exit_code)
 

@@ -93,7 +93,7 @@ judge_options = _options(
         "--judge_model",
         default=DEFAULT_JUDGE,
         show_default=True,
-        help="A model at the endpoint; local: the loaded model; local:MODEL. An earlier run's own goes on.",
+        help="A model at the endpoint; local: the loaded model; local:MODEL.",
     ),
     click.option("--judge_base_url", help="OpenAI-compatible endpoint.  [$OPENAI_BASE_URL]"),
     click.option(

@@ -77,3 +77,5 @@ class Backends:
     """Hears of responses that will not be judged."""
     on_starved: Callable[[], None] = lambda: None
     """Hears that generation or judging stopped: what a verdict still waits for will not come."""
+    on_interrupt: Callable[[], None] = lambda: None
+    """Hears that the run is to end: nothing more is to be asked of a judge."""

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from .client import FATAL, CallError, Client, LateError, RejectedError, TransientError
 from .cost import Meter, Tokens
-from .errors import StoppedError, TraitmillError
+from .errors import AccessError, StoppedError, TraitmillError
 from .profile import JudgeProfile, Message, refine
 from .ratelimit import Throttle, Ticket, wait_asked
-from .reply import Reply
+from .reply import FLAGGED, Reply
 from .scoring import Answer
 
 T = TypeVar("T")
@@ -21,12 +21,15 @@ T = TypeVar("T")
 ATTEMPTS, PROBE_ATTEMPTS = 8, 3
 _LONGEST_BACKOFF = 30.0
 _FILTERED = {
+    FLAGGED,
     "content_filter",
     "content_policy_violation",
     "invalid_prompt",
     "moderation_blocked",
     "ResponsibleAIPolicyViolation",
 }
+_MOST_DENIED = 5
+"""Answers in a row that deny key or model, of an endpoint that had accepted both, until they are believed."""
 _MOST_CHANGES = 3
 """Other forms of a request that one call may try."""
 
@@ -48,6 +51,7 @@ class Calls:
         """`profile` is what requests start from. `backoff`: scale, in seconds, of the pauses before a repetition."""
         self._client, self.throttle, self.meter, self.profile = client, throttle, meter, profile
         self._max_cost, self._backoff = max_cost, backoff
+        self._answered, self._denied = False, 0
         self.known = False
         """Whether the profile is right; until then a rejected one is the prober's business."""
 
@@ -106,6 +110,10 @@ class Calls:
         if reply.status in {400, 403, 422}:
             better = refine(profile, fault.param, fault.message, plainly=self.known)
         error = self._client.failure(reply, mendable=better is not None)
+        if isinstance(error, AccessError) and reply.status in {403, 404} and not fault.codes & FATAL and self._answered:
+            self._denied += 1  # a gateway may deny one text, or fail for a moment
+            if self._denied < _MOST_DENIED:
+                error = RejectedError(f"HTTP {reply.status}: {self._client.redact(fault.message)}", reply.text)
         if isinstance(error, TraitmillError):
             self.stop(error)
         if not isinstance(error, RejectedError):
@@ -148,6 +156,7 @@ class Calls:
         if tokens is not None:
             tally.add(tokens)  # a verdict's row holds counts only
         counted = tokens or Tokens(round(prompt_tokens), 0, round(len(answer.text) / 4 + 0.5))
+        self._answered, self._denied = True, 0
         self.meter.add(counted, estimated=tokens is None)
         self.throttle.answered(ticket, counted.input + counted.output)
         return answer

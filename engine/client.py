@@ -118,7 +118,7 @@ class Client:
 
     async def complete(self, request: dict[str, Any]) -> Reply:
         """One chat completion, whatever its status. Raises TransientError without a connection or past the deadline."""
-        return await self._reply("post", "/chat/completions", self._deadline, body=request)
+        return (await self._reply("post", "/chat/completions", self._deadline, body=request)).honest
 
     async def list_models(self) -> Reply:
         """The list of models, which is free. Raises TransientError as `complete` does."""

@@ -10,7 +10,7 @@ from .client import FATAL, CallError, Client, RejectedError, TransientError
 from .cost import Meter, Usage, find_price, need_price
 from .errors import AccessError, StoppedError, UsageError
 from .profile import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
-from .ratelimit import Throttle
+from .ratelimit import Throttle, wait_asked
 from .records import Response, Verdict
 from .reply import Reply
 from .scoring import (
@@ -103,6 +103,10 @@ class EndpointJudge:
                 "and --judge_base_url"
             ) from None
         return self._calls.profile
+
+    def interrupt(self) -> None:
+        """Send nothing more; what is under way may still be answered. All other calls raise StoppedError."""
+        self._calls.throttle.stop(StoppedError("interrupted"))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -198,6 +202,9 @@ class EndpointJudge:
 
     async def _list(self) -> Reply:
         reply = await self._client.list_models()
+        if reply.status >= 400 and (wait := wait_asked(reply.headers)):
+            self._calls.throttle.shut(wait)
+            return reply
         if reply.status >= 500 or reply.status in {408, 429}:
             raise TransientError(f"HTTP {reply.status}", reply.text)
         return reply

@@ -257,6 +257,7 @@ class Launch:
     async def _open_endpoint(self) -> None:
         judge = await asyncio.to_thread(endpoint_judge, self._jobs, self._settings, self._notice)
         self._judge = self.backends.judge = judge
+        self.backends.on_interrupt = judge.interrupt
         try:
             profile = await judge.open()
         except StoppedError as error:  # no quota, say: responses and activations can be had all the same

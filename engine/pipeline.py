@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +59,7 @@ class Pipeline:
     """Of a call's task: what no stage expects."""
     _generating: set[asyncio.Task[None]] = field(default_factory=set)
     _judged: set[asyncio.Task[None]] = field(default_factory=set)
-    _being_judged: Counter[TraitJob] = field(default_factory=Counter)
+    _being_judged: defaultdict[TraitJob, set[asyncio.Task[None]]] = field(default_factory=lambda: defaultdict(set))
     _captured: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self) -> None:
@@ -100,6 +100,7 @@ class Pipeline:
     def stop(self) -> None:
         """End early: intake stops, answers in flight get a few seconds, everything in hand is flushed."""
         self.interrupted = True
+        self.backends.on_interrupt()
         if self._started:
             self._changed.set()
 
@@ -198,8 +199,10 @@ class Pipeline:
         while True:
             for item in await self._judging.take(MAX_JUDGING):
                 if "judging" not in self.errors and item[0].error is None:
-                    self._being_judged[item[0]] += 1
-                    self._start(self._judge(judge, item), self._judged)
+                    under_way = self._being_judged[item[0]]
+                    task = self._start(self._judge(judge, item), self._judged)
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
             # A local judge parks answers until its offset is known, so a limit could keep out those it waits for.
             while len(self._judged) >= MAX_JUDGING and not self.settings.judging.is_local:
                 await asyncio.wait(self._judged, return_when=asyncio.FIRST_COMPLETED)
@@ -210,10 +213,9 @@ class Pipeline:
         try:
             verdict = await judge.judge(job.trait, response)
         except TraitmillError as error:
-            self.stop_stage("judging", error)
+            if not self.interrupted:
+                self.stop_stage("judging", error)
             return
-        finally:
-            self._being_judged[job] -= 1
         if job.view.manifest.take_up_judge():
             self._recorder.write_manifest(job)
         self.clocks["judging"].count(self.elapsed, verdict.input_tokens + verdict.output_tokens)
@@ -319,6 +321,8 @@ class Pipeline:
             job.error = error
             self.notice(f"{job.name}: {error}")
             job.pending.clear()
+            for task in self._being_judged[job]:  # nothing of it could be stored: it must not be paid for
+                task.cancel()
         self._changed.set()
 
     async def _settle(self) -> None:

@@ -36,6 +36,7 @@ _STOP_CHECK_SECONDS = 1.0
 _LONGEST_WAIT = 366 * 86400.0
 """What is asked for may be any number; the clock's arithmetic is not made for all of them."""
 _COUNT = re.compile(r"[0-9]{1,15}")
+_SECONDS = re.compile(r"\s*s(ec(ond)?s?)?\s*$", re.IGNORECASE)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
 
@@ -55,15 +56,13 @@ def parse_duration(text: str) -> float | None:
 def wait_asked(headers: Mapping[str, str]) -> float | None:
     """Seconds an endpoint asks to wait; None if it does not say. Header names are lower case.
 
-    Read in turn: `retry-after-ms`, `retry-after` (seconds, or a date, taken against the answer's own `date` where it
-    has one), and the longest `x-ratelimit-reset-*` of an allowance with nothing remaining.
+    The longer of `retry-after-ms` and `retry-after` (seconds, or a date, taken against the answer's own `date` where it
+    has one), else the longest `x-ratelimit-reset-*` of an allowance with nothing remaining.
     """
-    if (milliseconds := parse_duration(headers.get("retry-after-ms", ""))) is not None:
-        return milliseconds / 1000
-    stated = headers.get("retry-after", "")
-    if (seconds := parse_duration(stated)) is not None:
-        return seconds
-    if (until := _date(stated)) is not None:
+    milliseconds, seconds = _longest(headers.get("retry-after-ms", "")), _longest(headers.get("retry-after", ""))
+    if milliseconds is not None or seconds is not None:
+        return max((milliseconds or 0.0) / 1000, seconds or 0.0)
+    if (until := _date(headers.get("retry-after", ""))) is not None:
         now = _date(headers.get("date", ""))
         return min(max(0.0, until - (time.time() if now is None else now)), _LONGEST_WAIT)
     resets = [
@@ -72,6 +71,12 @@ def wait_asked(headers: Mapping[str, str]) -> float | None:
         if headers.get(f"x-ratelimit-remaining-{kind}", "").strip() == "0"
     ]
     return max((reset for reset in resets if reset is not None), default=None)
+
+
+def _longest(text: str) -> float | None:
+    """The longest duration of a header, which a proxy on the way may have added a second time."""
+    durations = (parse_duration(_SECONDS.sub("", part)) for part in text.split(","))
+    return max((duration for duration in durations if duration is not None), default=None)
 
 
 def _date(text: str) -> float | None:

@@ -11,7 +11,10 @@ from typing import Any
 from .cost import Tokens
 from .scoring import Answer, escape_surrogates
 
-_MOST_TOKENS = 1 << 31
+_MOST_TOKENS = 1 << 26
+"""More than any context; all attempts at one verdict together fit 32 bits."""
+FLAGGED = "flagged_input"
+"""Our code for an error that OpenRouter marks so: its moderation refused a text."""
 _LOGPROB_SLACK = 1e-2
 """Rounding puts certain tokens a little above log 1."""
 
@@ -37,7 +40,23 @@ class Reply:
             return Fault(str(error))
         message = error.get("message") or error.get("detail") or self.text
         codes = {str(error.get(name)) for name in ("code", "type") if error.get(name)}
+        metadata = error.get("metadata")
+        if isinstance(metadata, dict) and "flagged_input" in metadata:
+            codes.add(FLAGGED)
         return Fault(str(message), str(error.get("param") or ""), frozenset(codes))
+
+    @property
+    def honest(self) -> Reply:
+        """The same under the status that the body states: some gateways send errors of their providers as 200."""
+        try:
+            body = json.loads(self.text)
+        except (ValueError, RecursionError):
+            return self
+        if self.status >= 400 or not isinstance(body, dict) or body.get("choices"):
+            return self
+        error = body.get("error")
+        code = error.get("code") if isinstance(error, dict) else None
+        return Reply(code, self.headers, self.text) if isinstance(code, int) and 400 <= code < 600 else self
 
     def completion(self) -> tuple[Answer, Tokens | None]:
         """The first choice, and the tokens used, None where they are not reported (or are no counts).

@@ -43,6 +43,7 @@ SCORE_SCHEMA: dict[str, Any] = {
 _MIN_WEIGHT = 0.25
 _INTEGER = re.compile(r"100|[1-9]?[0-9]")
 _INTEGER_BEGUN = re.compile(r"[0-9]{0,3}")
+_NUMBER_BEGUN = re.compile(r"[-+]?\.?[0-9]")
 _REFUSAL = re.compile(r"\W*(refusal|refused|refuse)\W*", re.IGNORECASE)
 _MAX_RAW = 4000
 
@@ -131,10 +132,14 @@ def _read_object(text: str) -> Reading:
 def read_expected(answer: Answer) -> Reading:
     """Expectation over the integer tokens 0 to 100 among the candidates for the first token, two decimals.
 
-    score = sum(p * n) / sum(p); `unparsable` below a total weight sum(p) of 0.25, where it would rest on crumbs.
+    score = sum(p * n) / sum(p); `unparsable` below a total weight sum(p) of 0.25, where it would rest on crumbs, and
+    where the number goes on: the first token of `8/10`, `0.85` or `1. The answer ...` is no score.
     """
-    if answer.refusal or answer.finish_reason == "content_filter":
+    text = answer.text.strip()
+    if answer.refusal or answer.finish_reason == "content_filter" or _REFUSAL.fullmatch(text):
         return Reading("refused")
+    if _NUMBER_BEGUN.match(text) and not _INTEGER.fullmatch(text):
+        return Reading("unparsable")
     weight = total = 0.0
     for token, logprob in answer.alternatives.items():
         if _INTEGER.fullmatch(token.strip()):
@@ -143,7 +148,7 @@ def read_expected(answer: Answer) -> Reading:
             total += p * int(token)
     if weight >= _MIN_WEIGHT:
         return Reading("scored", round(min(total / weight, 100.0), 2))
-    return Reading("refused" if _REFUSAL.fullmatch(answer.text.strip()) else "unparsable")
+    return Reading("unparsable")
 
 
 def whole_numbers(text: str, tokens: Sequence[str]) -> bool:

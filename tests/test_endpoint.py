@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -17,6 +18,7 @@ from engine.profile import CAP, RAISED_CAP
 from engine.records import Response, Sample
 from engine.scoring import PLAIN_REQUEST, judge_key
 from engine.settings import Judging, Limits
+from engine.tables import verdict_table
 from engine.traits import Trait
 
 TRAIT = Trait("calm", (("be calm", "be wild"),), ("How?",), "How calm is this?\nQ: {question}\nA: {answer}\nNumber:")
@@ -518,6 +520,13 @@ async def test_f09_an_unreadable_answer_is_asked_about_once(text):
         (completion("", finish_reason="content_filter"), ""),
         (completion('{"score": null}'), '{"score": null}'),
         (error(400, "The prompt was filtered", code="content_filter"), "The prompt was filtered"),
+        (
+            Reply(
+                403,
+                {"error": {"code": 403, "message": "Flagged", "metadata": {"reasons": ["x"], "flagged_input": "t"}}},
+            ),
+            "Flagged",
+        ),
     ],
 )
 async def test_f10_a_refusal_concerns_that_item_alone(answer, raw):
@@ -538,6 +547,57 @@ async def test_f10_any_other_rejection_fails_that_item_without_a_retry():
     assert (bad.status, bad.attempts) == ("failed", 1)
     assert "maximum context length" in bad.error
     assert good.status == "scored"
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_f10_an_answer_that_denies_one_text_ends_no_judging(status):
+    denied = Reply(status, b"<html>Forbidden</html>")
+    with MisbehavingServer(script=lambda seen: denied if "touchy" in seen.prompt else None) as server:
+        async with known(server, concurrency=1) as judge:
+            verdicts = [await judge.judge(TRAIT, response(text)) for text in ["mild", "touchy", "mild"] * 8]
+    assert [v.status for v in verdicts] == ["scored", "failed", "scored"] * 8
+    assert str(status) in verdicts[1].error
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_f05_what_is_denied_over_and_over_ends_all_judging(status):
+    with MisbehavingServer(script=[None, *[Reply(status, b"no")] * 50]) as server:
+        async with known(server, concurrency=1) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+            for _ in range(4):
+                assert (await judge.judge(TRAIT, response())).status == "failed"
+            for _ in range(3):
+                with pytest.raises(AccessError):
+                    await judge.judge(TRAIT, response())
+        assert len(server.log) == 6
+
+
+async def test_f05_an_error_sent_as_200_counts_as_what_it_says():
+    broke = Reply(200, {"error": {"code": 402, "message": "Insufficient credits"}})
+    with MisbehavingServer(script=[None, *[broke] * 20]) as server:
+        async with known(server, concurrency=1) as judge:
+            await judge.judge(TRAIT, response())
+            with pytest.raises(StoppedError, match="no quota left"):
+                await judge.judge(TRAIT, response())
+        assert len(server.log) == 2
+
+
+async def test_f03_a_pause_that_the_list_of_models_asks_for_is_kept():
+    with MisbehavingServer() as server:
+        server.list_faults.append(Reply(429, b"", {"Retry-After": "0.7"}))
+        start = time.monotonic()
+        async with known(server) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+        assert server.listed == 1
+        assert server.log[0].at >= start + 0.7
+
+
+async def test_f08_token_counts_beyond_belief_are_not_believed():
+    with MisbehavingServer(script=lambda _: completion("8 or so", usage=(2**31, 2**31, 0))) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+        assert judge.usage.estimated == 2
+    assert verdict_table([verdict])["input_tokens"][0].as_py() < 2**20
 
 
 async def test_f11_an_answer_cut_off_gets_more_room_once():
@@ -770,6 +830,7 @@ async def test_f28_the_key_leaks_nowhere(monkeypatch, caplog):
                 verdict = await judge.judge(TRAIT, response(word))
                 texts.append(repr(verdict))
             assert "'scored'" in texts[-1]  # so the key did reach the server
+            texts += [repr(await judge.judge(TRAIT, response("refused"))) for _ in range(4)]
             with pytest.raises(AccessError) as caught:
                 await judge.judge(TRAIT, response("refused"))
     everything = "\n".join([*texts, *events, str(caught.value), repr(caught.value), caplog.text, repr(judge)])

@@ -7,6 +7,7 @@ import csv
 import json
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from cli import display
 from cli.session import Outcome
-from engine.errors import AccessError, EngineDiedError, ExitCode, StoppedError, UsageError
+from engine.errors import AccessError, EngineDiedError, ExitCode, ResourceError, StoppedError, UsageError
 from engine.job import export_again, reopen_job
 from engine.launch import Launch
 from engine.local_judge import LocalJudge, calibration_positions
@@ -220,6 +221,55 @@ def test_answers_under_way_when_judging_stops_are_kept(tmp_path: Path) -> None:
     assert isinstance(run.pipeline.errors["judging"], StoppedError)
     assert paid >= 7
     assert all_counts(folder)["scored"] == paid
+
+
+def test_f02_an_interrupt_asks_nothing_more_and_keeps_what_was_asked(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    settings = judged_by("", n=150)
+    with MisbehavingServer("gpt-5-mini", latency=0.5) as server:
+        settings = judged_by(server.url, "gpt-5-mini", n=150)
+        jobs = fakes.open_jobs([folder], settings)
+        run = Judged(jobs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
+        pressed: list[float] = []
+
+        async def main() -> None:
+            going = asyncio.create_task(run.run())
+            while len(server.log) < 40:
+                await asyncio.sleep(0.01)
+            pressed.append(time.monotonic())
+            run.pipeline.stop()
+            await going
+
+        asyncio.run(asyncio.wait_for(main(), 60))
+        late = [seen for seen in server.log if seen.at > pressed[0] + 0.1]
+        assert not late
+        assert 40 <= len(server.log) < 250
+        assert all_counts(folder)["scored"] == server.statuses.count(200) - 1  # the probe is no verdict
+    assert not run.pipeline.errors
+
+
+def test_f13_a_trait_that_cannot_be_written_is_not_paid_for(tmp_path: Path) -> None:
+    good, bad = fakes.make_trait(tmp_path, "good"), fakes.make_trait(tmp_path, "bad")
+    with MisbehavingServer("gpt-5-mini", latency=0.2) as server:
+        settings = judged_by(server.url, "gpt-5-mini", n=200)
+        jobs = fakes.open_jobs([bad, good], settings)
+        run = Judged(jobs, settings, fakes.REF, tmp_path / "log", print, generate=True, judge=True)
+        failed: list[float] = []
+
+        async def main() -> None:
+            going = asyncio.create_task(run.run())
+            while len(server.log) < 40:
+                await asyncio.sleep(0.01)
+            failed.append(time.monotonic())
+            run.pipeline._fail_trait(jobs[0], ResourceError("the disk is full"))
+            await going
+
+        asyncio.run(asyncio.wait_for(main(), 60))
+        texts = {row["response"] for row in lab.rows(good, "responses")}
+        late = [seen for seen in server.log if seen.at > failed[0] + 0.1]
+        assert late
+        assert all(any(text in seen.prompt for text in texts) for seen in late)
+    assert all_counts(good)["scored"] == all_counts(good)["ok"] > 300
 
 
 # --- the local judge -------------------------------------------------------------------------------------------

@@ -90,7 +90,12 @@ def test_durations(text, seconds):
     [
         ({}, None),
         ({"retry-after": "7"}, 7),
-        ({"retry-after": "7", "retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "7", "retry-after-ms": "250"}, 7),
+        ({"retry-after": "7", "retry-after-ms": "7250"}, 7.25),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "30, 30"}, 30),  # as headers given twice are joined
+        ({"retry-after": "30 seconds"}, 30),
+        ({"retry-after": "30 s"}, 30),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT"}, 0),
         ({"retry-after": "later"}, None),

@@ -3,11 +3,13 @@
 import itertools
 import math
 import random
+import re
 
 import pytest
 
 from engine.scoring import (
     Answer,
+    Reading,
     auroc,
     auroc_interval,
     escape_surrogates,
@@ -111,6 +113,34 @@ def test_expected_below_a_quarter_of_the_weight_is_no_score():
     assert read_expected(Answer("80", alternatives={"80": math.log(0.251), "The": math.log(0.7)})).score == 80.0
     assert read_expected(Answer("REFUSAL", alternatives={"REF": 0.0})).status == "refused"
     assert read_expected(Answer("80")).status == "unparsable"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "85/100",
+        "8/10",
+        "9 out of 10",
+        "1. The answer shows it",
+        "2 of 3, so 70",
+        "0.85",
+        "10-20",
+        "150",
+        "-5",
+        "85%",
+        ".9",
+    ],
+)
+def test_f09_a_number_that_goes_on_is_no_score(text):
+    first = re.match(r"[-+.]?[0-9]+", text)[0]
+    top = {first: math.log(0.9), "7": math.log(0.08)}
+    assert read_expected(Answer(text, alternatives=top)).status == "unparsable"
+    assert read_integer(Answer(text)).status == "unparsable"
+
+
+def test_f10_a_refusal_is_none_whatever_else_was_likely():
+    top = {"REF": math.log(0.6), "0": math.log(0.4)}
+    assert read_expected(Answer("REFUSAL", alternatives=top)) == Reading("refused")
 
 
 def test_expected_stays_inside_the_scale_when_probabilities_round_up():
