@@ -85,7 +85,7 @@ plan_options = _options(
     click.option(
         "--max_examples", type=int, default=0, help="Most responses per polarity --min_kept may reach.  [10 rounds]"
     ),
-    click.option("--new_run", is_flag=True, help="Move a run with other settings aside, under a dated name."),
+    click.option("--new_run", is_flag=True, help="Move a run with other settings, or a finished one, aside."),
 )
 
 judge_options = _options(

@@ -14,6 +14,7 @@ from .files import TEMP_SUFFIX, atomic_file, naming_full_disk, sha256_of, write_
 from .manifest import SCHEMA_VERSION
 from .records import POLARITIES, Polarity
 from .scoring import auroc_interval, histogram
+from .settings import POOLS
 from .store import PENDING
 from .view import TraitView
 
@@ -101,9 +102,9 @@ def export_trait(view: TraitView, *, without_uncaptured: bool = False) -> Export
 
 def _remove_stale(view: TraitView, files: list[Path]) -> None:
     """Tensors of another capture setting would not fit the new CSVs."""
-    for path in (view.folder / "activations").glob("all_layers*.pt"):
-        if path.relative_to(view.folder) not in files:
-            path.unlink()
+    for path in map(tensor_path, POOLS):
+        if path not in files:
+            (view.folder / path).unlink(missing_ok=True)
     if METADATA not in files:
         (view.folder / METADATA).unlink(missing_ok=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .aside import move_aside, outputs
 from .errors import TraitmillError, UsageError
 from .export import METADATA, Exported, export_trait, require_captured, tensor_path
 from .local_judge import calibration_positions
@@ -193,9 +193,15 @@ def open_job(
     Raises SettingsChangedError with a diff where settings that define the samples differ; nothing is written then.
     """
     manifest = load_manifest(folder)
-    if manifest is not None and new_run:
-        notice(f"{trait.name}: the old run was moved to {_move_aside(folder, manifest)}")
-        manifest = None
+    if manifest is None and outputs(folder):
+        notice(f"{trait.name}: files that no run here made were moved to {move_aside(folder, 'before', now())}")
+    elif manifest is not None and new_run:
+        refused, _ = changes(manifest, settings, trait)
+        if refused or _is_finished(trait, folder, settings, tokenize, manifest):
+            notice(f"{trait.name}: the old run was moved to {move_aside(folder, 'run', manifest.created)}")
+            manifest = None
+        else:  # the same command again after an interrupt: what was paid for is not paid for twice
+            notice(f"{trait.name}: --new_run has begun already and goes on")
     if manifest is not None:
         refused, allowed = changes(manifest, settings, trait)
         if refused and not any((folder / "parquet" / "responses").glob("part-*.parquet")):
@@ -329,16 +335,10 @@ def _plan(
     return load_view(folder, manifest=manifest, plan=plan, store=store)
 
 
-def _move_aside(folder: Path, manifest: Manifest) -> Path:
-    target = folder / f"run-{manifest.created.replace(':', '').replace('-', '')}"
-    number = 1
-    while (target / "parquet").exists():
-        number += 1
-        target = target.with_name(f"{target.name.partition('_')[0]}_{number}")
-    target.mkdir(exist_ok=True)
-    # The records go last: cut off before that, the same command moves the rest.
-    pages = sorted(path.name for path in folder.glob("report*.html"))
-    for name in ("responses", "activations", "vectors", "plots", *pages, "evaluation.parquet", "parquet"):
-        if (folder / name).exists():
-            shutil.move(folder / name, target / name)
-    return target
+def _is_finished(trait: Trait, folder: Path, settings: RunSettings, tokenize: Tokenize, manifest: Manifest) -> bool:
+    """Whether the run that a folder holds came to its end, its files written."""
+    try:
+        view = load_view(folder, manifest=manifest)
+    except UsageError:  # its plan cannot be read, and will be made again
+        return False
+    return TraitJob(trait, folder, settings, tokenize, view).is_exported()

@@ -242,7 +242,9 @@ def _remove_stale(folder: Path, vectors: Vectors) -> None:
             metadata = json.loads(path.read_bytes())
         except ValueError:
             metadata = {}
-        if metadata.get("pool", vectors.pool) == vectors.pool and metadata.get("activations_sha256") != current:
+        # A file without that key is not ours, whatever its name.
+        ours = "activations_sha256" in metadata and metadata.get("pool", vectors.pool) == vectors.pool
+        if ours and metadata["activations_sha256"] != current:
             path.with_name(path.name.replace("_metadata.json", ".pt")).unlink(missing_ok=True)
             path.unlink()
 

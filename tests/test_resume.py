@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from engine.capture import CaptureResult, CaptureRow
-from engine.errors import EngineDiedError, SettingsChangedError
+from engine.errors import EngineDiedError, SettingsChangedError, StoppedError
 from engine.job import export_again
 from engine.manifest import load_manifest
-from engine.records import Response, Sample
-from engine.settings import Capture, Identity, Plan
+from engine.records import Response, Sample, Verdict
+from engine.settings import Capture, Identity, Plan, RunSettings
+from engine.traits import Trait
 from tests import fakes, lab
 
 
@@ -113,6 +114,66 @@ def test_a_pool_added_later_leaves_the_stored_rows_as_they_are(tmp_path: Path) -
     assert metadata["pooling"].startswith("response_mean: mean over")
     assert "prompt_last: the prompt's last token" in metadata["pooling"]
     assert metadata["versions"]["traitmill"]
+
+
+class Counted(fakes.FakeJudge):
+    """Stops without quota after some verdicts."""
+
+    def __init__(self, settings: RunSettings, last: int) -> None:
+        super().__init__(settings.judging)
+        self.last, self.judged = last, 0
+
+    async def judge(self, trait: Trait, response: Response) -> Verdict:
+        if self.judged == self.last:
+            raise StoppedError("no quota left")
+        self.judged += 1
+        return await super().judge(trait, response)
+
+
+def test_a_new_run_that_was_stopped_goes_on_and_a_finished_one_is_moved_aside(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    settings = fakes.settings(20, identity=Identity(model="fake", revision="r0", seed=1))
+    work_through(folder, fakes.settings(20))
+    notices: list[str] = []
+
+    def new_run(judge: Counted) -> None:
+        jobs = fakes.open_jobs([folder], settings, notices, new_run=True)
+        asyncio.run(fakes.pipeline(jobs, settings, judge=judge).run())
+
+    new_run(first := Counted(settings, 15))
+    new_run(second := Counted(settings, 1000))
+    n_ok = sum(row["status"] == "ok" for row in lab.rows(folder, "responses"))
+    assert first.judged + second.judged == n_ok
+    assert len(list(folder.glob("run-*"))) == 1
+    assert "goes on" in notices[1]
+    new_run(third := Counted(settings, 1000))
+    assert third.judged == n_ok
+    assert len(list(folder.glob("run-*"))) == 2
+
+
+def test_files_of_another_program_are_moved_aside(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    foreign = {"responses/pos.csv": b"theirs", "activations/all_layers.pt": b"\x00", "vectors/probe_layer3.pt": b"v"}
+    for name, data in foreign.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    notices: list[str] = []
+    settings = fakes.settings(20)
+    asyncio.run(fakes.pipeline(fakes.open_jobs([folder], settings, notices), settings).run())
+    [aside] = folder.glob("before-*")
+    assert str(aside) in notices[0]
+    assert {name: (aside / name).read_bytes() for name in foreign} == foreign
+    assert (folder / "responses/pos.csv").read_bytes() != b"theirs"
+    assert not (folder / "vectors").exists()
+
+
+def test_an_export_leaves_a_persons_own_copies(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    work_through(folder, fakes.settings(20))
+    own = folder / "activations/all_layers_threshold50.pt"
+    own.write_bytes(b"mine")
+    export_again(folder, print, threshold=70.0)
+    assert own.read_bytes() == b"mine"
 
 
 class Dies(fakes.FakeGenerator):

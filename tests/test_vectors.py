@@ -228,10 +228,13 @@ def test_safetensors_hold_what_pt_files_hold(folder):
 
 def test_vectors_of_other_activations_do_not_stay(folder):
     write_vectors(folder, fit_vectors(load_activations(folder)))
+    for name, content in (("mine_layer2_metadata.json", b'{"norm": 1}'), ("odd_layer2_metadata.json", b"[1]")):
+        (folder / "vectors" / name).write_bytes(content)  # somebody's own
     planted.write_trait(folder, signal=2.0, seed=9)
     write_vectors(folder, fit_vectors(load_activations(folder), ["probe"], [2]))
     left = sorted(path.name for path in (folder / "vectors").iterdir())
-    assert left == ["probe_layer2.pt", "probe_layer2_metadata.json"]
+    own = ["mine_layer2_metadata.json", "odd_layer2_metadata.json"]
+    assert left == [*own, "probe_layer2.pt", "probe_layer2_metadata.json"]
 
 
 def test_packed_vectors_of_other_activations_do_not_stay_and_layers_of_these_do(folder):
