@@ -154,6 +154,12 @@ def _remarks(job: TraitJob) -> Iterator[str]:
             problems["cut off at --max_new_tokens"] = side["cut_off"]
         if problems:
             yield f"{job.name} {polarity}: " + ", ".join(f"{count} {name}" for name, count in problems.items())
+        judged = {n: c for n, c in side["verdicts"].items() if c and n != "unjudged"}
+        if side["planned"] and judged and not side["verdicts"]["scored"]:
+            yield (
+                f"{job.name}: no {polarity} response has a score: the judge answers, but gives no number. Read its "
+                f"answers (column raw in {view.folder}/parquet/verdicts), and try another eval_prompt or judge"
+            )
         if side["planned"] and not side["kept"] and side["verdicts"]["scored"]:
             yield (
                 f"{job.name}: no {polarity} response passes the threshold {view.threshold:g} (scores above). Try "

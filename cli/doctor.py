@@ -92,9 +92,11 @@ def _traits(experiments_dir: Path, experiment: str) -> str:
 
 def _model(experiment: str | None, gen_model: str | None) -> str:
     from engine.models import find_model, infer_model, load_tokenizer
+    from engine.weights import check_weights
 
     name = gen_model or infer_model(experiment or "")
     ref = find_model(name)
+    check_weights(ref)
     chat = "with a chat template" if load_tokenizer(ref).chat_template else "a base model: prompts go in raw"
     return f"{name}, revision {ref.revision}, context {ref.context_length or 'unstated'}, {chat}"
 

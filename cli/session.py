@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -167,6 +168,7 @@ def run_jobs(
             display.attach(out)
         with display.watching(launch):
             asyncio.run(launch.run())
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # asyncio puts back the system's own
         errors = [*launch.pipeline.errors.values(), *(job.error for job in jobs if job.error)]
         outcome = Outcome(jobs, errors, launch.pipeline.interrupted)
         display.summary(launch, outcome, log)

@@ -95,7 +95,7 @@ class Calls:
                     self.throttle.limited(ticket, pause)
                     limited += 1
                     continue
-                if wait and reply.status >= 500:
+                if wait and (reply.status >= 500 or reply.status in {408, 409, 425}):
                     self.throttle.shut(wait)
                 else:
                     self.throttle.resumed()

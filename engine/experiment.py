@@ -8,7 +8,10 @@ from pathlib import Path
 from .errors import UsageError
 from .traits import DEFINITION_FILE, check_name
 
-_PARTS = tuple(f"parquet/{kind}" for kind in ("responses", "verdicts", "activations", "quarantine"))
+_INSIDE = (
+    "activations/per_token",
+    *(f"parquet/{kind}" for kind in ("responses", "verdicts", "activations", "quarantine")),
+)
 
 
 def select_traits(experiments_dir: Path, experiment: str, trait: str | None, traits: str | None) -> dict[str, Path]:
@@ -55,7 +58,7 @@ def select_traits(experiments_dir: Path, experiment: str, trait: str | None, tra
 
 def _check_links(folder: Path) -> None:
     """Raise UsageError where something we would write through is a link out of the folder."""
-    for name in (".logs", "parquet", "responses", "activations", "vectors", "plots", *_PARTS):
+    for name in (".logs", "parquet", "responses", "activations", "vectors", "plots", *_INSIDE):
         path = folder / name
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise UsageError(

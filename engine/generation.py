@@ -187,7 +187,8 @@ class VllmEngine:
         """Generate one response. Never raises for the sample's own trouble; raises EngineDiedError."""
         room = self.size.max_model_len - len(sample.prompt_token_ids)
         if room < 1:
-            error = f"prompt of {len(sample.prompt_token_ids)} tokens, context of {self.size.max_model_len}"
+            context = self._ref.context_length or self.size.max_model_len
+            error = f"prompt of {len(sample.prompt_token_ids)} tokens, context of {context}"
             return Response(sample, "overlong", error=error)
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError

@@ -28,6 +28,7 @@ from .runlog import last_error
 from .scoring import local_prompt
 from .settings import RunSettings
 from .traits import fill
+from .weights import check_weights
 from .worker import CaptureFacts, CaptureWorker
 
 
@@ -138,6 +139,10 @@ class Launch:
             local = await asyncio.to_thread(find_judge, judging.model, self._ref)
         elif self._judges:
             await self._open_endpoint()
+        if needs_engine or self._captures:
+            await asyncio.to_thread(check_weights, self._ref)
+        if local is not None and local[0] is not self._ref:
+            await asyncio.to_thread(check_weights, local[0])
         if self._captures:
             self._placement = await asyncio.to_thread(self._place, gpu=gpu, engine=needs_engine)
             if self._placement.line:
@@ -170,10 +175,11 @@ class Launch:
     def _longest(self) -> int:
         """Tokens of the longest sequence the engine will see."""
         new = self._settings.identity.max_new_tokens
-        longest = 1
+        longest, room = 1, self._ref.context_length  # a prompt that fills it will not be generated from
         for job in self._jobs:
             samples = job.samples(job.distinct_pending())
-            longest = max(longest, *(len(sample.prompt_token_ids) + new for sample in samples), 1)
+            lengths = (len(sample.prompt_token_ids) for sample in samples)
+            longest = max(longest, *(n + new for n in lengths if not room or n < room), 1)
             if self._judges and self._settings.judging.is_local:
                 question = max(job.trait.questions, key=len)
                 bare = job.tokenize(fill(local_prompt(job.trait), question=question, answer=""))

@@ -35,7 +35,8 @@ def lock_traits(folders: Sequence[Path], *, force_unlock: bool = False) -> Itera
 def _lock(folder: Path, *, force_unlock: bool) -> Iterator[None]:
     path = folder / LOCK_FILE
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        with naming_full_disk(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise UsageError(
             f"{folder} cannot be written ({error.strerror}); check its permissions or use --experiments_dir"

@@ -20,6 +20,14 @@ from .settings import Capture, RunSettings
 from .traits import Trait
 
 SCHEMA_VERSION = 1
+_NEEDED = {
+    "identity": ("model", "revision"),
+    "plan": ("n_examples",),
+    "judging": ("model", "mode"),
+    "capture": ("pools",),
+    "view": ("threshold", "csv_safe"),
+}
+"""Settings that are read without asking whether they are there."""
 MANIFEST = Path("parquet") / "manifest.json"
 
 
@@ -134,6 +142,11 @@ def load_manifest(folder: Path) -> Manifest | None:
         raw = json.loads(path.read_bytes())
         if raw["schema_version"] > SCHEMA_VERSION:
             raise UsageError(f"{path} was written by a newer traitmill (schema {raw['schema_version']}); upgrade it")
+        for group, names in _NEEDED.items():
+            for name in names:
+                raw["settings"][group][name]
+        for name in ("instruction", "questions", "eval_prompt"):
+            raw["definition"][name]
         return Manifest(**raw)
     except FileNotFoundError:
         return None

@@ -115,6 +115,9 @@ def _find_on_hub(name: str) -> ModelRef:
     from huggingface_hub.utils import validate_repo_id
 
     page = f"https://huggingface.co/{name}"
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise AccessError("HF_TOKEN holds characters no token has (a quote mark, an accent): copy it again")
     try:
         validate_repo_id(name)
         HfApi().auth_check(name)  # one request, no retries: an unreachable hub must not cost half a minute
@@ -132,7 +135,9 @@ def _find_on_hub(name: str) -> ModelRef:
             "put HF_TOKEN=hf_... into .env"
         ) from None
     except HfHubHTTPError as error:
-        raise _refused(name, page, error) from None
+        if error.response.status_code < 500:
+            raise _refused(name, page, error) from None
+        offline = True
     except (TransportError, OfflineModeIsEnabled):
         offline = True
     try:

@@ -15,13 +15,16 @@ import pyarrow.parquet as pq
 
 from .errors import ResourceError
 from .files import atomic_file, remove_leftovers, write_atomic
-from .tables import KINDS, Kind
+from .tables import KINDS, Kind, check_columns
 
 _PART = re.compile(r"part-(\d{8})(?:-(\d{8}))?\.parquet")
 _PART_BYTES = 256 << 20
 _MANY_PARTS = 512
 _ROW_GROUP = {"responses": 1024, "verdicts": 8192, "activations": 64}
 _ROW_GROUP_BYTES = 16 << 20
+
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError)
+"""What Arrow raises for damaged bytes; the last two where they make names of columns."""
 
 pa.set_memory_pool(pa.system_memory_pool())  # the default one keeps what it once used, tens of MB in a long run
 
@@ -70,10 +73,10 @@ class Parts:
             if _numbers(path)[1] <= covered:
                 continue
             try:
-                pq.read_metadata(path)
+                check_columns(kind, pq.read_schema(path))
             except FileNotFoundError:  # merged just now by a run at work
                 continue
-            except (pa.ArrowException, OSError) as error:
+            except _DAMAGE as error:
                 self._set_aside(path, error)
             else:
                 covered = _numbers(path)[1]
@@ -162,7 +165,7 @@ class Parts:
                 yield path, _read(path, list(columns))
             except FileNotFoundError:
                 raise
-            except (pa.ArrowException, OSError) as error:
+            except _DAMAGE as error:
                 if whole and self._owned:
                     raise self._damaged(path, error) from error
                 self._set_aside(path, error)
@@ -173,7 +176,7 @@ class Parts:
             return _take(path, rows, list(columns))
         except FileNotFoundError as error:
             raise ResourceError(f"{path} was merged by a run at work while it was read; run again") from error
-        except (pa.ArrowException, OSError) as error:
+        except _DAMAGE as error:
             raise self._damaged(path, error) from error
 
     # --- compaction ---
@@ -214,7 +217,7 @@ class Parts:
                 with pq.ParquetFile(path, page_checksum_verification=True) as file:
                     for batch in file.iter_batches(batch_size=size, use_threads=False):
                         yield pa.Table.from_batches([batch])
-            except (pa.ArrowException, OSError) as error:
+            except _DAMAGE as error:
                 raise self._damaged(path, error) from error
 
 

@@ -123,9 +123,9 @@ def load_plan(folder: Path, key: str) -> PlanTable | None:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(columns=["sample_id", *_COLUMNS])
-    except (pa.ArrowInvalid, OSError):
+        return PlanTable(
+            ids=np.asarray(table["sample_id"].to_numpy(), dtype="S32"),
+            **{name: table[name].to_numpy() for name in _COLUMNS},
+        )
+    except (pa.ArrowException, OSError, ValueError, KeyError):
         return None
-    return PlanTable(
-        ids=np.asarray(table["sample_id"].to_numpy(), dtype="S32"),
-        **{name: table[name].to_numpy() for name in _COLUMNS},
-    )

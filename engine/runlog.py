@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
+
+from .files import naming_full_disk
 
 
 def new_log(experiment_folder: Path) -> Path:
@@ -20,12 +22,14 @@ def new_log(experiment_folder: Path) -> Path:
 @contextmanager
 def redirected(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
     """Send file descriptors 1 and 2, child processes' included, to `log`; yields the real (stdout, stderr)."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        opened = log.open("ab", buffering=0)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
     with (
-        log.open("ab", buffering=0) as file,
+        opened as file,
         os.fdopen(saved[0], "w", encoding="utf-8", closefd=False) as out,
         os.fdopen(saved[1], "w", encoding="utf-8", closefd=False) as err,
     ):
@@ -34,10 +38,9 @@ def redirected(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
         try:
             yield out, err
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for stream in (out, err):
-                stream.flush()
+            for stream in (sys.stdout, sys.stderr, out, err):
+                with suppress(OSError):  # a full disk under the log must not hide how the run ended
+                    stream.flush()
             os.dup2(saved[0], 1)
             os.dup2(saved[1], 2)
     for descriptor in saved:

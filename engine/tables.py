@@ -70,6 +70,19 @@ class CaptureFailure:
     error: str
 
 
+def check_columns(kind: Kind, schema: pa.Schema) -> None:
+    """Raise ArrowInvalid for a part whose columns are not those of its kind."""
+    if kind == "activations":
+        width = schema.field("values").type
+        empty = activation_table("", [])
+        expected = empty.schema.set(empty.schema.get_field_index("values"), pa.field("values", width))
+        good = pa.types.is_fixed_size_binary(width) and schema.equals(expected)
+    else:
+        good = schema.equals(RESPONSE_SCHEMA if kind == "responses" else VERDICT_SCHEMA)
+    if not good:
+        raise pa.ArrowInvalid(f"its columns are not those of {kind}")
+
+
 def _text(value: object) -> object:
     """Arrow refuses lone surrogates; they are kept readable as escapes."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

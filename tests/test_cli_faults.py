@@ -8,15 +8,20 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from engine.errors import ExitCode
+from engine.errors import AccessError, ExitCode
 from engine.lock import lock_traits
+from engine.models import find_model
+from engine.weights import check_weights
 from tests import fakes, lab
 from tests.conftest import ROOT, TRAITMILL, Traitmill, clean_environment
 from tests.misbehaving_server import MisbehavingServer
@@ -89,9 +94,12 @@ def test_f23_a_missing_judge_key_is_found_before_the_model(traitmill: Traitmill,
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The hub's answers for a gated model and for one that does not exist."""
+    """The hub's answers for a gated model, for one that does not exist, and where it is down."""
 
     def do_HEAD(self) -> None:
+        if "down" in self.path:
+            self.send_error(503)
+            return
         gated = "gated" in self.path
         self.send_response(403 if gated else 404)
         self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
@@ -135,6 +143,76 @@ def test_f23_the_hubs_refusal_comes_with_its_remedy(
     assert all(word in said for word in words), said
     assert "hf_verysecret" not in result.stdout + result.stderr
     assert not (tmp_path / "exp/trait/parquet").exists()
+
+
+def test_f23_a_hub_that_is_down_is_no_refusal(tmp_path: Path, hub: str) -> None:
+    fakes.make_trait(tmp_path, "trait")
+    environment = clean_environment(HF_ENDPOINT=hub, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "hf"))
+    command = [TRAITMILL, "generate", "--experiment", "exp", "--trait", "trait", "--experiments_dir", str(tmp_path)]
+    command += ["--gen_model", "someone/down", "--judge_model", "local"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert result.returncode == ExitCode.ACCESS, result.stderr
+    assert "not in the local cache and the hub cannot be reached" in result.stderr
+
+
+def test_f23_a_token_that_cannot_be_sent_is_named_and_not_shown(
+    traitmill: Traitmill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes.make_trait(tmp_path, "trait")
+    monkeypatch.setenv("HF_TOKEN", "“hf_verysecret”")
+    where = ("--experiment", "exp", "--trait", "trait", "--experiments_dir", tmp_path, "--judge_model", "local")
+    code, said = traitmill("generate", *where, "--gen_model", "someone/model")
+    assert code == ExitCode.ACCESS
+    assert "HF_TOKEN holds characters no token has" in said
+    assert "verysecret" not in said
+
+
+def _model(folder: Path) -> None:
+    """A model folder with two shards."""
+    folder.mkdir()
+    config = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("a", "b"):
+        save_file({name: np.zeros(100, np.float32)}, folder / f"{name}.safetensors")
+    index = {"weight_map": {name: f"{name}.safetensors" for name in ("a", "b")}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: [path.unlink() for path in folder.glob("*.safetensors*")], "holds no weights"),
+        (lambda folder: (folder / "b.safetensors").unlink(), "lacks b.safetensors"),
+        (lambda folder: os.truncate(folder / "b.safetensors", 300), "b.safetensors is cut off or damaged"),
+        (lambda folder: os.truncate(folder / "b.safetensors", 5), "b.safetensors is cut off or damaged"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
+    ],
+)
+def test_f23_weights_that_are_not_whole_are_found_before_they_load(tmp_path: Path, damage, words: str) -> None:
+    _model(tmp_path / "model")
+    ref = find_model(str(tmp_path / "model"))
+    check_weights(ref)
+    damage(tmp_path / "model")
+    with pytest.raises(AccessError, match=words):
+        check_weights(ref)
+
+
+def test_f02_an_end_asked_for_outside_of_the_pipeline_is_an_interrupt(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys, time
+import click
+import cli.status
+def end():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+cli.status.command = click.command()(end)
+sys.argv = ["traitmill", "status"]
+from cli.main import main
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert result.returncode == ExitCode.INTERRUPTED
+    assert "Traceback" not in result.stderr
 
 
 # --- 24, 25: folders in use, settings changed ------------------------------------------------------------------
@@ -271,7 +349,9 @@ def test_f26_links_out_of_the_experiment_are_refused(traitmill: Traitmill, tmp_p
     assert everything(tmp_path / "outside") == before
 
 
-@pytest.mark.parametrize("part", ["parquet", "parquet/responses", "responses", "activations", "vectors", ".logs"])
+@pytest.mark.parametrize(
+    "part", ["parquet", "parquet/responses", "responses", "activations", "activations/per_token", "vectors", ".logs"]
+)
 def test_f26_what_is_written_through_may_not_lead_out(traitmill: Traitmill, tmp_path: Path, part: str) -> None:
     folder = fakes.make_trait(tmp_path, "trait")
     outside = tmp_path / "outside"

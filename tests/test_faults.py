@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +19,12 @@ import pytest
 from cli.session import Outcome
 from engine.errors import DefinitionError, ExitCode
 from engine.generation import EngineSize, VllmEngine
+from engine.launch import Launch
 from engine.records import Response, Sample
 from engine.traits import fill, load_traits, parse_definition
 from engine.view import audit_table, load_view
 from tests import fakes, lab
+from tests.conftest import ROOT
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -165,6 +169,34 @@ def test_f13_a_full_disk_stops_loudly_keeps_what_was_written_and_is_resumable(sm
     assert lab.final_files(folder) == lab.final_files(calm.folders[0])
 
 
+def test_f13_a_full_disk_under_the_log_does_not_hide_how_the_run_ended(small_disk: Path) -> None:
+    program = """
+import os, sys
+from pathlib import Path
+from engine.errors import ResourceError
+from engine.runlog import redirected
+root = Path(sys.argv[1])
+try:
+    with redirected(root / ".logs/log"):
+        with (root / "ballast").open("wb", buffering=0) as file:
+            while True:
+                try:
+                    file.write(bytes(4096))
+                except OSError:
+                    break
+        print("a library's words")
+        raise ResourceError("the disk is full")
+except ResourceError as error:
+    os.write(1, f"ended: {error}".encode())
+    os._exit(error.exit_code)
+"""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", program, small_disk]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=buffered)
+    assert result.returncode == ExitCode.RESOURCES, result.stderr
+    assert "ended: the disk is full" in result.stdout
+
+
 # --- 14, 15, 16: definitions -----------------------------------------------------------------------------------
 
 BROKEN = {
@@ -302,6 +334,18 @@ async def test_f20_the_engine_refuses_a_prompt_without_room() -> None:
     response = await engine.generate(sample)
     assert response.status == "overlong"
     assert response.error == "prompt of 32 tokens, context of 32"
+
+
+def test_f20_prompts_that_cannot_fit_do_not_size_the_engine(tmp_path: Path) -> None:
+    content = fakes.definition(1, 3)
+    content["questions"] = ["Short?", "x" * 5000, "Also short?"]
+    folder = fakes.make_trait(tmp_path, content=content)
+    settings = fakes.settings(3)
+    jobs = fakes.open_jobs([folder], settings)
+    ref = replace(fakes.REF, config={"hidden_size": 8, "max_position_embeddings": 2048})
+    launch = Launch(jobs, settings, ref, tmp_path / "log", print, generate=True, judge=True)
+    fitting = [len(sample.prompt_token_ids) for sample in jobs[0].samples(list(range(6)))]
+    assert launch._longest() == max(n for n in fitting if n < 2048) + 150
 
 
 # --- 24: two runs ----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from engine.settings import Identity, Judging, Limits, RunSettings, Speed
 from engine.traits import Trait, load_traits
 from engine.view import load_view
 from tests import fakes, lab
-from tests.misbehaving_server import MisbehavingServer, error
+from tests.misbehaving_server import MisbehavingServer, completion, error
 
 SIDES = ("pos", "neg")
 LIMITS = Limits(rpm=1e6, concurrency=1)
@@ -270,6 +270,15 @@ def test_f13_a_trait_that_cannot_be_written_is_not_paid_for(tmp_path: Path) -> N
         assert late
         assert all(any(text in seen.prompt for text in texts) for seen in late)
     assert all_counts(good)["scored"] == all_counts(good)["ok"] > 300
+
+
+def test_f29_a_side_that_is_refused_as_a_whole_is_explained(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer("gpt-5-mini", script=lambda _: completion("REFUSAL")) as server:
+        run = launch(folder, judged_by(server.url, "gpt-5-mini"))
+    said = "\n".join(display._remarks(run.pipeline.jobs[0]))
+    for side in SIDES:
+        assert f"no {side} response has a score: the judge answers, but gives no number" in said
 
 
 # --- the local judge -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -21,7 +22,7 @@ from engine.parts import Parts
 from engine.plan import load_plan
 from engine.records import Response, Verdict
 from engine.settings import Plan
-from engine.tables import KINDS, response_table, verdict_table
+from engine.tables import KINDS, Kind, response_table, verdict_table
 from engine.view import load_view
 from tests import fakes, lab
 
@@ -218,6 +219,70 @@ def test_f12_a_new_text_never_inherits_the_verdict_or_activation_of_a_lost_one(t
     assert any("lost" in notice for notice in notices)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_f12_a_footer_damaged_anywhere_is_met(tmp_path: Path, kind: Kind) -> None:
+    folder = fakes.make_trait(tmp_path)
+    run(folder, fakes.settings(30))
+    expected = lab.final_files(folder)
+    [part] = Parts(folder).paths(kind)
+    whole = part.read_bytes()
+    length = int.from_bytes(whole[-8:-4], "little")
+    rng = np.random.default_rng(0)
+    for at in rng.integers(len(whole) - 8 - length, len(whole), 60):
+        for old in (folder / "parquet" / kind).iterdir():
+            old.unlink()
+        data = bytearray(whole)
+        data[at] ^= 1 << rng.integers(8)
+        part.write_bytes(data)
+        (folder / "responses/pos.csv").unlink()
+        for _ in range(3):  # what is found only while rows are used ends one run
+            job = run(folder, fakes.settings(30))
+            if job.finished:
+                break
+        assert lab.final_files(folder) == expected, at
+
+
+def test_f12_a_part_of_other_columns_is_set_aside_and_named(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    run(folder)
+    expected = lab.final_files(folder)
+    [part] = Parts(folder).paths("verdicts")
+    pq.write_table(pq.read_table(part, partitioning=None).drop_columns("hidden_tokens"), part)
+    notices: list[str] = []
+    assert run(folder, notices=notices).finished
+    assert any("its columns are not those of verdicts" in notice for notice in notices)
+    assert lab.final_files(folder) == expected
+
+
+def test_f12_a_plan_damaged_anywhere_is_made_again(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    run(folder)
+    [path] = (folder / "parquet").glob("plan-*.parquet")
+    whole, key = path.read_bytes(), path.stem.removeprefix("plan-")
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(whole), 300):
+        data = bytearray(whole)
+        data[at] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        load_plan(folder, key)  # a plan, or None
+
+
+@pytest.mark.parametrize("path", ["settings.view.threshold", "settings.capture", "definition.questions"])
+def test_f12_a_manifest_that_lacks_something_is_damaged(tmp_path: Path, path: str) -> None:
+    folder = fakes.make_trait(tmp_path)
+    run(folder)
+    raw = json.loads((folder / MANIFEST).read_text())
+    *groups, last = path.split(".")
+    inner = raw
+    for group in groups:
+        inner = inner[group]
+    inner["xyz"] = inner.pop(last)
+    (folder / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(UsageError, match="is damaged"):
+        load_manifest(folder)
+
+
 def test_f12_a_reader_without_the_lock_moves_nothing(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     run(folder)
@@ -236,7 +301,7 @@ def test_a_file_that_cannot_be_opened_is_not_taken_for_damaged(tmp_path: Path, m
     def refuse(*_: object, **__: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(pq, "read_metadata", refuse)
+    monkeypatch.setattr(pq, "read_schema", refuse)
     with pytest.raises(ResourceError, match="Too many open files"):
         fakes.open_jobs([folder], fakes.settings())
     assert not (folder / "parquet/quarantine").exists()

@@ -1,0 +1,51 @@
+"""Whether a model folder's weight files are all there and whole. Reads headers, loads nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .errors import AccessError
+from .models import ModelRef
+
+_INDEX = "model.safetensors.index.json"
+_LONGEST_HEADER = 100 << 20
+"""Safetensors' own limit."""
+
+
+def check_weights(ref: ModelRef) -> None:
+    """Raise AccessError for a local folder without weights, with a part missing, or with a file that was cut off.
+
+    Models on the hub are fetched, and checked, by what loads them.
+    """
+    if not ref.is_local:
+        return
+    folder = Path(ref.source)
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths and not any(folder.glob("*.bin")):
+        raise AccessError(f"model folder {folder} holds no weights (*.safetensors); copy them there")
+    try:
+        listed = {str(name) for name in json.loads((folder / _INDEX).read_bytes())["weight_map"].values()}
+    except FileNotFoundError:
+        listed = set()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise AccessError(f"{folder / _INDEX} is damaged; copy it again") from None
+    if missing := sorted(name for name in listed if not (folder / name).is_file()):
+        raise AccessError(f"model folder {folder} lacks {', '.join(missing)}; copy what is missing")
+    for path in paths:
+        if not _is_whole(path):
+            raise AccessError(f"{path} is cut off or damaged; copy it again")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says: 8 bytes of header length, JSON header, data."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            return False
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return False
+    return path.stat().st_size == 8 + length + max(ends, default=0)
