@@ -48,13 +48,13 @@ class Reply:
     @property
     def honest(self) -> Reply:
         """The same under the status that the body states: some gateways send errors of their providers as 200."""
+        if self.status >= 400 or '"choices"' in self.text:  # good answers need not be read twice
+            return self
         try:
             body = json.loads(self.text)
         except (ValueError, RecursionError):
             return self
-        if self.status >= 400 or not isinstance(body, dict) or body.get("choices"):
-            return self
-        error = body.get("error")
+        error = body.get("error") if isinstance(body, dict) else None
         code = error.get("code") if isinstance(error, dict) else None
         return Reply(code, self.headers, self.text) if isinstance(code, int) and 400 <= code < 600 else self
 

@@ -227,7 +227,7 @@ def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (row["sample_id"], row.get("judge_key", ""), row.get("pool", ""))
+    return (row["sample_id"], row.get("judge_key", ""), row.get("capture_key", ""), row.get("pool", ""))
 
 
 def row_digests(folder: Path) -> dict[tuple[str, tuple[str, ...]], str]:
