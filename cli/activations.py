@@ -8,17 +8,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cli.options import capture_options, selection_options, speed_options
+from cli.options import CAPTURE_OPTIONS, capture_options, selection_options, speed_options
 from cli.session import leave, prepare_environment, read_capture, read_speed
-
-_CAPTURE = {
-    "pool": "pools",
-    "layers": "layers",
-    "include_embeddings": "include_embeddings",
-    "capture_dtype": "dtype",
-    "attention": "attention",
-}
-"""Options by the field of settings.Capture they set."""
 
 
 @click.command()
@@ -47,8 +38,9 @@ def command(
 ) -> None:
     """Capture activations of stored responses, and write the files. Nothing is generated or judged.
 
-    What is not given of --pool, --layers, --include_embeddings, --capture_dtype and --attention stays as the run had
-    it. With --per_token, write the states of every token at --layers into activations/per_token/ instead.
+    --pool adds to the pools that are there. What is not given of --layers, --include_embeddings, --capture_dtype and
+    --attention stays as the run had it. With --per_token, write the states of every token at --layers into
+    activations/per_token/ instead.
     """
     from dataclasses import replace
 
@@ -67,10 +59,12 @@ def command(
         return
 
     source = click.get_current_context().get_parameter_source
-    typed = [field for option, field in _CAPTURE.items() if source(option) is ParameterSource.COMMANDLINE]
+    typed = [field for option, field in CAPTURE_OPTIONS.items() if source(option) is ParameterSource.COMMANDLINE]
     given = {field: getattr(wanted, field) for field in typed}
 
     def change(settings: RunSettings) -> RunSettings:
+        if "pools" in given:  # beside those the run has: none of its files goes
+            given["pools"] = tuple(dict.fromkeys([*settings.capture.pools, *wanted.pools]))
         view = settings.view if threshold is None else replace(settings.view, threshold=threshold)
         return replace(settings, capture=replace(settings.capture, **given), capture_rows=capture, view=view)
 

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from engine.errors import ExitCode
+from engine.experiment import command_on
 from engine.records import POLARITIES
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _remarks(job: TraitJob) -> Iterator[str]:
                 f"{job.name}: no {polarity} response has a score: the judge answers, but gives no number. Read its "
                 f"answers (column raw in {view.folder}/parquet/verdicts), and try another eval_prompt or judge"
             )
-        if side["planned"] and not side["kept"] and side["verdicts"]["scored"]:
+        if side["planned"] and not side["kept"] and side["verdicts"]["scored"] and not side["verdicts"]["unjudged"]:
             yield (
                 f"{job.name}: no {polarity} response passes the threshold {view.threshold:g} (scores above). Try "
                 "another --threshold with traitmill export, stronger instructions, or another judge"
@@ -186,7 +187,7 @@ def _remarks(job: TraitJob) -> Iterator[str]:
     if job.exported and job.exported.uncaptured:
         yield (
             f"{job.name}: {job.exported.uncaptured} kept responses have no activations, so there is no tensor; capture "
-            f"them with: traitmill activations --experiment {job.folder.parent.name} --trait {job.name}"
+            f"them with: {command_on('activations', job.folder)}"
         )
     if job.exported:
         yield f"{job.name}: files in {job.folder}/: " + ", ".join(
@@ -196,17 +197,19 @@ def _remarks(job: TraitJob) -> Iterator[str]:
 
 def _next_step(outcome: Outcome) -> str:
     names = [job.name for job in outcome.jobs if job.finished]
-    experiment = outcome.jobs[0].folder.parent.name
+    folder = outcome.jobs[0].folder
     if outcome.exit_code == ExitCode.INTERRUPTED:
         return "interrupted; everything above is stored. Run the same command again to go on"
     if outcome.errors or not names:
         return "what is stored is safe; run the same command again to go on"
-    which = f"--trait {names[0]}" if len(names) == 1 else f"--traits {','.join(names)}"
+    folder = folder.parent / names[0]
     uncaptured = [job.exported is not None and job.exported.uncaptured for job in outcome.jobs]
     alone = [job.settings.capture_rows == "none" and not job.view.any_captured() for job in outcome.jobs]
     if any(uncaptured) or any(alone):
-        return f"next: traitmill activations --experiment {experiment} {which}"
-    return f"next: traitmill vectors --experiment {experiment} {which}"
+        return f"next: {command_on('activations', folder, names)}"
+    pools = outcome.jobs[0].settings.capture.pools
+    pool = "" if "response_mean" in pools else f" --pool {pools[0]}"
+    return f"next: {command_on('vectors', folder, names)}{pool}"
 
 
 # --- progress ----------------------------------------------------------------------------------------------------

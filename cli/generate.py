@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from cli.options import (
+    CAPTURE_OPTIONS,
     capture_options,
     judge_options,
     model_options,
@@ -21,7 +22,7 @@ from cli.session import Outcome, check_judge, leave, prepare_environment, read_s
 
 if TYPE_CHECKING:
     from engine.manifest import Manifest
-    from engine.settings import Judging
+    from engine.settings import RunSettings
 
 
 @click.command()
@@ -67,7 +68,8 @@ def generate(
     definitions = load_traits(folders)
     recorded = _first_run(folders)
     settings = read_settings(options)
-    settings = replace(settings, judging=_recorded_judge(settings.judging, recorded))
+    if recorded is not None:
+        settings = _as_recorded(settings, recorded)
     check_writable(folders)
     check_judge(settings.judging, settings.speed.limits)
 
@@ -105,15 +107,28 @@ def _first_run(folders: dict[str, Path]) -> Manifest | None:
     return next((manifest for folder in folders.values() if (manifest := load_manifest(folder))), None)
 
 
-def _recorded_judge(judging: Judging, recorded: Manifest | None) -> Judging:
-    """The run's own judge where none is named: more samples must not cost a second set of verdicts."""
-    from engine.settings import Judging
+def _as_recorded(settings: RunSettings, recorded: Manifest) -> RunSettings:
+    """What is not named of judge and capture stays the run's own.
+
+    More samples must not cost a second set of verdicts, go to another provider, or replace the tensors by others.
+    """
+    from dataclasses import replace
+
+    from cli.stored import recorded_settings
+    from engine.client import OPENAI
 
     source = click.get_current_context().get_parameter_source
-    given = {name for name in ("judge_model", "judge_mode") if source(name) is not ParameterSource.DEFAULT}
-    if recorded is None or "judge_model" in given:
-        return judging
-    own = Judging(**recorded.settings["judging"])
-    if own.model != judging.model:
-        click.echo(f"judge: {own.model} (from the run's record; --judge_model overrides)")
-    return Judging(model=own.model, mode=judging.mode if "judge_mode" in given else own.mode)
+    before, capture, judging, limits = recorded_settings(recorded), settings.capture, settings.judging, {}
+    kept = {CAPTURE_OPTIONS[name] for name in CAPTURE_OPTIONS if source(name) is ParameterSource.DEFAULT}
+    capture = replace(capture, **{field: getattr(before.capture, field) for field in kept})
+    if source("judge_model") is ParameterSource.DEFAULT:
+        mode = before.judging.mode if source("judge_mode") is ParameterSource.DEFAULT else judging.mode
+        judging = replace(before.judging, mode=mode)
+        where = recorded.judges[recorded.judge_key].get("endpoint")
+        if not settings.speed.limits.base_url and where and where != OPENAI:
+            limits = {"base_url": where}
+        if judging.model != settings.judging.model:
+            at = f" at {where}" if where else ""
+            click.echo(f"judge: {judging.model}{at} (from the run's record; --judge_model overrides)")
+    speed = replace(settings.speed, limits=replace(settings.speed.limits, **limits))
+    return replace(settings, capture=capture, judging=judging, speed=speed)

@@ -130,6 +130,15 @@ capture_options = _options(
     click.option("--blocks", help="Path of the decoder blocks in the model, where it is not found."),
 )
 
+CAPTURE_OPTIONS = {
+    "pool": "pools",
+    "layers": "layers",
+    "include_embeddings": "include_embeddings",
+    "capture_dtype": "dtype",
+    "attention": "attention",
+}
+"""Options by the field of settings.Capture they set."""
+
 speed_options = _options(
     click.option(
         "--batch_size",

@@ -36,9 +36,12 @@ def command(
     folders = select_traits(experiments_dir, experiment, trait, traits)
     check_writable(folders)
     pages = [partial(write_trait_report, folder, pool) for folder in folders.values()]
-    pages.append(partial(write_experiment_report, experiments_dir / experiment, click.echo, pool))
+    whole = partial(write_experiment_report, experiments_dir / experiment, click.echo, pool)
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
         written, code = write_pages(pages)
+        if written:
+            pages_too, worse = write_pages([whole])
+            written, code = [*written, *pages_too], max(code, worse)
     for page in written:
         click.echo(page)
     if open_ and written:

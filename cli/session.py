@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.options import parse_layers
-from engine.errors import AccessError, ExitCode, TraitmillError
+from engine.errors import AccessError, ExitCode, TraitmillError, UsageError
 from engine.settings import POOLS, Capture, Identity, Judging, Limits, Plan, RunSettings, Speed, View
 
 if TYPE_CHECKING:
@@ -136,6 +136,14 @@ def check_capture(ref: ModelRef, capture: Capture, speed: Speed) -> None:
     attention.check_capture(ref.config, capture, choose_device(speed.capture_device).partition(":")[0])
 
 
+def check_gpus(wanted: int) -> None:
+    """Raise UsageError where a model is to be split over more GPUs than are here."""
+    import torch
+
+    if (here := torch.cuda.device_count()) < wanted:
+        raise UsageError(f"--tensor_parallel_size {wanted}: this machine shows {here} NVIDIA GPUs")
+
+
 def run_jobs(
     folders: Mapping[str, Path],
     open_jobs: Callable[[Callable[[str], None]], list[TraitJob]],
@@ -153,8 +161,12 @@ def run_jobs(
     from engine.lock import lock_traits
     from engine.runlog import new_log, redirected
 
-    if settings.capture_rows != "none" and replace(settings.capture, pools=POOLS) != Capture(pools=POOLS):
+    defaults = (Capture(pools=POOLS), "auto")  # which suit every model, and need not wait for the libraries that tell
+    asked = (replace(settings.capture, pools=POOLS), settings.speed.capture_device)
+    if settings.capture_rows != "none" and asked != defaults:
         check_capture(ref, settings.capture, settings.speed)
+    if settings.speed.tensor_parallel_size > 1:
+        check_gpus(settings.speed.tensor_parallel_size)
     log = new_log(next(iter(folders.values())).parent)
     with ExitStack() as stack:
         stack.enter_context(lock_traits(list(folders.values()), force_unlock=force_unlock))

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import NothingKeptError, UsageError
+from .experiment import command_on
 from .export import METADATA, tensor_path
 from .files import sha256_of
+from .manifest import MANIFEST
 from .records import POLARITIES
 from .settings import POOLS
 from .traits import DEFINITION_FILE, parse_definition
@@ -90,13 +92,13 @@ def load_activations(folder: Path | str, pool: str = DEFAULT_POOL) -> Activation
     metadata = read_metadata(folder)
     path = folder / tensor_path(pool)
     if str(tensor_path(pool)) not in metadata["files_sha256"] or not path.is_file():
-        raise UsageError(f"{path} is missing; make it with: {_capture_command(folder)} --pool {pool}")
+        raise UsageError(f"{path} is missing; make it with: {command_on('activations', folder)} --pool {pool}")
     for name, digest in metadata["files_sha256"].items():
         wanted = name == str(tensor_path(pool)) or name.endswith(".csv")
         if wanted and (not (folder / name).is_file() or sha256_of(folder / name) != digest):
             raise UsageError(
                 f"{folder / name} is not the file that {METADATA} describes; write both anew with: "
-                f"{_export_command(folder)}"
+                f"{command_on('export', folder)}"
             )
     sides = [_read_csv(folder / "responses" / f"{polarity}.csv") for polarity in POLARITIES]
     _check_sides(folder, [len(side) for side in sides])
@@ -110,7 +112,7 @@ def load_activations(folder: Path | str, pool: str = DEFAULT_POOL) -> Activation
     ):
         raise UsageError(
             f"{path} has shape {list(values.shape)}, but {METADATA} and the CSVs say {list(expected)} "
-            f"({counts[0]} pos, {counts[1]} neg); write them anew with: {_export_command(folder)}"
+            f"({counts[0]} pos, {counts[1]} neg); write them anew with: {command_on('export', folder)}"
         )
     _check_finite(path, values, metadata)
     questions, instructions = _groups(folder, metadata, sides)
@@ -137,10 +139,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UsageError(f"{folder} has no activations; make them with: {_capture_command(folder)}") from None
+        stage = "activations" if (folder / MANIFEST).is_file() else "generate"
+        raise UsageError(f"{folder} has no activations; make them with: {command_on(stage, folder)}") from None
     except ValueError:
-        raise UsageError(f"{path} is not valid JSON; write it anew with: {_export_command(folder)}") from None
-    remedy = f"write it anew with: {_export_command(folder)}"
+        raise UsageError(f"{path} is not valid JSON; write it anew with: {command_on('export', folder)}") from None
+    remedy = f"write it anew with: {command_on('export', folder)}"
     if not isinstance(metadata, dict):
         raise UsageError(f"{path} is not a JSON object; {remedy}")
     lacking = [key for key in _NEEDED if key not in metadata]
@@ -172,14 +175,6 @@ def load_tensor(path: Path) -> torch.Tensor:
         found = f"a {tensor.dtype} tensor" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
         raise UsageError(f"{path} holds {found} where a float32 tensor is expected; move it away and write it anew")
     return tensor
-
-
-def _capture_command(folder: Path) -> str:
-    return f"traitmill activations --experiment {folder.parent.name} --trait {folder.name}"
-
-
-def _export_command(folder: Path) -> str:
-    return f"traitmill export --experiment {folder.parent.name} --trait {folder.name}"
 
 
 def _check_sides(folder: Path, counts: list[int]) -> None:
@@ -215,7 +210,7 @@ def _groups(folder: Path, metadata: dict[str, Any], sides: list[list[dict[str, s
         if any(len(metadata[name]) != len(texts["question"]) for name in _INDICES):
             raise UsageError(
                 f"{folder / METADATA} does not say for every kept response which question and instruction it is of; "
-                f"write it anew with: {_export_command(folder)}"
+                f"write it anew with: {command_on('export', folder)}"
             )
         pairs = _linked(zip(metadata["instruction_index"], texts["instruction"], strict=True))
         asked = _linked(zip(metadata["question_index"], texts["question"], strict=True))

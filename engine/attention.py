@@ -68,6 +68,11 @@ def choose_attention(
     """
     capped = has_soft_cap(text_config)
     if requested != "auto":
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+        if requested not in known and "/" not in requested:  # with a slash it is a kernel on the hub
+            raise UsageError(f"--attention {requested} is unknown to transformers; use auto, eager or sdpa")
         if capped and requested not in KEEPS_SOFT_CAP:
             raise UsageError(
                 f"--attention {requested} drops this model's soft-cap on attention scores; "

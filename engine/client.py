@@ -14,6 +14,7 @@ from .reply import Reply
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+OPENAI = "https://api.openai.com/v1"
 _LIST_SECONDS = 10.0
 _MOST_CONNECTIONS = 1024
 _LEAST_KEY = 8
@@ -61,7 +62,7 @@ def read_base_url(url: str) -> str:
     if not good:
         raise UsageError(
             "--judge_base_url must be like http://HOST:PORT/v1, without a name or password, a query or a fragment; "
-            f"{shown!r} is not"
+            f"{'the one given' if shown == 'this' else repr(shown)} is not"
         )
     return url
 
@@ -83,7 +84,7 @@ class Client:
     @property
     def where(self) -> str:
         """The endpoint, as messages name it."""
-        return self.base_url or "https://api.openai.com/v1"
+        return self.base_url or OPENAI
 
     @property
     def has_key(self) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from .activations import DEFAULT_POOL, Activations, pool_suffix
 from .errors import UsageError
+from .experiment import command_on
 from .export import tensor_path
 from .files import write_atomic
 from .heldout import HeldOut, held_out
@@ -185,7 +186,7 @@ def read_evaluation(folder: Path, metadata: dict[str, Any], pool: str = DEFAULT_
     import polars as pl
 
     path = evaluation_path(folder, pool)
-    remedy = f"make it with: traitmill vectors --experiment {folder.parent.name} --trait {folder.name}"
+    remedy = f"make it with: {command_on('vectors', folder)}" + (f" --pool {pool}" if pool != DEFAULT_POOL else "")
     if not path.is_file():
         raise UsageError(f"{path} is missing; {remedy}")
     try:

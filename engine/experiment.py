@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UsageError
@@ -12,6 +14,14 @@ _INSIDE = (
     "activations/per_token",
     *(f"parquet/{kind}" for kind in ("responses", "verdicts", "activations", "quarantine")),
 )
+
+
+def command_on(name: str, folder: Path, traits: Sequence[str] = ()) -> str:
+    """The command `traitmill <name>` on a trait's folder, or on several traits beside it, to be pasted."""
+    which = f"--traits {','.join(traits)}" if len(traits) > 1 else f"--trait {folder.name}"
+    where = folder.parent.parent
+    elsewhere = "" if where == Path("experiments") else f" --experiments_dir {shlex.quote(str(where))}"
+    return f"traitmill {name} --experiment {folder.parent.name} {which}{elsewhere}"
 
 
 def select_traits(experiments_dir: Path, experiment: str, trait: str | None, traits: str | None) -> dict[str, Path]:
@@ -41,6 +51,8 @@ def select_traits(experiments_dir: Path, experiment: str, trait: str | None, tra
     else:
         names = [name.strip() for name in ([trait] if trait is not None else (traits or "").split(","))]
     folders = {}
+    if traits is not None and "" in names:
+        raise UsageError(f"--traits {traits!r} has an empty name; write names with one comma between them, or all")
     for name in names:
         check_name(name, "trait")
         folder = root / name

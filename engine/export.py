@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from .errors import UsageError
+from .experiment import command_on
 from .files import TEMP_SUFFIX, atomic_file, naming_full_disk, sha256_of, write_atomic
 from .manifest import SCHEMA_VERSION
 from .records import POLARITIES, Polarity
@@ -62,7 +63,7 @@ def require_captured(view: TraitView) -> None:
     if missing and view.any_captured():
         raise UsageError(
             f"{view.folder}: {missing} of {int(view.passing().sum())} kept responses have no activations yet; capture "
-            f"them with: traitmill activations --experiment {view.folder.parent.name} --trait {view.name}"
+            f"them with: {command_on('activations', view.folder)}"
         )
 
 

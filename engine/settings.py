@@ -13,6 +13,8 @@ POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last")
 LOCAL_JUDGE = "local"
 _MAX_TEMPERATURE = 2.0
 """vLLM's."""
+_MOST_EXAMPLES = 1_000_000
+"""Of a polarity of one trait; a plan is held in memory."""
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -61,11 +63,15 @@ class Plan:
     """Per polarity, the end of adding rounds; 0 means ten rounds."""
 
     def __post_init__(self) -> None:
-        _require(self.n_examples >= 1, f"--n_examples must be at least 1, not {self.n_examples}")
+        _require(
+            1 <= self.n_examples <= _MOST_EXAMPLES,
+            f"--n_examples must be from 1 to {_MOST_EXAMPLES:,}, not {self.n_examples}",
+        )
         _require(self.min_kept >= 0, f"--min_kept must be 0 (off) or more, not {self.min_kept}")
         _require(
-            self.max_examples == 0 or self.max_examples >= self.n_examples,
-            f"--max_examples must be at least --n_examples ({self.n_examples}), not {self.max_examples}",
+            self.max_examples == 0 or self.n_examples <= self.max_examples <= _MOST_EXAMPLES,
+            f"--max_examples must be from --n_examples ({self.n_examples}) to {_MOST_EXAMPLES:,}, "
+            f"not {self.max_examples}",
         )
 
     @property
@@ -151,7 +157,7 @@ class Limits:
     def __post_init__(self) -> None:
         _require(self.rpm > 0, f"--judge_rpm must be above 0, not {self.rpm}")
         _require(self.tpm >= 0, f"--judge_tpm must be 0 (off) or more, not {self.tpm}")
-        _require(self.concurrency >= 0, f"--judge_concurrency must be auto or at least 1, not {self.concurrency}")
+        _require(self.concurrency >= 0, "--judge_concurrency must be auto or at least 1")
         _require(self.patience >= 0, f"--judge_patience must be 0 or more seconds, not {self.patience}")
         _require(self.max_cost >= 0, f"--max_cost must be 0 (off) or more, not {self.max_cost}")
 

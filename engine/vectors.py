@@ -16,6 +16,7 @@ import numpy as np
 from .activations import DEFAULT_POOL, Activations, load_tensor, pool_suffix
 from .directions import DEFAULT_METHODS, METHODS, Direction, Rows, check_methods, contrast, random_directions
 from .errors import UsageError
+from .experiment import command_on
 from .files import write_atomic
 
 FOLDER = "vectors"
@@ -258,7 +259,7 @@ def load_vector(folder: Path, method: str, layer: int, pool: str = DEFAULT_POOL)
     """One stored vector, float32 `[hidden_dim]`, and its metadata. Raises UsageError where there is none."""
     path = folder / FOLDER / f"{method}_layer{layer}{pool_suffix(pool)}.pt"
     beside = path.with_name(path.name.replace(".pt", "_metadata.json"))
-    remedy = f"make it with: traitmill vectors --experiment {folder.parent.name} --trait {folder.name}"
+    remedy = f"make it with: {command_on('vectors', folder)}" + (f" --pool {pool}" if pool != DEFAULT_POOL else "")
     if path.is_file():
         try:
             return load_tensor(path).numpy(), dict(json.loads(beside.read_bytes()))

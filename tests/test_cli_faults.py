@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from cli.session import Outcome
 from engine.errors import AccessError, ExitCode
 from engine.lock import lock_traits
 from engine.models import find_model
+from engine.settings import Capture
 from engine.weights import check_weights
 from tests import fakes, lab
 from tests.conftest import ROOT, TRAITMILL, Traitmill, clean_environment
@@ -289,9 +291,70 @@ def test_f25_stage_two_captures_as_the_run_did_unless_told_otherwise(traitmill: 
     path.write_text(json.dumps(raw))
     traitmill("activations", *on(copy))  # the toy model cannot be loaded, which is no matter here
     assert json.loads(path.read_text())["settings"]["capture"]["pools"] == ["response_mean", "prompt_last"]
+    raw["settings"]["capture"]["pools"] = ["response_mean"]
+    path.write_text(json.dumps(raw))
     code, said = traitmill("activations", *on(copy), "--pool", "response_mean")
     assert code == ExitCode.OK, said
     assert json.loads(path.read_text())["settings"]["capture"]["pools"] == ["response_mean"]
+
+
+def test_f25_a_pool_named_to_stage_two_is_added(monkeypatch: pytest.MonkeyPatch, traitmill: Traitmill, copy) -> None:
+    asked = []
+
+    def noted(_folders, change, *_: object, **__: object) -> Outcome:
+        asked.append(change(fakes.settings(capture=Capture(pools=("response_mean", "prompt_last")))).capture.pools)
+        return Outcome([], [], interrupted=True)
+
+    monkeypatch.setattr("cli.stored.work_on_stored", noted)
+    monkeypatch.setattr("cli.activations.leave", lambda _: None)
+    traitmill("activations", *on(copy), "--pool", "prompt_mean,response_mean")
+    assert asked == [("response_mean", "prompt_last", "prompt_mean")]
+
+
+def test_f25_a_run_goes_on_with_its_own_capture_settings(traitmill: Traitmill, copy: lab.Work) -> None:
+    [folder] = copy.folders
+    path = folder / "parquet/manifest.json"
+    raw = json.loads(path.read_text())
+    raw["settings"]["capture"] |= {"pools": ["response_mean", "prompt_last"], "include_embeddings": True}
+    path.write_text(json.dumps(raw))
+    code, said = traitmill("generate", *on(copy), *JUDGED_BY_FAKE, "--n_examples", 30)
+    assert code == ExitCode.ACCESS, said  # the toy model has no weights for what is still to be captured
+    assert "new activation set" not in said
+    assert json.loads(path.read_text())["settings"]["capture"] == raw["settings"]["capture"]
+
+
+def test_f25_a_run_goes_on_at_its_own_endpoint(traitmill: Traitmill, copy: lab.Work) -> None:
+    [folder] = copy.folders
+    path = folder / "parquet/manifest.json"
+    raw = json.loads(path.read_text())
+    raw["judges"][raw["judge_key"]]["endpoint"] = "http://127.0.0.1:9/v1"
+    path.write_text(json.dumps(raw))
+    code, said = traitmill("generate", *on(copy), "--n_examples", 30)
+    assert code == ExitCode.OK, said
+    assert "judge: fake-judge at http://127.0.0.1:9/v1 (from the run's record" in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (("--capture_device", "cuda:7"), "--capture_device cuda:7"),
+        (("--capture_device", "tpu"), "is unknown; use auto"),
+        (("--attention", "foo"), "--attention foo is unknown to transformers"),
+        (("--tensor_parallel_size", "4"), "this machine shows 0 NVIDIA GPUs"),
+        (("--n_examples", "99999999999"), "--n_examples must be from 1 to 1,000,000"),
+    ],
+)
+def test_f25_what_cannot_be_is_refused_before_anything_is_written(
+    traitmill: Traitmill, tmp_path: Path, wrong: tuple[str, ...], words: str
+) -> None:
+    fakes.make_trait(tmp_path, "trait")
+    model = lab.make_model(tmp_path)
+    before = everything(tmp_path)
+    where = ("--experiment", "exp", "--trait", "trait", "--experiments_dir", tmp_path, "--gen_model", model)
+    code, said = traitmill("generate", *where, *JUDGED_BY_FAKE, *wrong)
+    assert code == ExitCode.USAGE, said
+    assert words in said
+    assert everything(tmp_path) == before
 
 
 def test_export_takes_csv_safe_as_generate_does_and_skips_traits_without_a_run(

@@ -436,7 +436,7 @@ def _drop(key: str):
         (_set(instruction_index=[0, 1]), "does not say for every kept response which question"),
         (_drop("counts"), "lacks counts"),
         (_drop("threshold"), "lacks threshold"),
-        (_no_activations, "make them with: traitmill activations --experiment exp --trait poem"),
+        (_no_activations, "make them with: traitmill generate --experiment exp --trait poem --experiments_dir "),
         (_damaged_metadata, "not valid JSON"),
         (_old_metadata, "lacks sample_ids"),
         (_edited_csv, "pos.csv is not the file that activations/metadata.json describes"),
