@@ -272,7 +272,7 @@ def _progress(launch: Launch) -> Table:
 def _projected(launch: Launch) -> str:
     judged, judgeable = _numbers(launch)["judging"]
     dollars = launch.usage.projected(judgeable - judged)
-    return "" if dollars is None or judged >= judgeable else f", ${dollars:.2f} expected in all"
+    return "" if dollars is None or judged >= judgeable else f", ${dollars:.4f} expected in all"
 
 
 def _line(launch: Launch) -> str:

@@ -28,7 +28,7 @@ def run(**options: Any) -> ExitCode:
     from engine.lock import lock_traits
 
     with lock_traits([job.folder for job in finished], force_unlock=options["force_unlock"]):
-        return max(outcome.exit_code, _fit_and_report(finished, options["pool"].split(",")[0].strip()))
+        return max(outcome.exit_code, _fit_and_report(finished, finished[0].settings.capture.pools[0]))
 
 
 def _fit_and_report(jobs: Sequence[TraitJob], pool: str) -> ExitCode:

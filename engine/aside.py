@@ -8,7 +8,7 @@ from pathlib import Path
 
 def outputs(folder: Path) -> list[Path]:
     """Tables, tensors and vectors, whoever wrote them."""
-    return [path for name in ("responses", "activations", "vectors") for path in (folder / name).glob("*")]
+    return [path for name in ("responses", "activations", "vectors") for path in (folder / name).glob("[!.]*")]
 
 
 def move_aside(folder: Path, kind: str, moment: str) -> Path:

@@ -419,9 +419,9 @@ def test_the_expected_cost_stands_in_the_plain_line_and_in_the_summary_of_an_unf
     usage, judgeable = run.usage, all_counts(folder)["ok"]
     assert 0 < usage.requests < judgeable
     dollars = usage.dollars * judgeable / usage.requests
-    assert f"${dollars:.2f} expected in all" in display._line(run)
+    assert f"${dollars:.4f} expected in all" in display._line(run)
     shown = display.Display(sys.stdout)
     shown.summary(
         run, Outcome(run.pipeline.jobs, list(run.pipeline.errors.values()), interrupted=False), folder / "log"
     )
-    assert f"judge: {usage}, ${dollars:.2f} expected in all" in capfd.readouterr().out
+    assert f"judge: {usage}, ${dollars:.4f} expected in all" in capfd.readouterr().out
