@@ -84,11 +84,12 @@ class TraitJob:
         wanted = self.view.responses.having("ok") if self.settings.capture_rows == "all" else self.view.passing()
         return np.flatnonzero(wanted & ~self.view.captured())
 
-    def lacking_pools(self, sample_id: str) -> list[str]:
-        """Pools of a sample that are not stored yet: a stored row is never written again."""
-        (position,) = self.view.plan.positions(np.array([sample_id], "S32"))
+    def lacking_pools(self, sample_ids: list[str]) -> list[list[str]]:
+        """Of each sample the pools that are not stored yet: a stored row is never written again."""
+        positions = self.view.plan.positions(np.array(sample_ids, "S32"))
         ok = STATUSES["activations"].index("ok")
-        return [pool for pool, index in self.view.activations.items() if index.status[position] != ok]
+        stored = {pool: (index.status[positions] == ok).tolist() for pool, index in self.view.activations.items()}
+        return [[pool for pool in stored if not stored[pool][row]] for row in range(len(sample_ids))]
 
     def calibration(self) -> list[int]:
         """Positions whose margins fix the local judge's offset."""

@@ -289,9 +289,13 @@ class Pipeline:
         for job in dict.fromkeys(job for job, _ in items):  # on disk before the rows they describe
             if job.view.manifest.note_capture(facts.recorded(self.settings.speed.batch_size), capturer.self_check):
                 self._recorder.write_manifest(job)
+        lacking = {
+            job: iter(job.lacking_pools([response.sample.id for owner, response in items if owner is job]))
+            for job in dict.fromkeys(job for job, _ in items)
+        }
         for (job, response), result in zip(items, results, strict=True):
             self.clocks["capture"].count(self.elapsed, len(response.sample.prompt_token_ids) + response.n_pooled)
-            pools = job.lacking_pools(response.sample.id)
+            pools = next(lacking[job])
             self._recorder.add(job, "activations", capture_records(result, pools, facts))
             if result.error:
                 self.notice(f"{job.name}: {result.error}")
