@@ -110,7 +110,8 @@ class Calls:
         if reply.status in {400, 403, 422}:
             better = refine(profile, fault.param, fault.message, plainly=self.known)
         error = self._client.failure(reply, mendable=better is not None)
-        if isinstance(error, AccessError) and reply.status in {403, 404} and not fault.codes & FATAL and self._answered:
+        accepted = self._answered or self.known  # a stored profile is one that was answered by
+        if isinstance(error, AccessError) and reply.status in {403, 404} and not fault.codes & FATAL and accepted:
             self._denied += 1  # a gateway may deny one text, or fail for a moment
             if self._denied < _MOST_DENIED:
                 error = RejectedError(f"HTTP {reply.status}: {self._client.redact(fault.message)}", reply.text)

@@ -82,6 +82,8 @@ class TraitJob:
         if self.settings.capture_rows == "none":
             return np.zeros(0, np.int64)
         wanted = self.view.responses.having("ok") if self.settings.capture_rows == "all" else self.view.passing()
+        if self.view.manifest.capture_key not in self.view.manifest.captures:
+            return np.flatnonzero(wanted)  # a lost manifest took with it what the stored rows were made by
         return np.flatnonzero(wanted & ~self.view.captured())
 
     def lacking_pools(self, sample_ids: list[str]) -> list[list[str]]:
@@ -194,7 +196,7 @@ def open_job(
     Raises SettingsChangedError with a diff where settings that define the samples differ; nothing is written then.
     """
     manifest = load_manifest(folder)
-    if manifest is None and outputs(folder):
+    if manifest is None and outputs(folder) and not any((folder / "parquet").glob("*/part-*.parquet")):
         notice(f"{trait.name}: files that no run here made were moved to {move_aside(folder, 'before', now())}")
     elif manifest is not None and new_run:
         refused, _ = changes(manifest, settings, trait)

@@ -295,8 +295,8 @@ class Pipeline:
         }
         for (job, response), result in zip(items, results, strict=True):
             self.clocks["capture"].count(self.elapsed, len(response.sample.prompt_token_ids) + response.n_pooled)
-            pools = next(lacking[job])
-            self._recorder.add(job, "activations", capture_records(result, pools, facts))
+            if pools := next(lacking[job]):
+                self._recorder.add(job, "activations", capture_records(result, pools, facts))
             if result.error:
                 self.notice(f"{job.name}: {result.error}")
             job.todo.capture -= 1

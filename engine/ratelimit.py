@@ -75,8 +75,11 @@ def wait_asked(headers: Mapping[str, str]) -> float | None:
 
 def _longest(text: str) -> float | None:
     """The longest duration of a header, which a proxy on the way may have added a second time."""
-    durations = (parse_duration(_SECONDS.sub("", part)) for part in text.split(","))
-    return max((duration for duration in durations if duration is not None), default=None)
+    found = []
+    for part in text.split(","):
+        duration = parse_duration(part)
+        found.append(parse_duration(_SECONDS.sub("", part)) if duration is None else duration)
+    return max((duration for duration in found if duration is not None), default=None)
 
 
 def _date(text: str) -> float | None:

@@ -21,8 +21,8 @@ def check_weights(ref: ModelRef) -> None:
     if not ref.is_local:
         return
     folder = Path(ref.source)
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths and not any(folder.glob("*.bin")):
+    paths = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    if not paths and not any(folder.glob("pytorch_model*.bin")):
         raise AccessError(f"model folder {folder} holds no weights (*.safetensors); copy them there")
     try:
         listed = {str(name) for name in json.loads((folder / _INDEX).read_bytes())["weight_map"].values()}
@@ -30,9 +30,11 @@ def check_weights(ref: ModelRef) -> None:
         listed = set()
     except (ValueError, KeyError, TypeError, AttributeError):
         raise AccessError(f"{folder / _INDEX} is damaged; copy it again") from None
+    if (folder / "model.safetensors").is_file():  # transformers takes it first, whatever an index left over says
+        paths, listed = [folder / "model.safetensors"], set()
     if missing := sorted(name for name in listed if not (folder / name).is_file()):
         raise AccessError(f"model folder {folder} lacks {', '.join(missing)}; copy what is missing")
-    for path in paths:
+    for path in sorted(folder / name for name in listed) or paths:
         if not _is_whole(path):
             raise AccessError(f"{path} is cut off or damaged; copy it again")
 

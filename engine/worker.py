@@ -98,8 +98,7 @@ class CaptureWorker:
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=signal.signal,  # a terminal's Ctrl-C reaches this process too, whose end the run decides
-            initargs=(signal.SIGINT, signal.SIG_IGN),
+            initializer=_outlive_signals,
         )
         facts: CaptureFacts = await self._call(_load, *self._arguments)
         return facts
@@ -134,6 +133,12 @@ class CaptureWorker:
 
 _model: CaptureModel | None = None
 """The worker process's model."""
+
+
+def _outlive_signals() -> None:
+    """What ends a terminal's job or a batch system's reaches this process too, whose end the run decides."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _load(

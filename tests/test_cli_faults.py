@@ -199,6 +199,13 @@ def test_f23_weights_that_are_not_whole_are_found_before_they_load(tmp_path: Pat
         check_weights(ref)
 
 
+def test_f23_files_that_no_loader_reads_refuse_no_model(tmp_path: Path) -> None:
+    _model(tmp_path / "model")
+    (tmp_path / "model/consolidated.safetensors").write_bytes(b"version https://git-lfs")
+    (tmp_path / "model/gone.safetensors").symlink_to(tmp_path / "nowhere")
+    check_weights(find_model(str(tmp_path / "model")))
+
+
 def test_f02_an_end_asked_for_outside_of_the_pipeline_is_an_interrupt(tmp_path: Path) -> None:
     program = """
 import os, signal, sys, time

@@ -96,6 +96,8 @@ def test_durations(text, seconds):
         ({"retry-after": "30, 30"}, 30),  # as headers given twice are joined
         ({"retry-after": "30 seconds"}, 30),
         ({"retry-after": "30 s"}, 30),
+        ({"retry-after": "120ms"}, 0.12),
+        ({"retry-after": "1m30s"}, 90),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT"}, 0),
         ({"retry-after": "later"}, None),

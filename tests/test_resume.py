@@ -167,6 +167,17 @@ def test_files_of_another_program_are_moved_aside(tmp_path: Path) -> None:
     assert not (folder / "vectors").exists()
 
 
+def test_records_without_their_manifest_are_used_and_not_moved_aside(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    work_through(folder, fakes.settings(20))
+    (folder / "parquet/manifest.json").unlink()
+    generator = fakes.FakeGenerator()
+    work_through(folder, fakes.settings(20), generator=generator)
+    assert not generator.calls
+    assert not list(folder.glob("before-*"))
+    assert lab.duplicates(folder) == 0
+
+
 def test_an_export_leaves_a_persons_own_copies(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     work_through(folder, fakes.settings(20))
