@@ -63,9 +63,10 @@ def command(
     given = {field: getattr(wanted, field) for field in typed}
 
     def change(settings: RunSettings) -> RunSettings:
-        if "pools" in given:  # beside those the run has: none of its files goes
-            given["pools"] = tuple(dict.fromkeys([*settings.capture.pools, *wanted.pools]))
+        own = settings.capture
+        # A pool stands beside those the run has: none of its files goes.
+        pools = tuple(dict.fromkeys([*own.pools, *given.get("pools", ())]))
         view = settings.view if threshold is None else replace(settings.view, threshold=threshold)
-        return replace(settings, capture=replace(settings.capture, **given), capture_rows=capture, view=view)
+        return replace(settings, capture=replace(own, **given | {"pools": pools}), capture_rows=capture, view=view)
 
     leave(work_on_stored(folders, change, speed, judge=False, blocks=blocks, force_unlock=force_unlock).exit_code)

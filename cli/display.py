@@ -155,8 +155,8 @@ def _remarks(job: TraitJob) -> Iterator[str]:
             problems["cut off at --max_new_tokens"] = side["cut_off"]
         if problems:
             yield f"{job.name} {polarity}: " + ", ".join(f"{count} {name}" for name, count in problems.items())
-        judged = {n: c for n, c in side["verdicts"].items() if c and n != "unjudged"}
-        if side["planned"] and judged and not side["verdicts"]["scored"]:
+        answered = any(side["verdicts"].get(status) for status in ("refused", "unparsable", "truncated"))
+        if answered and not side["verdicts"]["scored"]:
             yield (
                 f"{job.name}: no {polarity} response has a score: the judge answers, but gives no number. Read its "
                 f"answers (column raw in {view.folder}/parquet/verdicts), and try another eval_prompt or judge"
@@ -197,12 +197,11 @@ def _remarks(job: TraitJob) -> Iterator[str]:
 
 def _next_step(outcome: Outcome) -> str:
     names = [job.name for job in outcome.jobs if job.finished]
-    folder = outcome.jobs[0].folder
     if outcome.exit_code == ExitCode.INTERRUPTED:
         return "interrupted; everything above is stored. Run the same command again to go on"
     if outcome.errors or not names:
         return "what is stored is safe; run the same command again to go on"
-    folder = folder.parent / names[0]
+    folder = outcome.jobs[0].folder.parent / names[0]
     uncaptured = [job.exported is not None and job.exported.uncaptured for job in outcome.jobs]
     alone = [job.settings.capture_rows == "none" and not job.view.any_captured() for job in outcome.jobs]
     if any(uncaptured) or any(alone):

@@ -61,21 +61,22 @@ def generate(
     from dataclasses import replace
 
     from engine.experiment import check_writable, select_traits
+    from engine.manifest import load_manifest
     from engine.traits import load_traits
 
     prepare_environment()
     folders = select_traits(experiments_dir, experiment, trait, traits)
     definitions = load_traits(folders)
-    recorded = _first_run(folders)
+    runs = [manifest for folder in folders.values() if (manifest := load_manifest(folder))]
     settings = read_settings(options)
-    if recorded is not None:
-        settings = _as_recorded(settings, recorded)
+    if runs:
+        settings = _as_recorded(settings, runs)
     check_writable(folders)
     check_judge(settings.judging, settings.speed.limits)
 
     from engine.models import find_model, infer_model, lazy_tokenizer
 
-    name = gen_model or (recorded.source_name if recorded else infer_model(experiment))
+    name = gen_model or (runs[0].source_name if runs else infer_model(experiment))
     click.echo(
         f"model: {name}"
         + ("" if gen_model else " (from the run's record or the experiment's name; --gen_model overrides)")
@@ -100,28 +101,27 @@ def generate(
     )
 
 
-def _first_run(folders: dict[str, Path]) -> Manifest | None:
-    """What the first trait that holds a run was made with: the model and the judge when no others are named."""
-    from engine.manifest import load_manifest
-
-    return next((manifest for folder in folders.values() if (manifest := load_manifest(folder))), None)
-
-
-def _as_recorded(settings: RunSettings, recorded: Manifest) -> RunSettings:
-    """What is not named of judge and capture stays the run's own.
+def _as_recorded(settings: RunSettings, runs: list[Manifest]) -> RunSettings:
+    """What is not named of judge and capture stays the runs' own, the first one's where capture differs.
 
     More samples must not cost a second set of verdicts, go to another provider, or replace the tensors by others.
+    Raises UsageError where none is named of several judges.
     """
     from dataclasses import replace
 
     from cli.stored import recorded_settings
     from engine.client import OPENAI
+    from engine.errors import UsageError
 
+    recorded = runs[0]
     source = click.get_current_context().get_parameter_source
     before, capture, judging, limits = recorded_settings(recorded), settings.capture, settings.judging, {}
     kept = {CAPTURE_OPTIONS[name] for name in CAPTURE_OPTIONS if source(name) is ParameterSource.DEFAULT}
     capture = replace(capture, **{field: getattr(before.capture, field) for field in kept})
     if source("judge_model") is ParameterSource.DEFAULT:
+        judges = sorted({"{model} (--judge_mode {mode})".format(**run.settings["judging"]) for run in runs})
+        if len(judges) > 1:
+            raise UsageError(f"the traits were judged by {', '.join(judges)}: name one with --judge_model")
         mode = before.judging.mode if source("judge_mode") is ParameterSource.DEFAULT else judging.mode
         judging = replace(before.judging, mode=mode)
         where = recorded.judges[recorded.judge_key].get("endpoint")

@@ -330,6 +330,19 @@ def test_f25_a_run_goes_on_with_its_own_capture_settings(traitmill: Traitmill, c
     assert json.loads(path.read_text())["settings"]["capture"] == raw["settings"]["capture"]
 
 
+def test_f25_of_several_judges_one_must_be_named(traitmill: Traitmill, copy: lab.Work) -> None:
+    [folder] = copy.folders
+    subprocess.run(["cp", "-r", folder, folder.with_name("other")], check=True)
+    path = folder.with_name("other") / "parquet/manifest.json"
+    raw = json.loads(path.read_text())
+    raw["settings"]["judging"]["model"] = "judge-b"
+    path.write_text(json.dumps(raw))
+    both = ("--experiment", "exp", "--traits", "trait,other", "--experiments_dir", copy.root, *JUDGED_BY_FAKE[2:])
+    code, said = traitmill("generate", *both, "--n_examples", 30)
+    assert code == ExitCode.USAGE
+    assert "judged by fake-judge (--judge_mode auto), judge-b (--judge_mode auto): name one with --judge_model" in said
+
+
 def test_f25_a_run_goes_on_at_its_own_endpoint(traitmill: Traitmill, copy: lab.Work) -> None:
     [folder] = copy.folders
     path = folder / "parquet/manifest.json"

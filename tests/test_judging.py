@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from engine.settings import Identity, Judging, Limits, RunSettings, Speed
 from engine.traits import Trait, load_traits
 from engine.view import load_view
 from tests import fakes, lab
-from tests.misbehaving_server import MisbehavingServer, completion, error
+from tests.misbehaving_server import MisbehavingServer, Seen, completion, error
 
 SIDES = ("pos", "neg")
 LIMITS = Limits(rpm=1e6, concurrency=1)
@@ -223,25 +224,29 @@ def test_answers_under_way_when_judging_stops_are_kept(tmp_path: Path) -> None:
     assert all_counts(folder)["scored"] == paid
 
 
+def asked_after(server: MisbehavingServer, run: Judged, act: Callable[[], None]) -> list[Seen]:
+    """Run to the end, `act` once 40 requests were sent; those sent more than 0.1 s later."""
+    acted: list[float] = []
+
+    async def main() -> None:
+        going = asyncio.create_task(run.run())
+        while len(server.log) < 40:
+            await asyncio.sleep(0.01)
+        acted.append(time.monotonic())
+        act()
+        await going
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    return [seen for seen in server.log if seen.at > acted[0] + 0.1]
+
+
 def test_f02_an_interrupt_asks_nothing_more_and_keeps_what_was_asked(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
-    settings = judged_by("", n=150)
     with MisbehavingServer("gpt-5-mini", latency=0.5) as server:
         settings = judged_by(server.url, "gpt-5-mini", n=150)
         jobs = fakes.open_jobs([folder], settings)
         run = Judged(jobs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
-        pressed: list[float] = []
-
-        async def main() -> None:
-            going = asyncio.create_task(run.run())
-            while len(server.log) < 40:
-                await asyncio.sleep(0.01)
-            pressed.append(time.monotonic())
-            run.pipeline.stop()
-            await going
-
-        asyncio.run(asyncio.wait_for(main(), 60))
-        late = [seen for seen in server.log if seen.at > pressed[0] + 0.1]
+        late = asked_after(server, run, run.pipeline.stop)
         assert not late
         assert 40 <= len(server.log) < 250
         assert all_counts(folder)["scored"] == server.statuses.count(200) - 1  # the probe is no verdict
@@ -254,19 +259,8 @@ def test_f13_a_trait_that_cannot_be_written_is_not_paid_for(tmp_path: Path) -> N
         settings = judged_by(server.url, "gpt-5-mini", n=200)
         jobs = fakes.open_jobs([bad, good], settings)
         run = Judged(jobs, settings, fakes.REF, tmp_path / "log", print, generate=True, judge=True)
-        failed: list[float] = []
-
-        async def main() -> None:
-            going = asyncio.create_task(run.run())
-            while len(server.log) < 40:
-                await asyncio.sleep(0.01)
-            failed.append(time.monotonic())
-            run.pipeline._fail_trait(jobs[0], ResourceError("the disk is full"))
-            await going
-
-        asyncio.run(asyncio.wait_for(main(), 60))
+        late = asked_after(server, run, lambda: run.pipeline._fail_trait(jobs[0], ResourceError("the disk is full")))
         texts = {row["response"] for row in lab.rows(good, "responses")}
-        late = [seen for seen in server.log if seen.at > failed[0] + 0.1]
         assert late
         assert all(any(text in seen.prompt for text in texts) for seen in late)
     assert all_counts(good)["scored"] == all_counts(good)["ok"] > 300
