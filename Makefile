@@ -45,10 +45,11 @@ test: check  ## all tests, real vLLM included
 test-fast: setup  ## the tests that take less than a second each
 	@$(BIN)/python -m pytest -m "not slow and not gpu"
 
-check: setup  ## lint, format and types
+check: setup  ## lint, format, types and import directions
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 bench: setup  ## every benchmark, tables and plots in docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.all

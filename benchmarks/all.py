@@ -84,8 +84,12 @@ def main() -> None:
     options = parser("all", __doc__)
     names = tuple(dict.fromkeys(part.name for part in PARTS))
     options.add_argument("--only", default=",".join(names), help="comma list of benchmarks")
-    options.add_argument("--render-only", action="store_true", help="write the pages from stored results")
-    options.add_argument("--gpu", action="store_true", help="what fills the GPU's tables, on a machine that has one")
+    options.add_argument(
+        "--render-only", action="store_true", help="write the pages from stored results"
+    )
+    options.add_argument(
+        "--gpu", action="store_true", help="what fills the GPU's tables, on a machine that has one"
+    )
     chosen = options.parse_args()
     failed = {}
     if chosen.gpu:
@@ -119,7 +123,9 @@ def run_all(wanted: Sequence[str], out: Path | None) -> dict[str, str]:
 def run_on_gpu(out: Path | None) -> dict[str, str]:
     """Run every command of the GPU's tables; returns those that gave no full result, and why."""
     if not gpu_name():
-        raise SystemExit("no NVIDIA GPU is visible here: these numbers need one; nothing was measured")
+        raise SystemExit(
+            "no NVIDIA GPU is visible here: these numbers need one; nothing was measured"
+        )
     failed = {}
     for _, command in pages.GPU_COMMANDS:
         name, *arguments = shlex.split(command.removeprefix("python -m benchmarks."))

@@ -18,11 +18,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.common import ROOT, PeakMemory, machine, parser, quietly, record, shown, spread, table
+from benchmarks.common import (
+    ROOT,
+    PeakMemory,
+    machine,
+    parser,
+    quietly,
+    record,
+    shown,
+    spread,
+    table,
+)
 from benchmarks.methods import METHODS, STAGES, Times
 from benchmarks.stand import whole, workload
-from engine.lifeline import tie_children
-from engine.models import EMBEDDED, find_model
+from traitmill.engine.models.hub import EMBEDDED, find_model
+from traitmill.engine.run.watchdog import tie_children
 
 NAME = "baselines"
 DESCRIPTIONS = {
@@ -57,7 +67,15 @@ def in_process(method: str, options: argparse.Namespace) -> Times:
     """One method in a process of its own. Raises CalledProcessError, TimeoutExpired."""
     with TemporaryDirectory() as temp:
         path = Path(temp) / "times.json"
-        command = [sys.executable, "-m", "benchmarks.baselines", "--one", method, "--times", str(path)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.baselines",
+            "--one",
+            method,
+            "--times",
+            str(path),
+        ]
         for name in ("gen_model", "n_examples", "max_new_tokens", "latency"):
             command += [f"--{name}", str(getattr(options, name))]
         start = time.perf_counter()
@@ -69,7 +87,11 @@ def in_process(method: str, options: argparse.Namespace) -> Times:
 
 def summary(method: str, runs: Sequence[Times], n: int) -> dict[str, Any]:
     """A method's row."""
-    keys = [key for key in ("load_s", *STAGES, "makespan_s", "process_s", "memory_gib") if key in runs[0]]
+    keys = [
+        key
+        for key in ("load_s", *STAGES, "makespan_s", "process_s", "memory_gib")
+        if key in runs[0]
+    ]
     only_generation = "capture_s" not in runs[0]
     return {
         "method": method,
@@ -100,11 +122,34 @@ def goals(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Stage times, makespans and ratios."""
-    header = ["method", "tokens/s", "generation, s", "judging, s", "capture, s", "makespan, s", "load, s"]
+    header = [
+        "method",
+        "tokens/s",
+        "generation, s",
+        "judging, s",
+        "capture, s",
+        "makespan, s",
+        "load, s",
+    ]
     header += ["process, s", "memory, GiB"]
-    keys = ("tokens_per_s", "generation_s", "judging_s", "capture_s", "makespan_s", "load_s", "process_s", "memory_gib")
+    keys = (
+        "tokens_per_s",
+        "generation_s",
+        "judging_s",
+        "capture_s",
+        "makespan_s",
+        "load_s",
+        "process_s",
+        "memory_gib",
+    )
     rows = [
-        [row["method"], *(shown(row.get(k)) if k != "makespan_s" or not row["only_generation"] else "-" for k in keys)]
+        [
+            row["method"],
+            *(
+                shown(row.get(k)) if k != "makespan_s" or not row["only_generation"] else "-"
+                for k in keys
+            ),
+        ]
         for row in result["methods"]
     ]
     failed = "".join(f"\n- {name} gave no figures: {why}" for name, why in result["failed"].items())
@@ -116,8 +161,13 @@ def markdown(result: Mapping[str, Any]) -> str:
         "little. guide, peer and ours capture every response. The makespan is without loads and a warm-up; `process` "
         "is the whole command."
     )
-    listed = "\n".join(f"- **{row['method']}**: {DESCRIPTIONS[row['method']]}." for row in result["methods"])
-    ratios = table(["ours", "ratio of medians"], ([name, f"{ratio:.2f}"] for name, ratio in result["goals"].items()))
+    listed = "\n".join(
+        f"- **{row['method']}**: {DESCRIPTIONS[row['method']]}." for row in result["methods"]
+    )
+    ratios = table(
+        ["ours", "ratio of medians"],
+        ([name, f"{ratio:.2f}"] for name, ratio in result["goals"].items()),
+    )
     parts = [note, listed, table(header, rows), failed.strip(), ratios if result["goals"] else ""]
     return "\n\n".join(part for part in parts if part)
 
@@ -159,7 +209,11 @@ def compare(options: argparse.Namespace) -> None:
                     continue
                 done.append(times)
                 say(f"round {number + 1}, {method}: makespan {times['makespan_s']:.1f} s")
-            rows = [summary(name, done, whole(options.n_examples)) for name, done in runs.items() if done]
+            rows = [
+                summary(name, done, whole(options.n_examples))
+                for name, done in runs.items()
+                if done
+            ]
             figures = {
                 "model": model,
                 "samples": whole(options.n_examples),

@@ -35,8 +35,8 @@ from benchmarks.common import (
 )
 from benchmarks.shapes import SHAPES, DummyEngine, ForcedEngine, check_fits, dummy_model
 from benchmarks.stand import Run, SleepingJudge, Stand, whole, workload
-from engine.generation import VllmEngine
-from engine.models import EMBEDDED, ModelRef, find_model
+from traitmill.engine.generation.vllm_engine import VllmEngine
+from traitmill.engine.models.hub import EMBEDDED, ModelRef, find_model
 
 NAME = "batch_size"
 ROWS = "1,4,8,16,32,64,auto"
@@ -52,7 +52,9 @@ async def measure(ref: ModelRef, options: argparse.Namespace, say: Say) -> None:
         for batch in batches if number % 2 else batches[::-1]:
             measured[batch] = await _row(ref, batch, n, options)
             run = measured[batch].run
-            say(f"round {number}, batch {batch}: {run.tokens_per_s:.1f} tokens/s, {run.makespan:.1f} s in all")
+            say(
+                f"round {number}, batch {batch}: {run.tokens_per_s:.1f} tokens/s, {run.makespan:.1f} s in all"
+            )
         rounds.append(measured)
         figures = {
             "model": ref.name,
@@ -84,7 +86,9 @@ class Measured:
 async def _row(ref: ModelRef, batch: str, n: int, options: argparse.Namespace) -> Measured:
     size = None if batch == "auto" else int(batch)
     kind = VllmEngine if options.shape is None else ForcedEngine if options.capture else DummyEngine
-    stand = Stand(ref, options.max_new_tokens, batch_size=size, engine=kind, captures=captures(options))
+    stand = Stand(
+        ref, options.max_new_tokens, batch_size=size, engine=kind, captures=captures(options)
+    )
     try:
         with PeakMemory(every_s=2.0) as peak:
             await stand.open()
@@ -127,7 +131,16 @@ def _memory(line: Mapping[str, Any]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table, with the guide's claims beside it."""
-    header = ["batch", "generation, s", "tokens/s", "running", "speedup", "the guide's", "whole job, s", "speedup"]
+    header = [
+        "batch",
+        "generation, s",
+        "tokens/s",
+        "running",
+        "speedup",
+        "the guide's",
+        "whole job, s",
+        "speedup",
+    ]
     header += ["the guide's, min", "memory, GiB", "the guide's, GB"]
     rows = []
     for line in result["rows"]:
@@ -145,9 +158,15 @@ def markdown(result: Mapping[str, Any]) -> str:
             _memory(line),
             gigabytes,
         ])  # fmt: skip
-    weights = " Weights are random and every response is forced to its limit." * result["random_weights"]
+    weights = (
+        " Weights are random and every response is forced to its limit." * result["random_weights"]
+    )
     job = f"The whole job has a judge of {result['judge_latency_s']:g} s, "
-    job += "captures every response and writes all files" if result["captured"] else "and captures nothing"
+    job += (
+        "captures every response and writes all files"
+        if result["captured"]
+        else "and captures nothing"
+    )
     auto = next((line for line in result["rows"] if line["batch"] == "auto"), None)
     loads = [line["load_s"][0] for line in result["rows"]]
     note = (
@@ -196,9 +215,15 @@ def readme_table(result: Mapping[str, Any]) -> str:
 def main() -> None:
     options = parser(NAME, __doc__)
     options.add_argument("--gen_model", default=EMBEDDED)
-    options.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of a model")
-    options.add_argument("--capture", action="store_true", help="write the shape's weights, so that capture runs too")
-    options.add_argument("--n_examples", type=int, default=80, help="samples of every row, all sides together")
+    options.add_argument(
+        "--shape", choices=SHAPES, help="random weights of this shape instead of a model"
+    )
+    options.add_argument(
+        "--capture", action="store_true", help="write the shape's weights, so that capture runs too"
+    )
+    options.add_argument(
+        "--n_examples", type=int, default=80, help="samples of every row, all sides together"
+    )
     options.add_argument("--max_new_tokens", type=int, default=48)
     options.add_argument("--latency", type=float, default=1.0, help="seconds the judge takes")
     options.add_argument("--rows", default=ROWS)

@@ -31,11 +31,11 @@ import torch
 from torch import nn
 
 from benchmarks.common import RESULTS, machine, parser, record, shown, spread, table
-from engine.batching import Batch, Budget, padding_share, run_batches
-from engine.capture import CaptureModel, CaptureRow
-from engine.models import embedded_folder
-from engine.pools import Pooler, pool_weights
-from engine.settings import Capture
+from traitmill.engine.capture.batching import Batch, Budget, padding_share, run_batches
+from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.pooling import Pooler, pool_weights
+from traitmill.engine.models.hub import embedded_folder
+from traitmill.engine.settings import Capture
 
 LENGTHS = RESULTS / "capture-lengths.json"
 """Written by `--lengths`."""
@@ -56,7 +56,9 @@ def ragged_rows(n: int, vocab: int, seed: int = 0) -> list[CaptureRow]:
     lengths = real_lengths()
     rows = []
     for index in range(n):
-        prompt, response = (tuple(map(int, rng.integers(3, vocab, size))) for size in lengths[index % len(lengths)])
+        prompt, response = (
+            tuple(map(int, rng.integers(3, vocab, size))) for size in lengths[index % len(lengths)]
+        )
         rows.append(CaptureRow("bench", f"{index:032x}", prompt, response, len(response)))
     return rows
 
@@ -78,7 +80,10 @@ class Held:
 def padded(rows: Sequence[CaptureRow], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask `[rows, width]`, padded on the right with zeros."""
     width = max(map(length, rows))
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(rows), width, dtype=torch.long),
+        torch.zeros(len(rows), width, dtype=torch.long),
+    )
     for place, row in enumerate(rows):
         ids[place, : length(row)] = torch.tensor([*row.prompt_token_ids, *row.response_token_ids])
         mask[place, : length(row)] = 1
@@ -114,7 +119,9 @@ def without_head(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) 
     """The guide's method on the base model."""
     for chosen in in_arrival_order(rows, size):
         ids, mask = padded(chosen, model.device)
-        out = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        out = model.base_model(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+        )
         means_of(out.hidden_states[1:], chosen)
         held.note(*out.hidden_states)
 
@@ -126,7 +133,10 @@ def kept_stack(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) ->
     for chosen in in_arrival_order(rows, size):
         ids, mask = padded(chosen, model.device)
         states: list[torch.Tensor] = []
-        handles = [block.register_forward_hook(lambda _m, _a, out, keep=states: keep.append(out)) for block in blocks]
+        handles = [
+            block.register_forward_hook(lambda _m, _a, out, keep=states: keep.append(out))
+            for block in blocks
+        ]
         model(input_ids=ids, attention_mask=mask, use_cache=False)
         for handle in handles:
             handle.remove()
@@ -140,17 +150,23 @@ def kept_stack(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) ->
 
 
 @torch.inference_mode()
-def pooled_in_hooks(model: Any, batches: Sequence[Sequence[CaptureRow]], held: Held, *, masked: bool) -> None:
+def pooled_in_hooks(
+    model: Any, batches: Sequence[Sequence[CaptureRow]], held: Held, *, masked: bool
+) -> None:
     """Base model with pooling hooks; nothing of a token's states is kept."""
     blocks = list(model.model.layers)
     for chosen in batches:
         ids, mask = padded(chosen, model.device)
         weights = pool_weights(
-            ("response_mean",), [(len(row.prompt_token_ids), row.n_pooled) for row in chosen], ids.shape[1]
+            ("response_mean",),
+            [(len(row.prompt_token_ids), row.n_pooled) for row in chosen],
+            ids.shape[1],
         )
         pooler = Pooler(weights, len(blocks), model.config.hidden_size, model.device)
         handles = [
-            block.register_forward_hook(lambda _m, _a, out, slot=slot, pooler=pooler: pooler.take(slot, out))
+            block.register_forward_hook(
+                lambda _m, _a, out, slot=slot, pooler=pooler: pooler.take(slot, out)
+            )
             for slot, block in enumerate(blocks)
         ]
         model.base_model(input_ids=ids, attention_mask=mask if masked else None, use_cache=False)
@@ -160,7 +176,9 @@ def pooled_in_hooks(model: Any, batches: Sequence[Sequence[CaptureRow]], held: H
 
 
 def sorted_batches(rows: Sequence[CaptureRow], tokens: int) -> list[list[CaptureRow]]:
-    found = run_batches([length(row) for row in rows], Budget(tokens), lambda batch: batch, lambda _error: False)
+    found = run_batches(
+        [length(row) for row in rows], Budget(tokens), lambda batch: batch, lambda _error: False
+    )
     return [[rows[index] for index in batch.indices] for batch, _ in found]
 
 
@@ -196,7 +214,10 @@ def measure(
     for turn in range(rounds):
         last, ended = time.monotonic() - ended, time.monotonic()
         if turn and ended - began + last > limit_s:
-            print(f"  {turn} of {rounds} rounds: another would end after {limit_s:.0f} s", file=sys.stderr)
+            print(
+                f"  {turn} of {rounds} rounds: another would end after {limit_s:.0f} s",
+                file=sys.stderr,
+            )
             return
         for name in list(methods)[:: -1 if turn % 2 else 1]:
             start = clock()
@@ -208,9 +229,16 @@ def measure(
 
 def matrix_limit(model: Any, tokens: int) -> Callable[[Held], Any]:
     """The blocks' matrix products alone, on as many tokens as the rows have, in batches of 1,024."""
-    linears = [module for block in model.model.layers for module in block.modules() if isinstance(module, nn.Linear)]
+    linears = [
+        module
+        for block in model.model.layers
+        for module in block.modules()
+        if isinstance(module, nn.Linear)
+    ]
     inputs = {
-        linear.in_features: torch.randn(1024, linear.in_features, dtype=model.dtype, device=model.device)
+        linear.in_features: torch.randn(
+            1024, linear.in_features, dtype=model.dtype, device=model.device
+        )
         for linear in linears
     }
 
@@ -248,10 +276,14 @@ class TimedForward:
 
 def load(**options: Any) -> CaptureModel:
     """The embedded model without its self-check."""
-    return CaptureModel(str(embedded_folder()), options.pop("capture", Capture()), self_check="off", **options)
+    return CaptureModel(
+        str(embedded_folder()), options.pop("capture", Capture()), self_check="off", **options
+    )
 
 
-def compare(n_rows: int, rounds: int, threads: int, limit_s: float, save: Save, *, busy: bool) -> None:
+def compare(
+    n_rows: int, rounds: int, threads: int, limit_s: float, save: Save, *, busy: bool
+) -> None:
     """Every figure of the method and step tables."""
     torch.set_num_threads(threads)
     ours, in_float32 = load(), load(capture=Capture(dtype="float32"))
@@ -278,7 +310,10 @@ def compare(n_rows: int, rounds: int, threads: int, limit_s: float, save: Save, 
 
     methods: Methods = {
         OURS: run_ours,
-        **{f"guide, batch {n}": lambda held, n=n: guide_method(model, rows, n, held) for n in (8, 1, 4, 16)},
+        **{
+            f"guide, batch {n}": lambda held, n=n: guide_method(model, rows, n, held)
+            for n in (8, 1, 4, 16)
+        },
         STACK: lambda held: kept_stack(model, rows, 16, held),
         "no LM head": lambda held: without_head(model, rows, 8, held),
         "pooled in hooks": lambda held: pooled_in_hooks(model, arrival, held, masked=True),
@@ -289,7 +324,9 @@ def compare(n_rows: int, rounds: int, threads: int, limit_s: float, save: Save, 
     }
     lengths = [length(row) for row in rows]
     padding = {
-        name: padding_share(lengths, [Batch(tuple(range(len(part))), max(map(length, part))) for part in parts])
+        name: padding_share(
+            lengths, [Batch(tuple(range(len(part))), max(map(length, part))) for part in parts]
+        )
         for name, parts in (("arrival", arrival), ("sorted", spans))
     }
     facts = {
@@ -308,7 +345,9 @@ def compare(n_rows: int, rounds: int, threads: int, limit_s: float, save: Save, 
         methods,
         rounds,
         clock,
-        lambda seconds, held: save({**facts, "seconds": seconds, "held_bytes": held, "forward_s": forward.seconds}),
+        lambda seconds, held: save(
+            {**facts, "seconds": seconds, "held_bytes": held, "forward_s": forward.seconds}
+        ),
         limit_s,
     )
 
@@ -327,7 +366,12 @@ def budget_sweep(n_rows: int, rounds: int, threads: int, save: Save, *, busy: bo
 
         return run
 
-    facts = {"rows": n_rows, "tokens": sum(map(length, rows)), "dtype": ours.dtype, "threads": threads}
+    facts = {
+        "rows": n_rows,
+        "tokens": sum(map(length, rows)),
+        "dtype": ours.dtype,
+        "threads": threads,
+    }
     measure(
         {str(limit): at(limit) for limit in (256, 512, 1024, 2048, 4096)},
         rounds,
@@ -352,7 +396,9 @@ def flat(n_rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         model = CaptureModel(folder, Capture())
-        values = np.lib.format.open_memmap(Path(folder) / "all.npy", "w+", np.float32, (n_rows, 2, 16))
+        values = np.lib.format.open_memmap(
+            Path(folder) / "all.npy", "w+", np.float32, (n_rows, 2, 16)
+        )
         process, memory, seconds, done = psutil.Process(), [], [], count(1)
         marks = {n_rows * tenth // 10 for tenth in range(1, 11)}
         rng = np.random.default_rng(0)
@@ -371,7 +417,10 @@ def flat(n_rows: int) -> dict[str, Any]:
                 now = process.memory_info()
                 memory.append(now.rss - now.shared)  # the output's own mapped pages are shared ones
                 seconds.append(time.perf_counter() - started)
-                print(f"  {next(done)}0 %: {memory[-1] / 2**20:.0f} MiB, {seconds[-1]:.1f} s", file=sys.stderr)
+                print(
+                    f"  {next(done)}0 %: {memory[-1] / 2**20:.0f} MiB, {seconds[-1]:.1f} s",
+                    file=sys.stderr,
+                )
     tenths = np.diff([0.0, *seconds])
     return {
         "rows": at,
@@ -387,8 +436,8 @@ def generate_lengths(n: int = 32, max_new_tokens: int = 150) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from benchmarks.stand import workload
-    from engine.models import find_model
-    from engine.settings import Identity
+    from traitmill.engine.models.hub import find_model
+    from traitmill.engine.settings import Identity
 
     ref = find_model("embedded/SmolLM2-135M-Instruct")
     samples = workload(ref, n, max_new_tokens)
@@ -411,7 +460,10 @@ def generate_lengths(n: int = 32, max_new_tokens: int = 150) -> dict[str, Any]:
         max_new_tokens=max_new_tokens,
         pad_token_id=0,
     )
-    found = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in out[:, width:].tolist()]
+    found = [
+        next((i for i, token in enumerate(row) if token in ends), len(row))
+        for row in out[:, width:].tolist()
+    ]
     return {
         "model": "SmolLM2-135M-Instruct",
         "max_new_tokens": max_new_tokens,
@@ -466,12 +518,20 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     parts = [head, table(["method", "tokens/s", "traitmill is", "activations held, MiB"], lines)]
     steps = [
-        [_STEP_NAMES[after], _speed(result, before), _speed(result, after), _gain(result, before, after)]
+        [
+            _STEP_NAMES[after],
+            _speed(result, before),
+            _speed(result, after),
+            _gain(result, before, after),
+        ]
         for before, after in pairwise(_STEPS)
     ]
     steps += [
         [label, _speed(result, name), _speed(result, OURS), _gain(result, name, OURS)]
-        for name, label in ((ONE_THREAD, f"{result['threads']} threads, not one"), (FLOAT32, "bfloat16, not float32"))
+        for name, label in (
+            (ONE_THREAD, f"{result['threads']} threads, not one"),
+            (FLOAT32, "bfloat16, not float32"),
+        )
         if name in result["seconds"]
     ]
     parts.append(table(["step", "before, tokens/s", "after, tokens/s", "gain"], steps))
@@ -489,7 +549,10 @@ def _shares(result: Mapping[str, Any]) -> Iterator[str]:
         f"Padding: {padding['arrival']:.1%} of the tokens computed in batches of 8 in arrival order, "
         f"{padding['sorted']:.1%} sorted under {result['budget']:,} tokens a batch."
     )
-    outside = [1 - inside / whole for inside, whole in zip(result["forward_s"], seconds[OURS], strict=False)]
+    outside = [
+        1 - inside / whole
+        for inside, whole in zip(result["forward_s"], seconds[OURS], strict=False)
+    ]
     if outside:
         yield f"Outside the forward: {statistics.median(outside):.1%} of capture's time."
     limit = times_ours(result, OURS, LIMIT)
@@ -509,9 +572,7 @@ def _shares(result: Mapping[str, Any]) -> Iterator[str]:
 
 def budgets_markdown(result: Mapping[str, Any]) -> str:
     """Speed by batch budget."""
-    head = (
-        f"{result['rows']} rows, {result['tokens']:,} tokens, {result['dtype']}, {result['threads']} threads; medians."
-    )
+    head = f"{result['rows']} rows, {result['tokens']:,} tokens, {result['dtype']}, {result['threads']} threads; medians."
     names = [name for name, times in result["seconds"].items() if times]
     return f"{head}\n\n{table(['batch budget, tokens', *names], [['tokens/s', *(_speed(result, n) for n in names)]])}"
 
@@ -530,13 +591,21 @@ def main() -> None:
     options = parser("capture", __doc__)
     options.add_argument("--rows", type=int, default=24)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--limit_s", type=float, default=240, help="no round is begun that would end later")
+    options.add_argument(
+        "--limit_s", type=float, default=240, help="no round is begun that would end later"
+    )
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    options.add_argument("--busy", action="store_true", help="one thread, CPU seconds instead of wall time")
+    options.add_argument(
+        "--busy", action="store_true", help="one thread, CPU seconds instead of wall time"
+    )
     instead = options.add_mutually_exclusive_group()
     instead.add_argument("--budgets", action="store_true", help="speed by batch budget instead")
-    instead.add_argument("--flat", type=int, metavar="ROWS", help="run so many rows of a tiny model instead")
-    instead.add_argument("--lengths", action="store_true", help="store lengths of real responses instead")
+    instead.add_argument(
+        "--flat", type=int, metavar="ROWS", help="run so many rows of a tiny model instead"
+    )
+    instead.add_argument(
+        "--lengths", action="store_true", help="store lengths of real responses instead"
+    )
     chosen = options.parse_args()
     facts, threads = machine(), 1 if chosen.busy else chosen.threads
     latest: dict[str, Any] = {}
@@ -551,7 +620,9 @@ def main() -> None:
         save(flat(chosen.flat), "flat")
         print(flat_markdown(latest))
     elif chosen.budgets:
-        budget_sweep(chosen.rows, chosen.rounds, threads, partial(save, what="budgets"), busy=chosen.busy)
+        budget_sweep(
+            chosen.rows, chosen.rounds, threads, partial(save, what="budgets"), busy=chosen.busy
+        )
         print(budgets_markdown(latest))
     else:
         compare(chosen.rows, chosen.rounds, threads, chosen.limit_s, save, busy=chosen.busy)

@@ -82,14 +82,23 @@ def commit() -> str:
     """The commit that is checked out, with a + where the code differs from it; empty outside a repository."""
     head = _git("rev-parse", "--short", "HEAD")
     changed = _git(
-        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!benchmarks/results", ":!*.md"
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":!docs",
+        ":!benchmarks/results",
+        ":!*.md",
     )
     return head + "+" * bool(changed)
 
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -180,7 +189,9 @@ class PeakMemory:
     def _look(self) -> None:
         self.bytes = max(self.bytes, tree_bytes())
         if self._gpu:
-            self.gpu_bytes = max(self.gpu_bytes, sum(int(line) << 20 for line in _nvidia("memory.used").split()))
+            self.gpu_bytes = max(
+                self.gpu_bytes, sum(int(line) << 20 for line in _nvidia("memory.used").split())
+            )
 
     def as_json(self) -> dict[str, float]:
         return {"memory_gib": self.bytes / GIB, "gpu_memory_gib": self.gpu_bytes / GIB}
@@ -192,9 +203,13 @@ class PeakMemory:
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """An argument parser with `--out`, the folder for `name`.json."""
     made = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m benchmarks.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--out", type=Path, default=None, help="folder of the results; default benchmarks/results")
+    made.add_argument(
+        "--out", type=Path, default=None, help="folder of the results; default benchmarks/results"
+    )
     return made
 
 
@@ -205,12 +220,20 @@ def results_folder(out: Path | None) -> Path:
 
 def command_line(name: str) -> str:
     """The command that is running, as a user would type it."""
-    arguments = [word for index, word in enumerate(sys.argv[1:], 1) if "--out" not in (word, sys.argv[index - 1])]
+    arguments = [
+        word
+        for index, word in enumerate(sys.argv[1:], 1)
+        if "--out" not in (word, sys.argv[index - 1])
+    ]
     return " ".join(["python", "-m", f"benchmarks.{name}", *arguments])
 
 
 def record(
-    out: Path | None, name: str, facts: Mapping[str, Any], figures: Mapping[str, Any], shape: str | None = None
+    out: Path | None,
+    name: str,
+    facts: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    shape: str | None = None,
 ) -> Path:
     """Write results/<name>.json: the command, the machine, the figures."""
     path = results_folder(out) / f"{named(name, shape)}.json"
@@ -228,8 +251,18 @@ def named(name: str, shape: str | None) -> str:
 @contextmanager
 def served_judge(latency: float) -> Iterator[str]:
     """A judge over real HTTP in a process of its own; yields its address."""
-    command = [sys.executable, "-m", "tests.misbehaving_server", "--persona", JUDGE_PERSONA, "--latency", str(latency)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.misbehaving_server",
+        "--persona",
+        JUDGE_PERSONA,
+        "--latency",
+        str(latency),
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as server:
         assert server.stdout is not None
         assert server.stdin is not None
         try:
@@ -241,8 +274,8 @@ def served_judge(latency: float) -> Iterator[str]:
 @contextmanager
 def quietly(name: str) -> Iterator[Say]:
     """Send what libraries print to benchmarks/<name>.log in traitmill's cache; yields what prints to the user."""
-    from engine.models import cache_folder
-    from engine.runlog import redirected
+    from traitmill.engine.models.hub import cache_folder
+    from traitmill.engine.run.log import redirected
 
     log = cache_folder() / "benchmarks" / f"{name}.log"
     log.unlink(missing_ok=True)

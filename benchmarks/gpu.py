@@ -25,12 +25,12 @@ from unittest.mock import patch
 
 import torch
 
-from engine import decoder
-from engine.attention import flash_with_soft_cap, has_soft_cap
-from engine.capture import CaptureModel, CaptureRow
-from engine.devices import GPU_TOKENS, Shape
-from engine.errors import TraitmillError
-from engine.settings import Capture
+from traitmill.engine.capture import decoder
+from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.errors import TraitmillError
+from traitmill.engine.models.attention import flash_with_soft_cap, has_soft_cap
+from traitmill.engine.models.machine import GPU_TOKENS, Shape
+from traitmill.engine.settings import Capture
 
 from .capture import Held, kept_stack, length, ragged_rows
 from .common import machine, record
@@ -50,8 +50,18 @@ def gemma_2(name: str) -> Any:
     from transformers import Gemma2Config
 
     sizes = {
-        "2b": {"hidden_size": 2304, "num_hidden_layers": 26, "intermediate_size": 9216, "num_attention_heads": 8},
-        "9b": {"hidden_size": 3584, "num_hidden_layers": 42, "intermediate_size": 14336, "num_attention_heads": 16},
+        "2b": {
+            "hidden_size": 2304,
+            "num_hidden_layers": 26,
+            "intermediate_size": 9216,
+            "num_attention_heads": 8,
+        },
+        "9b": {
+            "hidden_size": 3584,
+            "num_hidden_layers": 42,
+            "intermediate_size": 14336,
+            "num_attention_heads": 16,
+        },
     }[name]
     return Gemma2Config(
         **sizes,
@@ -71,7 +81,9 @@ def random_capture(config: Any, device: str, attention: str, budget: int | None)
     def build(*_args: object, attn: str, **_options: object) -> Any:
         chosen = "eager" if attn == "auto" else attn
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=chosen)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.bfloat16, attn_implementation=chosen
+            )
         return model.eval().requires_grad_(requires_grad=False)
 
     with patch.object(decoder, "load", build):
@@ -84,7 +96,9 @@ def forward_flops(shape: Shape, lengths: Sequence[int]) -> float:
     attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
     weights = shape.n_layers * (attention + 3 * shape.hidden * shape.ffn)
     pairs = sum(n * (n + 1) / 2 for n in lengths)
-    return 2.0 * weights * sum(lengths) + 4.0 * shape.n_layers * shape.heads * shape.head_dim * pairs
+    return (
+        2.0 * weights * sum(lengths) + 4.0 * shape.n_layers * shape.heads * shape.head_dim * pairs
+    )
 
 
 def matrix_rate(device: str) -> float:
@@ -162,7 +176,9 @@ def attentions(config: Any, device: str) -> tuple[str, ...]:
     return ("flash_attention_2" if flash_with_soft_cap() else "flex_attention", "eager")
 
 
-def measured(model: CaptureModel, rows: Sequence[CaptureRow], device: str, budget: int, rate: float) -> Cell:
+def measured(
+    model: CaptureModel, rows: Sequence[CaptureRow], device: str, budget: int, rate: float
+) -> Cell:
     """The median of three passes over `rows`, after a warm-up over a quarter of them."""
     lengths = [length(row) for row in rows]
     model.budget.now = model.budget.limit = budget
@@ -179,7 +195,9 @@ def measured(model: CaptureModel, rows: Sequence[CaptureRow], device: str, budge
     }
 
 
-def with_check(model: CaptureModel, rows: Sequence[CaptureRow], device: str, budget: int, rate: float) -> Cell:
+def with_check(
+    model: CaptureModel, rows: Sequence[CaptureRow], device: str, budget: int, rate: float
+) -> Cell:
     """The same with the self-check of a run on the same weights."""
     check = model._check  # noqa: SLF001  another model would be other weights
     check.mode = "sample"
@@ -230,10 +248,22 @@ def generation_cell(config: Any, rows: Sequence[CaptureRow]) -> Cell:
         config.dtype = torch.bfloat16
         config.save_pretrained(folder)
         engine = vllm.LLM(
-            folder, load_format="dummy", skip_tokenizer_init=True, max_model_len=512, gpu_memory_utilization=0.85
+            folder,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            max_model_len=512,
+            gpu_memory_utilization=0.85,
         )
-        limits = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 150, "ignore_eos": True, "detokenize": False}
-        sampling = [vllm.SamplingParams(**limits, seed=seed) for seed in range(len(rows))]  # seeded, as the product's
+        limits = {
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "max_tokens": 150,
+            "ignore_eos": True,
+            "detokenize": False,
+        }
+        sampling = [
+            vllm.SamplingParams(**limits, seed=seed) for seed in range(len(rows))
+        ]  # seeded, as the product's
         prompts: Any = [{"prompt_token_ids": list(row.prompt_token_ids)} for row in rows]
         engine.generate(prompts[:32], sampling[:32])
         start = time.perf_counter()
@@ -245,28 +275,51 @@ def generation_cell(config: Any, rows: Sequence[CaptureRow]) -> Cell:
 
 def markdown(found: dict[str, Any]) -> str:
     """The GPU tables of docs/benchmarks.md."""
-    lines = [f"{found['device']}, {found['date']}, torch {found['torch']}; random weights, bfloat16."]
+    lines = [
+        f"{found['device']}, {found['date']}, torch {found['torch']}; random weights, bfloat16."
+    ]
     for name, cells in found["capture"].items():
         lines += ["", f"Capture, Gemma-2-{name.upper()} shape:", ""]
-        lines += ["| attention | batch budget | rows/s | tokens/s | of the matrix rate | peak beside weights |"]
+        lines += [
+            "| attention | batch budget | rows/s | tokens/s | of the matrix rate | peak beside weights |"
+        ]
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
         for cell in cells:
             share = f"{cell['matrix_share']:.0%}" if "matrix_share" in cell else ""
-            numbers = f"{cell['rows_per_s']:,.0f} | {cell['tokens_per_s']:,.0f}" if "rows_per_s" in cell else " | "
-            memory = f"{cell['peak_mib']:,.0f} MiB" if "peak_mib" in cell else cell.get("error", "").replace("|", "/")
-            lines.append(f"| {cell['attention']} | {cell['budget']} | {numbers} | {share} | {memory} |")
+            numbers = (
+                f"{cell['rows_per_s']:,.0f} | {cell['tokens_per_s']:,.0f}"
+                if "rows_per_s" in cell
+                else " | "
+            )
+            memory = (
+                f"{cell['peak_mib']:,.0f} MiB"
+                if "peak_mib" in cell
+                else cell.get("error", "").replace("|", "/")
+            )
+            lines.append(
+                f"| {cell['attention']} | {cell['budget']} | {numbers} | {share} | {memory} |"
+            )
     for name, cell in found.get("generation", {}).items():
-        speed = f"{cell['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in cell else f"not measured: {cell['error']}"
+        speed = (
+            f"{cell['tokens_per_s']:,.0f} tokens/s"
+            if "tokens_per_s" in cell
+            else f"not measured: {cell['error']}"
+        )
         lines += ["", f"vLLM {cell['version']}, Gemma-2-{name.upper()} shape: {speed}."]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--small", action="store_true", help="the 2B shape alone")
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
-        print("no NVIDIA GPU is visible to PyTorch: these numbers need one; nothing was measured", file=sys.stderr)
+        print(
+            "no NVIDIA GPU is visible to PyTorch: these numbers need one; nothing was measured",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     started, device = time.monotonic(), "cuda:0"
     name = torch.cuda.get_device_name()
@@ -288,11 +341,23 @@ def main() -> None:
         rows = ragged_rows(ROWS, 255_000)
         cells = found["capture"].setdefault(size, [])
         capture_cells(
-            gemma_2(size), device, rows, BUDGETS, rate, cells, save, lambda: time.monotonic() - started < TEN_MINUTES
+            gemma_2(size),
+            device,
+            rows,
+            BUDGETS,
+            rate,
+            cells,
+            save,
+            lambda: time.monotonic() - started < TEN_MINUTES,
         )
         if find_spec("vllm") is not None and time.monotonic() - started < TEN_MINUTES / 2:
             generated: list[Cell] = []
-            fill(generated, save, {"version": version_of_vllm()}, partial(generation_cell, gemma_2(size), rows))
+            fill(
+                generated,
+                save,
+                {"version": version_of_vllm()},
+                partial(generation_cell, gemma_2(size), rows),
+            )
             found["generation"][size] = generated[0]
             save()
     print(markdown(found))
@@ -302,7 +367,10 @@ def main() -> None:
 
 
 def version_of_vllm() -> str:
-    return next((number for name, number in machine()["versions"].items() if name.startswith("vllm")), "unknown")
+    return next(
+        (number for name, number in machine()["versions"].items() if name.startswith("vllm")),
+        "unknown",
+    )
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ from typing import Any
 import psutil
 
 from benchmarks.common import machine, parser, record, table
-from engine.endpoint import EndpointJudge, JudgeProfile
-from engine.records import Response, Sample, Verdict
-from engine.settings import Judging, Limits
-from engine.traits import Trait
+from traitmill.engine.judging.endpoint import EndpointJudge, JudgeProfile
+from traitmill.engine.records import Response, Sample, Verdict
+from traitmill.engine.settings import Judging, Limits
+from traitmill.engine.traits.definition import Trait
 
-SERVER = Path(__file__).resolve().parents[1] / "tests" / "misbehaving_server.py"
+SERVER = Path(__file__).resolve().parents[1] / "tests" / "support" / "misbehaving_server.py"
 TRAIT = Trait(
     "calm",
     (("Be calm.", "Be wild."),),
@@ -59,9 +59,13 @@ class Server:
 
 @contextmanager
 def serving(**options: object) -> Iterator[Server]:
-    arguments = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+    arguments = [
+        f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()
+    ]
     command = [sys.executable, str(SERVER), *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
         yield Server(process.stdout.readline().strip())
@@ -81,8 +85,12 @@ async def judging(server: Server, rpm: float, concurrency: int = 0) -> AsyncIter
 
 def response(index: int) -> Response:
     """A response of 150 tokens' length."""
-    sample = Sample("calm", f"{index:032x}", "pos", 0, 0, index, "Be calm.", "How are you?", "", (1,), 0)
-    return Response(sample, "ok", f"Answer {index}: " + "I am well and at ease, thank you. " * 18, (2,), "stop")
+    sample = Sample(
+        "calm", f"{index:032x}", "pos", 0, 0, index, "Be calm.", "How are you?", "", (1,), 0
+    )
+    return Response(
+        sample, "ok", f"Answer {index}: " + "I am well and at ease, thank you. " * 18, (2,), "stop"
+    )
 
 
 async def keep_busy(judge: EndpointJudge, seconds: float, tasks: int = 64) -> None:
@@ -168,7 +176,11 @@ async def pause(options: argparse.Namespace, show: Show) -> None:  # noqa: ARG00
     # what left before the 429 came back; loopback takes far less than 50 ms
     flying = sum(limited < at < limited + 0.05 for at, _ in log)
     early = sum(limited + 0.05 <= at < limited + 3 for at, _ in log)
-    show("Retry-After 3 s at 6,000/min: sent before it ended", f"{early} ({flying} in flight as the 429 came)", "0")
+    show(
+        "Retry-After 3 s at 6,000/min: sent before it ended",
+        f"{early} ({flying} in flight as the 429 came)",
+        "0",
+    )
 
 
 async def self_enforcing(options: argparse.Namespace, show: Show) -> None:
@@ -181,7 +193,11 @@ async def self_enforcing(options: argparse.Namespace, show: Show) -> None:
                 await keep_busy(judge, options.seconds)
             return name, await asyncio.to_thread(server.log)
 
-    cases = (("allowed the same", 600.0, False), ("tells it", 1200.0, True), ("does not tell it", 1200.0, False))
+    cases = (
+        ("allowed the same", 600.0, False),
+        ("tells it", 1200.0, True),
+        ("does not tell it", 1200.0, False),
+    )
     for name, log in await asyncio.gather(*(meet(*case) for case in cases)):
         warm = log[0][0] + options.seconds / 3
         after = [(at, status) for at, status in log if at > warm]
@@ -237,10 +253,17 @@ async def lag(options: argparse.Namespace, show: Show) -> None:
                     monitor = asyncio.create_task(measure(late))
                     await work
                     monitor.cancel()
-    cases = (("200 responses/s, 0.3 s latency", busy, "p99 under 20 ms"), ("an idle loop in between", idle, ""))
+    cases = (
+        ("200 responses/s, 0.3 s latency", busy, "p99 under 20 ms"),
+        ("an idle loop in between", idle, ""),
+    )
     for name, late, goal in cases:
         p50, p99 = (statistics.quantiles(late, n=100)[index] * 1000 for index in (49, 98))
-        show(f"{name}: loop lag p50 / p99 / max", f"{p50:.1f} / {p99:.1f} / {max(late) * 1000:.0f} ms", goal)
+        show(
+            f"{name}: loop lag p50 / p99 / max",
+            f"{p50:.1f} / {p99:.1f} / {max(late) * 1000:.0f} ms",
+            goal,
+        )
 
 
 async def memory(options: argparse.Namespace, show: Show) -> None:
@@ -274,10 +297,18 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     options = parser("judge", __doc__)
-    options.add_argument("--only", default=",".join(FIGURES), help="comma list of: " + ", ".join(FIGURES))
-    options.add_argument("--seconds", type=float, default=30, help="length of the runs that take time")
-    options.add_argument("--verdicts", type=int, default=None, help="for the memory figure [20000; --memory: 100000]")
-    options.add_argument("--memory", action="store_true", help="the memory figure alone, over many verdicts")
+    options.add_argument(
+        "--only", default=",".join(FIGURES), help="comma list of: " + ", ".join(FIGURES)
+    )
+    options.add_argument(
+        "--seconds", type=float, default=30, help="length of the runs that take time"
+    )
+    options.add_argument(
+        "--verdicts", type=int, default=None, help="for the memory figure [20000; --memory: 100000]"
+    )
+    options.add_argument(
+        "--memory", action="store_true", help="the memory figure alone, over many verdicts"
+    )
     chosen = options.parse_args()
     chosen.verdicts = chosen.verdicts or (100_000 if chosen.memory else 20_000)
     facts = machine()
@@ -286,7 +317,9 @@ def main() -> None:
     def show(name: str, value: str, goal: str) -> None:
         print(f"{name:<70} {value}", flush=True)
         figures.append((name, value, goal))
-        record(chosen.out, "judge", facts, {"figures": figures}, "memory" if chosen.memory else None)
+        record(
+            chosen.out, "judge", facts, {"figures": figures}, "memory" if chosen.memory else None
+        )
 
     for name in ["memory"] if chosen.memory else chosen.only.split(","):
         asyncio.run(FIGURES[name](chosen, show))  # type: ignore[arg-type]  # each is a coroutine

@@ -17,13 +17,13 @@ from typing import Any
 
 from benchmarks.common import GIB, GUIDE, PeakMemory, machine, parser, quietly, record, table
 from benchmarks.stand import SleepingJudge, Stand, whole, workload
-from engine.batching import Budget, run_batches
-from engine.capture import CaptureRow
-from engine.devices import Shape, free_host_memory, token_budget
-from engine.generation import on_gpu
-from engine.models import EMBEDDED, ModelRef, find_model
-from engine.settings import Capture, Speed
-from engine.worker import CaptureWorker
+from traitmill.engine.capture.batching import Budget, run_batches
+from traitmill.engine.capture.model import CaptureRow
+from traitmill.engine.capture.process import CaptureWorker
+from traitmill.engine.generation.vllm_engine import on_gpu
+from traitmill.engine.models.hub import EMBEDDED, ModelRef, find_model
+from traitmill.engine.models.machine import Shape, free_host_memory, token_budget
+from traitmill.engine.settings import Capture, Speed
 
 NAME = "memory"
 ROWS = "1,16,auto"
@@ -62,7 +62,11 @@ async def engine_row(ref: ModelRef, batch: str, options: argparse.Namespace) -> 
         "free_gib": free / GIB,
         "weights_gib": shape.weight_bytes(_ITEMSIZE) / GIB,
         "kv_predicted_gib": (stand.size.kv_cache_bytes or 0) / GIB,
-        "kv_allocated_gib": blocks * block_tokens * shape.kv_bytes_per_token(_ITEMSIZE) / groups / GIB,
+        "kv_allocated_gib": blocks
+        * block_tokens
+        * shape.kv_bytes_per_token(_ITEMSIZE)
+        / groups
+        / GIB,
         "peak_gib": held(peak) / GIB,
     }
 
@@ -100,12 +104,18 @@ async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> 
     """Capture batches of at most that many rows; growth over what the worker held once loaded."""
     samples = workload(ref, whole(max(rows, 4)), options.max_new_tokens)
     new = options.max_new_tokens
-    made = [CaptureRow(s.trait, s.id, s.prompt_token_ids, s.prompt_token_ids[:new], new) for s in samples]
+    made = [
+        CaptureRow(s.trait, s.id, s.prompt_token_ids, s.prompt_token_ids[:new], new)
+        for s in samples
+    ]
     lengths = [len(row.prompt_token_ids) + row.n_pooled for row in made]
     shape, free = Shape.from_config(ref.text_config), free_memory()
     limit = token_budget(shape, _ITEMSIZE, free, gpu=on_gpu()).tokens
     budget = Budget(limit, max_rows=rows)
-    largest = max(batch.padded_tokens for batch, _ in run_batches(lengths, budget, lambda _: None, lambda _: False))
+    largest = max(
+        batch.padded_tokens
+        for batch, _ in run_batches(lengths, budget, lambda _: None, lambda _: False)
+    )
     worker = CaptureWorker(ref, Capture(), Speed(batch_size=rows, self_check="off"))
     try:
         await worker.start()
@@ -152,7 +162,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         for row in result["engines"]
     ]
     captures = [
-        [str(row["rows"]), f"{row['tokens']:,}", f"{row['predicted_gib']:.3f}", f"{row['measured_gib']:.3f}"]
+        [
+            str(row["rows"]),
+            f"{row['tokens']:,}",
+            f"{row['predicted_gib']:.3f}",
+            f"{row['measured_gib']:.3f}",
+        ]
         for row in result["captures"]
     ]
     worst_kv = max(row["kv_allocated_gib"] / row["free_gib"] for row in result["engines"])
@@ -165,7 +180,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         "untouched page no memory, so they hold of the cache what was used. A capture's growth includes the finished "
         "vectors, in the worker and where they arrive. The guide's formula and table are Gemma-2-2B's in float16."
     )
-    second = table(["capture rows", "tokens of the largest batch", "predicted, GiB", "measured growth, GiB"], captures)
+    second = table(
+        ["capture rows", "tokens of the largest batch", "predicted, GiB", "measured growth, GiB"],
+        captures,
+    )
     return f"{note}\n\n{table(header, engines)}\n\n{second}"
 
 

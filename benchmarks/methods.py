@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.stand import SIDES, TRAITS, SleepingJudge, Stand, longest_prompt
-from engine.devices import free_host_memory
-from engine.models import ModelRef, load_tokenizer
-from engine.records import Sample
-from engine.settings import Speed
+from traitmill.engine.models.hub import ModelRef, load_tokenizer
+from traitmill.engine.models.machine import free_host_memory
+from traitmill.engine.records import Sample
+from traitmill.engine.settings import Speed
 
 GUIDE_BATCH, PEER_BATCH, JUDGE_CHUNK = 8, 16, 20
 TEMPERATURE, TOP_P = 0.7, 0.9
@@ -69,7 +69,9 @@ class Transformers:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = load_tokenizer(ref)
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        model: Any = AutoModelForCausalLM.from_pretrained(ref.source, revision=ref.hub_revision, dtype="auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            ref.source, revision=ref.hub_revision, dtype="auto"
+        )
         self.model = model.to(self.device).eval()
 
     def generate(self, samples: Sequence[Sample], max_new_tokens: int) -> list[list[int]]:
@@ -78,8 +80,12 @@ class Transformers:
 
         width = longest_prompt(samples)
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        ids = [[pad] * (width - len(s.prompt_token_ids)) + list(s.prompt_token_ids) for s in samples]
-        mask = [[0] * (width - len(s.prompt_token_ids)) + [1] * len(s.prompt_token_ids) for s in samples]
+        ids = [
+            [pad] * (width - len(s.prompt_token_ids)) + list(s.prompt_token_ids) for s in samples
+        ]
+        mask = [
+            [0] * (width - len(s.prompt_token_ids)) + [1] * len(s.prompt_token_ids) for s in samples
+        ]
         torch.manual_seed(samples[0].seed)
         with torch.inference_mode():
             output = self.model.generate(
@@ -107,7 +113,9 @@ class Transformers:
         return torch.stack(output.hidden_states), batch["attention_mask"]
 
     def text(self, sample: Sample, response: Sequence[int]) -> str:
-        return str(self.tokenizer.decode([*sample.prompt_token_ids, *response], skip_special_tokens=True))
+        return str(
+            self.tokenizer.decode([*sample.prompt_token_ids, *response], skip_special_tokens=True)
+        )
 
 
 def _mean(states: Any, mask: Any) -> Any:
@@ -127,16 +135,22 @@ def guide(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
     start = time.perf_counter()
     hf = Transformers(ref)
     first = samples[:GUIDE_BATCH]
-    hf.states([hf.text(s, r) for s, r in zip(first, hf.generate(first, _WARM_UP_TOKENS), strict=True)])
+    hf.states(
+        [hf.text(s, r) for s, r in zip(first, hf.generate(first, _WARM_UP_TOKENS), strict=True)]
+    )
     load = time.perf_counter() - start
     watch, tokens = Watch(), 0
     for side in batches(samples, len(samples) // SIDES):
-        responses = [r for b in batches(side, GUIDE_BATCH) for r in hf.generate(b, options.max_new_tokens)]
+        responses = [
+            r for b in batches(side, GUIDE_BATCH) for r in hf.generate(b, options.max_new_tokens)
+        ]
         tokens += sum(map(len, responses))
         watch.lap("generation_s")
         judge(len(side), options.latency, len(side))
         watch.lap("judging_s")
-        texts = [hf.text(sample, response) for sample, response in zip(side, responses, strict=True)]
+        texts = [
+            hf.text(sample, response) for sample, response in zip(side, responses, strict=True)
+        ]
         _save([_mean(*hf.states(batch)) for batch in batches(texts, GUIDE_BATCH)])
         watch.lap("capture_s")
     return {"load_s": load, "tokens": tokens, **watch.times}
@@ -159,18 +173,26 @@ def hf_cb(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
         eos_token_id=hf.tokenizer.eos_token_id,
         pad_token_id=hf.tokenizer.pad_token_id,
     )
-    limits = ContinuousBatchingConfig(page_size=page, num_blocks=per_sample * len(samples), max_batch_tokens=2048)
-    manager = hf.model.continuous_batching_context_manager(config, timeout=5, continuous_batching_config=limits)
+    limits = ContinuousBatchingConfig(
+        page_size=page, num_blocks=per_sample * len(samples), max_batch_tokens=2048
+    )
+    manager = hf.model.continuous_batching_context_manager(
+        config, timeout=5, continuous_batching_config=limits
+    )
     with torch.no_grad(), manager as batching:
 
         def run(some: Sequence[Sample], limit: int) -> int:
             """Tokens generated. Raises SystemExit where a request is not answered."""
-            batching.add_requests([list(sample.prompt_token_ids) for sample in some], max_new_tokens=limit)
+            batching.add_requests(
+                [list(sample.prompt_token_ids) for sample in some], max_new_tokens=limit
+            )
             tokens, missing = 0, len(some)
             while missing:
                 result = batching.get_result(timeout=1)
                 if result is None and not batching.is_running():
-                    raise SystemExit(f"transformers' continuous batching left {missing} of {len(some)} unanswered")
+                    raise SystemExit(
+                        f"transformers' continuous batching left {missing} of {len(some)} unanswered"
+                    )
                 if result is not None and result.is_finished():
                     tokens, missing = tokens + len(result.generated_tokens), missing - 1
             return tokens
@@ -187,12 +209,14 @@ def hf_cb(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
 
 
 def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int, **more: Any) -> Any:
-    from engine.generation import on_gpu, size_engine
+    from traitmill.engine.generation.vllm_engine import on_gpu, size_engine
 
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     gpu = on_gpu()
     if not gpu:
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
+        os.environ.setdefault(
+            "VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        )
     from vllm import LLM
 
     longest = longest_prompt(samples) + max_new_tokens
@@ -213,19 +237,30 @@ def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int, **more: 
     )
 
 
-def _offline(llm: Any, samples: Sequence[Sample], max_new_tokens: int, top_p: float = TOP_P) -> list[list[int]]:
+def _offline(
+    llm: Any, samples: Sequence[Sample], max_new_tokens: int, top_p: float = TOP_P
+) -> list[list[int]]:
     from vllm import SamplingParams, TokensPrompt
 
     prompts = [TokensPrompt(prompt_token_ids=list(sample.prompt_token_ids)) for sample in samples]
     limits = [
-        SamplingParams(temperature=TEMPERATURE, top_p=top_p, max_tokens=max_new_tokens, seed=sample.seed)
+        SamplingParams(
+            temperature=TEMPERATURE, top_p=top_p, max_tokens=max_new_tokens, seed=sample.seed
+        )
         for sample in samples
     ]
-    return [list(output.outputs[0].token_ids) for output in llm.generate(prompts, limits, use_tqdm=False)]
+    return [
+        list(output.outputs[0].token_ids)
+        for output in llm.generate(prompts, limits, use_tqdm=False)
+    ]
 
 
 def _bare(
-    ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace, top_p: float = TOP_P, **more: Any
+    ref: ModelRef,
+    samples: Sequence[Sample],
+    options: argparse.Namespace,
+    top_p: float = TOP_P,
+    **more: Any,
 ) -> Times:
     start = time.perf_counter()
     llm = _llm(ref, samples, options.max_new_tokens, **more)
@@ -251,7 +286,7 @@ def bare(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) 
 def bare_tuned(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) -> Times:
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-    from engine.nucleus import NAME
+    from traitmill.engine.generation.top_p import NAME
 
     os.environ |= {"TORCH_COMPILE_DISABLE": "1", "GOMP_SPINCOUNT": "2000"}
     more = {"logits_processors": [NAME], "additional_config": {"top_p": TOP_P}}

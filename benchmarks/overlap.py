@@ -16,10 +16,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common import JUDGE_PERSONA, machine, parser, quietly, record, served_judge, shown, spread, table
+from benchmarks.common import (
+    JUDGE_PERSONA,
+    machine,
+    parser,
+    quietly,
+    record,
+    served_judge,
+    shown,
+    spread,
+    table,
+)
 from benchmarks.stand import Run, Stand, whole
-from engine.models import EMBEDDED, find_model
-from engine.settings import Judging, Limits
+from traitmill.engine.models.hub import EMBEDDED, find_model
+from traitmill.engine.settings import Judging, Limits
 
 NAME = "overlap"
 JUDGING = Judging(model=JUDGE_PERSONA)
@@ -79,7 +89,9 @@ def figures(rounds: Sequence[Mapping[str, Run]], samples: int) -> dict[str, Any]
     by_name = {row["name"]: row for row in rows}
     second = by_name[SECOND.name]
     timelines = {
-        f"judge: {name}": {stage: [round(t, 2) for t in times] for stage, times in rounds[0][name].times.items()}
+        f"judge: {name}": {
+            stage: [round(t, 2) for t in times] for stage, times in rounds[0][name].times.items()
+        }
         for name in (INSTANT.name, SECOND.name)
     }
     return {
@@ -94,7 +106,13 @@ def figures(rounds: Sequence[Mapping[str, Run]], samples: int) -> dict[str, Any]
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table and the two goals."""
-    header = ["judge", "judging at least, s", "makespan, s", "later than instant, s", "generation, tokens/s"]
+    header = [
+        "judge",
+        "judging at least, s",
+        "makespan, s",
+        "later than instant, s",
+        "generation, tokens/s",
+    ]
     header.append("share of no judge")
     rows = [
         [
@@ -103,7 +121,9 @@ def markdown(result: Mapping[str, Any]) -> str:
             shown(row["makespan_s"]),
             shown(row["later_s"]),
             shown(row["tokens_per_s"]),
-            shown([100 * share for share in row["share"]], 1, " %") if row["rounds"] == result["rounds"] else "-",
+            shown([100 * share for share in row["share"]], 1, " %")
+            if row["rounds"] == result["rounds"]
+            else "-",
         ]
         for row in result["conditions"]
     ]
@@ -123,7 +143,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 async def _run(stand: Stand, n: int, condition: Condition) -> Run:
     if condition.latency is None:
         return await stand.run(n, None)
-    from engine.endpoint import EndpointJudge
+    from traitmill.engine.judging.endpoint import EndpointJudge
 
     with served_judge(condition.latency) as url:
         judge = EndpointJudge(JUDGING, Limits(base_url=url, rpm=condition.rpm or _NO_LIMIT))
@@ -148,9 +168,16 @@ async def measure(options: argparse.Namespace, say: Any) -> None:
                     continue
                 run = await _run(stand, n, condition)
                 runs[condition.name] = run
-                say(f"round {number + 1}, {condition.name}: {run.makespan:.1f} s, {run.tokens_per_s:.1f} tokens/s")
+                say(
+                    f"round {number + 1}, {condition.name}: {run.makespan:.1f} s, {run.tokens_per_s:.1f} tokens/s"
+                )
             rounds.append(runs)
-            setting = {"model": ref.name, "samples": n, "max_new_tokens": options.max_new_tokens, "rounds": len(rounds)}
+            setting = {
+                "model": ref.name,
+                "samples": n,
+                "max_new_tokens": options.max_new_tokens,
+                "rounds": len(rounds),
+            }
             result = setting | figures(rounds, n)
             record(options.out, NAME, facts, result)
         say(markdown(result))

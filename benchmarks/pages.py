@@ -64,12 +64,22 @@ def _by(module: str, function: str = "markdown") -> Callable[[Result], str]:
 BLOCKS = (
     Block("capture", "capture.md", "python -m benchmarks.capture", _by("capture")),
     Block(
-        "capture-budgets", "capture.md", "python -m benchmarks.capture --budgets", _by("capture", "budgets_markdown")
+        "capture-budgets",
+        "capture.md",
+        "python -m benchmarks.capture --budgets",
+        _by("capture", "budgets_markdown"),
     ),
-    Block("capture-flat", "capture.md", "python -m benchmarks.capture --flat 100000", _by("capture", "flat_markdown")),
+    Block(
+        "capture-flat",
+        "capture.md",
+        "python -m benchmarks.capture --flat 100000",
+        _by("capture", "flat_markdown"),
+    ),
     Block("selfcheck", "capture.md", "python -m benchmarks.selfcheck", _by("selfcheck")),
     Block("judge", "judge.md", "python -m benchmarks.judge", _by("judge")),
-    Block("judge-memory", "judge.md", "python -m benchmarks.judge --memory", _by("judge"), apart=True),
+    Block(
+        "judge-memory", "judge.md", "python -m benchmarks.judge --memory", _by("judge"), apart=True
+    ),
     Block("vectors", "vectors.md", "python -m benchmarks.vectors", _by("vectors")),
     Block(
         "vectors-large",
@@ -155,7 +165,10 @@ SECTIONS = (
 
 GPU_COMMANDS = (
     ("gpu", "python -m benchmarks.gpu"),
-    ("batch_size", "python -m benchmarks.batch_size --gen_model google/gemma-2-2b-it --n_examples 200 --rounds 1"),
+    (
+        "batch_size",
+        "python -m benchmarks.batch_size --gen_model google/gemma-2-2b-it --n_examples 200 --rounds 1",
+    ),
     (
         "batch_size-gemma-2-2b",
         "python -m benchmarks.batch_size --shape gemma-2-2b --n_examples 2000 --rows 64,256,auto --rounds 1",
@@ -170,7 +183,10 @@ GPU_COMMANDS = (
         "baselines",
         "python -m benchmarks.baselines --gen_model google/gemma-2-2b-it --n_examples 400 --rounds 1 --limit 240",
     ),
-    ("overlap", "python -m benchmarks.overlap --gen_model google/gemma-2-2b-it --n_examples 2000 --rounds 2"),
+    (
+        "overlap",
+        "python -m benchmarks.overlap --gen_model google/gemma-2-2b-it --n_examples 2000 --rounds 2",
+    ),
     ("memory", "python -m benchmarks.memory --gen_model google/gemma-2-2b-it"),
 )
 """What fills the GPU's tables, in order: a roofline looks at the batch sizes before it. A shape's result carries the
@@ -179,7 +195,10 @@ shape's name."""
 
 def load(folder: Path = RESULTS) -> dict[str, Result]:
     """Stored results by name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
 
 
 # --- the page ------------------------------------------------------------------------------------------------
@@ -221,7 +240,9 @@ def _section(section: Section, results: Results, picture: str = "") -> str:
         if section.draw is not None:
             parts.append(f"![{section.alt}]({picture or f'{PICTURES}/{section.name}'}.svg)")
     parts += [
-        _block(block, results) for block in BLOCKS if block.name.startswith(f"{section.name}-") and not block.apart
+        _block(block, results)
+        for block in BLOCKS
+        if block.name.startswith(f"{section.name}-") and not block.apart
     ]
     return "\n\n".join(parts)
 
@@ -235,7 +256,9 @@ def _head(result: Result, command: str) -> list[str]:
 def _block(block: Block, results: Results) -> str:
     if block.name not in results:
         return f"{_command(block.command)}\n\nNot measured yet."
-    return "\n\n".join([*_head(results[block.name], block.command), block.body(results[block.name])])
+    return "\n\n".join(
+        [*_head(results[block.name], block.command), block.body(results[block.name])]
+    )
 
 
 def _command(line: str) -> str:
@@ -259,7 +282,14 @@ def _gpu(name: str, command: str, results: Results) -> str:
 def _gpu_shapes(command: str, results: Results) -> str:
     parts = ["### Capture and generation, random weights", _command(command)]
     if "gpu" not in results:
-        header = ["attention", "batch budget", "rows/s", "tokens/s", "of the matrix rate", "peak beside weights"]
+        header = [
+            "attention",
+            "batch budget",
+            "rows/s",
+            "tokens/s",
+            "of the matrix rate",
+            "peak beside weights",
+        ]
         return "\n\n".join([*parts, _empty(header, ["Gemma-2-2B", "Gemma-2-9B"])])
     from benchmarks.gpu import markdown
 
@@ -272,28 +302,40 @@ def _empty(header: list[str], labels: list[str]) -> str:
 
 _EMPTY = {
     "batch_size": _empty(
-        ["batch", "tokens/s", "speedup", "whole job, s", "speedup", "memory, GiB"], batch_size.ROWS.split(",")
+        ["batch", "tokens/s", "speedup", "whole job, s", "speedup", "memory, GiB"],
+        batch_size.ROWS.split(","),
     ),
-    "baselines": _empty(["method", "tokens/s", "makespan, s", "process, s", "memory, GiB"], list(methods.METHODS)),
+    "baselines": _empty(
+        ["method", "tokens/s", "makespan, s", "process, s", "memory, GiB"], list(methods.METHODS)
+    ),
     "overlap": _empty(
-        ["judge", "makespan, s", "later than instant, s", "share of no judge"], [c.name for c in overlap.CONDITIONS]
+        ["judge", "makespan, s", "later than instant, s", "share of no judge"],
+        [c.name for c in overlap.CONDITIONS],
     ),
     "memory": _empty(
-        ["batch", "weights, GiB", "KV predicted, GiB", "KV allocated, GiB", "peak, GiB"], memory.ROWS.split(",")
+        ["batch", "weights, GiB", "KV predicted, GiB", "KV allocated, GiB", "peak, GiB"],
+        memory.ROWS.split(","),
     ),
     "roofline": _empty(
-        ["sequences", "limit, tokens/s", "reached, tokens/s", "share"], [str(c) for c in roofline.CONCURRENCY]
+        ["sequences", "limit, tokens/s", "reached, tokens/s", "share"],
+        [str(c) for c in roofline.CONCURRENCY],
     ),
 }
 
 
 def _goals(results: Results) -> str:
     """The goals for two cores, and the medians that were reached."""
-    batches = {row["batch"]: row["speedup"][0] for row in results.get("batch_size", {"rows": []})["rows"]}
+    batches = {
+        row["batch"]: row["speedup"][0] for row in results.get("batch_size", {"rows": []})["rows"]
+    }
     ratios = results.get("baselines", {"goals": {}})["goals"]
     later = results["overlap"]["goals"] if "overlap" in results else {}
     lines: list[tuple[str, str, float | None]] = [
-        ("generation in the pipeline over bare vLLM", "0.95 or more", ratios.get("generation over bare")),
+        (
+            "generation in the pipeline over bare vLLM",
+            "0.95 or more",
+            ratios.get("generation over bare"),
+        ),
         (
             "generation in the pipeline over bare vLLM tuned alike",
             "0.95 or more",
@@ -303,7 +345,11 @@ def _goals(results: Results) -> str:
             (f"generation, batch {batch} over batch 1", f"{goal} or more", batches.get(batch))
             for batch, goal in (("4", 2.2), ("8", 4.2), ("16", 6), ("auto", 11))
         ),
-        ("generation over transformers' batch 8", "3.5 or more", ratios.get("generation over guide")),
+        (
+            "generation over transformers' batch 8",
+            "3.5 or more",
+            ratios.get("generation over guide"),
+        ),
         ("whole job over the guide's method", "2.5 or more", ratios.get("whole job over guide")),
         ("whole job over a peer's method", "1.2 or more", ratios.get("whole job over peer")),
         (
@@ -318,7 +364,10 @@ def _goals(results: Results) -> str:
         ),
         *_stage_goals(results),
     ]
-    return table(["", "goal", "reached"], ([n, goal, "-" if v is None else f"{v:.2f}"] for n, goal, v in lines))
+    return table(
+        ["", "goal", "reached"],
+        ([n, goal, "-" if v is None else f"{v:.2f}"] for n, goal, v in lines),
+    )
 
 
 def _stage_goals(results: Results) -> list[tuple[str, str, float | None]]:
@@ -343,7 +392,9 @@ def _stage_goals(results: Results) -> list[tuple[str, str, float | None]]:
 def readme_with_table(readme: str, folder: Path = RESULTS) -> str:
     """The README with its table renewed. Raises ValueError where the markers are missing."""
     if START not in readme or END not in readme:
-        raise ValueError(f"README.md lacks the markers {START} and {END}; put them where the table belongs")
+        raise ValueError(
+            f"README.md lacks the markers {START} and {END}; put them where the table belongs"
+        )
     results = load(folder)
     block = ""
     if "batch_size" in results:
@@ -360,7 +411,9 @@ def with_blocks(page: str, text: str, folder: Path = RESULTS) -> str:
             continue
         start, end = f"<!-- bench:{block.name}:start -->", f"<!-- bench:{block.name}:end -->"
         if start not in text or end not in text:
-            raise ValueError(f"docs/{page} lacks the marks {start} and {end}; put them where the figures belong")
+            raise ValueError(
+                f"docs/{page} lacks the marks {start} and {end}; put them where the figures belong"
+            )
         pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
         body = f"{start}\n{_block(block, results)}\n{end}"
         text = pattern.sub(lambda _, body=body: body, text, count=1)
@@ -382,7 +435,11 @@ def write(folder: Path = RESULTS) -> None:
     draw_pictures(DOCS / PICTURES, folder)
     for name in sorted({block.page for block in BLOCKS}):
         page = DOCS / name
-        page.write_text(with_blocks(name, page.read_text(encoding="utf-8"), folder), encoding="utf-8")
+        page.write_text(
+            with_blocks(name, page.read_text(encoding="utf-8"), folder), encoding="utf-8"
+        )
     readme = ROOT / "README.md"
     if readme.exists():
-        readme.write_text(readme_with_table(readme.read_text(encoding="utf-8"), folder), encoding="utf-8")
+        readme.write_text(
+            readme_with_table(readme.read_text(encoding="utf-8"), folder), encoding="utf-8"
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import GUIDE
-from engine.plots import SERIES, STYLE
+from traitmill.engine.report.plots import SERIES, STYLE
 
 
 @contextmanager
@@ -31,12 +31,17 @@ def speedup(result: Mapping[str, Any], folder: Path, name: str) -> None:
     rows = result["rows"]
     labels = [row["batch"] for row in rows]
     with _saved(folder, name) as (axes,):
-        for key, label, colour in (("speedup", "generation", SERIES[0]), ("job_speedup", "whole job", SERIES[2])):
+        for key, label, colour in (
+            ("speedup", "generation", SERIES[0]),
+            ("job_speedup", "whole job", SERIES[2]),
+        ):
             median, least, most = zip(*(row[key] for row in rows), strict=True)
             axes.plot(labels, median, marker="o", color=colour, label=label)
             axes.fill_between(labels, least, most, color=colour, alpha=0.2, linewidth=0)
         claimed = {batch: GUIDE[batch][1] for batch in labels if batch in GUIDE}
-        axes.plot(list(claimed), list(claimed.values()), "x--", color=SERIES[1], label="the guide's claim")
+        axes.plot(
+            list(claimed), list(claimed.values()), "x--", color=SERIES[1], label="the guide's claim"
+        )
         axes.set(xlabel="sequences in flight", ylabel="times the speed of 1", ylim=(0, None))
         axes.legend()
 
@@ -47,7 +52,13 @@ def timeline(result: Mapping[str, Any], folder: Path, name: str) -> None:
     with _saved(folder, name, columns=len(shown)) as panels:
         for axes, (title, times) in zip(panels, shown.items(), strict=True):
             for (stage, moments), colour in zip(times.items(), SERIES, strict=False):
-                axes.step([0.0, *sorted(moments)], range(len(moments) + 1), where="post", color=colour, label=stage)
+                axes.step(
+                    [0.0, *sorted(moments)],
+                    range(len(moments) + 1),
+                    where="post",
+                    color=colour,
+                    label=stage,
+                )
             axes.set(title=title, xlabel="seconds", xlim=(0, None), ylim=(0, None))
         panels[0].set_ylabel("records done")
         panels[0].legend()

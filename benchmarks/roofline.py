@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.common import gpu_name, machine, named, parser, record, results_folder, table
 from benchmarks.shapes import SHAPES
-from engine.devices import Shape
-from engine.models import EMBEDDED, find_model
+from traitmill.engine.models.hub import EMBEDDED, find_model
+from traitmill.engine.models.machine import Shape
 
 NAME = "roofline"
 FORMULAS = (
@@ -89,7 +89,12 @@ def measured_cpu() -> Device:
     a = torch.randn(2048, 2048).bfloat16()
     vector = torch.ones(1 << 28)
     flops = 2 * 2048**3 / _best(lambda: a @ a)
-    return Device("this CPU", flops, 4 * vector.numel() / _best(vector.sum), "measured with torch on all cores")
+    return Device(
+        "this CPU",
+        flops,
+        4 * vector.numel() / _best(vector.sum),
+        "measured with torch on all cores",
+    )
 
 
 def _best(function: Callable[[], object], times: int = 15) -> float:
@@ -110,7 +115,10 @@ def limits(shape: Shape, device: Device, context: float) -> dict[str, Any]:
         "gb_per_s": device.bandwidth / 1e9,
         "source": device.source,
         "context": context,
-        "steps": [{"sequences": c, "tokens_per_s": c / step_seconds(shape, device, c, context)} for c in CONCURRENCY],
+        "steps": [
+            {"sequences": c, "tokens_per_s": c / step_seconds(shape, device, c, context)}
+            for c in CONCURRENCY
+        ],
         "capture_tokens_per_s": capture_tokens_per_s(shape, device),
     }
 
@@ -118,7 +126,9 @@ def limits(shape: Shape, device: Device, context: float) -> dict[str, Any]:
 def last_result(name: str, model: str, options: argparse.Namespace) -> dict[str, Any]:
     """The last stored result of a benchmark, if it was of this model; else nothing."""
     path = results_folder(options.out) / f"{name}.json"
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"model": ""}
+    result: dict[str, Any] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"model": ""}
+    )
     return result if model.rpartition("/")[2] == result["model"].rpartition("/")[2] else {}
 
 
@@ -127,7 +137,9 @@ def mean_context(result: Mapping[str, Any]) -> float:
     return float(result["prompt_tokens"] + result["rows"][0]["tokens"] / result["samples"] / 2)
 
 
-def reached(result: Mapping[str, Any], shape: Shape, device: Device, context: float) -> list[dict[str, Any]]:
+def reached(
+    result: Mapping[str, Any], shape: Shape, device: Device, context: float
+) -> list[dict[str, Any]]:
     """Rows of a batch-size run, each with the limit at its mean running sequences."""
     return [
         {
@@ -160,7 +172,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     )
     if result["captured_tokens_per_s"]:
         share = result["captured_tokens_per_s"] / result["capture_tokens_per_s"]
-        note += f"; `benchmarks.capture` reached {result['captured_tokens_per_s']:,.0f}, {share:.0%}"
+        note += (
+            f"; `benchmarks.capture` reached {result['captured_tokens_per_s']:,.0f}, {share:.0%}"
+        )
     parts = [FORMULAS, f"{note}.", table(["sequences", "limit, tokens/s"], steps)]
     if rows:
         header = ["batch", "running", "limit at that, tokens/s", "reached, tokens/s", "share"]
@@ -172,7 +186,9 @@ def main() -> None:
     options = parser(NAME, __doc__)
     options.add_argument("--gen_model", default=EMBEDDED)
     options.add_argument("--shape", choices=SHAPES)
-    options.add_argument("--device", choices=DEVICES, help="published peaks; without it this machine's")
+    options.add_argument(
+        "--device", choices=DEVICES, help="published peaks; without it this machine's"
+    )
     options.add_argument(
         "--context",
         type=float,
@@ -190,7 +206,9 @@ def main() -> None:
     found: dict[str, Any] = {"model": model, **limits(shape, device, context)}
     found["reached"] = reached(generated, shape, device, context)
     seconds = captured.get("seconds", {}).get("traitmill")
-    found["captured_tokens_per_s"] = captured["tokens"] / statistics.median(seconds) if seconds else None
+    found["captured_tokens_per_s"] = (
+        captured["tokens"] / statistics.median(seconds) if seconds else None
+    )
     facts = machine()
     if not chosen.device:  # another machine's arithmetic is for reading, not for the page
         record(chosen.out, NAME, facts, found, chosen.shape)

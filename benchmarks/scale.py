@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.common import machine, parser, record, shown, spread, table
-from tests import fakes, lab
+from tests.support import fakes, lab
 
 SIZES = (10_000, 100_000)
 TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
@@ -95,7 +95,16 @@ def measure(root: Path, samples: int) -> Cost:
 
 def start_again(root: Path, samples: int) -> tuple[float, str]:
     """Seconds the finished run takes when its command is given again, and what that said."""
-    command = [TRAITMILL, "generate", "--experiment", "exp", "--trait", "trait", "--experiments_dir", str(root)]
+    command = [
+        TRAITMILL,
+        "generate",
+        "--experiment",
+        "exp",
+        "--trait",
+        "trait",
+        "--experiments_dir",
+        str(root),
+    ]
     command += ["--gen_model", str(root / "toy"), "--n_examples", str(samples // 2)]
     command += ["--judge_model", "fake-judge", "--judge_base_url", "http://127.0.0.1:9/v1"]
     began = time.perf_counter()
@@ -109,7 +118,15 @@ def round_of(sizes: Sequence[int], costs: Mapping[int, list[Cost]]) -> float:
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "warm").mkdir()
-            command = [sys.executable, "-m", "benchmarks.scale", "--one", str(size), "--root", folder]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.scale",
+                "--one",
+                str(size),
+                "--root",
+                folder,
+            ]
             out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             costs[size].append(Cost(**json.loads(out.splitlines()[-1])))
             print(costs[size][-1], flush=True)
@@ -169,7 +186,9 @@ def markdown(result: Mapping[str, Any]) -> str:
 def main() -> None:
     options = parser("scale", __doc__)
     options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--sizes", type=lambda text: tuple(map(int, text.split(","))), default=SIZES)
+    options.add_argument(
+        "--sizes", type=lambda text: tuple(map(int, text.split(","))), default=SIZES
+    )
     options.add_argument("--one", type=int, help="measure one size in this process, in --root")
     options.add_argument("--root", type=Path)
     chosen = options.parse_args()

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.common import machine, parser, quietly, record, table
-from engine.capture import CaptureModel, CaptureRow
-from engine.decoder import find_blocks
-from engine.models import embedded_folder, find_model
-from engine.reference import run_alone
-from engine.settings import Capture
+from traitmill.engine.capture.decoder import find_blocks
+from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.reference import run_alone
+from traitmill.engine.models.hub import embedded_folder, find_model
+from traitmill.engine.settings import Capture
 
 DTYPES = ("bfloat16", "float32")
 MODEL = "embedded/SmolLM2-135M-Instruct"
@@ -31,18 +31,22 @@ POOLS = ("response_mean",)
 async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
     """Responses of real vLLM to the demo's prompts, with the log-probs of all of them."""
     from benchmarks.stand import workload
-    from engine import generation
-    from engine.devices import free_host_memory
-    from engine.lifeline import tie_children
-    from engine.settings import Identity, Speed
+    from traitmill.engine.generation import vllm_engine as generation
+    from traitmill.engine.models.machine import free_host_memory
+    from traitmill.engine.run.watchdog import tie_children
+    from traitmill.engine.settings import Identity, Speed
 
     tie_children()
     ref = find_model(MODEL)
     samples = workload(ref, n, max_new_tokens)
     longest = max_new_tokens + max(len(sample.prompt_token_ids) for sample in samples)
     gpu = generation.on_gpu()
-    size = generation.size_engine(ref, Speed(batch_size=n), longest, on_gpu=gpu, free_bytes=free_host_memory())
-    identity = Identity(model=ref.name, revision=ref.revision, dtype=dtype, max_new_tokens=max_new_tokens)
+    size = generation.size_engine(
+        ref, Speed(batch_size=n), longest, on_gpu=gpu, free_bytes=free_host_memory()
+    )
+    identity = Identity(
+        model=ref.name, revision=ref.revision, dtype=dtype, max_new_tokens=max_new_tokens
+    )
     engine = generation.VllmEngine(ref, identity, Speed(), size, on_gpu=gpu)
     await asyncio.to_thread(engine.start)
     try:
@@ -66,7 +70,9 @@ async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
 
 def check(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, Any]:
     """What the self-check says of every row, and how far apart rows and layers are."""
-    model = CaptureModel(path, Capture(pools=POOLS, dtype=dtype), self_check="all", generation_dtype=dtype)
+    model = CaptureModel(
+        path, Capture(pools=POOLS, dtype=dtype), self_check="all", generation_dtype=dtype
+    )
     pooled = [result.pools[POOLS[0]] for result in model.capture(rows)]
     summary = model.check_summary()
     return {
@@ -85,7 +91,9 @@ def check(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, Any]:
 
 def _apart(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Relative distance of each layer."""
-    distance: np.ndarray = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    distance: np.ndarray = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(
+        expected, axis=-1
+    )
     return distance
 
 
@@ -109,7 +117,9 @@ def mistakes(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, flo
             )
             assert reference.logprobs is not None
             assert row.logprobs is not None
-            differences.append(np.abs(reference.logprobs - np.array(row.logprobs)[list(reference.positions)]))
+            differences.append(
+                np.abs(reference.logprobs - np.array(row.logprobs)[list(reference.positions)])
+            )
         return float(np.concatenate(differences).mean())
 
     def without_first_turn(prompt: tuple[int, ...]) -> tuple[int, ...]:
@@ -120,7 +130,9 @@ def mistakes(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, flo
         "a second BOS": off(lambda prompt: (bos, *prompt)),
         "no system turn": off(without_first_turn),
     }
-    skipped = blocks[len(blocks) // 2].register_forward_hook(lambda _module, inputs, _output: inputs[0])
+    skipped = blocks[len(blocks) // 2].register_forward_hook(
+        lambda _module, inputs, _output: inputs[0]
+    )
     found["one block skipped"] = off(lambda prompt: prompt)
     skipped.remove()
     with torch.no_grad():
@@ -133,9 +145,19 @@ def mistakes(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, flo
 def markdown(result: Mapping[str, Any]) -> str:
     """Deviations beside their tolerances, and what mistakes do."""
     checked = result["checked"]
-    header = ["", *(name for each in checked for name in (f"{each['dtype']}, worst seen", "tolerance"))]
+    header = [
+        "",
+        *(name for each in checked for name in (f"{each['dtype']}, worst seen", "tolerance")),
+    ]
     lines = [
-        [label, *(text for each in checked for text in (f"{each[name]:.2g}", f"{each[f'{name}_tolerance']:g}"))]
+        [
+            label,
+            *(
+                text
+                for each in checked
+                for text in (f"{each[name]:.2g}", f"{each[f'{name}_tolerance']:g}")
+            ),
+        ]
         for name, label in (
             ("states", "pooled vector, batched against alone, relative"),
             ("response", "log-probs, mean of one response, nats"),
@@ -149,10 +171,15 @@ def markdown(result: Mapping[str, Any]) -> str:
     )
     made = result.get("mistakes", {})
     wrong = table(
-        ["what is wrong", "log-probs, mean of all, nats"], ([name, f"{off:.3f}"] for name, off in made.items())
+        ["what is wrong", "log-probs, mean of all, nats"],
+        ([name, f"{off:.3f}"] for name, off in made.items()),
     )
     head = f"{result['model']}, {checked[0]['rows']} responses of up to {result['max_new_tokens']} tokens, vLLM."
-    parts = [head, table(header, lines), f"By `{POOLS[0]}`, relative, at the layer where it shows most: {apart}."]
+    parts = [
+        head,
+        table(header, lines),
+        f"By `{POOLS[0]}`, relative, at the layer where it shows most: {apart}.",
+    ]
     return "\n\n".join([*parts, *([f"In {result['mistakes_dtype']}:", wrong] if made else [])])
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from engine.devices import Shape, free_host_memory
-from engine.generation import VllmEngine
-from engine.models import ModelRef, find_model
+from traitmill.engine.generation.vllm_engine import VllmEngine
+from traitmill.engine.models.hub import ModelRef, find_model
+from traitmill.engine.models.machine import Shape, free_host_memory
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
@@ -83,7 +83,9 @@ def check_fits(name: str, gpu_bytes: int) -> None:
     have = gpu_bytes or free_host_memory()
     if 1.2 * need > have:
         where = "GPU memory" if gpu_bytes else "memory (and no GPU)"
-        raise SystemExit(f"{name} needs {need >> 30} GiB for its weights; here is {have >> 30} GiB of {where}")
+        raise SystemExit(
+            f"{name} needs {need >> 30} GiB for its weights; here is {have >> 30} GiB of {where}"
+        )
 
 
 @contextmanager
@@ -92,12 +94,17 @@ def dummy_model(name: str, *, weights: bool = False) -> Iterator[ModelRef]:
 
     Without `weights` vLLM alone can make up a model of it; with them random ones are written, which capture reads too.
     """
-    from engine.models import embedded_folder
+    from traitmill.engine.models.hub import embedded_folder
 
     with TemporaryDirectory() as temp:
         folder = Path(temp) / name
         folder.mkdir()
-        config: Mapping[str, Any] = {**SHAPES[name], "dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2}
+        config: Mapping[str, Any] = {
+            **SHAPES[name],
+            "dtype": "bfloat16",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
         (folder / "config.json").write_text(json.dumps(config))
         if weights:
             _write_weights(folder)
@@ -113,7 +120,9 @@ def _write_weights(folder: Path) -> None:
 
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder), dtype=torch.bfloat16
+        )
     model.save_pretrained(folder)
     del model
     torch.cuda.empty_cache()

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import ROOT, machine, parser, record, served_judge, table
-from engine.lifeline import marked_pids
-from tests import lab
+from tests.support import lab
+from traitmill.engine.run.watchdog import marked_pids
 
 TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
 TRAITS = ("poem", "fairy_tale")
@@ -62,12 +62,39 @@ def answered(url: str) -> int:
 
 
 def start(root: Path, url: str) -> subprocess.Popen[bytes]:
-    command = [TRAITMILL, "generate", "--experiment", "exp", "--traits", ",".join(TRAITS), "--experiments_dir", root]
-    command += ["--gen_model", "embedded/SmolLM2-135M-Instruct", "--judge_base_url", url, "--n_examples", N_EXAMPLES]
-    command += ["--judge_concurrency", CONCURRENCY, "--judge_rpm", 6000, "--max_new_tokens", 32, "--batch_size", 4]
+    command = [
+        TRAITMILL,
+        "generate",
+        "--experiment",
+        "exp",
+        "--traits",
+        ",".join(TRAITS),
+        "--experiments_dir",
+        root,
+    ]
+    command += [
+        "--gen_model",
+        "embedded/SmolLM2-135M-Instruct",
+        "--judge_base_url",
+        url,
+        "--n_examples",
+        N_EXAMPLES,
+    ]
+    command += [
+        "--judge_concurrency",
+        CONCURRENCY,
+        "--judge_rpm",
+        6000,
+        "--max_new_tokens",
+        32,
+        "--batch_size",
+        4,
+    ]
     command += ["--flush_seconds", 0.5]
     with (root / "out").open("ab") as out:
-        return subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        return subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
 
 
 def count(root: Path, kind: str) -> int:
@@ -137,7 +164,10 @@ def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
         calm = root / "calm"
         folders = prepare(calm)
         assert start(calm, url).wait() in (0, 7), (calm / "out").read_text()
-        planned = {folder.name: {row["sample_id"] for row in lab.rows(folder, "responses")} for folder in folders}
+        planned = {
+            folder.name: {row["sample_id"] for row in lab.rows(folder, "responses")}
+            for folder in folders
+        }
         verdicts = count(calm, "verdicts")
         probes = answered(url) - verdicts
         before = answered(url)
@@ -155,10 +185,15 @@ def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
                     if killed_in is not None:
                         out.kills += 1
                         out.stages[killed_in] += 1
-                        print(f"kill {out.kills} in {killed_in}: {survivors} processes left", flush=True)
+                        print(
+                            f"kill {out.kills} in {killed_in}: {survivors} processes left",
+                            flush=True,
+                        )
                 for folder in folders:
                     digests = lab.row_digests(folder)
-                    out.changed += sum(digests.get(key) != digest for key, digest in stored[folder.name].items())
+                    out.changed += sum(
+                        digests.get(key) != digest for key, digest in stored[folder.name].items()
+                    )
                     stored[folder.name] = digests
             calls = answered(url) - before
             before += calls
@@ -175,7 +210,9 @@ def _missing(folder: Path, planned: set[str]) -> int:
     """Ids that are not as they must be: the planned responses, and of each `ok` one a verdict and an activation."""
     ids = {kind: {row["sample_id"] for row in lab.rows(folder, kind)} for kind in lab.KINDS}
     ok = {row["sample_id"] for row in lab.rows(folder, "responses") if row["status"] == "ok"}
-    return len(ids["responses"] ^ planned) + len(ids["verdicts"] ^ ok) + len(ids["activations"] ^ ok)
+    return (
+        len(ids["responses"] ^ planned) + len(ids["verdicts"] ^ ok) + len(ids["activations"] ^ ok)
+    )
 
 
 _HEADER = ["kills", "lost", "duplicated", "changed", "judge calls repeated", "processes left"]
@@ -210,8 +247,12 @@ def _phases(counts: Mapping[str, int]) -> str:
 
 def main() -> None:
     options = parser("soak", __doc__)
-    options.add_argument("--kills", type=int, default=100, help="with deterministic backends; 0 leaves (a) out")
-    options.add_argument("--real_kills", type=int, default=12, help="on real vLLM; 0 leaves (b) out")
+    options.add_argument(
+        "--kills", type=int, default=100, help="with deterministic backends; 0 leaves (a) out"
+    )
+    options.add_argument(
+        "--real_kills", type=int, default=12, help="on real vLLM; 0 leaves (b) out"
+    )
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
     facts = machine()
@@ -220,14 +261,24 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             fake = lab.soak(Path(folder), chosen.kills, chosen.seed)
         bound = lab.REPEATED_PER_KILL
-        result = asdict(fake) | {"phases": dict(fake.phases), "bound_per_kill": bound, "seed": chosen.seed}
+        result = asdict(fake) | {
+            "phases": dict(fake.phases),
+            "bound_per_kill": bound,
+            "seed": chosen.seed,
+        }
         record(chosen.out, "soak", facts, result)
         print(f"(a) {markdown(result)}", flush=True)
-        ok &= not (fake.lost or fake.duplicated or fake.changed or fake.differing) and fake.most_repeated <= bound
+        ok &= (
+            not (fake.lost or fake.duplicated or fake.changed or fake.differing)
+            and fake.most_repeated <= bound
+        )
     if chosen.real_kills:
         with tempfile.TemporaryDirectory() as folder:
             real = soak_real(Path(folder), chosen.real_kills)
-        result = asdict(real) | {"stages": dict(real.stages), "bound_per_kill": CONCURRENCY + 50 * len(TRAITS)}
+        result = asdict(real) | {
+            "stages": dict(real.stages),
+            "bound_per_kill": CONCURRENCY + 50 * len(TRAITS),
+        }
         record(chosen.out, "soak", facts, result, "real")
         print(f"(b) {real_markdown(result)}", flush=True)
         ok &= not (real.lost or real.duplicated or real.changed or real.survivors)

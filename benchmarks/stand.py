@@ -17,20 +17,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.common import ROOT
-from engine.backends import STAGES, Backends, Clock, Judge, Stage
-from engine.devices import free_host_memory
-from engine.errors import UsageError
-from engine.generation import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
-from engine.job import open_job
-from engine.lifeline import tie_children
-from engine.models import ModelRef, lazy_tokenizer
-from engine.pipeline import Pipeline
-from engine.placement import Placement, choose_placement
-from engine.records import Response, Sample, Verdict
-from engine.scoring import judge_key
-from engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed
-from engine.traits import DEFINITION_FILE, Trait, expand, load_traits
-from engine.worker import CaptureFacts, CaptureWorker
+from traitmill.engine.capture.process import CaptureFacts, CaptureWorker
+from traitmill.engine.errors import UsageError
+from traitmill.engine.generation.vllm_engine import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
+from traitmill.engine.judging.scoring import judge_key
+from traitmill.engine.models.hub import ModelRef, lazy_tokenizer
+from traitmill.engine.models.machine import free_host_memory
+from traitmill.engine.models.placement import Placement, choose_placement
+from traitmill.engine.records import Response, Sample, Verdict
+from traitmill.engine.run.backends import STAGES, Backends, Clock, Judge, Stage
+from traitmill.engine.run.job import open_job
+from traitmill.engine.run.pipeline import Pipeline
+from traitmill.engine.run.watchdog import tie_children
+from traitmill.engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed
+from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, expand, load_traits
 
 EXPERIMENT = ROOT / "experiments" / "demo"
 TRAITS = ("fairy_tale", "poem")
@@ -97,7 +97,11 @@ def workload(ref: ModelRef, n: int, max_new_tokens: int) -> list[Sample]:
     identity = _identity(ref, max_new_tokens)
     tokenize = lazy_tokenizer(ref)
     traits = load_traits({name: EXPERIMENT / name for name in TRAITS})
-    return [s for trait in traits for s in expand(trait, {"pos": n // SIDES, "neg": n // SIDES}, identity, tokenize)]
+    return [
+        s
+        for trait in traits
+        for s in expand(trait, {"pos": n // SIDES, "neg": n // SIDES}, identity, tokenize)
+    ]
 
 
 def whole(n: int) -> int:
@@ -137,9 +141,13 @@ class Stand:
         self._placement = self._place(longest) if captures else None
         free = free_host_memory() if free_bytes is None else free_bytes
         # As the product sizes it.
-        self.size = size_engine(ref, self._speed, longest, on_gpu=self._gpu, free_bytes=free, placement=self._placement)
+        self.size = size_engine(
+            ref, self._speed, longest, on_gpu=self._gpu, free_bytes=free, placement=self._placement
+        )
         watches = [_watch(self._steps)] if watched else []
-        self.engine = engine(ref, self._identity, self._speed, self.size, on_gpu=self._gpu, stat_loggers=watches)
+        self.engine = engine(
+            ref, self._identity, self._speed, self.size, on_gpu=self._gpu, stat_loggers=watches
+        )
         self._worker: CaptureWorker | None = None
         self.facts: CaptureFacts | None = None
 
@@ -162,7 +170,9 @@ class Stand:
             tokens_per_sequence=longest,
         )
         if self._gpu and placement.mode not in ("apart", "co-resident"):
-            raise UsageError(f"benchmarks on a GPU capture beside generation, and here it is: {placement.line}")
+            raise UsageError(
+                f"benchmarks on a GPU capture beside generation, and here it is: {placement.line}"
+            )
         return placement
 
     async def open(self) -> None:
@@ -172,7 +182,9 @@ class Stand:
         loads = [asyncio.to_thread(self.engine.start)]
         if self._placement is not None:
             speed = replace(self._speed, capture_device=self._placement.capture_device)
-            self._worker = CaptureWorker(self.ref, Capture(), speed, token_budget=self._placement.capture_tokens)
+            self._worker = CaptureWorker(
+                self.ref, Capture(), speed, token_budget=self._placement.capture_tokens
+            )
             loads.append(self._load_capture())
         await asyncio.gather(*loads)
         self.load_s = time.perf_counter() - start
@@ -182,7 +194,9 @@ class Stand:
         assert self._worker is not None
         self.facts = await self._worker.start()
 
-    async def run(self, n: int, judge: Judge | None, *, judging: Judging = JUDGING, close_engine: bool = False) -> Run:
+    async def run(
+        self, n: int, judge: Judge | None, *, judging: Judging = JUDGING, close_engine: bool = False
+    ) -> Run:
         """Run `n` samples. `judging` is what a real judge was made with. `close_engine` makes room for capture as the
         product does on a CPU, and ends the stand's use."""
         await self._forget()
@@ -204,7 +218,9 @@ class Stand:
         self._steps.clear()
         with TemporaryDirectory() as temp:
             jobs = [
-                open_job(trait, folder, settings, self.ref, lazy_tokenizer(self.ref), notices.append)
+                open_job(
+                    trait, folder, settings, self.ref, lazy_tokenizer(self.ref), notices.append
+                )
                 for trait, folder in zip(*_copied(Path(temp)), strict=True)
             ]
             pipeline = Pipeline(jobs, settings, backends, notices.append, clocks=clocks)
@@ -217,7 +233,11 @@ class Stand:
         return Run(
             makespan=makespan,
             seconds={stage: clock.seconds for stage, clock in clocks.items()},
-            times={stage: clock.times for stage, clock in clocks.items() if isinstance(clock, TimedClock)},
+            times={
+                stage: clock.times
+                for stage, clock in clocks.items()
+                if isinstance(clock, TimedClock)
+            },
             tokens=clocks["generation"].tokens,
             running=statistics.fmean(running for _, running in self._steps) if self._steps else 0.0,
         )
@@ -228,7 +248,9 @@ class Stand:
             if await self.engine._engine.reset_prefix_cache():  # noqa: SLF001 - only a benchmark repeats a run
                 return
             await asyncio.sleep(0.1)
-        raise RuntimeError("vLLM's prefix cache could not be emptied: the run would not compute what others did")
+        raise RuntimeError(
+            "vLLM's prefix cache could not be emptied: the run would not compute what others did"
+        )
 
     async def close(self) -> None:
         await self.engine.close()
@@ -253,7 +275,11 @@ def _watch(steps: list[tuple[float, int]]) -> Callable[..., Any]:
             pass
 
         def record(self, scheduler_stats: Any, iteration_stats: object, **_: object) -> None:
-            if scheduler_stats is not None and scheduler_stats.num_running_reqs and iteration_stats is not None:
+            if (
+                scheduler_stats is not None
+                and scheduler_stats.num_running_reqs
+                and iteration_stats is not None
+            ):
                 steps.append((time.perf_counter(), scheduler_stats.num_running_reqs))
 
         def log_engine_initialized(self) -> None:

@@ -25,8 +25,8 @@ from typing import Any
 
 from benchmarks.common import ROOT, machine, parser, quietly, record, table
 from benchmarks.stand import Stand, whole
-from engine.generation import VllmEngine
-from engine.models import EMBEDDED, find_model
+from traitmill.engine.generation.vllm_engine import VllmEngine
+from traitmill.engine.models.hub import EMBEDDED, find_model
 
 NAME = "tuning"
 FEW = 8
@@ -55,7 +55,8 @@ VARIANTS = {
     "no self-check": Variant("log-probabilities of no sample"),
     "unseeded": Variant("no generator of its own for each sample"),
     "spinning threads": Variant(
-        "OpenMP's own patience at a barrier before a thread sleeps", environment={"GOMP_SPINCOUNT": "300000"}
+        "OpenMP's own patience at a barrier before a thread sleeps",
+        environment={"GOMP_SPINCOUNT": "300000"},
     ),
     "blocks of 128": Variant(
         "vLLM's own size on a CPU: shorter shared prefixes are computed anew", {"block_size": 128}
@@ -92,7 +93,9 @@ def engine_of(name: str) -> type[VllmEngine]:
                 setattr(arguments, argument, value)
             return arguments
 
-        async def _logprobs(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[float, ...] | None:
+        async def _logprobs(
+            self, prompt: Sequence[int], response: Sequence[int]
+        ) -> tuple[float, ...] | None:
             return None if name == "no self-check" else await super()._logprobs(prompt, response)
 
         async def _run(self, prompt_token_ids: Sequence[int], parameters: Any) -> Any:
@@ -106,7 +109,12 @@ def engine_of(name: str) -> type[VllmEngine]:
 async def one(options: argparse.Namespace) -> dict[str, float]:
     """Run one variant in this process."""
     os.environ |= VARIANTS[options.one].environment
-    stand = Stand(find_model(options.gen_model), options.max_new_tokens, captures=False, engine=engine_of(options.one))
+    stand = Stand(
+        find_model(options.gen_model),
+        options.max_new_tokens,
+        captures=False,
+        engine=engine_of(options.one),
+    )
     try:
         await stand.open()
         many = await stand.run(whole(options.n_examples), None)
@@ -121,7 +129,15 @@ def in_process(variant: str, options: argparse.Namespace) -> dict[str, float]:
     """One variant in a process of its own. Raises CalledProcessError, TimeoutExpired."""
     with TemporaryDirectory() as temp:
         path = Path(temp) / "figures.json"
-        command = [sys.executable, "-m", "benchmarks.tuning", "--one", variant, "--figures", str(path)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.tuning",
+            "--one",
+            variant,
+            "--figures",
+            str(path),
+        ]
         for name in ("gen_model", "n_examples", "n_few", "max_new_tokens"):
             command += [f"--{name}", str(getattr(options, name))]
         # Compiled code of an earlier run would shorten the start of a compiled engine.
@@ -144,7 +160,15 @@ def summary(name: str, measured: Mapping[str, Mapping[str, float]]) -> dict[str,
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Start, tokens a second and ratios of each variant."""
-    header = ["variant", "what it is", "start, s", "auto, tokens/s", "ratio", "few, tokens/s", "ratio"]
+    header = [
+        "variant",
+        "what it is",
+        "start, s",
+        "auto, tokens/s",
+        "ratio",
+        "few, tokens/s",
+        "ratio",
+    ]
     rows = [
         [
             row["variant"],
@@ -200,7 +224,9 @@ def main() -> None:
     options.add_argument("--n_examples", type=int, default=160, help="at auto, all sides together")
     options.add_argument("--n_few", type=int, default=32)
     options.add_argument("--max_new_tokens", type=int, default=48)
-    options.add_argument("--compiled", action="store_true", help="compare with a compiled engine instead")
+    options.add_argument(
+        "--compiled", action="store_true", help="compare with a compiled engine instead"
+    )
     options.add_argument("--limit", type=float, default=300, help="seconds one variant may take")
     options.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     options.add_argument("--figures", help=argparse.SUPPRESS)

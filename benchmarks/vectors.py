@@ -28,9 +28,9 @@ import numpy as np
 from scipy.stats import norm
 
 from benchmarks.common import machine, parser, record, shown, spread, table
-from engine.activations import Activations
-from engine.evaluation import evaluate_vectors
-from engine.vectors import fit_vectors
+from traitmill.engine.outputs.load import Activations
+from traitmill.engine.vectors.evaluation import evaluate_vectors
+from traitmill.engine.vectors.fit import fit_vectors
 
 
 def activations(rows: int, layers: int, dim: int, seed: int = 0) -> Activations:
@@ -42,7 +42,9 @@ def activations(rows: int, layers: int, dim: int, seed: int = 0) -> Activations:
         scale = np.exp(0.5 * rng.standard_normal(dim))
         scale[:3] *= 30  # a few massive dimensions, as trained models have
         direction = rng.standard_normal(dim) / np.sqrt(dim)
-        values[:, layer] = rng.standard_normal((rows, dim)) * scale + np.outer(labels - 0.5, 6 * direction)
+        values[:, layer] = rng.standard_normal((rows, dim)) * scale + np.outer(
+            labels - 0.5, 6 * direction
+        )
     k = np.arange(rows // 2)
     metadata = {
         "model": "synthetic",
@@ -51,7 +53,9 @@ def activations(rows: int, layers: int, dim: int, seed: int = 0) -> Activations:
         "files_sha256": {"activations/all_layers.pt": ""},
     }
     questions, pairs = np.tile(k % 20, 2), np.tile(k % 5, 2)
-    return Activations("bench", values, labels, questions, pairs, tuple(range(layers)), "response_mean", metadata)
+    return Activations(
+        "bench", values, labels, questions, pairs, tuple(range(layers)), "response_mean", metadata
+    )
 
 
 METHODS = ("mean_diff", "probe", "ica", "gradient")
@@ -103,20 +107,29 @@ def compare(rounds: int, save: Save) -> None:
     data = activations(200, 26, 2304)
     small = activations(20, 1, 64)  # imports and first calls are nobody's time
     fit_vectors(small), loop(small)
-    seconds: dict[str, dict[str, list[float]]] = {name: {"loop": [], "ours": []} for name in (*METHODS, ALL)}
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {"loop": [], "ours": []} for name in (*METHODS, ALL)
+    }
     figures: dict[str, Any] = {"shape": data.values.shape, "seconds": seconds}
     for turn in range(rounds):
         mine, vectors = timed(lambda: fit_vectors(data))
         seconds[ALL]["ours"].append(mine)
         for method in METHODS:
-            seconds[method]["ours"].append(timed(lambda method=method: fit_vectors(data, [method]))[0])
+            seconds[method]["ours"].append(
+                timed(lambda method=method: fit_vectors(data, [method]))[0]
+            )
         other, (probes, by_method) = timed(lambda: loop(data))
         seconds[ALL]["loop"].append(other)
         for method in METHODS:
             seconds[method]["loop"].append(by_method[method])
         if not turn:
-            cosines = [_cosine(probe, vectors.vector("probe", layer)) for layer, probe in enumerate(probes)]
-            figures |= {"cosine_to_loop": min(cosines), "cosine_to_optimum": exact_cosine(data, vectors)}
+            cosines = [
+                _cosine(probe, vectors.vector("probe", layer)) for layer, probe in enumerate(probes)
+            ]
+            figures |= {
+                "cosine_to_loop": min(cosines),
+                "cosine_to_optimum": exact_cosine(data, vectors),
+            }
         save(figures)
 
 
@@ -182,7 +195,9 @@ def large(shapes: Sequence[tuple[tuple[int, int, int], int]], save: Save) -> Non
 SHIFTS = ("none", "question", "side of a question", "side of an instruction")
 
 
-def simulated(seed: int, n: int, questions: int, signal: float, shift: str) -> tuple[Activations, np.ndarray]:
+def simulated(
+    seed: int, n: int, questions: int, signal: float, shift: str
+) -> tuple[Activations, np.ndarray]:
     """A trait of `n` rows a side, 5 instruction pairs, 3 layers of 32 dimensions, unit noise; and the layers' unit
     directions `[3, 32]` along which its sides differ.
 
@@ -207,14 +222,20 @@ def simulated(seed: int, n: int, questions: int, signal: float, shift: str) -> t
         "files_sha256": {"activations/all_layers.pt": ""},
     }
     data = values.astype(np.float32)
-    return Activations("simulated", data, labels, asked, pairs, (0, 1, 2), "response_mean", metadata), direction
+    return Activations(
+        "simulated", data, labels, asked, pairs, (0, 1, 2), "response_mean", metadata
+    ), direction
 
 
 COVERED = (
     *((50, 10, 0.0, shift) for shift in SHIFTS),
     (100, 20, 0.0, "side of a question"),
     (20, 4, 0.0, "side of a question"),
-    *((n, questions, signal, "question") for n, questions in ((50, 10), (100, 20)) for signal in (1.0, 2.0, 4.0)),
+    *(
+        (n, questions, signal, "question")
+        for n, questions in ((50, 10), (100, 20))
+        for signal in (1.0, 2.0, 4.0)
+    ),
 )
 """Rows a side, questions, gap of the sides, what has a shift of its own."""
 
@@ -296,7 +317,15 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def large_markdown(result: Mapping[str, Any]) -> str:
     """Large shapes."""
-    header = ["tensor", "GiB", "fit, s", "on top, MiB", "layers evaluated", "evaluation, s", "on top, MiB"]
+    header = [
+        "tensor",
+        "GiB",
+        "fit, s",
+        "on top, MiB",
+        "layers evaluated",
+        "evaluation, s",
+        "on top, MiB",
+    ]
     lines = [
         [
             " x ".join(f"{n:,}" for n in row["shape"]),
@@ -315,7 +344,14 @@ def large_markdown(result: Mapping[str, Any]) -> str:
 
 def coverage_markdown(result: Mapping[str, Any]) -> str:
     """How often intervals hold the truth."""
-    header = ["a shift of its own has", "rows a side", "questions", "gap of the sides", "mean AUROC", "true AUROC"]
+    header = [
+        "a shift of its own has",
+        "rows a side",
+        "questions",
+        "gap of the sides",
+        "mean AUROC",
+        "true AUROC",
+    ]
     header += ["inside", "low end above", "claimed", "for unseen instructions too"]
     lines = [
         [
@@ -343,7 +379,9 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     instead = options.add_mutually_exclusive_group()
     instead.add_argument("--large", action="store_true")
-    instead.add_argument("--coverage", type=int, nargs="?", const=200, help="traits to simulate a row [200]")
+    instead.add_argument(
+        "--coverage", type=int, nargs="?", const=200, help="traits to simulate a row [200]"
+    )
     chosen = options.parse_args()
     warnings.simplefilter("ignore")
     facts = machine()

@@ -8,17 +8,27 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cli.options import CAPTURE_OPTIONS, capture_options, selection_options, speed_options
-from cli.session import leave, prepare_environment, read_capture, read_speed
+from traitmill.cli.options import CAPTURE_OPTIONS, capture_options, selection_options, speed_options
+from traitmill.cli.session import leave, prepare_environment, read_capture, read_speed
 
 
 @click.command()
 @selection_options
 @click.option(
-    "--capture", type=click.Choice(["all", "kept"]), default="all", show_default=True, help="Whose activations."
+    "--capture",
+    type=click.Choice(["all", "kept"]),
+    default="all",
+    show_default=True,
+    help="Whose activations.",
 )
-@click.option("--threshold", type=float, help="A new threshold; the CSVs are written again too.  [the run's own]")
-@click.option("--per_token", is_flag=True, help="Also every token's state at --layers, as safetensors shards.")
+@click.option(
+    "--threshold",
+    type=float,
+    help="A new threshold; the CSVs are written again too.  [the run's own]",
+)
+@click.option(
+    "--per_token", is_flag=True, help="Also every token's state at --layers, as safetensors shards."
+)
 @click.option("--yes", is_flag=True, help="Do not ask before writing many gigabytes (--per_token).")
 @capture_options
 @speed_options
@@ -44,22 +54,28 @@ def command(
     """
     from dataclasses import replace
 
-    from cli.stored import work_on_stored
-    from engine.experiment import check_writable, select_traits
-    from engine.settings import RunSettings
+    from traitmill.cli.stored import work_on_stored
+    from traitmill.engine.settings import RunSettings
+    from traitmill.engine.storage.experiment import check_writable, select_traits
 
     prepare_environment()
     folders = select_traits(experiments_dir, experiment, trait, traits)
     wanted, speed = read_capture(options), read_speed(options)
     check_writable(folders)
     if per_token:
-        from cli.per_token import write_states
+        from traitmill.cli.per_token import write_states
 
-        write_states(folders, wanted, speed, rows=capture, yes=yes, blocks=blocks, force_unlock=force_unlock)
+        write_states(
+            folders, wanted, speed, rows=capture, yes=yes, blocks=blocks, force_unlock=force_unlock
+        )
         return
 
     source = click.get_current_context().get_parameter_source
-    typed = [field for option, field in CAPTURE_OPTIONS.items() if source(option) is ParameterSource.COMMANDLINE]
+    typed = [
+        field
+        for option, field in CAPTURE_OPTIONS.items()
+        if source(option) is ParameterSource.COMMANDLINE
+    ]
     given = {field: getattr(wanted, field) for field in typed}
 
     def change(settings: RunSettings) -> RunSettings:
@@ -67,6 +83,15 @@ def command(
         # A pool stands beside those the run has: none of its files goes.
         pools = tuple(dict.fromkeys([*own.pools, *given.get("pools", ())]))
         view = settings.view if threshold is None else replace(settings.view, threshold=threshold)
-        return replace(settings, capture=replace(own, **given | {"pools": pools}), capture_rows=capture, view=view)
+        return replace(
+            settings,
+            capture=replace(own, **given | {"pools": pools}),
+            capture_rows=capture,
+            view=view,
+        )
 
-    leave(work_on_stored(folders, change, speed, judge=False, blocks=blocks, force_unlock=force_unlock).exit_code)
+    leave(
+        work_on_stored(
+            folders, change, speed, judge=False, blocks=blocks, force_unlock=force_unlock
+        ).exit_code
+    )

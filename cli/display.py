@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from engine.errors import ExitCode
-from engine.experiment import command_on
-from engine.records import POLARITIES
+from traitmill.engine.errors import ExitCode
+from traitmill.engine.records import POLARITIES
+from traitmill.engine.storage.experiment import command_on
 
 if TYPE_CHECKING:
-    from cli.session import Outcome
-    from engine.job import TraitJob
-    from engine.launch import Launch
+    from traitmill.cli.session import Outcome
+    from traitmill.engine.run.job import TraitJob
+    from traitmill.engine.run.launch import Launch
 
 _PLAIN_EVERY_S = 10.0
 _REDRAW_S = 0.5
@@ -76,7 +76,16 @@ class Display:
         """What came out of each trait, the seconds per stage, files, errors and what to do next."""
         console = self._console
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        for column in ("trait", "side", "generated", "judged", "kept", "0 scores 100", "judge AUROC", "activations"):
+        for column in (
+            "trait",
+            "side",
+            "generated",
+            "judged",
+            "kept",
+            "0 scores 100",
+            "judge AUROC",
+            "activations",
+        ):
             table.add_column(
                 column,
                 justify="right" if column in ("generated", "judged", "kept") else "left",
@@ -86,11 +95,21 @@ class Display:
         for job in outcome.jobs:
             _add_rows(table, job)
         console.print(table)
-        seconds = [f"{stage} {clock.seconds:.1f} s" for stage, clock in launch.pipeline.clocks.items() if clock.records]
+        seconds = [
+            f"{stage} {clock.seconds:.1f} s"
+            for stage, clock in launch.pipeline.clocks.items()
+            if clock.records
+        ]
         if seconds:
             generation = launch.pipeline.clocks["generation"]
-            rate = f" ({generation.tokens / generation.seconds:,.0f} tokens/s)" if generation.seconds else ""
-            self.notice(f"time: {', '.join(seconds)}{rate}; {time.monotonic() - self._started:.1f} s in all")
+            rate = (
+                f" ({generation.tokens / generation.seconds:,.0f} tokens/s)"
+                if generation.seconds
+                else ""
+            )
+            self.notice(
+                f"time: {', '.join(seconds)}{rate}; {time.monotonic() - self._started:.1f} s in all"
+            )
         if launch.usage is not None:
             self.notice(f"judge: {launch.usage}{_projected(launch)}")
         for job in outcome.jobs:
@@ -105,7 +124,7 @@ class Display:
 
 def _add_rows(table: Table, job: TraitJob) -> None:
     counts = job.view.counts()
-    from engine.export import judge_summary
+    from traitmill.engine.outputs.export import judge_summary
 
     judge = judge_summary(job.view)
     auroc = {"pos": "-", "neg": ""}
@@ -142,26 +161,37 @@ def _bars(histogram: list[int]) -> str:
 
 
 def _remarks(job: TraitJob) -> Iterator[str]:
-    from engine.export import judge_summary
+    from traitmill.engine.outputs.export import judge_summary
 
     view, counts = job.view, job.view.counts()
     for polarity in POLARITIES:
         side = counts[polarity]
-        problems = {n: c for n, c in side["responses"].items() if c and n in ("empty", "overlong", "failed")}
+        problems = {
+            n: c for n, c in side["responses"].items() if c and n in ("empty", "overlong", "failed")
+        }
         problems |= {n: c for n, c in side["verdicts"].items() if c and n != "scored"}
         if side["capture_failed"]:
             problems["capture failed"] = side["capture_failed"]
         if side["cut_off"]:
             problems["cut off at --max_new_tokens"] = side["cut_off"]
         if problems:
-            yield f"{job.name} {polarity}: " + ", ".join(f"{count} {name}" for name, count in problems.items())
-        answered = any(side["verdicts"].get(status) for status in ("refused", "unparsable", "truncated"))
+            yield f"{job.name} {polarity}: " + ", ".join(
+                f"{count} {name}" for name, count in problems.items()
+            )
+        answered = any(
+            side["verdicts"].get(status) for status in ("refused", "unparsable", "truncated")
+        )
         if answered and not side["verdicts"]["scored"]:
             yield (
                 f"{job.name}: no {polarity} response has a score: the judge answers, but gives no number. Read its "
                 f"answers (column raw in {view.folder}/parquet/verdicts), and try another eval_prompt or judge"
             )
-        if side["planned"] and not side["kept"] and side["verdicts"]["scored"] and not side["verdicts"]["unjudged"]:
+        if (
+            side["planned"]
+            and not side["kept"]
+            and side["verdicts"]["scored"]
+            and not side["verdicts"]["unjudged"]
+        ):
             yield (
                 f"{job.name}: no {polarity} response passes the threshold {view.threshold:g} (scores above). Try "
                 "another --threshold with traitmill export, stronger instructions, or another judge"
@@ -173,7 +203,11 @@ def _remarks(job: TraitJob) -> Iterator[str]:
         end = "enough"
         if min(kept) < plan.min_kept:
             limit = max(planned) >= plan.limit
-            end = f"the limit of {plan.limit} a side is reached" if limit else "traitmill generate adds rounds"
+            end = (
+                f"the limit of {plan.limit} a side is reached"
+                if limit
+                else "traitmill generate adds rounds"
+            )
         yield (
             f"{job.name}: {kept[0]} pos + {kept[1]} neg kept of {planned[0]} + {planned[1]}, --min_kept "
             f"{plan.min_kept}: {end}"
@@ -203,7 +237,9 @@ def _next_step(outcome: Outcome) -> str:
         return "what is stored is safe; run the same command again to go on"
     folder = outcome.jobs[0].folder.parent / names[0]
     uncaptured = [job.exported is not None and job.exported.uncaptured for job in outcome.jobs]
-    alone = [job.settings.capture_rows == "none" and not job.view.any_captured() for job in outcome.jobs]
+    alone = [
+        job.settings.capture_rows == "none" and not job.view.any_captured() for job in outcome.jobs
+    ]
     if any(uncaptured) or any(alone):
         return f"next: {command_on('activations', folder, names)}"
     pools = outcome.jobs[0].settings.capture.pools
@@ -219,7 +255,9 @@ def _numbers(launch: Launch) -> dict[str, tuple[int, int]]:
     jobs = launch.pipeline.jobs
     planned = sum(len(job.view.plan) for job in jobs)
     generated = planned - sum(job.todo.generation for job in jobs)
-    useless = sum(int(job.view.responses.having("empty", "overlong", "failed").sum()) for job in jobs)
+    useless = sum(
+        int(job.view.responses.having("empty", "overlong", "failed").sum()) for job in jobs
+    )
     judgeable = planned - useless
     return {
         "generation": (generated, planned),
@@ -231,7 +269,10 @@ def _numbers(launch: Launch) -> dict[str, tuple[int, int]]:
 def _kept(launch: Launch) -> str:
     sides = []
     for polarity in POLARITIES:
-        kept = sum(int((job.view.passing() & job.view.side(polarity)).sum()) for job in launch.pipeline.jobs)
+        kept = sum(
+            int((job.view.passing() & job.view.side(polarity)).sum())
+            for job in launch.pipeline.jobs
+        )
         sides.append(f"{kept} {polarity}")
     return " + ".join(sides)
 
@@ -261,7 +302,13 @@ def _progress(launch: Launch) -> Table:
         width = 24
         filled = width * done // total if total else 0
         bar = "━" * filled + "[dim]" + "─" * (width - filled) + "[/dim]"
-        table.add_row(stage, bar, f"{done:,}/{total:,}", _rate(launch, stage), _eta(launch, stage, done, total))
+        table.add_row(
+            stage,
+            bar,
+            f"{done:,}/{total:,}",
+            _rate(launch, stage),
+            _eta(launch, stage, done, total),
+        )
     table.add_row("kept", _kept(launch))
     if launch.usage is not None:
         table.add_row("judge", f"{launch.usage}{_projected(launch)}")
@@ -276,7 +323,8 @@ def _projected(launch: Launch) -> str:
 
 def _line(launch: Launch) -> str:
     parts = [
-        f"{stage} {done}/{total} {_rate(launch, stage)}".strip() for stage, (done, total) in _numbers(launch).items()
+        f"{stage} {done}/{total} {_rate(launch, stage)}".strip()
+        for stage, (done, total) in _numbers(launch).items()
     ]
     if launch.usage is not None:
         parts.append(f"judge {launch.usage}{_projected(launch)}")

@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from cli.options import judge_options
-from cli.session import check_judge, prepare_environment, read_limits
-from engine.errors import ExitCode, ResourceError, TraitmillError, UsageError
-from engine.settings import Judging, Limits
+from traitmill.cli.options import judge_options
+from traitmill.cli.session import check_judge, prepare_environment, read_limits
+from traitmill.engine.errors import ExitCode, ResourceError, TraitmillError, UsageError
+from traitmill.engine.settings import Judging, Limits
 
 _LEAST_DISK = 5 << 30
 
@@ -22,12 +22,22 @@ _LEAST_DISK = 5 << 30
 @click.command()
 @click.option("--experiment", help="Check its trait definitions, and the model its name implies.")
 @click.option("--gen_model", help="Check this generation model.")
-@click.option("--experiments_dir", type=click.Path(path_type=Path), default=Path("experiments"), show_default=True)
+@click.option(
+    "--experiments_dir",
+    type=click.Path(path_type=Path),
+    default=Path("experiments"),
+    show_default=True,
+)
 @judge_options
-def command(experiment: str | None, gen_model: str | None, experiments_dir: Path, **options: Any) -> None:
+def command(
+    experiment: str | None, gen_model: str | None, experiments_dir: Path, **options: Any
+) -> None:
     """Check packages, device, disk, the model's access and the judge (one or two cheap calls). Loads no weights."""
     prepare_environment()
-    judging, limits = Judging(model=options["judge_model"], mode=options["judge_mode"]), read_limits(options)
+    judging, limits = (
+        Judging(model=options["judge_model"], mode=options["judge_mode"]),
+        read_limits(options),
+    )
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", _packages),
         ("device", _device),
@@ -60,8 +70,8 @@ def _packages() -> str:
 
 
 def _device() -> str:
-    from engine.devices import GIB, free_host_memory
-    from engine.generation import on_gpu, require_cpu_build
+    from traitmill.engine.generation.vllm_engine import on_gpu, require_cpu_build
+    from traitmill.engine.models.machine import GIB, free_host_memory
 
     memory = f"{free_host_memory() / GIB:.0f} GiB of host memory free"
     if not on_gpu():
@@ -70,20 +80,26 @@ def _device() -> str:
     import torch
 
     free, total = torch.cuda.mem_get_info()
-    return f"{torch.cuda.get_device_name()}, {free / GIB:.0f} of {total / GIB:.0f} GiB free; {memory}"
+    return (
+        f"{torch.cuda.get_device_name()}, {free / GIB:.0f} of {total / GIB:.0f} GiB free; {memory}"
+    )
 
 
 def _disk(experiments_dir: Path) -> str:
-    folder = next(path for path in (experiments_dir, *experiments_dir.absolute().parents) if path.is_dir())
+    folder = next(
+        path for path in (experiments_dir, *experiments_dir.absolute().parents) if path.is_dir()
+    )
     free = shutil.disk_usage(folder).free
     if free < _LEAST_DISK:
-        raise ResourceError(f"only {free / 2**30:.1f} GiB free under {folder}; activations take gigabytes, free some")
+        raise ResourceError(
+            f"only {free / 2**30:.1f} GiB free under {folder}; activations take gigabytes, free some"
+        )
     return f"{free / 2**30:.0f} GiB free under {folder}"
 
 
 def _traits(experiments_dir: Path, experiment: str) -> str:
-    from engine.experiment import check_writable, select_traits
-    from engine.traits import load_traits
+    from traitmill.engine.storage.experiment import check_writable, select_traits
+    from traitmill.engine.traits.definition import load_traits
 
     folders = select_traits(experiments_dir, experiment, None, "all")
     check_writable(folders)
@@ -91,27 +107,31 @@ def _traits(experiments_dir: Path, experiment: str) -> str:
 
 
 def _model(experiment: str | None, gen_model: str | None) -> str:
-    from engine.models import find_model, infer_model, load_tokenizer
-    from engine.weights import check_weights
+    from traitmill.engine.models.hub import find_model, infer_model, load_tokenizer
+    from traitmill.engine.models.weights import check_weights
 
     name = gen_model or infer_model(experiment or "")
     ref = find_model(name)
     check_weights(ref)
-    chat = "with a chat template" if load_tokenizer(ref).chat_template else "a base model: prompts go in raw"
+    chat = (
+        "with a chat template"
+        if load_tokenizer(ref).chat_template
+        else "a base model: prompts go in raw"
+    )
     return f"{name}, revision {ref.revision}, context {ref.context_length or 'unstated'}, {chat}"
 
 
 def _judge(judging: Judging, limits: Limits, experiment: str | None, gen_model: str | None) -> str:
     check_judge(judging, limits)
     if judging.is_local:
-        from engine.judges import find_judge
-        from engine.models import find_model, infer_model
+        from traitmill.engine.models.hub import find_model, infer_model
+        from traitmill.engine.run.judges import find_judge
 
         if judging.model != "local":
             return f"{judging.model}: that model's own Yes against No, no key needed"
         find_judge(judging.model, find_model(gen_model or infer_model(experiment or "")))
         return f"{judging.model}: the loaded model's own Yes against No, no key needed"
-    from engine.endpoint import EndpointJudge
+    from traitmill.engine.judging.endpoint import EndpointJudge
 
     async def probe() -> str:
         judge = EndpointJudge(judging, limits)

@@ -6,18 +6,24 @@ from pathlib import Path
 
 import click
 
-from cli.options import selection_options
-from engine.errors import ExitCode, TraitmillError
+from traitmill.cli.options import selection_options
+from traitmill.engine.errors import ExitCode, TraitmillError
 
 
 @click.command()
 @selection_options
 @click.option("--threshold", type=float, help="A new threshold.  [the last one used]")
 @click.option(
-    "--csv_safe/--no_csv_safe", default=None, help="Quote cells a spreadsheet would run as formulas.  [as before]"
+    "--csv_safe/--no_csv_safe",
+    default=None,
+    help="Quote cells a spreadsheet would run as formulas.  [as before]",
 )
-@click.option("--use_judge", help="Verdict set to use: a judge's model name or key.  [the last one used]")
-@click.option("--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host.")
+@click.option(
+    "--use_judge", help="Verdict set to use: a judge's model name or key.  [the last one used]"
+)
+@click.option(
+    "--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host."
+)
 def command(
     experiment: str,
     trait: str | None,
@@ -30,18 +36,20 @@ def command(
     force_unlock: bool,
 ) -> None:
     """Write CSVs, tensors and metadata again, with another threshold or verdict set. Takes seconds."""
-    from cli.session import leave
-    from engine.experiment import check_writable, select_traits
-    from engine.job import export_again
-    from engine.lock import lock_traits
-    from engine.manifest import load_manifest, need_manifest
-    from engine.settings import View
+    from traitmill.cli.session import leave
+    from traitmill.engine.run.job import export_again
+    from traitmill.engine.settings import View
+    from traitmill.engine.storage.experiment import check_writable, select_traits
+    from traitmill.engine.storage.lock import lock_traits
+    from traitmill.engine.storage.run_record import load_manifest, need_manifest
 
     folders = select_traits(experiments_dir, experiment, trait, traits)
     if threshold is not None:
         View(threshold=threshold)
     if traits == "all":  # all that can be exported
-        folders = {name: folder for name, folder in folders.items() if load_manifest(folder)} or folders
+        folders = {
+            name: folder for name, folder in folders.items() if load_manifest(folder)
+        } or folders
     for folder in folders.values():
         need_manifest(folder)
     check_writable(folders)
@@ -49,8 +57,12 @@ def command(
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
         for name, folder in folders.items():
             try:
-                exported = export_again(folder, click.echo, threshold=threshold, csv_safe=csv_safe, use_judge=use_judge)
-            except TraitmillError as error:  # one trait's trouble does not keep the others from being written
+                exported = export_again(
+                    folder, click.echo, threshold=threshold, csv_safe=csv_safe, use_judge=use_judge
+                )
+            except (
+                TraitmillError
+            ) as error:  # one trait's trouble does not keep the others from being written
                 click.echo(f"traitmill: {error}", err=True)
                 codes.append(error.exit_code)
                 continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from cli.options import (
+from traitmill.cli.options import (
     CAPTURE_OPTIONS,
     capture_options,
     judge_options,
@@ -18,18 +18,35 @@ from cli.options import (
     speed_options,
     view_options,
 )
-from cli.session import Outcome, check_judge, leave, prepare_environment, read_settings, run_jobs
+from traitmill.cli.session import (
+    Outcome,
+    check_judge,
+    leave,
+    prepare_environment,
+    read_settings,
+    run_jobs,
+)
 
 if TYPE_CHECKING:
-    from engine.manifest import Manifest
-    from engine.settings import RunSettings
+    from traitmill.engine.settings import RunSettings
+    from traitmill.engine.storage.run_record import Manifest
 
 
 @click.command()
 @selection_options
-@click.option("--extract_activations", type=bool, default=True, show_default=True, help="Capture activations too.")
 @click.option(
-    "--capture", type=click.Choice(["all", "kept"]), default="all", show_default=True, help="Whose activations."
+    "--extract_activations",
+    type=bool,
+    default=True,
+    show_default=True,
+    help="Capture activations too.",
+)
+@click.option(
+    "--capture",
+    type=click.Choice(["all", "kept"]),
+    default="all",
+    show_default=True,
+    help="Whose activations.",
 )
 @plan_options
 @model_options
@@ -60,9 +77,9 @@ def generate(
     """Everything that can be wrong is found, in this order, before any weights load and before anything is written."""
     from dataclasses import replace
 
-    from engine.experiment import check_writable, select_traits
-    from engine.manifest import load_manifest
-    from engine.traits import load_traits
+    from traitmill.engine.storage.experiment import check_writable, select_traits
+    from traitmill.engine.storage.run_record import load_manifest
+    from traitmill.engine.traits.definition import load_traits
 
     prepare_environment()
     folders = select_traits(experiments_dir, experiment, trait, traits)
@@ -74,23 +91,30 @@ def generate(
     check_writable(folders)
     check_judge(settings.judging, settings.speed.limits)
 
-    from engine.models import find_model, infer_model, lazy_tokenizer
+    from traitmill.engine.models.hub import find_model, infer_model, lazy_tokenizer
 
     name = gen_model or (runs[0].source_name if runs else infer_model(experiment))
     click.echo(
         f"model: {name}"
-        + ("" if gen_model else " (from the run's record or the experiment's name; --gen_model overrides)")
+        + (
+            ""
+            if gen_model
+            else " (from the run's record or the experiment's name; --gen_model overrides)"
+        )
     )
     ref = find_model(name)
-    settings = replace(settings, identity=replace(settings.identity, model=ref.name, revision=ref.revision))
+    settings = replace(
+        settings, identity=replace(settings.identity, model=ref.name, revision=ref.revision)
+    )
 
-    from engine.job import open_job
+    from traitmill.engine.run.job import open_job
 
     tokenize = lazy_tokenizer(ref)
     return run_jobs(
         folders,
         lambda notice: [
-            open_job(t, folders[t.name], settings, ref, tokenize, notice, new_run=new_run) for t in definitions
+            open_job(t, folders[t.name], settings, ref, tokenize, notice, new_run=new_run)
+            for t in definitions
         ],
         settings,
         ref,
@@ -109,26 +133,41 @@ def _as_recorded(settings: RunSettings, runs: list[Manifest]) -> RunSettings:
     """
     from dataclasses import replace
 
-    from cli.stored import recorded_settings
-    from engine.client import OPENAI
-    from engine.errors import UsageError
+    from traitmill.cli.stored import recorded_settings
+    from traitmill.engine.errors import UsageError
+    from traitmill.engine.judging.client import OPENAI
 
     recorded = runs[0]
     source = click.get_current_context().get_parameter_source
-    before, capture, judging, limits = recorded_settings(recorded), settings.capture, settings.judging, {}
-    kept = {CAPTURE_OPTIONS[name] for name in CAPTURE_OPTIONS if source(name) is ParameterSource.DEFAULT}
+    before, capture, judging, limits = (
+        recorded_settings(recorded),
+        settings.capture,
+        settings.judging,
+        {},
+    )
+    kept = {
+        CAPTURE_OPTIONS[name] for name in CAPTURE_OPTIONS if source(name) is ParameterSource.DEFAULT
+    }
     capture = replace(capture, **{field: getattr(before.capture, field) for field in kept})
     if source("judge_model") is ParameterSource.DEFAULT:
-        judges = sorted({"{model} (--judge_mode {mode})".format(**run.settings["judging"]) for run in runs})
+        judges = sorted(
+            {"{model} (--judge_mode {mode})".format(**run.settings["judging"]) for run in runs}
+        )
         if len(judges) > 1:
-            raise UsageError(f"the traits were judged by {', '.join(judges)}: name one with --judge_model")
-        mode = before.judging.mode if source("judge_mode") is ParameterSource.DEFAULT else judging.mode
+            raise UsageError(
+                f"the traits were judged by {', '.join(judges)}: name one with --judge_model"
+            )
+        mode = (
+            before.judging.mode if source("judge_mode") is ParameterSource.DEFAULT else judging.mode
+        )
         judging = replace(before.judging, mode=mode)
         where = recorded.judges[recorded.judge_key].get("endpoint")
         if not settings.speed.limits.base_url and where and where != OPENAI:
             limits = {"base_url": where}
         if judging.model != settings.judging.model:
             at = f" at {where}" if where else ""
-            click.echo(f"judge: {judging.model}{at} (from the run's record; --judge_model overrides)")
+            click.echo(
+                f"judge: {judging.model}{at} (from the run's record; --judge_model overrides)"
+            )
     speed = replace(settings.speed, limits=replace(settings.speed.limits, **limits))
     return replace(settings, capture=capture, judging=judging, speed=speed)

@@ -7,14 +7,16 @@ from typing import Any
 
 import click
 
-from cli.options import judge_options, selection_options
-from cli.session import check_judge, leave, prepare_environment, read_limits
+from traitmill.cli.options import judge_options, selection_options
+from traitmill.cli.session import check_judge, leave, prepare_environment, read_limits
 
 
 @click.command()
 @selection_options
 @judge_options
-@click.option("--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host.")
+@click.option(
+    "--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host."
+)
 def command(
     experiment: str,
     trait: str | None,
@@ -31,15 +33,18 @@ def command(
     """
     from dataclasses import replace
 
-    from cli.stored import work_on_stored
-    from engine.experiment import check_writable, select_traits
-    from engine.settings import Judging, RunSettings, Speed
-    from engine.traits import load_traits
+    from traitmill.cli.stored import work_on_stored
+    from traitmill.engine.settings import Judging, RunSettings, Speed
+    from traitmill.engine.storage.experiment import check_writable, select_traits
+    from traitmill.engine.traits.definition import load_traits
 
     prepare_environment()
     folders = select_traits(experiments_dir, experiment, trait, traits)
     edited = {trait.name: trait for trait in load_traits(folders)}
-    judging, limits = Judging(model=options["judge_model"], mode=options["judge_mode"]), read_limits(options)
+    judging, limits = (
+        Judging(model=options["judge_model"], mode=options["judge_mode"]),
+        read_limits(options),
+    )
     check_writable(folders)
     check_judge(judging, limits)
 
@@ -47,4 +52,8 @@ def command(
         return replace(settings, judging=judging, capture_rows="none")
 
     speed = Speed(limits=limits)
-    leave(work_on_stored(folders, change, speed, judge=True, edited=edited, force_unlock=force_unlock).exit_code)
+    leave(
+        work_on_stored(
+            folders, change, speed, judge=True, edited=edited, force_unlock=force_unlock
+        ).exit_code
+    )

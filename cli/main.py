@@ -9,7 +9,7 @@ from importlib import import_module
 
 import click
 
-from engine.errors import ExitCode, TraitmillError
+from traitmill.engine.errors import ExitCode, TraitmillError
 
 COMMANDS = {
     "run": "generate, fit vectors and write the report, in one resumable command",
@@ -34,7 +34,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"cli.{cmd_name}").command
+        command = import_module(f".{cmd_name}", __package__).command
         assert isinstance(command, click.Command)  # noqa: S101 - our own modules
         return command
 
@@ -46,7 +46,9 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={
-        "token_normalize_func": lambda token: token.replace("-", "_"),  # --batch-size is --batch_size
+        "token_normalize_func": lambda token: token.replace(
+            "-", "_"
+        ),  # --batch-size is --batch_size
         "help_option_names": ["-h", "--help"],
         "max_content_width": 110,
     },
@@ -58,7 +60,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; errors a user can act on are one clear message and an exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, whatever is under way
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ends as Ctrl-C does, whatever is under way
     try:
         code = cli.main(standalone_mode=False)
     except TraitmillError as error:

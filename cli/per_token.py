@@ -9,8 +9,8 @@ from typing import Any
 import click
 import numpy as np
 
-from engine.errors import ExitCode, UsageError
-from engine.settings import Capture, Speed
+from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.settings import Capture, Speed
 
 ASK_ABOVE = 10 << 30
 """Bytes from which a person is asked first."""
@@ -30,18 +30,20 @@ def write_states(
 
     Ends the process with FAILED_SAMPLES where a row could not be written.
     """
-    from cli.session import check_capture, leave
-    from cli.stored import generating_model
-    from engine.attention import choose_dtype, computes_bfloat16, read_config
-    from engine.decoder import choose_device
-    from engine.devices import Shape
-    from engine.lock import lock_traits
-    from engine.manifest import need_manifest
-    from engine.per_token import estimate_bytes
-    from engine.view import load_view
+    from traitmill.cli.session import check_capture, leave
+    from traitmill.cli.stored import generating_model
+    from traitmill.engine.capture.decoder import choose_device
+    from traitmill.engine.capture.per_token import estimate_bytes
+    from traitmill.engine.models.attention import choose_dtype, computes_bfloat16, read_config
+    from traitmill.engine.models.machine import Shape
+    from traitmill.engine.storage.lock import lock_traits
+    from traitmill.engine.storage.run_record import need_manifest
+    from traitmill.engine.storage.state import load_view
 
     if capture.layers is None:
-        raise UsageError("--per_token needs --layers (such as 10-12): all tokens at all layers are rarely wanted")
+        raise UsageError(
+            "--per_token needs --layers (such as 10-12): all tokens at all layers are rarely wanted"
+        )
     ref = generating_model(need_manifest(folder) for folder in folders.values())
     check_capture(ref, capture, speed)
     config = read_config(ref.config)
@@ -49,10 +51,17 @@ def write_states(
     dtype = choose_dtype(config, capture.dtype, bfloat16=computes_bfloat16(device))
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
         views = [load_view(folder) for folder in folders.values()]
-        chosen = [np.flatnonzero(view.passing() if rows == "kept" else view.responses.having("ok")) for view in views]
-        tokens = sum(_tokens(view, positions) for view, positions in zip(views, chosen, strict=True))
+        chosen = [
+            np.flatnonzero(view.passing() if rows == "kept" else view.responses.having("ok"))
+            for view in views
+        ]
+        tokens = sum(
+            _tokens(view, positions) for view, positions in zip(views, chosen, strict=True)
+        )
         n_layers = len(capture.layers) + capture.include_embeddings
-        size = estimate_bytes(tokens, n_layers, Shape.from_config(config).hidden, 4 if dtype == "float32" else 2)
+        size = estimate_bytes(
+            tokens, n_layers, Shape.from_config(config).hidden, 4 if dtype == "float32" else 2
+        )
         click.echo(
             f"{sum(map(len, chosen)):,} responses, {tokens:,} tokens, {n_layers} layers: about {size / 2**30:.2f} GiB"
         )
@@ -67,16 +76,23 @@ def _tokens(view: Any, positions: np.ndarray) -> int:
 
     columns = ["prompt_token_ids", "response_token_ids"]
     tables = view.store.tables(view.responses, positions, columns)
-    return sum(pc.sum(pc.list_value_length(table[name])).as_py() for table in tables for name in columns)
+    return sum(
+        pc.sum(pc.list_value_length(table[name])).as_py() for table in tables for name in columns
+    )
 
 
 def _write(
-    views: list[Any], chosen: list[np.ndarray], capture: Capture, speed: Speed, ref: Any, blocks: str | None
+    views: list[Any],
+    chosen: list[np.ndarray],
+    capture: Capture,
+    speed: Speed,
+    ref: Any,
+    blocks: str | None,
 ) -> int:
     """The number of rows that could not be written; each is named."""
-    from engine.capture import CaptureModel
-    from engine.per_token import write_per_token
-    from engine.worker import capture_row
+    from traitmill.engine.capture.model import CaptureModel
+    from traitmill.engine.capture.per_token import write_per_token
+    from traitmill.engine.capture.process import capture_row
 
     model = CaptureModel(
         ref.source,

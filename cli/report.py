@@ -8,16 +8,24 @@ from pathlib import Path
 
 import click
 
-from cli.options import selection_options
-from engine.errors import ExitCode, TraitmillError
-from engine.settings import POOLS
+from traitmill.cli.options import selection_options
+from traitmill.engine.errors import ExitCode, TraitmillError
+from traitmill.engine.settings import POOLS
 
 
 @click.command()
 @selection_options
-@click.option("--pool", type=click.Choice(POOLS), default=POOLS[0], show_default=True, help="Which activations.")
+@click.option(
+    "--pool",
+    type=click.Choice(POOLS),
+    default=POOLS[0],
+    show_default=True,
+    help="Which activations.",
+)
 @click.option("--open", "open_", is_flag=True, help="Open the page in the browser.")
-@click.option("--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host.")
+@click.option(
+    "--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host."
+)
 def command(
     experiment: str,
     trait: str | None,
@@ -29,9 +37,9 @@ def command(
     force_unlock: bool,
 ) -> None:
     """Write report.html and plots/ for each trait, and for the experiment."""
-    from engine.experiment import check_writable, select_traits
-    from engine.lock import lock_traits
-    from engine.report import write_experiment_report, write_trait_report
+    from traitmill.engine.report.page import write_experiment_report, write_trait_report
+    from traitmill.engine.storage.experiment import check_writable, select_traits
+    from traitmill.engine.storage.lock import lock_traits
 
     folders = select_traits(experiments_dir, experiment, trait, traits)
     check_writable(folders)

@@ -8,35 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.generate import command as generate_command
-from cli.generate import generate
-from cli.session import leave
-from engine.errors import ExitCode, TraitmillError
+from traitmill.cli.generate import command as generate_command
+from traitmill.cli.generate import generate
+from traitmill.cli.session import leave
+from traitmill.engine.errors import ExitCode, TraitmillError
 
 if TYPE_CHECKING:
-    from engine.job import TraitJob
+    from traitmill.engine.run.job import TraitJob
 
 
 def run(**options: Any) -> ExitCode:
     """Stage 1 and, for the traits it finished, stage 3 and the pages."""
     if not options["extract_activations"]:
-        click.echo("--extract_activations False: there will be nothing to fit vectors to; stopping after stage 1")
+        click.echo(
+            "--extract_activations False: there will be nothing to fit vectors to; stopping after stage 1"
+        )
     outcome = generate(**options)
     finished = [job for job in outcome.jobs if job.finished and job.view.any_captured()]
     if outcome.interrupted or not finished:
         return outcome.exit_code
-    from engine.lock import lock_traits
+    from traitmill.engine.storage.lock import lock_traits
 
     with lock_traits([job.folder for job in finished], force_unlock=options["force_unlock"]):
-        return max(outcome.exit_code, _fit_and_report(finished, finished[0].settings.capture.pools[0]))
+        return max(
+            outcome.exit_code, _fit_and_report(finished, finished[0].settings.capture.pools[0])
+        )
 
 
 def _fit_and_report(jobs: Sequence[TraitJob], pool: str) -> ExitCode:
-    from cli.report import write_pages
-    from cli.vectors import fit_trait
-    from engine.directions import DEFAULT_METHODS
-    from engine.report import write_experiment_report, write_trait_report
-    from engine.transfer import update_transfer
+    from traitmill.cli.report import write_pages
+    from traitmill.cli.vectors import fit_trait
+    from traitmill.engine.report.page import write_experiment_report, write_trait_report
+    from traitmill.engine.vectors.methods import DEFAULT_METHODS
+    from traitmill.engine.vectors.transfer import update_transfer
 
     code = ExitCode.OK
     experiment = jobs[0].folder.parent
@@ -44,7 +48,9 @@ def _fit_and_report(jobs: Sequence[TraitJob], pool: str) -> ExitCode:
     for job in jobs:
         try:
             fit_trait(job.folder, DEFAULT_METHODS, None, pool)
-        except TraitmillError as error:  # one trait's trouble does not keep the others from being fitted
+        except (
+            TraitmillError
+        ) as error:  # one trait's trouble does not keep the others from being fitted
             click.echo(f"traitmill: {error}", err=True)
             code = max(code, error.exit_code)
         else:

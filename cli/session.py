@@ -12,13 +12,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.options import parse_layers
-from engine.errors import AccessError, ExitCode, TraitmillError, UsageError
-from engine.settings import POOLS, Capture, Identity, Judging, Limits, Plan, RunSettings, Speed, View
+from traitmill.cli.options import parse_layers
+from traitmill.engine.errors import AccessError, ExitCode, TraitmillError, UsageError
+from traitmill.engine.settings import (
+    POOLS,
+    Capture,
+    Identity,
+    Judging,
+    Limits,
+    Plan,
+    RunSettings,
+    Speed,
+    View,
+)
 
 if TYPE_CHECKING:
-    from engine.job import TraitJob
-    from engine.models import ModelRef
+    from traitmill.engine.models.hub import ModelRef
+    from traitmill.engine.run.job import TraitJob
 
 Options = Mapping[str, Any]
 
@@ -38,7 +48,10 @@ def read_settings(options: Options) -> RunSettings:
         identity=Identity(
             model="",
             revision="",
-            **{name: options[name] for name in ("dtype", "temperature", "top_p", "top_k", "max_new_tokens", "seed")},
+            **{
+                name: options[name]
+                for name in ("dtype", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
+            },
         ),
         plan=Plan(**{name: options[name] for name in ("n_examples", "min_kept", "max_examples")}),
         judging=Judging(model=options["judge_model"], mode=options["judge_mode"]),
@@ -85,12 +98,12 @@ def _at_least_one(concurrency: int | None) -> int:
 def check_judge(judging: Judging, limits: Limits) -> None:
     """Raise AccessError where a judge cannot be had, UsageError for a malformed address; before anything loads."""
     if judging.model.startswith("local:"):
-        from engine.judges import find_judge
-        from engine.models import ModelRef
+        from traitmill.engine.models.hub import ModelRef
+        from traitmill.engine.run.judges import find_judge
 
         find_judge(judging.model, ModelRef("", "", "", {}))
     if limits.base_url is not None and not judging.is_local:
-        from engine.client import read_base_url
+        from traitmill.engine.judging.client import read_base_url
 
         read_base_url(limits.base_url)
     if not judging.is_local and limits.base_url is None and not os.environ.get("OPENAI_API_KEY"):
@@ -123,17 +136,21 @@ class Outcome:
         if failed:
             return ExitCode.FAILED_SAMPLES
         nothing = any(
-            not (job.view.passing() & job.view.side(side)).any() for job in self.jobs for side in ("pos", "neg")
+            not (job.view.passing() & job.view.side(side)).any()
+            for job in self.jobs
+            for side in ("pos", "neg")
         )
         return ExitCode.NOTHING_KEPT if nothing else ExitCode.OK
 
 
 def check_capture(ref: ModelRef, capture: Capture, speed: Speed) -> None:
     """Raise UsageError for capture settings that do not suit the model or this machine; before anything loads."""
-    from engine import attention
-    from engine.decoder import choose_device
+    from traitmill.engine.capture.decoder import choose_device
+    from traitmill.engine.models import attention
 
-    attention.check_capture(ref.config, capture, choose_device(speed.capture_device).partition(":")[0])
+    attention.check_capture(
+        ref.config, capture, choose_device(speed.capture_device).partition(":")[0]
+    )
 
 
 def check_gpus(wanted: int) -> None:
@@ -156,12 +173,15 @@ def run_jobs(
     force_unlock: bool = False,
 ) -> Outcome:
     """Lock the folders, open the jobs, run them with a display, print the summary."""
-    from cli.display import Display
-    from engine.launch import Launch
-    from engine.lock import lock_traits
-    from engine.runlog import new_log, redirected
+    from traitmill.cli.display import Display
+    from traitmill.engine.run.launch import Launch
+    from traitmill.engine.run.log import new_log, redirected
+    from traitmill.engine.storage.lock import lock_traits
 
-    defaults = (Capture(pools=POOLS), "auto")  # which suit every model, and need not wait for the libraries that tell
+    defaults = (
+        Capture(pools=POOLS),
+        "auto",
+    )  # which suit every model, and need not wait for the libraries that tell
     asked = (replace(settings.capture, pools=POOLS), settings.speed.capture_device)
     if settings.capture_rows != "none" and asked != defaults:
         check_capture(ref, settings.capture, settings.speed)
@@ -172,7 +192,9 @@ def run_jobs(
         stack.enter_context(lock_traits(list(folders.values()), force_unlock=force_unlock))
         display = Display(sys.stdout)
         jobs = open_jobs(display.notice)
-        launch = Launch(jobs, settings, ref, log, display.notice, generate=generate, judge=judge, blocks=blocks)
+        launch = Launch(
+            jobs, settings, ref, log, display.notice, generate=generate, judge=judge, blocks=blocks
+        )
         if launch.idle:
             display.notice("everything is done already: no model is loaded")
         else:
@@ -180,7 +202,9 @@ def run_jobs(
             display.attach(out)
         with display.watching(launch):
             asyncio.run(launch.run())
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # asyncio puts back the system's own
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # asyncio puts back the system's own
         errors = [*launch.pipeline.errors.values(), *(job.error for job in jobs if job.error)]
         outcome = Outcome(jobs, errors, launch.pipeline.interrupted)
         display.summary(launch, outcome, log)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import selection_options
+from traitmill.cli.options import selection_options
 
 if TYPE_CHECKING:
-    from engine.view import TraitView
+    from traitmill.engine.storage.state import TraitView
 
 _WIDE = 240
 """Columns of a table that is not shown on a terminal."""
@@ -21,24 +21,31 @@ _WIDE = 240
 @click.command()
 @selection_options
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def command(experiment: str, trait: str | None, traits: str | None, experiments_dir: Path, *, as_json: bool) -> None:
+def command(
+    experiment: str, trait: str | None, traits: str | None, experiments_dir: Path, *, as_json: bool
+) -> None:
     """Planned, generated, judged, captured and kept, by status, per trait (default: all traits)."""
-    from engine.experiment import select_traits
-    from engine.manifest import load_manifest
-    from engine.view import load_view
+    from traitmill.engine.storage.experiment import select_traits
+    from traitmill.engine.storage.run_record import load_manifest
+    from traitmill.engine.storage.state import load_view
 
     if trait is None and traits is None:
         traits = "all"
     folders = select_traits(experiments_dir, experiment, trait, traits)
-    found = {name: _facts(load_view(folder)) if load_manifest(folder) else None for name, folder in folders.items()}
+    found = {
+        name: _facts(load_view(folder)) if load_manifest(folder) else None
+        for name, folder in folders.items()
+    }
     if as_json:
-        click.echo(json.dumps({"experiment": experiment, "traits": found}, indent=1, ensure_ascii=False))
+        click.echo(
+            json.dumps({"experiment": experiment, "traits": found}, indent=1, ensure_ascii=False)
+        )
     else:
         _print(experiment, found)
 
 
 def _facts(view: TraitView) -> dict[str, Any]:
-    from engine.export import judge_summary
+    from traitmill.engine.outputs.export import judge_summary
 
     manifest = view.manifest
     sizes = {
@@ -74,7 +81,10 @@ def _print(experiment: str, found: dict[str, dict[str, Any] | None]) -> None:
         "model",
         "judge",
     ):
-        table.add_column(column, justify="left" if column in ("trait", "side", "other", "model", "judge") else "right")
+        table.add_column(
+            column,
+            justify="left" if column in ("trait", "side", "other", "model", "judge") else "right",
+        )
     for name, facts in found.items():
         if facts is None:
             table.add_row(name, "", "no run yet")

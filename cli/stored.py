@@ -7,12 +7,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from cli.session import Outcome, run_jobs
-from engine.errors import UsageError
-from engine.manifest import Manifest, need_manifest
-from engine.models import ModelRef, find_model, lazy_tokenizer
-from engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed, View
-from engine.traits import Trait
+from traitmill.cli.session import Outcome, run_jobs
+from traitmill.engine.errors import UsageError
+from traitmill.engine.models.hub import ModelRef, find_model, lazy_tokenizer
+from traitmill.engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed, View
+from traitmill.engine.storage.run_record import Manifest, need_manifest
+from traitmill.engine.traits.definition import Trait
 
 
 def recorded_settings(manifest: Manifest) -> RunSettings:
@@ -21,7 +21,13 @@ def recorded_settings(manifest: Manifest) -> RunSettings:
 
     def build(cls: Any, values: Mapping[str, Any]) -> Any:
         known = {field.name for field in fields(cls)}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known})
+        return cls(
+            **{
+                name: tuple(v) if isinstance(v, list) else v
+                for name, v in values.items()
+                if name in known
+            }
+        )
 
     return RunSettings(
         identity=build(Identity, recorded["identity"]),
@@ -42,7 +48,10 @@ def recorded_trait(name: str, manifest: Manifest) -> Trait:
 
 def generating_model(manifests: Iterable[Manifest]) -> ModelRef:
     """The one model that generated all the responses. Raises UsageError where there are several, or it has changed."""
-    made_with = {(manifest.source_name, str(manifest.settings["identity"]["revision"])) for manifest in manifests}
+    made_with = {
+        (manifest.source_name, str(manifest.settings["identity"]["revision"]))
+        for manifest in manifests
+    }
     if len(made_with) > 1:
         names = ", ".join(sorted(f"{source} ({revision})" for source, revision in made_with))
         raise UsageError(f"the traits were made with different models, {names}; run them apart")
@@ -71,17 +80,25 @@ def work_on_stored(
     `edited` are definitions whose judge prompts are wanted now; without it the recorded ones stand.
     """
     manifests = {name: need_manifest(folder) for name, folder in folders.items()}
-    settings = {name: replace(change(recorded_settings(m)), speed=speed) for name, m in manifests.items()}
+    settings = {
+        name: replace(change(recorded_settings(m)), speed=speed) for name, m in manifests.items()
+    }
     first = next(iter(settings.values()))
     for name, own in settings.items():
-        same = (own.identity, own.capture, own.judging) == (first.identity, first.capture, first.judging)
+        same = (own.identity, own.capture, own.judging) == (
+            first.identity,
+            first.capture,
+            first.judging,
+        )
         if not same:
-            raise UsageError(f"{name} was made with another model or other settings than the others; run it by itself")
+            raise UsageError(
+                f"{name} was made with another model or other settings than the others; run it by itself"
+            )
     # a remote judge reads texts: the model that wrote them may be gone
     remote = judge and first.capture_rows == "none" and not first.judging.is_local
     recorded = ModelRef(first.identity.model, first.identity.model, first.identity.revision, {})
     ref = recorded if remote else generating_model(manifests.values())
-    from engine.job import reopen_job
+    from traitmill.engine.run.job import reopen_job
 
     tokenize = lazy_tokenizer(ref)
     return run_jobs(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import parse_layers, selection_options
-from engine.errors import ExitCode, TraitmillError, UsageError
-from engine.settings import POOLS
+from traitmill.cli.options import parse_layers, selection_options
+from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
+from traitmill.engine.settings import POOLS
 
 if TYPE_CHECKING:
-    from engine.evaluation import Evaluation
-    from engine.vectors import Format
+    from traitmill.engine.vectors.evaluation import Evaluation
+    from traitmill.engine.vectors.fit import Format
 
 
 @click.command()
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     help="Comma-separated; pca and random are there too.",
 )
 @click.option("--layers", help="Layers to fit, such as 5,10-15.  [all captured]")
-@click.option("--pool", type=click.Choice(POOLS), default=POOLS[0], show_default=True, help="Which activations.")
+@click.option(
+    "--pool",
+    type=click.Choice(POOLS),
+    default=POOLS[0],
+    show_default=True,
+    help="Which activations.",
+)
 @click.option(
     "--format",
     "format_",
@@ -34,7 +40,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="pt: one file a vector; safetensors: one file a method.",
 )
-@click.option("--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host.")
+@click.option(
+    "--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host."
+)
 def command(
     experiment: str,
     trait: str | None,
@@ -51,10 +59,10 @@ def command(
 
     Writes vectors/ and evaluation.parquet in each trait's folder; `traitmill report` shows them.
     """
-    from engine.directions import check_methods
-    from engine.experiment import check_writable, select_traits
-    from engine.lock import lock_traits
-    from engine.transfer import update_transfer
+    from traitmill.engine.storage.experiment import check_writable, select_traits
+    from traitmill.engine.storage.lock import lock_traits
+    from traitmill.engine.vectors.methods import check_methods
+    from traitmill.engine.vectors.transfer import update_transfer
 
     folders = select_traits(experiments_dir, experiment, trait, traits)
     check_writable(folders)
@@ -68,7 +76,9 @@ def command(
             except TraitmillError as error:
                 if len(folders) == 1:
                     raise
-                click.echo(f"traitmill: {error}", err=True)  # the other traits are none the worse for it
+                click.echo(
+                    f"traitmill: {error}", err=True
+                )  # the other traits are none the worse for it
                 code = max(code, error.exit_code)
         update_transfer(experiments_dir / experiment, click.echo, pool)
     raise click.exceptions.Exit(code)
@@ -82,9 +92,13 @@ def fit_trait(
     format_: Format = "pt",
 ) -> Evaluation:
     """Fit, evaluate and write one trait; all is computed before anything is written."""
-    from engine.activations import load_activations
-    from engine.evaluation import evaluate_vectors, read_evaluation, write_evaluation
-    from engine.vectors import fit_vectors, write_vectors
+    from traitmill.engine.outputs.load import load_activations
+    from traitmill.engine.vectors.evaluation import (
+        evaluate_vectors,
+        read_evaluation,
+        write_evaluation,
+    )
+    from traitmill.engine.vectors.fit import fit_vectors, write_vectors
 
     activations = load_activations(folder, pool)
     vectors = fit_vectors(activations, methods, layers)
@@ -103,5 +117,7 @@ def fit_trait(
     for sentence in [*sentences, *evaluation.notes]:
         click.echo(f"  {sentence}")
     if dropped:
-        click.echo(f"  the evaluation no longer covers {dropped}, measured before; to compare all, fit them together")
+        click.echo(
+            f"  the evaluation no longer covers {dropped}, measured before; to compare all, fit them together"
+        )
     return evaluation

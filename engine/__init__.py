@@ -1,7 +1,6 @@
 """traitmill's engine: trait definitions in; judged responses, all-layer activations and trait vectors out.
 
-The library's front is lazy, so that importing `engine` stays instant: `load_activations`, `fit_vectors`,
-`evaluate_vectors`.
+The library's front is lazy, so that importing it stays instant.
 """
 
 from __future__ import annotations
@@ -10,11 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .activations import load_activations
-    from .evaluation import evaluate_vectors
-    from .vectors import fit_vectors
+    from .outputs.load import load_activations
+    from .vectors.evaluation import evaluate_vectors
+    from .vectors.fit import fit_vectors
 
-_ROOMS = {"load_activations": "activations", "fit_vectors": "vectors", "evaluate_vectors": "evaluation"}
+_ROOMS = {
+    "load_activations": "outputs.load",
+    "fit_vectors": "vectors.fit",
+    "evaluate_vectors": "vectors.evaluation",
+}
 
 __all__ = ["evaluate_vectors", "fit_vectors", "load_activations"]
 

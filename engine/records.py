@@ -16,7 +16,13 @@ RESPONSE_STATUSES: tuple[ResponseStatus, ...] = ("ok", "empty", "overlong", "fai
 """`empty`: nothing but white space. `overlong`: the prompt leaves no room in the context. `failed` is retried."""
 
 VerdictStatus = Literal["scored", "refused", "unparsable", "truncated", "failed"]
-VERDICT_STATUSES: tuple[VerdictStatus, ...] = ("scored", "refused", "unparsable", "truncated", "failed")
+VERDICT_STATUSES: tuple[VerdictStatus, ...] = (
+    "scored",
+    "refused",
+    "unparsable",
+    "truncated",
+    "failed",
+)
 """Only `scored` carries a number. `failed` is retried by the next run, the others are final."""
 
 VerdictMode = Literal["integer", "expected", "local_relative"]
@@ -63,7 +69,9 @@ class Response:
     @property
     def n_pooled(self) -> int:
         """Response tokens that count in a pool: all but a closing end token."""
-        return len(self.response_token_ids) - (self.finish_reason == "stop" and len(self.response_token_ids) > 0)
+        return len(self.response_token_ids) - (
+            self.finish_reason == "stop" and len(self.response_token_ids) > 0
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,9 @@ class Verdict:
 
     def __post_init__(self) -> None:
         if (self.score is not None) != (self.status == "scored"):
-            raise ValueError(f"a verdict carries a score exactly when it is scored, not {self.status}/{self.score}")
+            raise ValueError(
+                f"a verdict carries a score exactly when it is scored, not {self.status}/{self.score}"
+            )
         if self.score is not None and not 0.0 <= self.score <= 100.0:
             raise ValueError(f"a score lies between 0 and 100, not {self.score}")
 

@@ -41,8 +41,14 @@ class Identity:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.dtype in DTYPES, f"--dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
-        _require(self.max_new_tokens >= 1, f"--max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        _require(
+            self.dtype in DTYPES,
+            f"--dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}",
+        )
+        _require(
+            self.max_new_tokens >= 1,
+            f"--max_new_tokens must be at least 1, not {self.max_new_tokens}",
+        )
         _require(
             0 <= self.temperature <= _MAX_TEMPERATURE,
             f"--temperature must be from 0 to {_MAX_TEMPERATURE}, not {self.temperature}",
@@ -109,7 +115,10 @@ class Capture:
     """transformers' attn_implementation; auto picks one that is right for the model family."""
 
     def __post_init__(self) -> None:
-        _require(self.dtype in DTYPES, f"--capture_dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}")
+        _require(
+            self.dtype in DTYPES,
+            f"--capture_dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}",
+        )
         _require(bool(self.pools), "--pool names at least one of " + ", ".join(POOLS))
         for pool in self.pools:
             _require(pool in POOLS, f"--pool {pool!r} is unknown; choose from {', '.join(POOLS)}")
@@ -158,7 +167,9 @@ class Limits:
         _require(self.rpm > 0, f"--judge_rpm must be above 0, not {self.rpm}")
         _require(self.tpm >= 0, f"--judge_tpm must be 0 (off) or more, not {self.tpm}")
         _require(self.concurrency >= 0, "--judge_concurrency must be auto or at least 1")
-        _require(self.patience >= 0, f"--judge_patience must be 0 or more seconds, not {self.patience}")
+        _require(
+            self.patience >= 0, f"--judge_patience must be 0 or more seconds, not {self.patience}"
+        )
         _require(self.max_cost >= 0, f"--max_cost must be 0 (off) or more, not {self.max_cost}")
 
 
@@ -183,7 +194,9 @@ class Speed:
             self.tensor_parallel_size >= 1,
             f"--tensor_parallel_size must be at least 1, not {self.tensor_parallel_size}",
         )
-        _require(self.flush_seconds > 0, f"--flush_seconds must be above 0, not {self.flush_seconds}")
+        _require(
+            self.flush_seconds > 0, f"--flush_seconds must be above 0, not {self.flush_seconds}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.main import main
+from traitmill.cli.main import main
 
 Traitmill = Callable[..., tuple[int, str]]
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
     """The embedded SmolLM2-135M-Instruct as a local folder."""
-    from engine.models import embedded_folder
+    from traitmill.engine.models.hub import embedded_folder
 
     return embedded_folder()
 
@@ -44,12 +44,30 @@ def vllm_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """Base URL of a real `vllm serve` of the small model, served under the name `judge`."""
     port = free_port()
     log = tmp_path_factory.mktemp("serve") / "log"
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
     # `vllm serve` by its module: the command's own front end does not start in the CPU distribution, which is named
     # vllm-cpu, since it looks for the metadata of one named vllm.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model_folder),
+    ]
     command += ["--served-model-name", "judge"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "2048"]
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--enforce-eager",
+        "--max-model-len",
+        "2048",
+    ]
     command += ["--max-num-seqs", "32"]
     with log.open("wb") as file:
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
@@ -79,11 +97,17 @@ def vllm_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment without keys or endpoints of whoever runs the tests."""
     hidden = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN")
-    return {name: value for name, value in os.environ.items() if name not in hidden} | {"HF_HUB_OFFLINE": "1"} | extra
+    return (
+        {name: value for name, value in os.environ.items() if name not in hidden}
+        | {"HF_HUB_OFFLINE": "1"}
+        | extra
+    )
 
 
 @pytest.fixture
-def traitmill(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Traitmill:
+def traitmill(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Traitmill:
     """The command line, in this process and a folder of its own: arguments in, exit code and everything said out."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -10,7 +10,11 @@ import pytest
 
 from tests.conftest import ROOT
 
-_, _, _AFTER = (ROOT / "docs/reliability.md").read_text(encoding="utf-8").partition("## The faults and their tests\n")
+_, _, _AFTER = (
+    (ROOT / "docs/reliability.md")
+    .read_text(encoding="utf-8")
+    .partition("## The faults and their tests\n")
+)
 PAGE = _AFTER.partition("\n## ")[0]
 """The section of the faults; other tables begin with numbers too."""
 ROWS = {
@@ -26,12 +30,13 @@ NUMBERS = [f"{number:02d}" for number in range(1, 31)]
 def functions_by_file() -> dict[str, set[str]]:
     """Test functions by file, read from the source."""
     return {
-        path.name: {
+        str(path.relative_to(ROOT / "tests")): {
             node.name
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.name.startswith("test_")
         }
-        for path in (ROOT / "tests").glob("test_*.py")
+        for path in (ROOT / "tests").rglob("test_*.py")
     }
 
 
@@ -42,7 +47,9 @@ def test_the_page_has_every_row_once() -> None:
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_row_is_proven_by_a_test_of_its_number_in_a_file_it_names(number: str) -> None:
     found = {
-        name for name, tests in functions_by_file().items() if any(t.startswith(f"test_f{number}_") for t in tests)
+        name
+        for name, tests in functions_by_file().items()
+        if any(t.startswith(f"test_f{number}_") for t in tests)
     }
     named = set(re.findall(r"test_\w+\.py", ROWS[number]))
     assert found, f"no test_f{number}_... exists"

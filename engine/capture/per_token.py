@@ -1,0 +1,148 @@
+"""Token-level activations on request: safetensors shards and an index, written as they are computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from ..errors import UsageError
+from ..files import write_atomic
+from . import decoder
+from .batching import Batch, Budget, run_batches
+from .model import CaptureModel, CaptureRow
+from .pooling import padded_ids
+
+INDEX = "index.json"
+SHARD_BYTES = 256 << 20
+"""Most a shard holds, and about what is in memory at a time (twice while it is written)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a row's states are: tensor `key` of `shard`, `[layers, prompt_tokens + response_tokens, dim]`."""
+
+    shard: str
+    key: str
+    prompt_tokens: int
+    response_tokens: int
+    """As sampled, a closing end token included."""
+
+
+def estimate_bytes(tokens: int, n_layers: int, dim: int, itemsize: int) -> int:
+    """What per-token capture of `tokens` prompt and response tokens writes."""
+    return tokens * n_layers * dim * itemsize
+
+
+def write_per_token(
+    model: CaptureModel,
+    rows: Sequence[CaptureRow],
+    folder: Path,
+    *,
+    revision: str,
+    fault: Callable[[str], None],
+) -> int:
+    """Append the token states of `rows` to `folder`, at the layers `model` captures; return the rows written.
+
+    Rows the index names already are not computed again. States are in the model's dtype, unpooled, layer convention as
+    in CaptureModel; `revision` is the model's. A row that is not finite is left out, and `fault` is told which, and at
+    what layer. A shard appears whole and the index names it afterwards, so a run cut off at any moment loses what was
+    in memory and nothing else. Raises ResourceError (memory, disk), UsageError (the folder holds other layers).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = read_index(folder)
+    layout = {
+        "layers": list(model.layers),
+        "dim": model.hidden_dim,
+        "dtype": model.dtype,
+        "attention": model.attention,
+        "revision": revision,
+    }
+    if index and {name: index.get(name) for name in layout} != layout:
+        raise UsageError(
+            f"{folder} holds token states of other layers or settings; move it away or choose another"
+        )
+    known: dict[str, dict[str, Any]] = index.get("rows", {})
+    todo = [row for row in rows if _name(row) not in known]
+    shard: dict[str, torch.Tensor] = {}
+    entries: dict[str, Entry] = {}
+    held = written = 0
+
+    def flush() -> None:
+        name = f"states-{len({entry['shard'] for entry in known.values()}):05d}.safetensors"
+        write_atomic(folder / name, save(shard))
+        known.update({key: {**asdict(entry), "shard": name} for key, entry in entries.items()})
+        write_atomic(folder / INDEX, json.dumps({**layout, "rows": known}).encode())
+        shard.clear()
+        entries.clear()
+
+    for row, states in _states(model, todo):
+        finite = states.isfinite().all(dim=2).all(dim=1)
+        if not finite.all():
+            layer = model.layers[int((~finite).nonzero()[0])]
+            fault(
+                f"sample {row.sample_id}: NaN or infinity at layer {layer} ({model.dtype}, {model.attention})"
+            )
+            continue
+        if shard and held + states.nbytes > SHARD_BYTES:
+            flush()
+            held = 0
+        shard[_name(row)] = states
+        entries[_name(row)] = Entry(
+            "", _name(row), len(row.prompt_token_ids), len(row.response_token_ids)
+        )
+        held += states.nbytes
+        written += 1
+    if shard:
+        flush()
+    return written
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The folder's index: layers, dim, dtype, attention, the model's revision, and rows (`trait/sample_id` to Entry's
+    fields); {} if none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / INDEX).read_bytes())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _name(row: CaptureRow) -> str:
+    return f"{row.trait}/{row.sample_id}"
+
+
+def _states(
+    model: CaptureModel, rows: Sequence[CaptureRow]
+) -> Iterator[tuple[CaptureRow, torch.Tensor]]:
+    """Each row with its states `[layers, tokens, dim]` on the CPU; one batch of states is held, in a shard's size."""
+    per_token = len(model.layers) * model.hidden_dim * getattr(torch, model.dtype).itemsize
+    limit = max(1, min(model.budget.limit, SHARD_BYTES // per_token))
+    budget = Budget(limit, max_rows=model.budget.max_rows, growth=model.budget.growth)
+    lengths = [len(row.prompt_token_ids) + len(row.response_token_ids) for row in rows]
+
+    def run(batch: Batch) -> torch.Tensor:
+        chosen = [rows[index] for index in batch.indices]
+        ids = padded_ids(
+            [(*row.prompt_token_ids, *row.response_token_ids) for row in chosen], batch.width
+        )
+        held = torch.empty(
+            len(chosen),
+            len(model.layers),
+            batch.width,
+            model.hidden_dim,
+            dtype=getattr(torch, model.dtype),
+        )
+        model.forward(ids, model.layers, lambda slot, hidden: held[:, slot].copy_(hidden))
+        return held
+
+    for batch, held in run_batches(
+        lengths, budget, run, decoder.is_out_of_memory, together=model.together
+    ):
+        for place, index in enumerate(batch.indices):
+            yield rows[index], held[place, :, : lengths[index]].clone()

@@ -1,0 +1,354 @@
+"""Sample -> Response on vLLM's AsyncLLM: continuous batching, token ids in and out, one engine for all traits."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import AccessError, EngineDiedError, ResourceError, UsageError
+from ..models.hub import ModelRef
+from ..models.machine import Shape
+from ..models.placement import GPU_BATCHED_TOKENS, LENGTH_STEP, Placement
+from ..records import Response, Sample
+from ..settings import Identity, Speed
+
+if TYPE_CHECKING:
+    from vllm import AsyncEngineArgs
+
+GPU_SEQUENCES = 512
+CPU_SEQUENCES = 128
+"""Sequences in flight under `auto`: beyond these, throughput grows little and memory much."""
+_CPU_BATCHED_TOKENS = 4096
+_CPU_BLOCK = 32
+"""vLLM's CPU default of 128 tokens a block would never share a prefix as short as an instruction."""
+_KV_ITEMSIZE = 2
+_CHECKED_QUESTIONS, _CHECKED_ROLLOUTS = 2, 8
+_SHUTDOWN_S = 1.0
+"""Nothing of an engine's is worth waiting for once its last answer is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSize:
+    """vLLM's limits, all explicit: its defaults under AsyncLLM are made for a server, not for a batch."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    kv_cache_bytes: int | None
+    """None leaves it to vLLM's share of the GPU."""
+    gpu_share: float = 0.92
+    """Of each GPU, what vLLM asks to be free at its start; 0.92 is its own default."""
+
+    def __str__(self) -> str:
+        kv = (
+            ""
+            if self.kv_cache_bytes is None
+            else f", KV cache {self.kv_cache_bytes / 2**30:.1f} GiB"
+        )
+        return f"{self.max_num_seqs} sequences of up to {self.max_model_len} tokens{kv}"
+
+
+def size_engine(
+    ref: ModelRef,
+    speed: Speed,
+    longest: int,
+    *,
+    on_gpu: bool,
+    free_bytes: int,
+    placement: Placement | None = None,
+) -> EngineSize:
+    """Size the engine for prompts and responses of at most `longest` tokens together.
+
+    On CPU the KV cache is what all sequences may need, at most a third of the free memory; on a GPU it is what
+    `placement` leaves it. Raises ResourceError when not even one sequence fits, UsageError for a model without sizes.
+    """
+    kv_cache_bytes = placement.kv_cache_bytes if placement else None
+    wanted = (
+        -(-(longest + 1) // LENGTH_STEP) * LENGTH_STEP
+    )  # one more, for the self-check's question
+    max_model_len = min(wanted, ref.context_length or wanted)
+    sequences = speed.batch_size or (GPU_SEQUENCES if on_gpu else CPU_SEQUENCES)
+    if not on_gpu:
+        per_token = Shape.from_config(ref.config).kv_bytes_per_token(_KV_ITEMSIZE)
+        need = sequences * (max_model_len + _CPU_BLOCK) * per_token
+        kv_cache_bytes = max(min(need, free_bytes // 3), 64 << 20)
+        if kv_cache_bytes < max_model_len * per_token:
+            raise ResourceError(
+                f"one sequence of {max_model_len} tokens needs {max_model_len * per_token / 2**30:.1f} GiB of cache, "
+                f"but only {free_bytes / 2**30:.1f} GiB of memory is free; free some, or lower --max_new_tokens"
+            )
+    batched = GPU_BATCHED_TOKENS if on_gpu else _CPU_BATCHED_TOKENS
+    size = EngineSize(
+        sequences, max(batched, max_model_len, sequences), max_model_len, kv_cache_bytes
+    )
+    # vLLM asks for its share even where the cache is given: beside a model that is loading, more than it takes.
+    return (
+        replace(size, gpu_share=placement.gpu_share) if placement and placement.gpu_share else size
+    )
+
+
+class VllmEngine:
+    """One vLLM engine in processes of its own, fed from this event loop."""
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        identity: Identity,
+        speed: Speed,
+        size: EngineSize,
+        *,
+        on_gpu: bool,
+        sleep_mode: bool = False,
+        last_error: Callable[[], str] = lambda: "",
+        stat_loggers: Sequence[Any] = (),
+    ) -> None:
+        """`stat_loggers` are vLLM's own interface to its scheduler's numbers, for benchmarks."""
+        self._ref = ref
+        self._identity = identity
+        self._speed = speed
+        self.size = size
+        self._on_gpu = on_gpu
+        self._sleep_mode = sleep_mode
+        self._last_error = last_error
+        self._stat_loggers = list(stat_loggers)
+        self._engine: Any = None
+        self._numbers = itertools.count()
+
+    @property
+    def max_in_flight(self) -> int:
+        """Requests to keep with the engine: twice what runs, so that a finished one is replaced at once."""
+        return 2 * self.size.max_num_seqs
+
+    def start(self) -> None:
+        """Load the model (blocking, minutes for large ones). Raises EngineDiedError, AccessError."""
+        _quiet_environment()
+        if not self._on_gpu:
+            require_cpu_build()
+            # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds before they sleep: by
+            # default for milliseconds, in which a thread that lost its core to another program cannot have it back.
+            os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+            # Even eager, vLLM compiles one small function of its sampler, which takes seconds and a C++ compiler.
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        from vllm import AsyncLLMEngine
+
+        try:
+            self._engine = AsyncLLMEngine.from_engine_args(
+                self._arguments(), stat_loggers=self._stat_loggers or None
+            )
+        except (OSError, ValueError) as error:
+            raise AccessError(
+                f"vLLM cannot load model {self._ref.name}: {_first_line(error)}"
+            ) from error
+        except RuntimeError as error:
+            detail = self._last_error() or _first_line(error)
+            raise EngineDiedError(
+                f"vLLM did not start with model {self._ref.name}: {detail}"
+            ) from error
+
+    @property
+    def _own_nucleus(self) -> bool:
+        """Whether top-p is left to `nucleus`, which is exact and many times faster than vLLM's on CPU."""
+        return not self._on_gpu and self._identity.top_p < 1 and not self._identity.top_k
+
+    def _arguments(self) -> AsyncEngineArgs:
+        from vllm import AsyncEngineArgs
+
+        from .top_p import NAME
+
+        return AsyncEngineArgs(
+            model=self._ref.source,
+            revision=self._ref.hub_revision,
+            tokenizer_revision=self._ref.hub_revision,
+            dtype=self._identity.dtype,
+            tensor_parallel_size=self._speed.tensor_parallel_size,
+            distributed_executor_backend=self._executor(),
+            max_num_seqs=self.size.max_num_seqs,
+            max_num_batched_tokens=self.size.max_num_batched_tokens,
+            max_model_len=self.size.max_model_len,
+            kv_cache_memory_bytes=self.size.kv_cache_bytes,
+            gpu_memory_utilization=self.size.gpu_share,
+            block_size=None if self._on_gpu else _CPU_BLOCK,
+            # Compiling costs a CPU run more than it gains (python -m benchmarks.tuning --compiled).
+            enforce_eager=not self._on_gpu,
+            enable_prefix_caching=True,
+            # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator that cannot be turned.
+            enable_chunked_prefill=None if self._on_gpu else False,
+            enable_sleep_mode=self._sleep_mode,
+            disable_log_stats=True,
+            enable_log_requests=False,
+            generation_config="vllm",  # sampling is ours to state, never a model file's
+            logits_processors=[NAME] if self._own_nucleus else None,
+            additional_config={"top_p": self._identity.top_p} if self._own_nucleus else {},
+        )
+
+    def _executor(self) -> Any:
+        """None is vLLM's own choice.
+
+        On CPU that is a worker process beside the engine's, and the engine's spins on a core while it waits for it.
+        The model in the engine's own process has that core too (docs/decisions/008-one-engine-process.md). Named by
+        its class, because vLLM overrules the name.
+        """
+        if self._on_gpu or self._speed.tensor_parallel_size > 1:
+            return None
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+        return UniProcExecutor
+
+    async def generate(self, sample: Sample) -> Response:
+        """Generate one response. Never raises for the sample's own trouble; raises EngineDiedError."""
+        room = self.size.max_model_len - len(sample.prompt_token_ids)
+        if room < 1:
+            context = self._ref.context_length or self.size.max_model_len
+            error = f"prompt of {len(sample.prompt_token_ids)} tokens, context of {context}"
+            return Response(sample, "overlong", error=error)
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+
+        try:
+            parameters = SamplingParams(
+                temperature=self._identity.temperature,
+                top_p=1.0 if self._own_nucleus else self._identity.top_p,
+                top_k=self._identity.top_k,
+                max_tokens=min(self._identity.max_new_tokens, room),
+                seed=sample.seed,
+            )
+            answer = await self._run(sample.prompt_token_ids, parameters)
+            output = answer.outputs[0]
+            token_ids = tuple(int(token) for token in output.token_ids)
+            logprobs = (
+                await self._logprobs(sample.prompt_token_ids, token_ids)
+                if is_checked(sample)
+                else None
+            )
+        except (ValueError, VLLMClientError) as error:  # vLLM refuses this one request
+            return Response(sample, "failed", error=_first_line(error))
+        return Response(
+            sample,
+            "ok" if output.text.strip() else "empty",
+            response=output.text,
+            response_token_ids=token_ids,
+            finish_reason=output.finish_reason or "",
+            logprobs=logprobs,
+        )
+
+    async def _logprobs(
+        self, prompt: Sequence[int], response: Sequence[int]
+    ) -> tuple[float, ...] | None:
+        """Log-probabilities (temperature 1) of a response's tokens after a prompt; None where the context is full.
+
+        Asked of the finished text: asked while it is sampled, each step would compute them for all that run.
+        """
+        if len(prompt) + len(response) >= self.size.max_model_len:
+            return None
+        from vllm import SamplingParams
+
+        answer = await self._run(
+            [*prompt, *response], SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        )
+        steps = answer.prompt_logprobs[len(prompt) :]
+        return tuple(
+            float(step[token].logprob) for step, token in zip(steps, response, strict=True)
+        )
+
+    async def next_logprobs(
+        self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
+    ) -> dict[int, float]:
+        """Log-probabilities of named tokens right after a prompt. Raises UsageError if the prompt is too long."""
+        if len(prompt_token_ids) >= self.size.max_model_len:
+            raise UsageError(
+                f"judge prompt of {len(prompt_token_ids)} tokens, context of {self.size.max_model_len}"
+            )
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            temperature=0.0, max_tokens=1, logprob_token_ids=list(token_ids)
+        )
+        answer = await self._run(prompt_token_ids, parameters)
+        return {token: float(answer.outputs[0].logprobs[0][token].logprob) for token in token_ids}
+
+    async def _run(self, prompt_token_ids: Sequence[int], parameters: Any) -> Any:
+        from vllm import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        parameters.output_kind = RequestOutputKind.FINAL_ONLY
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids))
+        try:
+            async for output in self._engine.generate(
+                prompt, parameters, f"r{next(self._numbers)}"
+            ):
+                return output
+        except (EngineDeadError, EngineGenerateError) as error:
+            detail = self._last_error() or _first_line(error)
+            raise EngineDiedError(
+                f"the generation engine died: {detail}. What was stored is safe; run the same command again to go on"
+            ) from error
+        raise EngineDiedError(
+            "the generation engine ended a request without an answer; run the command again"
+        )
+
+    async def sleep(self) -> None:
+        """Give the GPU's memory back while capture runs; weights wait in host memory. Raises ResourceError."""
+        try:
+            await self._engine.sleep(level=1)
+        except (
+            Exception
+        ) as error:  # vLLM hands on whatever failed in its process as a bare Exception
+            raise ResourceError(f"vLLM cannot sleep: {_first_line(error)}") from error
+
+    async def close(self) -> None:
+        """Stop the engine's processes."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
+
+
+def is_checked(sample: Sample) -> bool:
+    """Whether a sample's log-probabilities are kept for the self-check: each side's first two, and on in long runs."""
+    first = sample.instruction_index == 0 and sample.question_index < _CHECKED_QUESTIONS
+    return first and sample.rollout % _CHECKED_ROLLOUTS == 0
+
+
+def on_gpu() -> bool:
+    """Whether this machine's PyTorch sees an NVIDIA GPU."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def require_cpu_build() -> None:
+    """Raise UsageError where PyTorch is a CUDA build that sees no GPU: vLLM's would fail on it, minutes later."""
+    import torch
+
+    if torch.version.cuda is not None and not torch.cuda.is_available():
+        raise UsageError(
+            f"PyTorch is built for CUDA {torch.version.cuda} and sees no GPU: its driver is too old for that "
+            "(nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, or install the CPU build where "
+            "there is no GPU: make clean setup"
+        )
+
+
+def _quiet_environment() -> None:
+    """No telemetry, and no forked workers: a fork would keep our locks and pipes open."""
+    for name, value in {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_LOGGING_COLOR": "0",
+        # Its warm-up is compiled with nvcc, which a GPU machine may lack; samples with seeds of their own never use it.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vllm").propagate = False
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

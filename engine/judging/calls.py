@@ -1,0 +1,203 @@
+"""Calls to an endpoint until one is answered. The loop is ours: every attempt stands in line and is metered.
+
+The client's own retries are off: they would pass the limits by, and ask again where no quota is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from ..errors import AccessError, StoppedError, TraitmillError
+from .capabilities import JudgeProfile, Message, refine
+from .client import FATAL, CallError, Client, LateError, RejectedError, TransientError
+from .cost import Meter, Tokens
+from .rate_limit import Throttle, Ticket, wait_asked
+from .reply import FLAGGED, Reply
+from .scoring import Answer
+
+T = TypeVar("T")
+
+ATTEMPTS, PROBE_ATTEMPTS = 8, 3
+_LONGEST_BACKOFF = 30.0
+_FILTERED = {
+    FLAGGED,
+    "content_filter",
+    "content_policy_violation",
+    "invalid_prompt",
+    "moderation_blocked",
+    "ResponsibleAIPolicyViolation",
+}
+_MOST_DENIED = 5
+"""Answers in a row that deny key or model, of an endpoint that had accepted both, until they are believed."""
+_MOST_CHANGES = 3
+"""Other forms of a request that one call may try."""
+
+
+class MendableError(CallError):
+    """A rejected probe; asking with the profile `better`, where there is one, may help."""
+
+    def __init__(self, error: CallError, better: JudgeProfile | None) -> None:
+        super().__init__(str(error), error.raw)
+        self.better = better
+
+
+class Calls:
+    """Answers of one endpoint's model, inside its limits."""
+
+    def __init__(
+        self,
+        client: Client,
+        throttle: Throttle,
+        meter: Meter,
+        profile: JudgeProfile,
+        max_cost: float,
+        backoff: float,
+    ) -> None:
+        """`profile` is what requests start from. `backoff`: scale, in seconds, of the pauses before a repetition."""
+        self._client, self.throttle, self.meter, self.profile = client, throttle, meter, profile
+        self._max_cost, self._backoff = max_cost, backoff
+        self._answered, self._denied = False, 0
+        self.known = False
+        """Whether the profile is right; until then a rejected one is the prober's business."""
+
+    async def answer(self, messages: Sequence[Message], cap: int, tally: Meter) -> Answer:
+        """One answer; transient trouble is retried after random, exponentially growing pauses."""
+        return await self.retried(
+            ATTEMPTS if self.known else PROBE_ATTEMPTS, self._attempt, messages, cap, tally
+        )
+
+    async def retried(
+        self, attempts: int, function: Callable[..., Awaitable[T]], *arguments: Any
+    ) -> T:
+        """Call, again after TransientError: so many attempts, with random, exponentially growing pauses."""
+        from tenacity import (
+            AsyncRetrying,
+            retry_if_exception_type,
+            stop_after_attempt,
+            wait_random_exponential,
+        )
+
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(attempts),
+            wait=wait_random_exponential(multiplier=self._backoff, max=_LONGEST_BACKOFF),
+            retry=retry_if_exception_type(TransientError),
+            sleep=self.throttle.pause,
+            reraise=True,
+        )
+        return await retrying(function, *arguments)
+
+    async def _attempt(self, messages: Sequence[Message], cap: int, tally: Meter) -> Answer:
+        """Stand in line and ask once.
+
+        A 429 goes back into line, however often, as long as patience lasts; so does a request whose parameters were
+        rejected, in a few other forms. The form that is answered is what later calls start from.
+        """
+        prompt_tokens = sum(len(message["content"]) for message in messages) / 4
+        limited, rejected = 0, list[JudgeProfile]()
+        form: JudgeProfile | None = None
+        while True:
+            async with self.throttle.slot(prompt_tokens + self.meter.mean_output) as ticket:
+                profile = form or self.profile  # as it is now, not as it was when the wait began
+                reply = await self._send(profile.request(messages, cap), prompt_tokens, cap, tally)
+                if reply.status < 400:
+                    answer = self._receive(reply, ticket, prompt_tokens, tally)
+                    self.profile = profile if self.profile in rejected else self.profile
+                    return answer
+                fault, wait = reply.fault(), wait_asked(reply.headers)
+                if reply.status == 429 and not fault.codes & FATAL:
+                    pause = (
+                        min(self._backoff * 2.0**limited, _LONGEST_BACKOFF)
+                        if wait is None
+                        else wait
+                    )
+                    self.throttle.limited(ticket, pause)
+                    limited += 1
+                    continue
+                if wait and (reply.status >= 500 or reply.status in {408, 409, 425}):
+                    self.throttle.shut(wait)
+                else:
+                    self.throttle.resumed()
+                if fault.codes & _FILTERED:
+                    return Answer("", "content_filter", self._client.redact(fault.message))
+            rejected.append(profile)
+            form = self._other_form(reply, rejected)
+
+    def _other_form(self, reply: Reply, rejected: Sequence[JudgeProfile]) -> JudgeProfile:
+        """What to ask with after a failure, where another form may help; raises what else it means."""
+        fault, profile, better = reply.fault(), rejected[-1], None
+        if reply.status in {400, 403, 422}:
+            better = refine(profile, fault.param, fault.message, plainly=self.known)
+        error = self._client.failure(reply, mendable=better is not None)
+        accepted = self._answered or self.known  # a stored profile is one that was answered by
+        if (
+            isinstance(error, AccessError)
+            and reply.status in {403, 404}
+            and not fault.codes & FATAL
+            and accepted
+        ):
+            self._denied += 1  # a gateway may deny one text, or fail for a moment
+            if self._denied < _MOST_DENIED:
+                error = RejectedError(
+                    f"HTTP {reply.status}: {self._client.redact(fault.message)}", reply.text
+                )
+        if isinstance(error, TraitmillError):
+            self.stop(error)
+        if not isinstance(error, RejectedError):
+            raise error
+        if not self.known:
+            raise MendableError(error, better)
+        if self.profile not in rejected:
+            better = self.profile  # another call's finding
+        if (
+            better is None
+            or better.mode != profile.mode
+            or better in rejected
+            or len(rejected) > _MOST_CHANGES
+        ):
+            raise error
+        return better
+
+    async def _send(
+        self, request: dict[str, Any], prompt_tokens: float, cap: int, tally: Meter
+    ) -> Reply:
+        dollars = self.meter.expected(prompt_tokens, cap)
+        if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
+            raise self.stop(
+                StoppedError(
+                    f"--max_cost ${self._max_cost:g} is reached (${self.meter.dollars:.4f} for the answers so far, and "
+                    "one more may go beyond it): run the same command to go on with as much again, or raise --max_cost"
+                )
+            )
+        tally.attempts += 1
+        self.meter.attempts += 1
+        with self.meter.expecting(dollars):
+            try:
+                reply = await self._client.complete(request)
+            except LateError:
+                self.throttle.late()
+                raise
+        self.throttle.learn(reply.headers)
+        return reply
+
+    def _receive(self, reply: Reply, ticket: Ticket, prompt_tokens: float, tally: Meter) -> Answer:
+        """The answer in a reply, counted. Raises TransientError where it holds none."""
+        try:
+            answer, tokens = reply.completion()
+        except ValueError:
+            self.throttle.resumed()
+            raise TransientError(
+                f"the endpoint's {reply.status} holds no chat completion", reply.text
+            ) from None
+        if tokens is not None:
+            tally.add(tokens)  # a verdict's row holds counts only
+        counted = tokens or Tokens(round(prompt_tokens), 0, round(len(answer.text) / 4 + 0.5))
+        self._answered, self._denied = True, 0
+        self.meter.add(counted, estimated=tokens is None)
+        self.throttle.answered(ticket, counted.input + counted.output)
+        return answer
+
+    def stop(self, error: TraitmillError) -> TraitmillError:
+        """End all calls with this error."""
+        self.throttle.stop(error)
+        return error

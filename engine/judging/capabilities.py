@@ -1,0 +1,147 @@
+"""What an endpoint's model can be asked: a first guess from a small table, made right by what it answers to probes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from .scoring import PLAIN_REQUEST, SCORE_SCHEMA
+
+CAP = 512
+"""Most output tokens of an integer answer: a few are visible, but hidden reasoning counts as well."""
+RAISED_CAP = 4096
+"""The cap after an answer that was cut off."""
+_EXPECTED_CAP = 16
+"""One token is measured; a few more let a stored answer be read, such as a refusal."""
+_NEXT_EFFORT: dict[str | None, str | None] = {"minimal": "none", "none": "low", "low": None}
+_UNSUPPORTED = re.compile(
+    r"unsupported|not support|not permitted|not allowed|unknown|unrecogni|unexpected|extra",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r"['\"`]([a-z_]+)[.'\"`]")
+_FEWER_LOGPROBS = {20: 5, 5: 0}
+
+Mode = Literal["integer", "expected"]
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeProfile:
+    """Which parameters the model accepts, and the measurement that follows from it."""
+
+    model: str
+    mode: Mode = "integer"
+    """`expected` only where the probe showed log-probabilities and numbers, "100" among them, as single tokens."""
+    cap_name: Literal["max_completion_tokens", "max_tokens"] = "max_tokens"
+    temperature: bool = True
+    """Whether temperature 0 is accepted."""
+    top_logprobs: int = 20
+    """How many alternatives are returned for a token, 0 for none."""
+    schema: bool = True
+    """Whether an answer can be held to a JSON schema."""
+    effort: str | None = None
+    """Least reasoning effort accepted; None sends no such parameter."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> JudgeProfile:
+        """The inverse of `as_json`. Raises TypeError on keys of another version."""
+        return cls(**values)
+
+    def request(self, messages: Sequence[Message], cap: int) -> dict[str, Any]:
+        """The parameters of one chat completion that measures a score."""
+        out: dict[str, Any] = {"model": self.model, "messages": list(messages)}
+        out[self.cap_name] = cap if self.mode == "integer" else _EXPECTED_CAP
+        if self.temperature:
+            out["temperature"] = 0
+        if self.effort is not None:
+            out["reasoning_effort"] = self.effort
+        if self.mode == "expected":
+            out |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        elif self.schema:
+            out["response_format"] = SCORE_SCHEMA
+        elif messages[-1]["content"] != PLAIN_REQUEST:
+            last = {"role": "user", "content": f"{messages[-1]['content']}\n\n{PLAIN_REQUEST}"}
+            out["messages"] = [*messages[:-1], last]
+        return out
+
+
+def first_guess(model: str, base_url: str | None) -> JudgeProfile:
+    """The profile to probe first, by the model's name; an unknown one is tried with everything."""
+    name = model.rpartition("/")[2]
+    cap: Literal["max_completion_tokens", "max_tokens"] = (
+        "max_tokens" if base_url else "max_completion_tokens"
+    )
+    if re.match(r"gpt-5\.\d", name):
+        return _reasoning(JudgeProfile(model=model), "none")
+    if re.match(r"gpt-5(-|$)", name):
+        return _reasoning(JudgeProfile(model=model), "minimal")
+    if re.match(r"o\d(-|$)", name):
+        return _reasoning(JudgeProfile(model=model), "low")
+    return JudgeProfile(model=model, cap_name=cap)
+
+
+def _reasoning(profile: JudgeProfile, effort: str) -> JudgeProfile:
+    return replace(
+        profile,
+        cap_name="max_completion_tokens",
+        temperature=False,
+        top_logprobs=0,
+        effort=effort,
+        mode="integer",
+    )
+
+
+def refine(
+    profile: JudgeProfile, param: str, message: str, *, plainly: bool = False
+) -> JudgeProfile | None:
+    """The profile after a request was rejected, None where the rejection is about nothing a profile decides.
+
+    `param` and `message` are the error's; some endpoints name the parameter in the message only. `plainly`: only where
+    it names the parameter as such and says that it is not supported; a message on somebody's text may hold any word.
+    """
+    if plainly:
+        named = {param.partition(".")[0]} if param else set(_QUOTED.findall(message))
+        if not _UNSUPPORTED.search(message):
+            return None
+    else:
+        named = {param.partition(".")[0], *re.findall(r"[a-z_]+", message)}
+    if profile.cap_name in named and not _UNSUPPORTED.search(message):
+        return None  # the cap's size is rejected, for example for a prompt that leaves no room
+    change: dict[str, Any] = {}
+    if (profile.cap_name == "max_tokens" and "max_tokens" in named) or (
+        profile.temperature and "temperature" in named
+    ):
+        # models that reason in hidden tokens reject these two, and logprobs with them
+        return _reasoning(profile, "minimal")
+    if profile.top_logprobs and named & {"logprobs", "top_logprobs"}:
+        fewer = _FEWER_LOGPROBS.get(profile.top_logprobs, 0) if "top_logprobs" in named else 0
+        change = {"top_logprobs": fewer, "mode": profile.mode if fewer else "integer"}
+    elif profile.effort is not None and named & {"reasoning_effort", "reasoning"}:
+        change = {"effort": _NEXT_EFFORT.get(profile.effort)}
+    elif profile.schema and named & {
+        "response_format",
+        "json_schema",
+        "guided_json",
+        "structured_outputs",
+    }:
+        change = {"schema": False}
+    elif profile.cap_name in named:
+        change = {"cap_name": "max_tokens"}
+    return replace(profile, **change) if change else None
+
+
+def barest(profile: JudgeProfile) -> JudgeProfile:
+    """The profile that any chat endpoint understands: for rejections that name no parameter."""
+    return JudgeProfile(
+        model=profile.model,
+        cap_name="max_tokens",
+        temperature=False,
+        top_logprobs=0,
+        schema=False,
+        effort=None,
+    )

@@ -1,0 +1,191 @@
+"""The connection to an OpenAI-compatible endpoint: one request, one reply, one deadline, and no secret let out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ..errors import AccessError, StoppedError, UsageError
+from .reply import Reply
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+OPENAI = "https://api.openai.com/v1"
+_LIST_SECONDS = 10.0
+_MOST_CONNECTIONS = 1024
+_LEAST_KEY = 8
+"""Characters of a key that no text holds by chance: endpoints of one's own take any word, such as `none`."""
+_MESSAGE_CHARS = 300
+_NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+_BAD_KEY = {"invalid_api_key", "account_deactivated"}
+_NO_MODEL = {"model_not_found"}
+FATAL = _NO_QUOTA | _BAD_KEY | _NO_MODEL
+"""Codes that end all judging, whatever the status they come under."""
+_KEY_LIKE = re.compile(r"\b(?:sk|hf)[-_][A-Za-z0-9_\-*.]{6,}|(?i:bearer)\s+\S+")
+
+
+class CallError(Exception):
+    """One call has no answer. `raw` is what came instead."""
+
+    def __init__(self, message: str, raw: str = "") -> None:
+        super().__init__(message)
+        self.raw = raw
+
+
+class TransientError(CallError):
+    """Asking again may help: no connection, no answer in time, a server error, a body that is no answer."""
+
+
+class LateError(TransientError):
+    """No answer within the deadline."""
+
+
+class RejectedError(CallError):
+    """Asking the same again will not help."""
+
+
+def read_base_url(url: str) -> str:
+    """`url`, checked. Raises UsageError, which shows no more of it than scheme, host and path."""
+    shown = "this"
+    try:
+        parts = urlsplit(url)
+        if parts.scheme and parts.hostname:
+            shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
+        plain = not any(mark in url for mark in "@?#\\") and url.isprintable() and " " not in url
+        good = (
+            plain and parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        )
+    except ValueError:  # a port or an address that is none
+        good = False
+    if not good:
+        raise UsageError(
+            "--judge_base_url must be like http://HOST:PORT/v1, without a name or password, a query or a fragment; "
+            f"{'the one given' if shown == 'this' else repr(shown)} is not"
+        )
+    return url
+
+
+class Client:
+    """Sends chat completions. The key is OPENAI_API_KEY; an endpoint of one's own may need none."""
+
+    def __init__(self, model: str, base_url: str | None, deadline: float) -> None:
+        """`base_url` None: OPENAI_BASE_URL, else OpenAI's own. `deadline`: seconds a request may take.
+
+        Raises UsageError for a malformed URL.
+        """
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        self.base_url = None if url is None else read_base_url(url)
+        self._model, self._deadline = model, deadline
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        self._client: AsyncOpenAI | None = None
+
+    @property
+    def where(self) -> str:
+        """The endpoint, as messages name it."""
+        return self.base_url or OPENAI
+
+    @property
+    def has_key(self) -> bool:
+        return bool(self._key)
+
+    def open(self) -> None:
+        """Prepare connections. Raises AccessError where a key is missing or cannot be one."""
+        import httpx2
+        import openai
+
+        if not self._key and self.base_url is None:
+            raise AccessError(
+                f"judge {self._model} needs a key: put OPENAI_API_KEY=sk-... into .env, or name your own endpoint "
+                "with --judge_base_url, or judge without one: --judge_model local"
+            )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise AccessError(
+                "OPENAI_API_KEY holds characters no key has (a line break, an accent): copy it again"
+            )
+        # aiohttp's transport takes half the processor time of the default, where every request walks all connections
+        connections = httpx2.Limits(
+            max_connections=_MOST_CONNECTIONS, max_keepalive_connections=_MOST_CONNECTIONS
+        )
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key or "none",
+            base_url=self.base_url,
+            max_retries=0,
+            timeout=None,  # the deadline is ours: the client's is one between two reads
+            http_client=openai.DefaultAioHttpClient(limits=connections, timeout=None),
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def complete(self, request: dict[str, Any]) -> Reply:
+        """One chat completion, whatever its status. Raises TransientError without a connection or past the deadline."""
+        return (await self._reply("post", "/chat/completions", self._deadline, body=request)).honest
+
+    async def list_models(self) -> Reply:
+        """The list of models, which is free. Raises TransientError as `complete` does."""
+        return await self._reply("get", "/models", _LIST_SECONDS)
+
+    async def _reply(self, method: str, path: str, deadline: float, **options: Any) -> Reply:
+        import aiohttp
+        import httpx2
+        import openai
+
+        assert self._client is not None, "open() comes first"  # noqa: S101 - a bug in the caller, not a fault
+        try:
+            # the generic call: the typed one walks every request's type annotations, a third of the processor time
+            async with asyncio.timeout(deadline):
+                raw = await getattr(self._client, method)(path, cast_to=httpx2.Response, **options)
+        except openai.APIStatusError as error:
+            return Reply(error.status_code, error.response.headers, error.response.text)
+        except TimeoutError:
+            raise LateError(f"no answer within {deadline:g} s") from None
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:
+            raise TransientError(f"no connection: {self.redact(_root_cause(error))}") from None
+        return Reply(raw.status_code, raw.headers, raw.text)
+
+    def failure(
+        self, reply: Reply, *, mendable: bool = False
+    ) -> CallError | AccessError | StoppedError:
+        """What a status of 400 or more means: the end of all judging, or something about this call alone.
+
+        `mendable`: it is about a parameter that can be left out.
+        """
+        fault, model = reply.fault(), self._model
+        said = self.redact(" ".join(fault.message.split()))[:_MESSAGE_CHARS] or "no text"
+        what = f"HTTP {reply.status}: {said}"
+        if fault.codes & _NO_QUOTA or reply.status == 402:
+            remedy = "add credit with your provider, then run the same command; what was made so far is saved"
+            return StoppedError(f"judge {model} has no quota left: {remedy}")
+        if fault.codes & _BAD_KEY or reply.status == 401:
+            problem = "refused the key: put a valid" if self.has_key else "asks for a key: put its"
+            return AccessError(f"{self.where} {problem} OPENAI_API_KEY into .env")
+        if fault.codes & _NO_MODEL or reply.status == 404:
+            remedy = "check --judge_model and --judge_base_url"
+            return AccessError(f"{self.where} has no model {model} ({what}): {remedy}")
+        if reply.status == 403 and not mendable:
+            return AccessError(f"{self.where} refuses judge {model} to this key: {said}")
+        if reply.status >= 500 or reply.status in {408, 409, 425}:
+            return TransientError(what, reply.text)
+        return RejectedError(what, reply.text)
+
+    def without_key(self, text: str) -> str:
+        """`text` without the key itself: for texts that are not ours to change further."""
+        return text.replace(self._key, "[redacted]") if len(self._key) >= _LEAST_KEY else text
+
+    def redact(self, text: str) -> str:
+        """`text` without the key or anything like one: for error messages."""
+        return _KEY_LIKE.sub(
+            "[redacted]", text.replace(self._key, "[redacted]") if self._key else text
+        )
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,183 @@
+"""What judging costs: tokens counted as the endpoint reports them, dollars by the price table beside this file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ..errors import UsageError
+
+PRICES_FILE = Path(__file__).with_name("prices.json")
+_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens. Hidden reasoning is billed as output."""
+
+    input: float
+    output: float
+    cached_input: float
+
+    def dollars(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+        """`cached_tokens` is the part of `input_tokens` billed at the lower rate."""
+        fresh = input_tokens - cached_tokens
+        return (
+            fresh * self.input + cached_tokens * self.cached_input + output_tokens * self.output
+        ) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One answer's tokens, as the endpoint reports them."""
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    hidden: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a judge has used so far in this run."""
+
+    requests: int = 0
+    """Responses judged, whatever the verdict."""
+    attempts: int = 0
+    """HTTP requests, probes and retries included."""
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    """The part of the input tokens that the endpoint took from its cache."""
+    output_tokens: int = 0
+    """Hidden tokens included."""
+    hidden_tokens: int = 0
+    dollars: float | None = None
+    """None where the price table lacks the model."""
+    estimated: int = 0
+    """Answers that came without counts: theirs are estimates, four characters to a token."""
+
+    def projected(self, remaining: int) -> float | None:
+        """Dollars at the end, if `remaining` more responses cost what those so far did on average."""
+        if self.dollars is None or not self.requests:
+            return self.dollars
+        return self.dollars * (1 + remaining / self.requests)
+
+    def __str__(self) -> str:
+        tokens = f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out"
+        if self.hidden_tokens:
+            tokens += f" ({self.hidden_tokens:,} hidden)"
+        money = "price unknown" if self.dollars is None else f"${self.dollars:.4f}"
+        guessed = (
+            f" (estimated for {self.estimated:,} answers without counts)" if self.estimated else ""
+        )
+        return f"{self.requests:,} judged, {self.attempts:,} calls, {tokens}, {money}{guessed}"
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counts up, for a judge or for one verdict. `price` None: tokens are counted, dollars are not known."""
+
+    price: Price | None
+    requests: int = 0
+    attempts: int = 0
+    answered: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    hidden_tokens: int = 0
+    estimated: int = 0
+    in_flight: float = 0.0
+    """Dollars that the calls in flight are expected to cost."""
+
+    def add(self, tokens: Tokens, *, estimated: bool = False) -> None:
+        """Count the tokens of one answer."""
+        self.answered += 1
+        self.estimated += estimated
+        self.input_tokens += tokens.input
+        self.cached_tokens += tokens.cached
+        self.output_tokens += tokens.output
+        self.hidden_tokens += tokens.hidden
+
+    @property
+    def dollars(self) -> float | None:
+        if self.price is None:
+            return None
+        return self.price.dollars(self.input_tokens, self.cached_tokens, self.output_tokens)
+
+    @property
+    def mean_output(self) -> float:
+        """Output tokens an answer has had on average; 0 before the first."""
+        return self.output_tokens / self.answered if self.answered else 0.0
+
+    def expected(self, prompt_tokens: float, cap: int) -> float:
+        """Dollars a call will cost: the mean so far; before the first answer its prompt, and all the output allowed."""
+        if self.price is None:
+            return 0.0
+        if self.answered:
+            return (self.dollars or 0.0) / self.answered
+        return self.price.dollars(round(prompt_tokens), 0, cap)
+
+    @contextmanager
+    def expecting(self, dollars: float) -> Iterator[None]:
+        """A call of so many dollars is in flight while the block runs."""
+        self.in_flight += dollars
+        try:
+            yield
+        finally:
+            self.in_flight -= dollars
+
+    def would_exceed(self, limit: float, dollars: float) -> bool:
+        """Whether a call of so many dollars, beside those in flight, may take the cost beyond `limit`."""
+        return self.dollars is not None and self.dollars + self.in_flight + dollars > limit
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            self.requests,
+            self.attempts,
+            self.input_tokens,
+            self.cached_tokens,
+            self.output_tokens,
+            self.hidden_tokens,
+            self.dollars,
+            self.estimated,
+        )
+
+
+@cache
+def load_prices(path: Path = PRICES_FILE) -> dict[str, Price]:
+    """The price table by model. Raises UsageError where the edited file cannot be read."""
+    try:
+        models = json.loads(path.read_text(encoding="utf-8"))["models"]
+        return {
+            name: Price(**{key: float(value) for key, value in row.items()})
+            for name, row in models.items()
+        }
+    except OSError as error:
+        raise UsageError(f"the price table {path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(
+            f'the price table {path} is damaged; it holds {{"models": {{NAME: {{"input", "cached_input", "output"}}}}}}'
+        ) from None
+
+
+def find_price(model: str, path: Path = PRICES_FILE) -> Price | None:
+    """The price of a model, by its name, its name without a date (-2025-08-07), or without `openai/` before it."""
+    prices = load_prices(path)
+    name = model.removeprefix("openai/")
+    return prices.get(model) or prices.get(name) or prices.get(_DATE.sub("", name))
+
+
+def need_price(model: str, path: Path = PRICES_FILE) -> Price:
+    """The price of a model. Raises UsageError saying where to add it."""
+    price = find_price(model, path)
+    if price is None:
+        raise UsageError(
+            f"--max_cost needs the price of {model}: add its dollars per million tokens to {path}, or leave --max_cost"
+        )
+    return price

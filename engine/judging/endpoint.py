@@ -1,0 +1,253 @@
+"""A judge at an OpenAI-compatible endpoint: what its model can be asked, and a verdict for each response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..errors import AccessError, StoppedError, UsageError
+from ..records import Response, Verdict
+from ..settings import Judging, Limits
+from ..traits.definition import Trait, fill
+from .calls import PROBE_ATTEMPTS, Calls, MendableError
+from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
+from .client import FATAL, CallError, Client, RejectedError, TransientError
+from .cost import Meter, Usage, find_price, need_price
+from .rate_limit import Throttle, wait_asked
+from .reply import Reply
+from .scoring import (
+    PLAIN_REQUEST,
+    Answer,
+    Reading,
+    escape_surrogates,
+    judge_key,
+    raw_text,
+    read_expected,
+    read_integer,
+    whole_numbers,
+)
+
+__all__ = ["EndpointJudge", "JudgeProfile"]
+
+_MAX_PROBES = 8
+_NUMBERS_PROBE = "Repeat this line exactly, with nothing before or after it:\n0 7 42 100"
+_SCORE_PROBE = (
+    "Rate from 0 to 100 how much the following text is about the sea. Answer with a single number.\n\n"
+    "The ship rose on the waves, and the gulls followed it out of the harbour."
+)
+_MOST_UNMEASURED = 5
+"""Answers in a row without the log-probabilities that the verdict set is measured by."""
+
+
+class EndpointJudge:
+    """Judges through chat completions. `judge` may be called from many tasks at once, of one event loop."""
+
+    def __init__(
+        self,
+        judging: Judging,
+        limits: Limits,
+        *,
+        profile: JudgeProfile | None = None,
+        mode: Mode | None = None,
+        on_event: Callable[[str], None] = lambda _: None,
+        deadline: float = 60.0,
+        backoff: float = 0.5,
+    ) -> None:
+        """`profile` of an earlier run at this endpoint saves the probe; `mode` is the measurement that the verdict set
+        was begun with, if it was. `on_event` gets one-line messages, such as a countdown.
+
+        `deadline`: seconds one attempt may take. `backoff`: scale, in seconds, of the random exponential pauses
+        before an attempt is repeated. Raises UsageError for a malformed URL, or a cost limit without a price.
+        """
+        self._judging, self._mode = judging, mode
+        self._client = Client(judging.model, limits.base_url, deadline)
+        self._calls = Calls(
+            self._client,
+            Throttle(limits, on_event, deadline),
+            Meter(need_price(judging.model) if limits.max_cost else find_price(judging.model)),
+            profile or first_guess(judging.model, self._client.base_url),
+            limits.max_cost,
+            backoff,
+        )
+        self._calls.known = profile is not None and mode in {None, profile.mode}
+        self._asked_short = self._cut_short = self._unmeasured = 0
+
+    @property
+    def usage(self) -> Usage:
+        """What has been used so far."""
+        return self._calls.meter.usage
+
+    @property
+    def where(self) -> str:
+        """The endpoint's address."""
+        return self._client.where
+
+    async def open(self) -> JudgeProfile:
+        """Check key, endpoint and model; find out what the model can be asked (one or two calls for most).
+
+        With a profile of an earlier run only the list of models is fetched, which is free; where that cannot be had,
+        or names the model, nothing more is asked. Raises AccessError (key, address, model), UsageError (a mode the
+        model cannot serve) or StoppedError (no quota).
+        """
+        self._client.open()
+        try:
+            if self._calls.known and await self._is_missing():
+                self._calls.known, self._mode = False, self._calls.profile.mode
+                self._calls.profile = first_guess(self._judging.model, self._client.base_url)
+            if not self._calls.known:
+                self._calls.profile = await self._probe()
+                self._calls.known = True
+        except CallError as error:
+            raise AccessError(
+                f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): check --judge_model "
+                "and --judge_base_url"
+            ) from None
+        return self._calls.profile
+
+    def interrupt(self) -> None:
+        """Send nothing more; what is under way may still be answered. All other calls raise StoppedError."""
+        self._calls.throttle.stop(StoppedError("interrupted"))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def judge(self, trait: Trait, response: Response) -> Verdict:
+        """Judge one response. Trouble with this one alone becomes its verdict's status.
+
+        Raises AccessError (key or model no longer accepted) or StoppedError (no quota; patience or `max_cost`
+        reached); from then on every call raises the same at once, without a request.
+        """
+        self._calls.throttle.check()
+        prompt = fill(
+            trait.eval_prompt, question=response.sample.question, answer=response.response
+        )
+        tally, reading, error = Meter(None), None, ""
+        try:
+            answer, reading = await self._decide(escape_surrogates(prompt), tally)
+            raw = answer.text or answer.refusal
+        except CallError as failure:
+            raw, error = failure.raw, str(failure)
+        self._calls.meter.requests += 1
+        return Verdict(
+            trait=trait.name,
+            sample_id=response.sample.id,
+            judge_key=judge_key(self._judging, trait),
+            status="failed" if reading is None else reading.status,
+            score=None if reading is None else reading.score,
+            mode=self._calls.profile.mode,
+            model=self._judging.model,
+            raw=raw_text(self._client.without_key(raw)),
+            attempts=tally.attempts,
+            input_tokens=tally.input_tokens,
+            output_tokens=tally.output_tokens,
+            hidden_tokens=tally.hidden_tokens,
+            error=error,
+        )
+
+    # --- one verdict -----------------------------------------------------------------------------------------
+
+    async def _decide(self, prompt: str, tally: Meter) -> tuple[Answer, Reading]:
+        """Ask; once more where the answer cannot be read, and once with more room where it was cut off."""
+        messages: list[Message] = [{"role": "user", "content": prompt}]
+        # where a tenth of the answers needs more room, asking with less first would be paying twice
+        cap = RAISED_CAP if self._cut_short * 10 > self._asked_short + 10 else CAP
+        self._asked_short += cap == CAP
+        asked_again = False
+        while True:
+            answer = await self._calls.answer(messages, cap, tally)
+            if self._calls.profile.mode == "expected":
+                self._check_measured(answer)
+                reading = read_expected(answer)
+            else:
+                reading = read_integer(answer)
+            if reading.status == "truncated" and cap < RAISED_CAP:
+                self._cut_short += 1
+                cap = RAISED_CAP
+            elif reading.status == "unparsable" and not asked_again:
+                asked_again = True
+                said = {"role": "assistant", "content": raw_text(answer.text) or "(no answer)"}
+                messages = [*messages, said, {"role": "user", "content": PLAIN_REQUEST}]
+            else:
+                return answer, reading
+
+    def _check_measured(self, answer: Answer) -> None:
+        """Raise CallError for an answer without the log-probabilities asked for: the endpoint changed, not the answer.
+
+        After a few in a row, StoppedError: the rest would be paid for in vain.
+        """
+        if not answer.text or answer.alternatives:
+            self._unmeasured = 0
+            return
+        self._unmeasured += 1
+        if self._unmeasured >= _MOST_UNMEASURED:
+            raise self._calls.stop(
+                StoppedError(
+                    f"judge {self._judging.model} at {self._client.where} returns no log-probabilities any more, by "
+                    "which this verdict set is measured: begin another with --judge_mode integer"
+                )
+            )
+        raise CallError(
+            "no log-probabilities came, by which this verdict set is measured", answer.text
+        )
+
+    # --- before the first verdict ----------------------------------------------------------------------------
+
+    async def _is_missing(self) -> bool:
+        """Whether the endpoint lists models and not this one. What is no list says nothing: many serve none."""
+        try:
+            reply = await self._calls.retried(PROBE_ATTEMPTS, self._list)
+        except TransientError:
+            return False
+        if reply.status == 401 or reply.fault().codes & FATAL:
+            raise self._client.failure(reply)
+        listed = reply.model_ids() if reply.status < 400 else frozenset()
+        return bool(listed) and self._judging.model not in listed
+
+    async def _list(self) -> Reply:
+        reply = await self._client.list_models()
+        if reply.status >= 400 and (wait := wait_asked(reply.headers)):
+            self._calls.throttle.shut(wait)
+            return reply
+        if reply.status >= 500 or reply.status in {408, 429}:
+            raise TransientError(f"HTTP {reply.status}", reply.text)
+        return reply
+
+    async def _probe(self) -> JudgeProfile:
+        """Ask for numbers where log-probabilities may be had, then for a score, mending the profile on the way."""
+        asked, lacking = self._mode or self._judging.mode, "returns no log-probabilities"
+        profile = self._calls.profile
+        if asked != "integer" and profile.top_logprobs:
+            profile = replace(profile, mode="expected")
+        for _ in range(_MAX_PROBES):
+            if asked == "expected" and profile.mode == "integer":
+                remedy = "use --judge_mode auto"
+                if self._judging.mode == "auto":
+                    remedy = "its verdict set was measured so elsewhere; begin another with --judge_mode integer"
+                raise UsageError(
+                    f"--judge_mode expected cannot be had of {self._judging.model}: it {lacking}; {remedy}"
+                )
+            self._calls.profile = profile
+            prompt = _NUMBERS_PROBE if profile.mode == "expected" else _SCORE_PROBE
+            try:
+                answer = await self._calls.answer(
+                    [{"role": "user", "content": prompt}], CAP, Meter(None)
+                )
+            except MendableError as error:
+                if error.better is None and profile == barest(profile):
+                    raise
+                profile = error.better or barest(profile)
+                continue
+            if profile.mode == "integer":
+                plain = (
+                    profile.schema
+                    and not answer.text.strip().startswith("{")
+                    and answer.finish_reason != "length"
+                )
+                return replace(profile, schema=False) if plain else profile
+            if answer.alternatives and whole_numbers(answer.text, answer.tokens):
+                return profile
+            if answer.alternatives:
+                lacking = "does not write 100 as one token"
+            profile = replace(profile, mode="integer")
+        raise RejectedError("it rejects every form of request tried")

@@ -1,0 +1,138 @@
+"""One HTTP answer of an OpenAI-compatible endpoint, read without trusting it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .cost import Tokens
+from .scoring import Answer, escape_surrogates
+
+_MOST_TOKENS = 1 << 26
+"""More than any context; all attempts at one verdict together fit 32 bits."""
+FLAGGED = "flagged_input"
+"""Our code for an error that OpenRouter marks so: its moderation refused a text."""
+_LOGPROB_SLACK = 1e-2
+"""Rounding puts certain tokens a little above log 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Status, headers (looked up in lower case) and body."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    def fault(self) -> Fault:
+        """What the body says of an error, in the forms that OpenAI, vLLM and FastAPI servers use."""
+        try:
+            body = json.loads(self.text)
+        except (ValueError, RecursionError):
+            return Fault(self.text)
+        if not isinstance(body, dict):
+            return Fault(self.text)
+        error = body.get("error", body)
+        if not isinstance(error, dict):
+            return Fault(str(error))
+        message = error.get("message") or error.get("detail") or self.text
+        codes = {str(error.get(name)) for name in ("code", "type") if error.get(name)}
+        metadata = error.get("metadata")
+        if isinstance(metadata, dict) and "flagged_input" in metadata:
+            codes.add(FLAGGED)
+        return Fault(str(message), str(error.get("param") or ""), frozenset(codes))
+
+    @property
+    def honest(self) -> Reply:
+        """The same under the status that the body states: some gateways send errors of their providers as 200."""
+        if self.status >= 400 or '"choices"' in self.text:  # good answers need not be read twice
+            return self
+        try:
+            body = json.loads(self.text)
+        except (ValueError, RecursionError):
+            return self
+        error = body.get("error") if isinstance(body, dict) else None
+        code = error.get("code") if isinstance(error, dict) else None
+        return (
+            Reply(code, self.headers, self.text)
+            if isinstance(code, int) and 400 <= code < 600
+            else self
+        )
+
+    def completion(self) -> tuple[Answer, Tokens | None]:
+        """The first choice, and the tokens used, None where they are not reported (or are no counts).
+
+        Raises ValueError where the body holds no chat completion, or log-probabilities that are none.
+        """
+        try:
+            body = json.loads(self.text)
+            choice = body["choices"][0]
+            message = choice["message"]
+            text, refusal = message.get("content") or "", message.get("refusal") or ""
+            listed = (choice.get("logprobs") or {}).get("content") or []
+            first = listed[0].get("top_logprobs") or [] if listed else []
+            answer = Answer(
+                escape_surrogates(text),
+                str(choice.get("finish_reason") or "stop"),
+                escape_surrogates(refusal),
+                tuple(str(each["token"]) for each in listed),
+                {str(each["token"]): _logprob(each["logprob"]) for each in first},
+            )
+            return answer, _tokens(body.get("usage"))
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+        ) as error:
+            raise ValueError("no chat completion") from error
+
+    def model_ids(self) -> frozenset[str]:
+        """The models of a list of models; none where the body is no such list."""
+        try:
+            return frozenset(str(model["id"]) for model in json.loads(self.text)["data"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What an error body says."""
+
+    message: str
+    param: str = ""
+    """The parameter it is about, where named."""
+    codes: frozenset[str] = frozenset()
+    """Its `code` and `type`."""
+
+
+def _logprob(value: Any) -> float:
+    logprob = float(value)
+    if not (math.isfinite(logprob) and logprob <= _LOGPROB_SLACK):
+        raise ValueError("a log-probability that is none")
+    return min(logprob, 0.0)
+
+
+def _tokens(usage: Any) -> Tokens | None:
+    if not isinstance(usage, Mapping):
+        return None
+    given, made = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    if given is None or made is None:
+        return None
+    details = [usage.get(f"{side}_tokens_details") for side in ("prompt", "completion")]
+    prompt, completion = (part if isinstance(part, Mapping) else {} for part in details)
+    cached, hidden = (
+        _count(prompt.get("cached_tokens")) or 0,
+        _count(completion.get("reasoning_tokens")) or 0,
+    )
+    return Tokens(given, min(cached, given), made, min(hidden, made))
+
+
+def _count(value: Any) -> int | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if number and 0 <= value <= _MOST_TOKENS else None

@@ -1,0 +1,221 @@
+"""From a judge's answer to a score, and how well the scores tell the two sides apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any, Literal
+
+from ..settings import Judging
+from ..traits.definition import Trait
+
+ReadingStatus = Literal["scored", "refused", "unparsable", "truncated"]
+
+PLAIN_REQUEST = "Answer with a single integer from 0 to 100 and nothing else."
+"""Ends the prompt for endpoints that cannot be held to a schema, and is the re-ask after an unparsable answer."""
+
+SCORE_SCHEMA: dict[str, Any] = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "rating",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {
+                "score": {
+                    # null, because a judge that must write an integer invents one where the prompt allows REFUSAL
+                    "type": ["integer", "null"],
+                    "description": "The number asked for, 0 to 100; null only in place of an answer such as REFUSAL.",
+                }
+            },
+            "required": ["score"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+_MIN_WEIGHT = 0.25
+_INTEGER = re.compile(r"100|[1-9]?[0-9]")
+_INTEGER_BEGUN = re.compile(r"[0-9]{0,3}")
+_NUMBER_BEGUN = re.compile(r"[-+]?\.?[0-9]")
+_REFUSAL = re.compile(r"\W*(refusal|refused|refuse)\W*", re.IGNORECASE)
+_MAX_RAW = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back from one call, as far as it matters for the score."""
+
+    text: str
+    """The message's content, lone surrogates escaped; empty when there was none."""
+    finish_reason: str = "stop"
+    refusal: str = ""
+    """The endpoint's own refusal field."""
+    tokens: tuple[str, ...] = ()
+    """The text token by token, where log-probabilities were asked for."""
+    alternatives: Mapping[str, float] = field(default_factory=dict)
+    """Log-probabilities of the candidates for the first token, by token text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an answer means. `score` is set exactly when `status` is `scored`."""
+
+    status: ReadingStatus
+    score: float | None = None
+
+
+def local_prompt(trait: Trait) -> str:
+    """The judge prompt of the local judge, `{question}` and `{answer}` still to be filled."""
+    if trait.yes_no_prompt is not None:
+        return trait.yes_no_prompt
+    return (
+        trait.eval_prompt
+        + "\n\nInstead of a number, answer with one word: is the score above 50? Answer Yes or No."
+    )
+
+
+def judge_key(judging: Judging, trait: Trait) -> str:
+    """Which verdict set: 16 hex digits of sha256 over canonical JSON of judge model, mode asked for, judge prompt."""
+    prompt = local_prompt(trait) if judging.is_local else trait.eval_prompt
+    content = json.dumps([judging.model, judging.mode, prompt], separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def escape_surrogates(text: str) -> str:
+    r"""Lone surrogates as `\udXXX`: neither UTF-8 nor Arrow can carry them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def raw_text(text: str) -> str:
+    """A judge's answer as it is stored: surrogates escaped, at most 4000 characters."""
+    text = escape_surrogates(text)
+    return text if len(text) <= _MAX_RAW else f"{text[:_MAX_RAW]}... ({len(text)} characters)"
+
+
+# --- reading an answer --------------------------------------------------------------------------------------
+
+
+def read_integer(answer: Answer) -> Reading:
+    """The whole answer as an integer from 0 to 100, alone or as `{"score": n}`; never a number found in prose.
+
+    `truncated` only where more room could still turn the answer into a number.
+    """
+    text = answer.text.strip()
+    cut = answer.finish_reason == "length"
+    if answer.refusal or answer.finish_reason == "content_filter" or _REFUSAL.fullmatch(text):
+        return Reading("refused")
+    if cut and (
+        _INTEGER_BEGUN.fullmatch(text) or (text.startswith("{") and not text.endswith("}"))
+    ):
+        return Reading("truncated")
+    if _INTEGER.fullmatch(text):
+        return Reading("scored", float(text))
+    return _read_object(text)
+
+
+def _read_object(text: str) -> Reading:
+    try:
+        # pairs, so that a key given twice is seen
+        pairs = (
+            json.loads(text, object_pairs_hook=lambda items: items)
+            if text.startswith("{")
+            else None
+        )
+    except (ValueError, RecursionError):
+        pairs = None
+    match pairs:
+        case [("score", None)]:
+            return Reading("refused")
+        case [("score", int(score))] if not isinstance(score, bool) and 0 <= score <= 100:
+            return Reading("scored", float(score))
+    return Reading("unparsable")
+
+
+def read_expected(answer: Answer) -> Reading:
+    """Expectation over the integer tokens 0 to 100 among the candidates for the first token, two decimals.
+
+    score = sum(p * n) / sum(p); `unparsable` below a total weight sum(p) of 0.25, where it would rest on crumbs, and
+    where the number goes on: the first token of `8/10`, `0.85` or `1. The answer ...` is no score.
+    """
+    text = answer.text.strip()
+    if answer.refusal or answer.finish_reason == "content_filter" or _REFUSAL.fullmatch(text):
+        return Reading("refused")
+    if _NUMBER_BEGUN.match(text) and not _INTEGER.fullmatch(text):
+        return Reading("unparsable")
+    weight = total = 0.0
+    for token, logprob in answer.alternatives.items():
+        if _INTEGER.fullmatch(token.strip()):
+            p = math.exp(logprob)
+            weight += p
+            total += p * int(token)
+    if weight >= _MIN_WEIGHT:
+        return Reading("scored", round(min(total / weight, 100.0), 2))
+    return Reading("unparsable")
+
+
+def whole_numbers(text: str, tokens: Sequence[str]) -> bool:
+    """Whether `tokens`, which make up `text`, hold every number of `text` in one piece, "100" among them."""
+    numbers = re.findall(r"[0-9]+", text)
+    pieces = [piece for token in tokens for piece in re.findall(r"[0-9]+", token)]
+    return "100" in numbers and numbers == pieces
+
+
+# --- how good is the judge ----------------------------------------------------------------------------------
+
+
+def auroc(pos: Sequence[float], neg: Sequence[float]) -> float:
+    """P(a pos score is above a neg score), ties counted half; 0.5 is a judge that cannot tell the sides apart.
+
+    Raises ValueError on an empty side or a NaN.
+    """
+    if not pos or not neg:
+        raise ValueError("the AUROC needs at least one score on each side")
+    if any(map(math.isnan, pos)) or any(map(math.isnan, neg)):
+        raise ValueError("the AUROC of NaN scores is not defined")
+    below = sorted(neg)
+    return sum(bisect_left(below, score) + bisect_right(below, score) for score in pos) / (
+        2 * len(pos) * len(neg)
+    )
+
+
+def auroc_interval(
+    pos: Sequence[float], neg: Sequence[float], level: float = 0.95
+) -> tuple[float, float, float]:
+    """The AUROC and its confidence interval: (estimate, low, high). Raises ValueError as `auroc` does.
+
+    Newcombe's score interval (Statistics in Medicine 25, 2006, 559-573, method 5): the values t that satisfy
+    |estimate - t| <= z * sqrt(V(t)), V(t) = t(1-t) / (mn) * (1 + N(1-t)/(2-t) + Nt/(1+t)), N = (m+n)/2 - 1.
+    Since V is taken at t and not at the estimate, the interval keeps its width at an estimate of 0 or 1.
+    """
+    estimate = auroc(pos, neg)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    product, spread = len(pos) * len(neg), (len(pos) + len(neg)) / 2 - 1
+
+    def inside(t: float) -> bool:
+        variance = t * (1 - t) / product * (1 + spread * (1 - t) / (2 - t) + spread * t / (1 + t))
+        return abs(estimate - t) <= z * math.sqrt(variance)
+
+    return estimate, _edge(estimate, 0.0, inside), _edge(estimate, 1.0, inside)
+
+
+def _edge(near: float, far: float, inside: Callable[[float], bool]) -> float:
+    """Where `inside` turns false between `near`, where it holds, and `far`: bisection to 2^-50."""
+    for _ in range(50):
+        middle = (near + far) / 2
+        near, far = (middle, far) if inside(middle) else (near, middle)
+    return near
+
+
+def histogram(scores: Iterable[float]) -> list[int]:
+    """Counts in ten bins of width 10: [0, 10), ..., [80, 90), [90, 100]."""
+    counts = [0] * 10
+    for score in scores:
+        counts[min(9, int(score // 10))] += 1
+    return counts

@@ -1,0 +1,101 @@
+"""Tokens and dollars."""
+
+import json
+
+import pytest
+
+from traitmill.engine.errors import UsageError
+from traitmill.engine.judging.cost import Meter, Price, Tokens, find_price, load_prices, need_price
+
+
+def test_dollars_bill_cached_input_at_its_own_rate():
+    assert Price(2.0, 8.0, 0.5).dollars(1_000_000, 400_000, 250_000) == pytest.approx(
+        0.6 * 2 + 0.4 * 0.5 + 0.25 * 8
+    )
+
+
+def test_the_shipped_table_is_sound():
+    prices = load_prices()
+    assert {"gpt-5-mini", "gpt-4.1-mini"} <= set(prices)
+    assert all(0 < price.cached_input <= price.input < price.output for price in prices.values())
+
+
+@pytest.mark.parametrize("name", ["gpt-5-mini", "gpt-5-mini-2025-08-07", "openai/gpt-5-mini"])
+def test_a_model_is_found_by_its_name_without_date_or_provider(name):
+    assert find_price(name) == load_prices()["gpt-5-mini"]
+    assert find_price("gpt-5-mini-of-mine") is None
+
+
+def test_an_edited_table_is_read(tmp_path):
+    table = tmp_path / "prices.json"
+    table.write_text(json.dumps({"models": {"mine": {"input": 1, "cached_input": 1, "output": 3}}}))
+    assert need_price("mine", table) == Price(1.0, 3.0, 1.0)
+    with pytest.raises(UsageError, match=f"add its dollars per million tokens to {table}"):
+        need_price("another", table)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"models": {"m": {"input": 1}}}', '{"models": {"m": 3}}']
+)
+def test_a_damaged_table_is_a_usage_error(tmp_path, text):
+    table = tmp_path / "prices.json"
+    table.write_text(text)
+    with pytest.raises(UsageError, match="damaged"):
+        load_prices(table)
+
+
+def test_the_meter_counts_and_projects():
+    meter = Meter(Price(1.0, 10.0, 0.1))
+    assert meter.usage.dollars == 0.0
+    for _ in range(4):
+        meter.requests += 1
+        meter.attempts += 2
+        meter.add(Tokens(input=1000, cached=500, output=100, hidden=60))
+    usage = meter.usage
+    assert (usage.requests, usage.attempts, usage.input_tokens, usage.output_tokens) == (
+        4,
+        8,
+        4000,
+        400,
+    )
+    each = (500 * 1.0 + 500 * 0.1 + 100 * 10.0) / 1e6
+    assert usage.dollars == pytest.approx(4 * each)
+    assert usage.projected(96) == pytest.approx(100 * each)
+    assert str(usage) == "4 judged, 8 calls, 4,000 tokens in, 400 out (240 hidden), $0.0062"
+
+
+def test_an_unknown_price_is_unknown_and_not_zero():
+    meter = Meter(None)
+    meter.add(Tokens(input=1000))
+    assert meter.usage.dollars is None
+    assert meter.usage.projected(10) is None
+    assert str(meter.usage).endswith("price unknown")
+
+
+def test_before_the_first_answer_a_call_costs_its_prompt_and_all_the_output_allowed():
+    meter = Meter(Price(2.0, 10.0, 1.0))
+    assert meter.expected(100, 512) == pytest.approx((100 * 2.0 + 512 * 10.0) / 1e6)
+    meter.add(Tokens(input=100, output=5))
+    meter.add(Tokens(input=200, output=15))
+    assert meter.expected(100, 512) == pytest.approx((300 * 2.0 + 20 * 10.0) / 1e6 / 2)
+    assert Meter(None).expected(100, 512) == 0.0
+
+
+def test_a_cost_limit_counts_what_is_in_flight():
+    meter = Meter(Price(1.0, 1.0, 1.0))
+    with meter.expecting(0.0004), meter.expecting(0.0004):
+        assert not meter.would_exceed(0.001, 0.0002)
+        assert meter.would_exceed(0.001, 0.00021)
+    assert not meter.would_exceed(0.001, 0.001)
+    meter.add(Tokens(input=500))
+    assert not meter.would_exceed(0.001, 0.0005)
+    assert meter.would_exceed(0.001, 0.0006)
+    assert not Meter(None).would_exceed(0.001, 1.0)
+
+
+def test_estimates_are_named_as_such():
+    meter = Meter(Price(1.0, 1.0, 1.0))
+    meter.add(Tokens(input=1000))
+    assert "estimated" not in str(meter.usage)
+    meter.add(Tokens(input=1000), estimated=True)
+    assert str(meter.usage).endswith("(estimated for 1 answers without counts)")

@@ -1,0 +1,985 @@
+"""The remote judge against a server that misbehaves: real client, real HTTP over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.support.misbehaving_server import MisbehavingServer, Reply, completion, error
+from traitmill.engine.errors import AccessError, StoppedError, UsageError
+from traitmill.engine.judging import cost
+from traitmill.engine.judging.capabilities import CAP, RAISED_CAP
+from traitmill.engine.judging.endpoint import EndpointJudge, JudgeProfile
+from traitmill.engine.judging.scoring import PLAIN_REQUEST, judge_key
+from traitmill.engine.records import Response, Sample
+from traitmill.engine.settings import Judging, Limits
+from traitmill.engine.storage.schemas import verdict_table
+from traitmill.engine.traits.definition import Trait
+
+TRAIT = Trait(
+    "calm",
+    (("be calm", "be wild"),),
+    ("How?",),
+    "How calm is this?\nQ: {question}\nA: {answer}\nNumber:",
+)
+KEY = "sk-live-0123456789abcdefSECRET"
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def response(text="so calm", index=0):
+    sample = Sample(
+        "calm", f"{index:032x}", "pos", 0, 0, index, "be calm", "How?", "be calm\n\nHow?", (1, 2), 7
+    )
+    return Response(sample, "ok", text, (3, 4), "stop")
+
+
+@asynccontextmanager
+async def opened(
+    server, model="gpt-5-mini", mode="auto", *, profile=None, deadline=30.0, events=None, **limits
+):
+    limits = {"rpm": 1e6, **limits}
+    judge = EndpointJudge(
+        Judging(model=model, mode=mode),
+        Limits(base_url=server.url, **limits),
+        profile=profile,
+        on_event=(lambda _: None) if events is None else events.append,
+        deadline=deadline,
+        backoff=0.001,
+    )
+    try:
+        await judge.open()
+        yield judge
+    finally:
+        await judge.close()
+
+
+PROFILE = JudgeProfile(model="m", top_logprobs=0)
+"""Integer answers by schema, temperature accepted: what most tests need, without a probe."""
+
+
+def known(server, **options):
+    return opened(server, "m", profile=PROFILE, **options)
+
+
+# --- profiles ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("persona", "model", "calls", "mode", "effort"),
+    [
+        ("gpt-5-mini", "gpt-5-mini", 1, "integer", "minimal"),
+        ("gpt-5-mini", "a-reasoner-nobody-knows", 2, "integer", "minimal"),
+        ("gpt-5.1", "gpt-5.1", 1, "integer", "none"),
+        ("gpt-5.1", "a-reasoner-nobody-knows", 3, "integer", "none"),
+        ("gpt-4.1-mini", "gpt-4.1-mini", 1, "expected", None),
+        ("vllm-small", "HuggingFaceTB/SmolLM2", 2, "integer", None),
+        ("plain", "old", 2, "integer", None),
+    ],
+)
+async def test_no_call_is_wasted_after_the_probe(persona, model, calls, mode, effort):
+    with MisbehavingServer(persona) as server:
+        async with opened(server, model) as judge:
+            probed = len(server.log)
+            verdicts = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(20))
+            )
+        assert probed == calls
+        assert server.statuses[probed:] == [200] * 20
+        assert judge.usage.attempts == calls + 20
+    assert {v.status for v in verdicts} == {"scored"}
+    assert {v.mode for v in verdicts} == {mode}
+    assert {v.score for v in verdicts} == {77.5 if mode == "expected" else 80.0}
+    assert {v.attempts for v in verdicts} == {1}
+    assert all(seen.body.get("reasoning_effort") == effort for seen in server.log[probed:])
+    prompts = {seen.prompt for seen in server.log[probed:]}
+    filled = "How calm is this?\nQ: How?\nA: so calm\nNumber:"
+    assert prompts == {filled if persona != "plain" else f"{filled}\n\n{PLAIN_REQUEST}"}
+
+
+async def test_a_profile_survives_json_and_saves_the_probe():
+    with MisbehavingServer("gpt-4.1-mini") as server:
+        async with opened(server, "gpt-4.1-mini") as judge:
+            profile = await judge.open()
+        before, listed = len(server.log), server.listed
+        stored = JudgeProfile.from_json(json.loads(json.dumps(profile.as_json())))
+        assert stored == profile
+        async with opened(server, "gpt-4.1-mini", profile=stored) as judge:
+            assert len(server.log) == before
+            assert server.listed == listed + 1
+            assert (await judge.judge(TRAIT, response())).mode == "expected"
+
+
+async def test_a_stored_profile_that_no_longer_fits_mends_itself_once():
+    stored = JudgeProfile(
+        model="m", top_logprobs=0
+    )  # temperature and max_tokens, which this model rejects
+    with MisbehavingServer("gpt-5-mini") as server:
+        async with opened(server, "m", profile=stored, concurrency=1) as judge:
+            verdicts = [await judge.judge(TRAIT, response(index=i)) for i in range(5)]
+        assert server.statuses == [400, 200, 200, 200, 200, 200]
+    assert [v.score for v in verdicts] == [80.0] * 5
+    assert verdicts[0].attempts == 2
+
+
+async def test_a_stored_profile_never_changes_the_measurement():
+    stored = JudgeProfile(
+        model="m", mode="expected", cap_name="max_completion_tokens", temperature=False
+    )
+    with MisbehavingServer("gpt-5-mini") as server:
+        async with opened(server, "m", profile=stored) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.mode) == ("failed", None, "expected")
+
+
+async def test_log_probabilities_that_no_longer_come_leave_the_item_to_the_next_run():
+    stored = JudgeProfile(model="m", mode="expected")
+    with MisbehavingServer("plain") as server:
+        async with opened(server, "m", profile=stored) as judge:
+            verdict = await judge.judge(TRAIT, response())
+        assert len(server.log) == 1
+    assert (verdict.status, verdict.score, verdict.raw) == ("failed", None, "80")
+
+
+async def test_log_probabilities_that_stay_away_stop_the_judge_before_all_is_paid_for():
+    stored = JudgeProfile(model="m", mode="expected")
+    with MisbehavingServer("plain") as server:
+        async with opened(server, "m", profile=stored, concurrency=1) as judge:
+            results = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(30)), return_exceptions=True
+            )
+        assert len(server.log) == 5
+    assert {each.status for each in results[:4]} == {"failed"}
+    assert {type(each) for each in results[4:]} == {StoppedError}
+    assert "--judge_mode integer" in str(results[4])
+
+
+@pytest.mark.parametrize(
+    ("begun", "asked"), [("integer", "auto"), ("expected", "auto"), ("expected", "expected")]
+)
+async def test_a_verdict_set_goes_on_in_the_measurement_it_was_begun_with(begun, asked):
+    with MisbehavingServer("gpt-4.1-mini") as server:
+        judge = EndpointJudge(
+            Judging(model="m", mode=asked), Limits(base_url=server.url, rpm=1e6), mode=begun
+        )
+        assert (await judge.open()).mode == begun
+        assert (await judge.judge(TRAIT, response())).mode == begun
+        await judge.close()
+
+
+async def test_a_verdict_set_of_expectations_is_not_continued_with_integers():
+    with MisbehavingServer("gpt-5-mini") as server:
+        judge = EndpointJudge(
+            Judging(model="gpt-5-mini"), Limits(base_url=server.url, rpm=1e6), mode="expected"
+        )
+        with pytest.raises(
+            UsageError, match="verdict set was measured so elsewhere.*--judge_mode integer"
+        ):
+            await judge.open()
+        await judge.close()
+
+
+async def test_a_rejection_of_one_text_changes_nothing_for_the_others():
+    """The message is OpenAI's own; it holds the name of a parameter by chance."""
+    message = (
+        "Invalid prompt: your prompt was flagged as potentially violating our usage policy. Please try again with a "
+        "different prompt: https://platform.openai.com/docs/guides/reasoning#advice-on-prompting"
+    )
+    for code, status in (("invalid_prompt", "refused"), (None, "failed")):
+        flagged = error(400, message, code=code)
+        with MisbehavingServer(
+            "gpt-5-mini", script=lambda seen, r=flagged: r if "odd" in seen.prompt else None
+        ) as server:
+            async with opened(server, concurrency=1) as judge:
+                bad = await judge.judge(TRAIT, response("odd"))
+                good = await judge.judge(TRAIT, response())
+            assert server.log[-1].body["reasoning_effort"] == "minimal"
+            assert len(server.log) == 3
+        assert (bad.status, bad.score, bad.attempts) == (status, None, 1)
+        assert good.status == "scored"
+
+
+async def test_a_form_is_kept_only_once_it_was_answered():
+    """One text is rejected in every form, by a message that names a parameter as one."""
+    no = error(
+        400,
+        "Unsupported parameter: 'temperature' is not supported with this model.",
+        param="temperature",
+    )
+    with MisbehavingServer(
+        "gpt-4.1-mini", script=lambda seen: no if "odd" in seen.prompt else None
+    ) as server:
+        async with known(server, concurrency=1) as judge:
+            bad = await judge.judge(TRAIT, response("odd"))
+            good = await judge.judge(TRAIT, response())
+        assert "temperature" in server.log[-1].body
+        assert len(server.log) == 3
+    assert (bad.status, bad.attempts, good.status) == ("failed", 2, "scored")
+
+
+@pytest.mark.parametrize("profile", [None, PROFILE])
+async def test_a_server_that_rejects_every_form_is_not_asked_for_ever(profile):
+    message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    no = error(400, message, code="unsupported_parameter")
+    with MisbehavingServer(script=lambda _: no) as server:
+        if profile is None:
+            with pytest.raises(AccessError, match="cannot be used"):
+                async with opened(server, "m"):
+                    pass
+        else:
+            async with known(server) as judge:
+                assert (await judge.judge(TRAIT, response())).status == "failed"
+        assert len(server.log) <= 8
+
+
+@pytest.mark.parametrize(
+    ("persona", "why"), [("gpt-5-mini", "no log-prob"), ("vllm-small", "100 as one token")]
+)
+async def test_a_forced_mode_that_cannot_be_had_is_refused(persona, why):
+    with MisbehavingServer(persona) as server:
+        with pytest.raises(UsageError, match=f"--judge_mode expected.*{why}"):
+            async with opened(server, persona, "expected"):
+                pass
+        async with opened(server, persona, "integer") as judge:
+            assert (await judge.judge(TRAIT, response())).mode == "integer"
+
+
+async def test_a_probe_answer_in_the_schema_may_begin_with_white_space():
+    with MisbehavingServer(
+        script=[completion(' \n{"score": 90}'), None], persona="gpt-5-mini"
+    ) as server:
+        async with opened(server) as judge:
+            await judge.judge(TRAIT, response())
+        assert all("response_format" in seen.body for seen in server.log)
+
+
+async def test_a_server_that_rejects_without_saying_why_is_asked_plainly():
+    def fussy(seen):
+        extras = set(seen.body) - {"model", "messages", "max_tokens"}
+        return error(400, "Bad request") if extras else completion("80")
+
+    with MisbehavingServer(script=fussy) as server:
+        async with opened(server, "m") as judge:
+            verdict = await judge.judge(TRAIT, response())
+        assert server.statuses == [400, 200, 200]
+    assert verdict.score == 80.0
+
+
+# --- faults --------------------------------------------------------------------------------------------------
+
+
+async def test_f03_nothing_is_sent_before_retry_after_ends():
+    limited = error(429, "slow down", code="rate_limit_exceeded", retry_after="0.6")
+    with MisbehavingServer(script=[None, None, limited]) as server:
+        async with known(server, concurrency=1) as judge:
+            verdicts = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(12))
+            )
+        reopened = server.log[2].answered_at + 0.6
+        assert server.statuses == [200, 200, 429, *[200] * 10]
+        assert all(seen.at >= reopened for seen in server.log[3:])
+    assert {v.status for v in verdicts} == {"scored"}
+    assert sorted(v.attempts for v in verdicts) == [1] * 11 + [2]
+
+
+async def test_f03_one_gate_for_all_tasks():
+    limited = error(429, "slow down", code="rate_limit_exceeded", retry_after="0.6")
+    with MisbehavingServer(script=[limited] * 8, latency=0.05) as server:
+        async with known(server, concurrency=8) as judge:
+            verdicts = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(30))
+            )
+        flown = [seen for seen in server.log if seen.status == 429]
+        last = max(seen.answered_at for seen in flown)
+        assert all(seen.at >= last + 0.6 for seen in server.log if seen.status == 200)
+        assert len(server.log) == 38
+    assert {v.status for v in verdicts} == {"scored"}
+
+
+async def test_f04_a_wait_of_minutes_is_counted_down():
+    limited = error(429, "slow down", code="rate_limit_exceeded", retry_after="125")
+    events = []
+    with MisbehavingServer(script=[limited]) as server:
+        async with known(server, events=events, patience=600) as judge:
+            task = asyncio.create_task(judge.judge(TRAIT, response()))
+            await asyncio.wait([task], timeout=0.5)
+            assert not task.done()
+            task.cancel()
+        assert server.statuses == [429]
+    assert events == ["the judge asked for a pause: going on in 2 min 5 s"]
+
+
+async def test_f04_beyond_patience_it_stops_resumably():
+    limited = error(429, "slow down", code="rate_limit_exceeded", retry_after="7200")
+    with MisbehavingServer(script=[None, limited]) as server:
+        async with known(server, patience=60, concurrency=1) as judge:
+            results = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(10)), return_exceptions=True
+            )
+        assert server.statuses == [200, 429]
+    assert results[0].status == "scored"
+    assert {type(each) for each in results[1:]} == {StoppedError}
+    assert "2 h 0 min, longer than --judge_patience 60" in str(results[1])
+
+
+async def test_f04_many_short_waits_add_up():
+    limited = error(429, "slow down", code="rate_limit_exceeded", retry_after="0.2")
+    with MisbehavingServer(script=lambda _: limited) as server:
+        async with known(server, patience=0.5) as judge:
+            with pytest.raises(StoppedError, match="--judge_patience"):
+                await judge.judge(TRAIT, response())
+        assert set(server.statuses) == {429}
+        assert len(server.log) <= 4
+
+
+@pytest.mark.parametrize(
+    "bytes_sent",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{}",
+        b"\x00" * 100,
+    ],
+    ids=["nothing", "another protocol", "half an answer", "zeros"],
+)
+async def test_f06_what_is_no_http_counts_as_no_connection(bytes_sent):
+    async def babble(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(bytes_sent)
+        writer.close()
+
+    babbling = await asyncio.start_server(babble, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{babbling.sockets[0].getsockname()[1]}/v1"
+    judge = EndpointJudge(Judging(model="m"), Limits(base_url=url), backoff=0.001)
+    with pytest.raises(AccessError, match=r"cannot be used \(no connection: .+\)"):
+        await judge.open()
+    await judge.close()
+    babbling.close()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        error(429, "You exceeded your current quota", code="insufficient_quota"),
+        error(429, "You exceeded your current quota", code="insufficient_quota", retry_after="1"),
+        error(402, "Insufficient Balance"),
+    ],
+)
+async def test_f05_no_quota_stops_at_once_and_for_good(fault):
+    with MisbehavingServer(script=[None, *[fault] * 50]) as server:
+        async with known(server, concurrency=1) as judge:
+            first = await judge.judge(TRAIT, response())
+            results = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(20)), return_exceptions=True
+            )
+            sent = len(server.log)
+            with pytest.raises(StoppedError, match=r"no quota left: add credit.*same command"):
+                await judge.judge(TRAIT, response())
+        assert sent == len(server.log) == 2
+    assert first.status == "scored"
+    assert {type(each) for each in results} == {StoppedError}
+
+
+async def test_f06_server_errors_are_retried_without_cutting_concurrency():
+    faults = [
+        error(500, "oops"),
+        error(503, "busy"),
+        error(408, "late"),
+        Reply(act="reset"),
+        Reply(502, b"<html>"),
+    ]
+    with MisbehavingServer(script=faults) as server:
+        async with known(server) as judge:
+            window, pace = judge._calls.throttle.window, judge._calls.throttle.pace
+            verdicts = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(5))
+            )
+            assert (judge._calls.throttle.window, judge._calls.throttle.pace) == (window, pace)
+        assert len(server.log) == 10
+    assert [v.score for v in verdicts] == [80.0] * 5
+    assert sum(v.attempts for v in verdicts) == 10
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 529])
+async def test_f06_a_pause_that_a_server_error_asks_for_is_kept(status):
+    busy = error(status, "busy", retry_after="0.5")
+    with MisbehavingServer(script=[None, busy]) as server:
+        async with known(server, concurrency=1) as judge:
+            await asyncio.gather(*(judge.judge(TRAIT, response(index=i)) for i in range(6)))
+        assert all(seen.at >= server.log[1].answered_at + 0.5 for seen in server.log[2:])
+        assert server.statuses == [200, status, *[200] * 5]
+
+
+async def test_f04_any_word_but_a_pause_renews_the_patience():
+    pause = error(429, "slow down", code="rate_limit_exceeded", retry_after="0.3")
+    with MisbehavingServer(
+        script=[pause, error(400, "no"), pause, error(400, "no"), pause]
+    ) as server:
+        async with known(server, patience=0.5, concurrency=1) as judge:
+            statuses = [(await judge.judge(TRAIT, response(index=i))).status for i in range(3)]
+        assert server.statuses == [429, 400, 429, 400, 429, 200]
+    assert statuses == ["failed", "failed", "scored"]
+
+
+async def test_f06_an_endless_server_error_fails_that_item_alone():
+    def broken(seen):
+        return error(500, "oops") if "poison" in seen.prompt else None
+
+    with MisbehavingServer(script=broken) as server:
+        async with known(server) as judge:
+            bad, good = await asyncio.gather(
+                judge.judge(TRAIT, response("poison")), judge.judge(TRAIT, response())
+            )
+    assert (bad.status, bad.score, bad.attempts) == ("failed", None, 8)
+    assert bad.error == "HTTP 500: oops"
+    assert "oops" in bad.raw
+    assert good.status == "scored"
+
+
+async def test_f06_a_refused_connection_is_named_at_the_start():
+    with MisbehavingServer() as server:
+        url = server.url
+    judge = EndpointJudge(Judging(model="m"), Limits(base_url=url), backoff=0.001)
+    with pytest.raises(AccessError, match=rf"judge m at {url} cannot be used \(no connection"):
+        await judge.open()
+    await judge.close()
+
+
+async def test_f07_a_call_that_never_answers_is_given_up_and_repeated():
+    with MisbehavingServer(script=[Reply(act="hang")] * 3) as server:
+        async with known(server, deadline=0.4) as judge:
+            verdicts = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(6))
+            )
+        assert len(server.log) == 9
+    assert [v.status for v in verdicts] == ["scored"] * 6
+    assert sum(v.attempts for v in verdicts) == 9
+
+
+async def test_f07_each_call_that_comes_too_late_is_told_to_the_line(monkeypatch):
+    late = []
+    with MisbehavingServer(
+        script=[Reply(act="hang"), error(500, "oops"), Reply(act="reset"), Reply(act="hang")]
+    ) as server:
+        async with known(server, deadline=0.4, concurrency=1) as judge:
+            monkeypatch.setattr(judge._calls.throttle, "late", lambda: late.append(len(server.log)))
+            assert (await judge.judge(TRAIT, response())).attempts == 5
+    assert late == [1, 4]
+
+
+async def test_f07_a_call_that_trickles_is_given_up_too():
+    """A timeout between two reads would never end this one."""
+
+    async def trickle(_, writer):
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n"
+        )
+        while not writer.is_closing():
+            writer.write(b" ")
+            await asyncio.sleep(0.02)
+
+    trickling = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{trickling.sockets[0].getsockname()[1]}/v1"
+    judge = EndpointJudge(Judging(model="m"), Limits(base_url=url), deadline=0.3, backoff=0.001)
+    with pytest.raises(AccessError, match="no answer within"):
+        await judge.open()
+    await judge.close()
+    trickling.close()
+
+
+BROKEN_BODIES = [
+    b"<html>Bad gateway</html>",
+    b"",
+    b'{"choices": null}',
+    b'{"choices": []}',
+    b'{"choices": [{"message": null}]}',
+    b'{"choices": [{"message": {"content": 85}}]}',
+    b'{"error": {"message": "upstream"}}',
+    b"[1]",
+    b"\xff\xfe",
+    b'{"choices": [{"message": {"content": "{\\"score',
+]
+
+
+@pytest.mark.parametrize("body", BROKEN_BODIES)
+async def test_f08_a_body_that_is_no_answer_is_retried_then_failed_with_its_text(body):
+    with MisbehavingServer(script=[Reply(200, body)] * 2) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+        assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 80.0, 3)
+    with MisbehavingServer(script=lambda _: Reply(200, body)) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("failed", None, 8)
+    assert verdict.raw == body.decode(errors="replace")
+    assert verdict.error == "the endpoint's 200 holds no chat completion"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1000", '"x"', "null"])
+async def test_f08_log_probabilities_that_are_none_are_no_answer(number):
+    body = (
+        '{"choices": [{"message": {"content": "80"}, "finish_reason": "stop", "logprobs": {"content": '
+        '[{"token": "80", "logprob": -0.1, "top_logprobs": [{"token": "80", "logprob": NUMBER}]}]}}]}'
+    ).replace("NUMBER", number)
+    with MisbehavingServer("gpt-4.1-mini", script=[Reply(200, body.encode())]) as server:
+        async with opened(server, "m", profile=JudgeProfile(model="m", mode="expected")) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 77.5, 2)
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1e999", "-5", "NaN", "9e99", "1" * 400, '"many"', "null", "[]", "true"]
+)
+async def test_counts_that_are_none_are_not_counted(number):
+    body = (
+        '{"choices": [{"message": {"content": "80"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": NUMBER, '
+        '"completion_tokens": NUMBER, "completion_tokens_details": NUMBER}}'
+    ).replace("NUMBER", number)
+    with MisbehavingServer(script=[Reply(200, body.encode())]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+            usage = judge.usage
+    assert (verdict.status, verdict.score, verdict.input_tokens) == ("scored", 80.0, 0)
+    assert (usage.estimated, usage.output_tokens) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["85/100", "150", "I would say 85, since it is calm.", '{"score": 850}']
+)
+async def test_f09_an_unreadable_answer_is_asked_about_once(text):
+    with MisbehavingServer(script=[completion(text)]) as server:
+        async with known(server) as judge:
+            mended = await judge.judge(TRAIT, response())
+        again = server.log[1].body["messages"]
+    assert (mended.status, mended.score, mended.attempts) == ("scored", 80.0, 2)
+    assert [message["role"] for message in again] == ["user", "assistant", "user"]
+    assert again[1]["content"] == text
+    assert again[2]["content"] == PLAIN_REQUEST
+
+    with MisbehavingServer(script=lambda _: completion(text)) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.raw, verdict.attempts) == (
+        "unparsable",
+        None,
+        text,
+        2,
+    )
+    assert (verdict.input_tokens, verdict.output_tokens) == (200, 10)  # both calls were paid for
+
+
+@pytest.mark.parametrize(
+    ("answer", "raw"),
+    [
+        (completion("REFUSAL"), "REFUSAL"),
+        (completion(None, refusal="I can't rate this."), "I can't rate this."),
+        (completion("", finish_reason="content_filter"), ""),
+        (completion('{"score": null}'), '{"score": null}'),
+        (error(400, "The prompt was filtered", code="content_filter"), "The prompt was filtered"),
+        (
+            Reply(
+                403,
+                {
+                    "error": {
+                        "code": 403,
+                        "message": "Flagged",
+                        "metadata": {"reasons": ["x"], "flagged_input": "t"},
+                    }
+                },
+            ),
+            "Flagged",
+        ),
+    ],
+)
+async def test_f10_a_refusal_concerns_that_item_alone(answer, raw):
+    with MisbehavingServer(
+        script=lambda seen: answer if "touchy" in seen.prompt else None
+    ) as server:
+        async with known(server) as judge:
+            refused, good = await asyncio.gather(
+                judge.judge(TRAIT, response("touchy")), judge.judge(TRAIT, response())
+            )
+    assert (refused.status, refused.score, refused.raw, refused.attempts) == (
+        "refused",
+        None,
+        raw,
+        1,
+    )
+    assert (good.status, good.score) == ("scored", 80.0)
+
+
+async def test_f10_any_other_rejection_fails_that_item_without_a_retry():
+    def fussy(seen):
+        return (
+            error(400, "maximum context length is 2048 tokens, reduce max_tokens")
+            if "long" in seen.prompt
+            else None
+        )
+
+    with MisbehavingServer(script=fussy) as server:
+        async with known(server) as judge:
+            bad, good = await asyncio.gather(
+                judge.judge(TRAIT, response("long")), judge.judge(TRAIT, response())
+            )
+    assert (bad.status, bad.attempts) == ("failed", 1)
+    assert "maximum context length" in bad.error
+    assert good.status == "scored"
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_f10_an_answer_that_denies_one_text_ends_no_judging(status):
+    denied = Reply(status, b"<html>Forbidden</html>")
+    with MisbehavingServer(
+        script=lambda seen: denied if "touchy" in seen.prompt else None
+    ) as server:
+        async with known(server, concurrency=1) as judge:
+            verdicts = [
+                await judge.judge(TRAIT, response(text)) for text in ["touchy", "mild", "mild"] * 8
+            ]
+    assert [v.status for v in verdicts] == [
+        "failed",
+        "scored",
+        "scored",
+    ] * 8  # what failed is owed first by the next run
+    assert str(status) in verdicts[0].error
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_f05_what_is_denied_over_and_over_ends_all_judging(status):
+    with MisbehavingServer(script=[None, *[Reply(status, b"no")] * 50]) as server:
+        async with known(server, concurrency=1) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+            for _ in range(4):
+                assert (await judge.judge(TRAIT, response())).status == "failed"
+            for _ in range(3):
+                with pytest.raises(AccessError):
+                    await judge.judge(TRAIT, response())
+        assert len(server.log) == 6
+
+
+async def test_f05_an_error_sent_as_200_counts_as_what_it_says():
+    broke = Reply(200, {"error": {"code": 402, "message": "Insufficient credits"}})
+    with MisbehavingServer(script=[None, *[broke] * 20]) as server:
+        async with known(server, concurrency=1) as judge:
+            await judge.judge(TRAIT, response())
+            with pytest.raises(StoppedError, match="no quota left"):
+                await judge.judge(TRAIT, response())
+        assert len(server.log) == 2
+
+
+async def test_f03_a_pause_that_the_list_of_models_asks_for_is_kept():
+    with MisbehavingServer() as server:
+        server.list_faults.append(Reply(429, b"", {"Retry-After": "0.7"}))
+        start = time.monotonic()
+        async with known(server) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+        assert server.listed == 1
+        assert server.log[0].at >= start + 0.7
+
+
+async def test_f08_token_counts_beyond_belief_are_not_believed():
+    with MisbehavingServer(
+        script=lambda _: completion("8 or so", usage=(2**31, 2**31, 0))
+    ) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+        assert judge.usage.estimated == 2
+    assert verdict_table([verdict])["input_tokens"][0].as_py() < 2**20
+
+
+async def test_f11_an_answer_cut_off_gets_more_room_once():
+    cut = completion("", finish_reason="length", usage=(100, CAP, CAP))
+    with MisbehavingServer(script=[cut]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+        assert [seen.body["max_tokens"] for seen in server.log] == [CAP, RAISED_CAP]
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 80.0, 2)
+    assert (verdict.output_tokens, verdict.hidden_tokens) == (CAP + 5, CAP)
+
+    with MisbehavingServer(script=lambda _: cut) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+        assert len(server.log) == 2
+    assert (verdict.status, verdict.score) == ("truncated", None)
+
+
+async def test_f11_where_answers_are_often_cut_the_room_is_asked_for_at_once():
+    def reasoner(seen):
+        return completion("", finish_reason="length") if seen.body["max_tokens"] == CAP else None
+
+    with MisbehavingServer(script=reasoner) as server:
+        async with known(server, concurrency=1) as judge:
+            for index in range(30):
+                assert (await judge.judge(TRAIT, response(index=index))).status == "scored"
+    assert [seen.body["max_tokens"] for seen in server.log[-25:]] == [RAISED_CAP] * 25
+
+
+# --- access, cost, counts ------------------------------------------------------------------------------------
+
+
+async def test_f23_a_missing_key_is_found_without_a_request():
+    judge = EndpointJudge(Judging(), Limits())
+    with pytest.raises(
+        AccessError, match=r"put OPENAI_API_KEY=sk-\.\.\. into \.env.*--judge_model local"
+    ):
+        await judge.open()
+
+
+@pytest.mark.parametrize("profile", [None, PROFILE])
+async def test_f23_a_wrong_key_is_found_before_any_verdict(monkeypatch, profile):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-key-000")
+    with (
+        MisbehavingServer(key=KEY) as server,
+        pytest.raises(AccessError, match=r"refused the key: put a valid OPENAI_API_KEY into \.env"),
+    ):
+        async with opened(server, "m", profile=profile):
+            pass
+
+
+async def test_f23_a_server_that_asks_for_a_key_says_so():
+    with (
+        MisbehavingServer(key=KEY) as server,
+        pytest.raises(AccessError, match="asks for a key: put its OPENAI_API"),
+    ):
+        async with opened(server):
+            pass
+
+
+async def test_f23_an_unknown_model_is_found_at_once():
+    missing = error(404, "The model `gpt-6` does not exist", code="model_not_found")
+    with MisbehavingServer(script=lambda _: missing) as server:
+        with pytest.raises(AccessError, match=r"has no model gpt-6 .*check --judge_model"):
+            async with opened(server, "gpt-6"):
+                pass
+        assert len(server.log) == 1
+
+
+async def test_f23_a_stored_profile_outlives_a_hiccup_of_the_list():
+    with MisbehavingServer(models=["m"]) as server:
+        server.list_faults += [Reply(act="reset"), Reply(503, b"busy")]
+        async with known(server) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+        assert server.listed == 3
+        server.list_faults += [Reply(act="reset")] * 3
+        async with known(server) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+
+
+async def test_f23_a_model_that_is_not_listed_is_asked_for_before_any_verdict():
+    with MisbehavingServer(models=["another"]) as server:
+        with pytest.raises(AccessError, match="has no model m .*check --judge_model"):
+            async with known(server):
+                pass
+        assert server.statuses == [404]
+    with MisbehavingServer(models=["m", "hidden"]) as server:  # a list need not be complete
+        stored = JudgeProfile(model="hidden", top_logprobs=0)
+        server.list_faults.append(Reply(200, {"data": [{"id": "m"}]}))
+        async with opened(server, "hidden", profile=stored) as judge:
+            assert (await judge.judge(TRAIT, response())).mode == "integer"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (error(400, "Incorrect API key", code="invalid_api_key"), AccessError),
+        (error(400, "The model `m` does not exist", code="model_not_found"), AccessError),
+        (error(500, "no such model", code="model_not_found"), AccessError),
+        (error(403, "quota", code="insufficient_quota"), StoppedError),
+    ],
+)
+async def test_what_ends_all_judging_does_so_under_any_status(fault, kind):
+    with MisbehavingServer(script=[None, *[fault] * 20]) as server:
+        async with known(server, concurrency=1) as judge:
+            await judge.judge(TRAIT, response())
+            results = await asyncio.gather(
+                *(judge.judge(TRAIT, response()) for _ in range(9)), return_exceptions=True
+            )
+        assert len(server.log) == 2
+    assert {type(each) for each in results} == {kind}
+
+
+async def test_a_key_that_stops_working_stops_everything():
+    with MisbehavingServer(script=[None, error(401, "expired", code="invalid_api_key")]) as server:
+        async with known(server, concurrency=1) as judge:
+            await judge.judge(TRAIT, response())
+            results = await asyncio.gather(
+                *(judge.judge(TRAIT, response()) for _ in range(9)), return_exceptions=True
+            )
+        assert len(server.log) == 2
+    assert {type(each) for each in results} == {AccessError}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v1",
+        "ftp://h/v1",
+        "http://",
+        "x",
+        "http://h:99999/v1",
+        "http://h:port/v1",
+        "http://h:0/v1",
+        "http://[::1/v1",
+        "http://h/v1?api-key=hunter2",
+        "http://h/v1#hunter2",
+        "http://h\n/v1",
+        "hunter2@h/v1",
+    ],
+)
+def test_a_malformed_address_is_a_usage_error(url):
+    with pytest.raises(
+        UsageError, match="^--judge_base_url must be like http://HOST:PORT/v1"
+    ) as caught:
+        EndpointJudge(Judging(model="m"), Limits(base_url=url))
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h/v1", "https://h:443", "http://[::1]:8000/v1", "http://127.0.0.1:9/a/b/"]
+)
+def test_an_address_is_taken_as_it_is(url):
+    assert EndpointJudge(Judging(model="m"), Limits(base_url=url)).where == url
+
+
+def test_a_cost_limit_needs_a_price():
+    with pytest.raises(
+        UsageError, match=r"price of m: add its dollars per million tokens to .*prices\.json"
+    ):
+        EndpointJudge(Judging(model="m"), Limits(base_url="http://h/v1", max_cost=1.0))
+
+
+async def test_max_cost_stops_resumably_and_is_not_overshot(monkeypatch):
+    monkeypatch.setattr(cost, "load_prices", lambda _: {"m": cost.Price(10.0, 10.0, 10.0)})
+    with MisbehavingServer(latency=0.01) as server:  # a call is 105 tokens, so 0.00105 dollars
+        async with known(server, max_cost=0.0211, concurrency=4) as judge:
+            results = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(60)), return_exceptions=True
+            )
+            usage = judge.usage
+        paid = [each for each in results if not isinstance(each, Exception)]
+        assert len(server.log) == len(paid)
+    assert 18 <= len(paid) <= 20
+    assert usage.dollars == pytest.approx(0.00105 * len(paid))
+    assert {type(each) for each in results[-30:]} == {StoppedError}
+    assert "--max_cost $0.0211 is reached" in str(results[-1])
+
+
+@pytest.mark.parametrize("counts", [True, False])
+async def test_max_cost_holds_for_the_first_calls_and_without_counts(monkeypatch, counts):
+    """Nothing is answered when the first calls leave: each may use its whole cap, 0.00512 dollars, and a prompt."""
+    monkeypatch.setattr(cost, "load_prices", lambda _: {"m": cost.Price(10.0, 10.0, 10.0)})
+
+    def answered(_):
+        reply = completion("80")
+        if not counts:
+            del reply.body["usage"]
+        return reply
+
+    with MisbehavingServer(script=answered, latency=0.05) as server:
+        async with known(server, max_cost=0.011) as judge:
+            await asyncio.gather(
+                *(judge.judge(TRAIT, response("x" * 400)) for _ in range(90)),
+                return_exceptions=True,
+            )
+            usage, sent = judge.usage, len(server.log)
+            with pytest.raises(StoppedError, match="--max_cost"):
+                await judge.judge(TRAIT, response())
+        assert sent == len(server.log) == 1  # two might take 2 x 0.0062
+    assert usage.estimated == (0 if counts else 1)
+    # 437 characters of prompt, four to a token
+    assert usage.input_tokens == (100 if counts else 109)
+    assert ("estimated" in str(usage)) != counts
+
+
+async def test_every_attempt_is_counted():
+    with MisbehavingServer(
+        "gpt-5-mini", script=[None, error(500, "x"), completion("no"), None]
+    ) as server:
+        async with opened(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+            usage = judge.usage
+    assert verdict.attempts == 3
+    assert (verdict.input_tokens, verdict.output_tokens, verdict.hidden_tokens) == (200, 10, 3)
+    assert (usage.requests, usage.attempts, usage.input_tokens, usage.hidden_tokens) == (
+        1,
+        4,
+        300,
+        6,
+    )
+    assert verdict.judge_key == judge_key(Judging(), TRAIT)
+
+
+async def test_f17_surrogates_on_both_ways_are_escaped():
+    body = b'{"choices": [{"message": {"content": "no \\ud800 number"}, "finish_reason": "stop"}]}'
+    with MisbehavingServer(script=lambda _: Reply(200, body)) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response("broken \udc80 text"))
+    assert verdict.raw == "no \\ud800 number"
+    assert "broken \\udc80 text" in server.log[0].prompt
+
+
+async def test_f28_the_key_leaks_nowhere(monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+
+    def parrot(seen):
+        said = seen.headers["authorization"]
+        bodies = {
+            "refused": error(403, f"{said} is not allowed here"),
+            "rejected": error(422, f"bad header {said}"),
+            "broken": Reply(200, f"<html>{said}</html>".encode()),
+            "answered": completion(f"prose with {said}"),
+            "filtered": error(400, said, code="content_filter"),
+            "failing": error(500, said),
+        }
+        return next((reply for word, reply in bodies.items() if word in seen.prompt), None)
+
+    events, texts = [], []
+    with MisbehavingServer(script=parrot, key=KEY) as server:
+        async with known(server, events=events) as judge:
+            for word in ("rejected", "broken", "answered", "filtered", "failing", "fine"):
+                verdict = await judge.judge(TRAIT, response(word))
+                texts.append(repr(verdict))
+            assert "'scored'" in texts[-1]  # so the key did reach the server
+            texts += [repr(await judge.judge(TRAIT, response("refused"))) for _ in range(4)]
+            with pytest.raises(AccessError) as caught:
+                await judge.judge(TRAIT, response("refused"))
+    everything = "\n".join(
+        [*texts, *events, str(caught.value), repr(caught.value), caplog.text, repr(judge)]
+    )
+    assert "[redacted]" in everything
+    assert KEY not in everything
+    assert "SECRET" not in everything
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-clé"])
+async def test_f28_a_key_that_cannot_be_sent_is_not_shown(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with MisbehavingServer() as server, pytest.raises(AccessError, match="copy it again") as caught:
+        async with opened(server):
+            pass
+    assert "sk-" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["none", "EMPTY"])
+async def test_f28_a_word_in_place_of_a_key_spoils_no_text(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with MisbehavingServer(script=lambda _: completion(f"{key} of it")) as server:
+        async with known(server) as judge:
+            assert (await judge.judge(TRAIT, response())).raw == f"{key} of it"
+
+
+def test_f28_a_password_in_the_address_is_refused_and_not_shown():
+    with pytest.raises(UsageError, match="without a name or password") as caught:
+        EndpointJudge(Judging(model="m"), Limits(base_url="http://me:hunter2@127.0.0.1:9/v1"))
+    assert "hunter2" not in str(caught.value)

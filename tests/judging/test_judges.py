@@ -1,0 +1,495 @@
+"""Judges in whole runs: what stops, what is kept, and which verdict set is in use. Real client, real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support import fakes, lab
+from tests.support.misbehaving_server import MisbehavingServer, Seen, completion, error
+from traitmill.cli import display
+from traitmill.cli.session import Outcome
+from traitmill.engine.errors import (
+    AccessError,
+    EngineDiedError,
+    ExitCode,
+    ResourceError,
+    StoppedError,
+    UsageError,
+)
+from traitmill.engine.judging.local import LocalJudge, calibration_positions
+from traitmill.engine.records import Sample
+from traitmill.engine.run.job import export_again, reopen_job
+from traitmill.engine.run.launch import Launch
+from traitmill.engine.settings import Identity, Judging, Limits, RunSettings, Speed
+from traitmill.engine.storage.run_record import load_manifest
+from traitmill.engine.storage.state import load_view
+from traitmill.engine.traits.definition import Trait, load_traits
+from traitmill.engine.traits.plan import make_plan
+
+SIDES = ("pos", "neg")
+LIMITS = Limits(rpm=1e6, concurrency=1)
+NO_QUOTA = error(429, "You exceeded your current quota", code="insufficient_quota")
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Judged(Launch):
+    """The real launch and the real remote judge; generation and capture are deterministic."""
+
+    async def _load(self) -> None:
+        if self._judges:
+            await self._open_endpoint()
+        self.backends.generator = fakes.FakeGenerator() if self._generate else None
+        self.backends.capturer = fakes.FakeCapture(self._settings.capture)
+        self.backends.capture_facts = fakes.FACTS
+
+
+def judged_by(
+    url: str, model: str = "gpt-4.1-mini", mode: str = "auto", n: int = 10, **changes: object
+) -> RunSettings:
+    speed = Speed(flush_seconds=0.2, limits=Limits(base_url=url, rpm=1e6))
+    return fakes.settings(n, judging=Judging(model=model, mode=mode), speed=speed, **changes)
+
+
+def launch(folder: Path, settings: RunSettings, *, reopen: bool = False) -> Judged:
+    if reopen:
+        (trait,) = load_traits({folder.name: folder})
+        settings = replace(settings, capture_rows="none")
+        jobs = [reopen_job(trait, folder, settings, fakes.tokenize, print)]
+    else:
+        jobs = fakes.open_jobs([folder], settings)
+    out = Judged(jobs, settings, fakes.REF, folder / "log", print, generate=not reopen, judge=True)
+    asyncio.run(out.run())
+    return out
+
+
+def csv_rows(folder: Path) -> list[dict[str, str]]:
+    rows = []
+    for side in ("pos", "neg"):
+        with (folder / f"responses/{side}.csv").open(newline="", encoding="utf-8") as file:
+            rows += list(csv.DictReader(file))
+    return rows
+
+
+def all_counts(folder: Path) -> dict[str, int]:
+    counts = load_view(folder).counts()
+    return {
+        name: sum(counts[side][kind][name] for side in ("pos", "neg"))
+        for kind, name in (("responses", "pending"), ("responses", "ok"), ("verdicts", "scored"))
+    } | {"captured": sum(counts[side]["captured"] for side in ("pos", "neg"))}
+
+
+@pytest.mark.parametrize("script", [[NO_QUOTA] * 9, [None, NO_QUOTA]])
+def test_f05_without_quota_from_the_first_call_on_generation_and_capture_finish(
+    tmp_path: Path, script: list
+) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer(script=script) as server:
+        run = launch(folder, judged_by(server.url))
+    assert isinstance(run.pipeline.errors["judging"], StoppedError)
+    assert "no quota left" in str(run.pipeline.errors["judging"])
+    counts = all_counts(folder)
+    assert counts["pending"] == 0
+    assert counts["captured"] == counts["ok"] > 0
+    with MisbehavingServer() as server:
+        run = launch(folder, judged_by(server.url))
+    assert not run.pipeline.errors
+    assert all_counts(folder)["scored"] == counts["ok"]
+
+
+@pytest.mark.parametrize(
+    ("persona", "model", "mode", "measured"),
+    [
+        ("gpt-5-mini", "gpt-5-mini", "auto", "integer"),
+        ("gpt-4.1-mini", "gpt-4.1-mini", "auto", "expected"),
+        ("gpt-4.1-mini", "gpt-4.1-mini", "integer", "integer"),
+    ],
+)
+def test_the_metadata_names_the_measurement_that_was_used(
+    tmp_path: Path, persona: str, model: str, mode: str, measured: str
+) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer(persona) as server:
+        launch(folder, judged_by(server.url, model, mode))
+    judge = json.loads((folder / "activations/metadata.json").read_text())["judge"]
+    assert (judge["model"], judge["mode"], judge["mode_asked"], judge["kind"]) == (
+        model,
+        measured,
+        mode,
+        "remote",
+    )
+
+
+def test_f23_a_judge_that_cannot_be_had_leaves_the_verdict_set_in_use(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer(models=["gpt-4.1-mini"]) as server:
+        launch(folder, judged_by(server.url))
+        before = load_manifest(folder)
+        kept = csv_rows(folder)
+        assert kept
+        for how in ({"reopen": True}, {"reopen": False}):
+            with pytest.raises(AccessError, match="has no model typo"):
+                launch(folder, judged_by(server.url, "typo"), **how)
+            after = load_manifest(folder)
+            assert (after.judge_key, after.judges) == (before.judge_key, before.judges)
+            assert after.settings["judging"] == before.settings["judging"]
+            export_again(folder, print)
+            assert csv_rows(folder) == kept
+
+
+def test_the_local_judge_is_placed_by_the_initial_plan_though_rounds_were_added() -> None:
+    trait = Trait("t", tuple((f"pos {i}", f"neg {i}") for i in range(3)), tuple("ABCDEFG"), "")
+    identity = Identity(model="m", revision="r")
+    initial, grown = (
+        make_plan(trait, {"pos": n, "neg": m}, identity, fakes.tokenize)
+        for n, m in ((50, 50), (150, 100))
+    )
+    wanted = []
+    for start in (0, 50):  # 50 samples a side, of which every (49/15)th
+        wanted += [initial.ids[start + round(k * 49 / 15)] for k in range(16)]
+    for plan in (initial, grown):
+        assert [plan.ids[position] for position in calibration_positions(plan, 50)] == wanted
+
+
+def test_another_judge_is_taken_up_with_its_first_verdict(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer() as server:
+        launch(folder, judged_by(server.url))
+        first = load_manifest(folder)
+    with MisbehavingServer(
+        script=[None, *[NO_QUOTA] * 60]
+    ) as server:  # the probe is answered, no verdict is
+        launch(folder, judged_by(server.url, "another"), reopen=True)
+        assert load_manifest(folder).judge_key == first.judge_key
+    with MisbehavingServer() as server:
+        launch(folder, judged_by(server.url, "another"), reopen=True)
+        second = load_manifest(folder)
+        assert second.judge_key != first.judge_key
+        assert second.settings["judging"]["model"] == "another"
+        assert set(second.judges) == {first.judge_key, second.judge_key}
+        asked = len(server.log)
+        launch(folder, judged_by(server.url), reopen=True)  # back, with all its verdicts there
+        assert load_manifest(folder).judge_key == first.judge_key
+        assert len(server.log) == asked
+
+
+def test_a_profile_belongs_to_its_endpoint_and_the_measurement_to_its_verdict_set(
+    tmp_path: Path,
+) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer("gpt-5-mini") as server:
+        launch(folder, judged_by(server.url, "m", n=10))
+    with MisbehavingServer(
+        "gpt-4.1-mini"
+    ) as server:  # could give log-probabilities; the set holds integers
+        launch(folder, judged_by(server.url, "m", n=20))
+        assert any("Rate from 0 to 100" in seen.prompt for seen in server.log)
+        probed = len(server.log)
+        launch(folder, judged_by(server.url, "m", n=30))
+        assert not any("Rate from 0 to 100" in seen.prompt for seen in server.log[probed:])
+        verdicts = lab.rows(folder, "verdicts")
+        assert {row["mode"] for row in verdicts} == {"integer"}
+
+        other = fakes.make_trait(tmp_path, "other")
+        launch(other, judged_by(server.url, "m"))
+        settings = judged_by(server.url, "m", n=40)
+        jobs = fakes.open_jobs([folder, other], settings)
+        run = Judged(jobs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
+        with pytest.raises(UsageError, match="trait as integer, other as expected.*one by one"):
+            asyncio.run(run.run())
+
+
+def test_capture_alone_keeps_the_verdict_set_that_was_chosen(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer() as server:
+        launch(folder, judged_by(server.url, mode="integer"))
+        first = load_manifest(folder).judge_key
+        (folder / "trait_definition.json").write_text(
+            json.dumps(fakes.definition() | {"eval_prompt": "Other {question} {answer}"})
+        )
+        launch(folder, judged_by(server.url, mode="integer"), reopen=True)
+    with pytest.raises(
+        UsageError, match=rf"{first} \(gpt-4.1-mini, --judge_mode integer, of 20\d\d-"
+    ):
+        export_again(folder, print, use_judge="gpt-4.1-mini")
+    export_again(folder, print, use_judge=first)
+    (trait,) = load_traits({folder.name: folder})
+    job = reopen_job(
+        trait, folder, judged_by("http://127.0.0.1:9/v1"), fakes.tokenize, print, judge=False
+    )
+    assert job.view.manifest.judge_key == load_manifest(folder).judge_key == first
+
+
+def test_answers_under_way_when_judging_stops_are_kept(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer(latency=0.3) as server:
+
+        def script(seen):
+            return (
+                NO_QUOTA if len(server.log) == 9 else None
+            )  # at once, while the probe is long over and 7 are answered
+
+        server._script = script
+        run = launch(folder, judged_by(server.url))
+        paid = server.statuses.count(200) - 1
+    assert isinstance(run.pipeline.errors["judging"], StoppedError)
+    assert paid >= 7
+    assert all_counts(folder)["scored"] == paid
+
+
+def asked_after(server: MisbehavingServer, run: Judged, act: Callable[[], None]) -> list[Seen]:
+    """Run to the end, `act` once 40 requests were sent; those sent more than 0.1 s later."""
+    acted: list[float] = []
+
+    async def main() -> None:
+        going = asyncio.create_task(run.run())
+        while len(server.log) < 40:
+            await asyncio.sleep(0.01)
+        acted.append(time.monotonic())
+        act()
+        await going
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    return [seen for seen in server.log if seen.at > acted[0] + 0.1]
+
+
+def test_f02_an_interrupt_asks_nothing_more_and_keeps_what_was_asked(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer("gpt-5-mini", latency=0.5) as server:
+        settings = judged_by(server.url, "gpt-5-mini", n=150)
+        jobs = fakes.open_jobs([folder], settings)
+        run = Judged(jobs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
+        late = asked_after(server, run, run.pipeline.stop)
+        assert not late
+        assert 40 <= len(server.log) < 250
+        assert (
+            all_counts(folder)["scored"] == server.statuses.count(200) - 1
+        )  # the probe is no verdict
+    assert not run.pipeline.errors
+
+
+def test_f13_a_trait_that_cannot_be_written_is_not_paid_for(tmp_path: Path) -> None:
+    good, bad = fakes.make_trait(tmp_path, "good"), fakes.make_trait(tmp_path, "bad")
+    with MisbehavingServer("gpt-5-mini", latency=0.2) as server:
+        settings = judged_by(server.url, "gpt-5-mini", n=200)
+        jobs = fakes.open_jobs([bad, good], settings)
+        run = Judged(jobs, settings, fakes.REF, tmp_path / "log", print, generate=True, judge=True)
+        late = asked_after(
+            server,
+            run,
+            lambda: run.pipeline._fail_trait(jobs[0], ResourceError("the disk is full")),
+        )
+        texts = {row["response"] for row in lab.rows(good, "responses")}
+        assert late
+        assert all(any(text in seen.prompt for text in texts) for seen in late)
+    assert all_counts(good)["scored"] == all_counts(good)["ok"] > 300
+
+
+def test_f29_a_side_that_is_refused_as_a_whole_is_explained(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer("gpt-5-mini", script=lambda _: completion("REFUSAL")) as server:
+        run = launch(folder, judged_by(server.url, "gpt-5-mini"))
+    said = "\n".join(display._remarks(run.pipeline.jobs[0]))
+    for side in SIDES:
+        assert f"no {side} response has a score: the judge answers, but gives no number" in said
+
+
+# --- the local judge -------------------------------------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer of one token a word, and the engine's next-token probabilities."""
+
+    chat_template = None
+    bos_token_id = None
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [hash(text) & 0xFFFF]}
+
+    async def next_logprobs(
+        self, prompt: tuple[int, ...], token_ids: list[int]
+    ) -> dict[int, float]:
+        return {token: -1.0 - index for index, token in enumerate(token_ids)}
+
+
+def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    settings = fakes.settings(30, judging=Judging(model="local"))
+    jobs = fakes.open_jobs([folder], settings)
+
+    class Dying(fakes.FakeGenerator):
+        async def generate(self, sample: Sample):
+            if len(self.calls) >= 10:
+                await asyncio.sleep(0.2)
+                raise EngineDiedError("the generation engine died: boom")
+            return await super().generate(sample)
+
+    async def main():
+        judge = LocalJudge(Words(), Words(), settings.judging, "words", lambda *_: None)
+        ids = jobs[0].view.plan.ids
+        judge.open_trait(
+            "trait", [ids[position].decode() for position in jobs[0].calibration()], None
+        )
+        work = fakes.pipeline(jobs, settings, generator=Dying(max_in_flight=8), judge=judge)
+        work.backends.on_skipped, work.backends.on_starved = judge.skip, judge.give_up
+        await asyncio.wait_for(work.run(), 60)
+        return work
+
+    work = asyncio.run(main())
+    assert isinstance(work.errors["generation"], EngineDiedError)
+    assert isinstance(work.errors["judging"], StoppedError)
+    counts = all_counts(folder)
+    assert counts["scored"] == 0
+    assert counts["captured"] == counts["ok"] > 0
+
+
+# --- commands --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """The folder of a trait whose run is finished, made with a model that is gone."""
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer() as server:
+        launch(folder, judged_by(server.url))
+    return folder
+
+
+def on(folder: Path) -> list[object]:
+    return [
+        "--experiment",
+        "exp",
+        "--trait",
+        folder.name,
+        "--experiments_dir",
+        folder.parent.parent,
+    ]
+
+
+def test_a_remote_judge_needs_no_generation_model(traitmill, finished: Path) -> None:
+    before = load_manifest(finished)
+    assert before.source_name == "fake"
+    with MisbehavingServer("gpt-5-mini") as server:
+        limits = ["--judge_base_url", server.url, "--judge_rpm", "100000"]
+        code, said = traitmill("judge", *on(finished), "--judge_model", "gpt-5-mini", *limits)
+    assert code == ExitCode.NOTHING_KEPT, said  # 80 for each, so no neg response is kept
+    assert load_manifest(finished).judge_key != before.judge_key
+    assert {row["trait_score"] for row in csv_rows(finished)} == {"80"}
+    code, said = traitmill("export", *on(finished), "--use_judge", "gpt-4.1-mini")
+    assert f"by judge gpt-4.1-mini ({before.judge_key})" in said
+    code, said = traitmill("activations", *on(finished))
+    assert code == ExitCode.ACCESS, "capture does need it"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (
+            ["--judge_model", "local:./no/such/folder"],
+            ExitCode.ACCESS,
+            "--judge_model local:./no/such/folder: model",
+        ),
+        (
+            ["--judge_model", "m", "--judge_base_url", "http://h/v1?key=hunter2"],
+            ExitCode.USAGE,
+            "http://HOST:PORT/v1",
+        ),
+        (
+            ["--judge_model", "m", "--judge_base_url", "http://h:no/v1"],
+            ExitCode.USAGE,
+            "http://HOST:PORT/v1",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["judge", "generate", "doctor"])
+def test_f23_a_judge_that_cannot_work_is_found_before_anything_loads(
+    traitmill, finished: Path, command: str, options: list[str], code: ExitCode, words: str
+) -> None:
+    before = {
+        path: path.read_bytes()
+        for path in finished.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+    where = on(finished)[:2] + on(finished)[4:] if command == "doctor" else on(finished)
+    got, said = traitmill(command, *where, *options)
+    assert got == code or command == "doctor"
+    assert words in said
+    assert "hunter2" not in said
+    after = {
+        path: path.read_bytes()
+        for path in finished.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+    assert after == before
+
+
+def test_f23_a_local_judge_without_yes_and_no_is_found_before_anything_loads(
+    traitmill, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Characters:
+        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+            return {"input_ids": list(text.encode())}
+
+    monkeypatch.setattr("traitmill.engine.judging.local.load_tokenizer", lambda _: Characters())
+    folder = lab.make_model(finished.parent.parent)
+    code, said = traitmill("judge", *on(finished), "--judge_model", f"local:{folder}")
+    assert code == ExitCode.ACCESS
+    assert "no single token for 'yes'" in said
+
+
+def test_f19_responses_cut_off_are_counted_in_the_summary_and_the_status(
+    traitmill, finished: Path
+) -> None:
+    rows = [row for row in lab.rows(finished, "responses") if row["status"] == "ok"]
+    cut = {
+        side: sum(row["finish_reason"] == "length" and row["polarity"] == side for row in rows)
+        for side in SIDES
+    }
+    assert all(0 < n < 10 for n in cut.values())
+    _, said = traitmill("status", *on(finished), "--json")
+    counts = json.loads(said)["traits"]["trait"]["counts"]
+    assert {side: counts[side]["cut_off"] for side in SIDES} == cut
+    with MisbehavingServer() as server:
+        limits = ["--judge_base_url", server.url, "--judge_rpm", "100000"]
+        _, said = traitmill("judge", *on(finished), "--judge_model", "gpt-4.1-mini", *limits)
+    for side in SIDES:
+        assert re.search(rf"trait {side}: (.*, )?{cut[side]} cut off at --max_new_tokens", said)
+
+
+def test_the_expected_cost_stands_in_the_plain_line_and_in_the_summary_of_an_unfinished_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = fakes.make_trait(tmp_path)
+    with MisbehavingServer(script=[*[None] * 6, *[NO_QUOTA] * 60]) as server:
+        settings = judged_by(server.url, n=20)
+        run = launch(
+            folder,
+            replace(
+                settings, speed=replace(settings.speed, limits=replace(LIMITS, base_url=server.url))
+            ),
+        )
+    usage, judgeable = run.usage, all_counts(folder)["ok"]
+    assert 0 < usage.requests < judgeable
+    dollars = usage.dollars * judgeable / usage.requests
+    assert f"${dollars:.4f} expected in all" in display._line(run)
+    shown = display.Display(sys.stdout)
+    shown.summary(
+        run,
+        Outcome(run.pipeline.jobs, list(run.pipeline.errors.values()), interrupted=False),
+        folder / "log",
+    )
+    assert f"judge: {usage}, ${dollars:.4f} expected in all" in capfd.readouterr().out

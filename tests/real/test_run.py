@@ -1,0 +1,230 @@
+"""The commands themselves on real vLLM: a real HTTP judge, real capture, the documented files, no process left."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.conftest import ROOT, TRAITMILL, clean_environment
+
+pytestmark = pytest.mark.slow
+COLUMNS = ["question", "instruction", "prompt", "response", "trait_score"]
+
+
+def traitmill(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [TRAITMILL, *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def rows_of(folder: Path, kind: str) -> int:
+    total = 0
+    for path in folder.glob(f"parquet/{kind}/part-*.parquet"):
+        try:
+            total += pq.read_metadata(path).num_rows
+        except FileNotFoundError:  # merged into another just now
+            continue
+    return total
+
+
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    return header, rows
+
+
+def check_files(folder: Path, n_layers: int = 30, hidden_dim: int = 576) -> torch.Tensor:
+    header, pos = read_csv(folder / "responses/pos.csv")
+    assert header == COLUMNS
+    header, neg = read_csv(folder / "responses/neg.csv")
+    assert header == COLUMNS
+    tensor = torch.load(folder / "activations/all_layers.pt", weights_only=True)
+    assert tensor.shape == (len(pos) + len(neg), n_layers, hidden_dim)
+    assert tensor.dtype == torch.float32
+    assert torch.isfinite(tensor).all()
+    metadata = json.loads((folder / "activations/metadata.json").read_text())
+    assert (metadata["n_examples_pos"], metadata["n_examples_neg"]) == (len(pos), len(neg))
+    return tensor
+
+
+def test_two_traits_over_an_http_judge_share_one_engine_and_overlap(
+    tmp_path: Path, model_folder: Path, vllm_server: str
+) -> None:
+    names = ["fairy_tale", "poem"]
+    for name in names:
+        shutil.copytree(
+            ROOT / "experiments/demo" / name,
+            tmp_path / "experiments/demo" / name,
+            ignore=lambda *_: {
+                "parquet",
+                "responses",
+                "activations",
+                "vectors",
+                "plots",
+                "report.html",
+            },
+        )
+    command = [
+        TRAITMILL,
+        "generate",
+        "--experiment",
+        "demo",
+        "--traits",
+        ",".join(names),
+        "--gen_model",
+        model_folder,
+    ]
+    command += ["--judge_base_url", vllm_server, "--judge_model", "judge", "--n_examples", "20"]
+    command += [
+        "--max_new_tokens",
+        "48",
+        "--batch_size",
+        "8",
+        "--flush_seconds",
+        "1",
+        "--judge_rpm",
+        "6000",
+    ]
+    command = [str(part) for part in command]
+    overlap = engines = 0
+    family: dict[int, psutil.Process] = {}
+    output = (tmp_path / "out").open("w+")
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=clean_environment(), stdout=output, stderr=output
+    ) as process:
+        while process.poll() is None:
+            generated = sum(
+                rows_of(tmp_path / "experiments/demo" / name, "responses") for name in names
+            )
+            judged = sum(
+                rows_of(tmp_path / "experiments/demo" / name, "verdicts") for name in names
+            )
+            overlap += judged > 0 and generated < 80
+            try:
+                family |= {
+                    child.pid: child
+                    for child in psutil.Process(process.pid).children(recursive=True)
+                }
+            except psutil.NoSuchProcess:
+                break
+            cores = [c for c in family.values() if c.is_running() and "EngineCore" in _name(c)]
+            engines = max(engines, len(cores))
+            time.sleep(0.2)
+    output.seek(0)
+    said = output.read()
+    # 7: the tiny judge may keep nothing on a side, which is no fault of the machinery
+    assert process.returncode in (0, 7), said
+    assert said.count("loading ") == 1, said
+    assert engines == 1
+    assert overlap > 0, "verdicts were on disk while responses were still being generated"
+    assert not psutil.wait_procs(list(family.values()), timeout=10)[1]
+    for name in names:
+        folder = tmp_path / "experiments/demo" / name
+        assert rows_of(folder, "responses") == 40
+        assert rows_of(folder, "verdicts") == 40
+        check_files(folder)
+        table = pq.read_table(folder / "parquet/verdicts").to_pylist()
+        assert {row["mode"] for row in table} <= {"integer", "expected"}
+        assert all((row["score"] is not None) == (row["status"] == "scored") for row in table)
+
+    _stage_two_gives_the_same_tensor(tmp_path, names[0])
+
+
+def _stage_two_gives_the_same_tensor(tmp_path: Path, name: str) -> None:
+    """The same stored rows without their activations, captured later by stage 2."""
+    folder = tmp_path / "experiments/demo" / name
+    twin = tmp_path / "experiments/demo" / f"{name}_later"
+    shutil.copytree(folder, twin)
+    shutil.rmtree(twin / "activations")
+    shutil.rmtree(twin / "parquet/activations")
+    # As in the first run: bfloat16 results move with the batch a row is in.
+    result = traitmill(
+        "activations",
+        "--experiment",
+        "demo",
+        "--trait",
+        twin.name,
+        "--batch_size",
+        "8",
+        cwd=tmp_path,
+    )
+    assert result.returncode in (0, 7), result.stdout + result.stderr
+    torch.testing.assert_close(check_files(twin), check_files(folder), rtol=1e-5, atol=1e-5)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def check_recommendation(said: str, folder: Path) -> None:
+    """The method and layer that the evaluation names are printed with their interval and what they are held against."""
+    facts = json.loads(pq.read_metadata(folder / "evaluation.parquet").metadata[b"traitmill"])[
+        "recommendation"
+    ]
+    assert facts["reason"] in said
+    stated = f"{facts['auroc']:.2f}, 95 % interval {facts['low']:.2f} to {facts['high']:.2f}, for unseen questions"
+    assert stated in facts["reason"]
+    assert re.search(
+        r"shuffled labels give 0\.\d\d, random vectors [01]\.\d\d on average", facts["reason"]
+    )
+    measures = {
+        (row["measure"], row["split"], row["method"], row["layer"]): row["value"]
+        for row in pq.read_table(folder / "evaluation.parquet").to_pylist()
+        if row["measure"] != "held_out_score"
+    }
+    where = ("question", facts["method"], facts["layer"])
+    assert measures["selected_auroc", *where] == facts["auroc"]
+    assert 0 <= measures["shuffled_auroc", *where] <= 1
+    assert 0 <= measures["random_auroc", "question", "random", facts["layer"]] <= 1
+
+
+def test_the_demo_from_nothing_to_a_report(tmp_path: Path) -> None:
+    target = tmp_path / "experiments/demo/poem"
+    target.mkdir(parents=True)
+    shutil.copy(ROOT / "experiments/demo/poem/trait_definition.json", target)
+    result = traitmill("demo", cwd=tmp_path)
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    tensor = check_files(target)
+    metadata = json.loads((target / "activations/metadata.json").read_text())
+    assert metadata["n_examples_pos"] >= 0.4 * 50
+    assert metadata["n_examples_neg"] >= 0.4 * 50
+    assert metadata["judge"]["auroc_interval"][0] > 0.5
+    assert metadata["judge"]["kind"] == "local_relative"
+    assert (
+        metadata["self_check"]["rows"]
+        if "rows" in metadata["self_check"]
+        else metadata["self_check"]
+    )
+    for layer in range(tensor.shape[1]):
+        for method in ("mean_diff", "probe"):
+            vector = torch.load(target / f"vectors/{method}_layer{layer}.pt", weights_only=True)
+            assert vector.shape == (576,)
+            assert vector.dtype == torch.float32
+    check_recommendation(said, target)
+    assert (target / "report.html").stat().st_size > 10_000
+    for word in ("generated", "judged", "kept", "AUROC", "[", "generation", "files", "next"):
+        assert word in said
+    again = traitmill("demo", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "no model is loaded" in again.stdout

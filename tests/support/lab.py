@@ -1,0 +1,392 @@
+"""Whole runs over deterministic backends in real processes, to be killed, interrupted, starved and compared.
+
+The processes come from a fork server that has everything imported, so that each starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tests.support import fakes
+from traitmill.cli.session import Outcome
+from traitmill.engine.errors import TraitmillError
+from traitmill.engine.models.hub import find_model
+from traitmill.engine.outputs.export import histogram  # noqa: F401 - loads what an export needs before the fork
+from traitmill.engine.records import Response, Sample, Verdict
+from traitmill.engine.run import pipeline
+from traitmill.engine.run.job import open_job
+from traitmill.engine.run.launch import Launch
+from traitmill.engine.settings import Identity, Plan, RunSettings, Speed, View
+from traitmill.engine.storage.lock import lock_traits
+from traitmill.engine.traits.definition import Trait, load_traits
+
+KINDS = ("responses", "verdicts", "activations")
+FINAL_FILES = (
+    "responses/pos.csv",
+    "responses/neg.csv",
+    "activations/all_layers.pt",
+    "activations/metadata.json",
+)
+SOURCE_DATE_EPOCH = "1700000000"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run: what `traitmill generate` would be told, and how the backends behave."""
+
+    root: Path
+    traits: tuple[str, ...] = ("trait",)
+    n: int = 20
+    min_kept: int = 0
+    threshold: float = 50.0
+    flush_seconds: float = 0.5
+    generation_delay: float = 0.0
+    judge_delay: float = 0.0
+    capture_delay: float = 0.0
+    in_flight: int = 16
+    judging: int = 32
+    judge_log: Path | None = None
+    hang: bool = False
+    """The judge never answers."""
+    drain: float = 0.0
+    """Seconds an interrupt waits for answers in flight; 0 is the product's own."""
+    wild: str = ""
+    """Makes every text another one, as real sampling does."""
+    generates: int = 0
+    """Responses after which the model falls silent, so that work is left however late a kill comes; 0 is never."""
+
+    @property
+    def folders(self) -> list[Path]:
+        return [self.root / "exp" / name for name in self.traits]
+
+    @property
+    def out(self) -> Path:
+        """What the processes say; beside the root, which may be a full disk."""
+        return self.root.with_name(f"{self.root.name}.out")
+
+
+def make_model(root: Path) -> Path:
+    """A model as far as commands look before they load weights: a folder with a config."""
+    folder = root / "toy"
+    folder.mkdir(exist_ok=True)
+    config = {
+        "model_type": "llama",
+        "hidden_size": fakes.HIDDEN_DIM,
+        "num_hidden_layers": fakes.N_LAYERS,
+    }
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
+    return folder
+
+
+def settings(work: Work) -> RunSettings:
+    """The command line's defaults, over the toy model."""
+    ref = find_model(str(make_model(work.root)))
+    return replace(
+        fakes.settings(),
+        identity=Identity(model=ref.name, revision=ref.revision),
+        plan=Plan(n_examples=work.n, min_kept=work.min_kept),
+        view=View(threshold=work.threshold),
+        speed=Speed(flush_seconds=work.flush_seconds),
+    )
+
+
+class Generator(fakes.FakeGenerator):
+    def __init__(self, work: Work) -> None:
+        super().__init__(work.generation_delay, work.in_flight)
+        self._wild = work.wild
+        self._generates = work.generates
+
+    async def generate(self, sample: Sample) -> Response:
+        if self._generates and len(self.calls) >= self._generates:
+            await asyncio.Event().wait()
+        response = await super().generate(sample)
+        return (
+            replace(response, response=response.response + self._wild)
+            if response.status == "ok"
+            else response
+        )
+
+
+class Judge(fakes.FakeJudge):
+    """At most `judging` calls at once. What it says tells which text it saw."""
+
+    def __init__(self, work: Work, run: RunSettings) -> None:
+        super().__init__(run.judging, work.judge_delay, work.judge_log)
+        self._slots = asyncio.Semaphore(work.judging)
+        self._hang = work.hang
+
+    async def judge(self, trait: Trait, response: Response) -> Verdict:
+        async with self._slots:
+            if self._hang:
+                await asyncio.Event().wait()
+            verdict = await super().judge(trait, response)
+            return replace(verdict, raw=response.response)
+
+
+class LabLaunch(Launch):
+    """The real launch, with deterministic backends in place of models."""
+
+    work: Work
+
+    async def _load(self) -> None:
+        self.backends.generator = Generator(self.work)
+        self.backends.judge = Judge(self.work, self._settings)
+        self.backends.capturer = fakes.FakeCapture(self._settings.capture, self.work.capture_delay)
+        self.backends.capture_facts = fakes.FACTS
+
+
+def run(work: Work, ready: Any = None) -> int:
+    """Do the work in this process; returns the exit code the command line would give."""
+    if work.drain:
+        pipeline._DRAIN_S = work.drain
+    run_settings = settings(work)
+    ref = find_model(str(work.root / "toy"))
+    traits = load_traits({folder.name: folder for folder in work.folders})
+    try:
+        with lock_traits(work.folders):
+            pairs = zip(traits, work.folders, strict=True)
+            jobs = [open_job(t, f, run_settings, ref, fakes.tokenize, print) for t, f in pairs]
+            launch = LabLaunch(
+                jobs, run_settings, ref, work.root / "log", print, generate=True, judge=True
+            )
+            launch.work = work
+            asyncio.run(launch.run(on_ready=lambda: ready.send("ready") if ready else None))
+    except TraitmillError as error:
+        print(error)
+        return int(error.exit_code)
+    errors = [*launch.pipeline.errors.values(), *(job.error for job in jobs if job.error)]
+    for error in errors:
+        print(f"stopped: {error}")
+    return int(Outcome(jobs, errors, launch.pipeline.interrupted).exit_code)
+
+
+def _child(work: Work, ready: Connection) -> None:
+    with work.out.open("a", buffering=1) as out:
+        sys.stdout = sys.stderr = out
+        code = run(work, ready)
+        out.flush()
+        os._exit(code)
+
+
+@cache
+def _server() -> Any:
+    os.environ["SOURCE_DATE_EPOCH"] = SOURCE_DATE_EPOCH  # inherited by every process started here
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.lab", "traitmill.engine.capture.model", "torch"])
+    return context
+
+
+class Running:
+    """A run in a process of its own."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.ready, ready = _server().Pipe(duplex=False)
+        # A daemon: one that a failed test leaves behind must not keep the tests from ending.
+        self.process: BaseProcess = _server().Process(
+            target=_child, args=(work, ready), daemon=True
+        )
+        self.process.start()
+        ready.close()
+
+    def wait_ready(self) -> None:
+        """Until the pipeline is about to start (or the process has ended)."""
+        if self.ready.poll(120):
+            try:
+                self.ready.recv()
+            except EOFError:
+                return
+
+    def wait(self, seconds: float = 120) -> int | None:
+        """The exit code (negative: a signal), None when the process still runs after `seconds`."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    @property
+    def said(self) -> str:
+        return self.work.out.read_text()
+
+
+def run_to_end(work: Work) -> int | None:
+    """Run in a process of its own, undisturbed."""
+    return Running(work).wait()
+
+
+# --- looking at what is on disk, with code of its own ---------------------------------------------------------
+
+
+def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """All stored rows of a kind, in the order they were written, repeats included."""
+    found: list[dict[str, Any]] = []
+    for path in sorted((folder / "parquet" / kind).glob("part-*.parquet")):
+        found += pq.read_table(path, partitioning=None).to_pylist()
+    return found
+
+
+def row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        row["sample_id"],
+        row.get("judge_key", ""),
+        row.get("capture_key", ""),
+        row.get("pool", ""),
+    )
+
+
+def row_digests(folder: Path) -> dict[tuple[str, tuple[str, ...]], str]:
+    """(kind, key) -> digest of the row's content. A key that stands twice, with different content, fails here."""
+    out: dict[tuple[str, tuple[str, ...]], str] = {}
+    for kind in KINDS:
+        for row in rows(folder, kind):
+            digest = hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()
+            assert out.setdefault((kind, row_key(row)), digest) == digest, (
+                f"{kind} {row_key(row)} stands twice"
+            )
+    return out
+
+
+def duplicates(folder: Path) -> int:
+    """Rows beyond the first of their key."""
+    return sum(
+        count - 1 for kind in KINDS for count in Counter(map(row_key, rows(folder, kind))).values()
+    )
+
+
+def final_files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FINAL_FILES}
+
+
+def phase(folders: Sequence[Path], planned: int) -> str:
+    """How far the slowest stage has come, by what is stored."""
+    counts = {kind: {(f, row_key(row)) for f in folders for row in rows(f, kind)} for kind in KINDS}
+    ok = sum(row["status"] == "ok" for f in folders for row in rows(f, "responses"))
+    if not counts["responses"]:
+        return "start"
+    if len(counts["responses"]) < planned:
+        return "generation"
+    if len(counts["verdicts"]) < ok:
+        return "judging"
+    return "capture" if len(counts["activations"]) < ok else "export"
+
+
+# --- the kill harness -----------------------------------------------------------------------------------------
+
+SLOW = ((0.06, 0.02, 0.02), (0.01, 0.12, 0.02), (0.01, 0.02, 0.4))
+"""Seconds of a generation, a judge call and a capture batch: each stage in turn is the one a kill mostly meets."""
+REPEATED_PER_KILL = 32 + 2 * 2 * 50
+"""Judge calls one kill may repeat: 32 in flight, and of each of two traits 50 waiting and 50 being written."""
+
+
+@dataclass
+class Soaked:
+    """What a soak counted."""
+
+    kills: int = 0
+    runs: int = 0
+    samples: int = 0
+    """Of one run."""
+    phases: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    duplicated: int = 0
+    changed: int = 0
+    judge_calls: int = 0
+    repeated: int = 0
+    most_repeated: int = 0
+    """By one kill."""
+    differing: list[str] = field(default_factory=list)
+    """Final files that are not the undisturbed run's, byte for byte."""
+
+
+def soak(
+    root: Path, kills: int, seed: int = 0, n: int = 130, traits: Sequence[str] = ("one", "two")
+) -> Soaked:
+    """Kill runs at `kills` seeded random moments, resume each, and compare all they leave with an undisturbed run."""
+    out = Soaked(samples=2 * n * len(traits))
+    rng = random.Random(seed)
+    template = Work(root, tuple(traits), n)
+    calm = _prepare(template, root / "calm")
+    assert run_to_end(calm) == 0, calm.out.read_text()
+    expected = {folder.name: (final_files(folder), row_digests(folder)) for folder in calm.folders}
+    while out.kills < kills:
+        generation, judge, capture = SLOW[out.runs % len(SLOW)]
+        delays = {"generation_delay": generation, "judge_delay": judge, "capture_delay": capture}
+        work = replace(_prepare(template, root / f"run{out.runs}"), **delays)
+        out.runs += 1
+        assert work.judge_log is not None
+        stored: dict[str, dict[Any, str]] = {name: {} for name in traits}
+        while True:
+            running = Running(work)
+            if out.kills < kills and rng.random() < 0.95:
+                if rng.random() < 0.9:
+                    running.wait_ready()
+                code = running.wait(rng.uniform(0.0, 2.5))
+            else:
+                code = running.wait()
+            if code is None:
+                running.process.kill()
+                running.process.join()
+                out.kills += 1
+                out.phases[phase(work.folders, 2 * n * len(traits))] += 1
+            for folder in work.folders:
+                digests = row_digests(folder)
+                out.changed += sum(
+                    digests.get(key) != digest for key, digest in stored[folder.name].items()
+                )
+                stored[folder.name] = digests
+            calls = (
+                Counter(work.judge_log.read_text().split())
+                if work.judge_log.exists()
+                else Counter()
+            )
+            repeated = calls.total() - len(calls)
+            if code is not None:
+                break
+            judged = sum(
+                len({row["sample_id"] for row in rows(folder, "verdicts")})
+                for folder in work.folders
+            )
+            out.most_repeated = max(out.most_repeated, len(calls) - judged)
+        assert code == 0, running.said
+        out.judge_calls += calls.total()
+        out.repeated += repeated
+        for folder in work.folders:
+            files, digests = expected[folder.name]
+            out.lost += len(digests.keys() - stored[folder.name].keys())
+            out.changed += sum(
+                stored[folder.name].get(key) != digest for key, digest in digests.items()
+            )
+            out.duplicated += duplicates(folder) + len(stored[folder.name].keys() - digests.keys())
+            now = final_files(folder)
+            out.differing += [
+                str(folder / name) for name, data in files.items() if now[name] != data
+            ]
+    return out
+
+
+def _prepare(template: Work, root: Path) -> Work:
+    for name in template.traits:
+        definition = fakes.definition(2, 7)
+        definition["questions"] = [f"{question} On {name}." for question in definition["questions"]]
+        fakes.make_trait(
+            root, name, definition
+        )  # other prompts, so other ids: the log of judge calls names ids alone
+    return replace(template, root=root, judge_log=root / "calls")
