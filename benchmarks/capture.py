@@ -35,7 +35,7 @@ from traitmill.engine.capture.batching import Batch, Budget, padding_share, run_
 from traitmill.engine.capture.model import CaptureModel, CaptureRow
 from traitmill.engine.capture.pooling import Pooler, pool_weights
 from traitmill.engine.models.hub import embedded_folder
-from traitmill.engine.settings import Capture
+from traitmill.engine.settings import CaptureSettings
 
 LENGTHS = RESULTS / "capture-lengths.json"
 """Written by `--lengths`."""
@@ -277,7 +277,7 @@ class TimedForward:
 def load(**options: Any) -> CaptureModel:
     """The embedded model without its self-check."""
     return CaptureModel(
-        str(embedded_folder()), options.pop("capture", Capture()), self_check="off", **options
+        str(embedded_folder()), options.pop("capture", CaptureSettings()), self_check="off", **options
     )
 
 
@@ -286,7 +286,7 @@ def compare(
 ) -> None:
     """Every figure of the method and step tables."""
     torch.set_num_threads(threads)
-    ours, in_float32 = load(), load(capture=Capture(dtype="float32"))
+    ours, in_float32 = load(), load(capture=CaptureSettings(dtype="float32"))
     model = ours._model  # noqa: SLF001  the baselines run the very same weights
     clock = clock_of(model.device, busy=busy)
     rows = ragged_rows(n_rows, model.config.vocab_size)
@@ -395,7 +395,7 @@ def flat(n_rows: int) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        model = CaptureModel(folder, Capture())
+        model = CaptureModel(folder, CaptureSettings())
         values = np.lib.format.open_memmap(
             Path(folder) / "all.npy", "w+", np.float32, (n_rows, 2, 16)
         )
@@ -437,7 +437,7 @@ def generate_lengths(n: int = 32, max_new_tokens: int = 150) -> dict[str, Any]:
 
     from benchmarks.stand import workload
     from traitmill.engine.models.hub import find_model
-    from traitmill.engine.settings import Identity
+    from traitmill.engine.settings import Sampling
 
     ref = find_model("embedded/SmolLM2-135M-Instruct")
     samples = workload(ref, n, max_new_tokens)
@@ -448,14 +448,14 @@ def generate_lengths(n: int = 32, max_new_tokens: int = 150) -> dict[str, Any]:
     ends = set(end) if isinstance(end, list) else {end}
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    identity = Identity(model=ref.name, revision=ref.revision)
+    sampling = Sampling(model=ref.name, revision=ref.revision)
     torch.manual_seed(0)
     out = model.generate(
         ids,
         attention_mask=mask,
         do_sample=True,
-        temperature=identity.temperature,
-        top_p=identity.top_p,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
         top_k=0,
         max_new_tokens=max_new_tokens,
         pad_token_id=0,

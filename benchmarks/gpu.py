@@ -30,7 +30,7 @@ from traitmill.engine.capture.model import CaptureModel, CaptureRow
 from traitmill.engine.errors import TraitmillError
 from traitmill.engine.models.attention import flash_with_soft_cap, has_soft_cap
 from traitmill.engine.models.machine import GPU_TOKENS, Shape
-from traitmill.engine.settings import Capture
+from traitmill.engine.settings import CaptureSettings
 
 from .capture import Held, kept_stack, length, ragged_rows
 from .common import machine, record
@@ -87,7 +87,7 @@ def random_capture(config: Any, device: str, attention: str, budget: int | None)
         return model.eval().requires_grad_(requires_grad=False)
 
     with patch.object(decoder, "load", build):
-        capture = Capture(attention=attention)
+        capture = CaptureSettings(attention=attention)
         return CaptureModel("random", capture, device=device, self_check="off", token_budget=budget)
 
 
@@ -300,7 +300,7 @@ def markdown(found: dict[str, Any]) -> str:
                 f"| {cell['attention']} | {cell['budget']} | {numbers} | {share} | {memory} |"
             )
     for name, cell in found.get("generation", {}).items():
-        speed = (
+        execution = (
             f"{cell['tokens_per_s']:,.0f} tokens/s"
             if "tokens_per_s" in cell
             else f"not measured: {cell['error']}"

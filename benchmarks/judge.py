@@ -31,7 +31,7 @@ import psutil
 from benchmarks.common import machine, parser, record, table
 from traitmill.engine.judging.endpoint import EndpointJudge, JudgeProfile
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.settings import Judging, Limits
+from traitmill.engine.settings import JudgeSettings, JudgeLimits
 from traitmill.engine.traits.definition import Trait
 
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "support" / "misbehaving_server.py"
@@ -74,8 +74,8 @@ def serving(**options: object) -> Iterator[Server]:
 
 @asynccontextmanager
 async def judging(server: Server, rpm: float, concurrency: int = 0) -> AsyncIterator[EndpointJudge]:
-    limits = Limits(base_url=server.url, rpm=rpm, concurrency=concurrency, patience=600)
-    judge = EndpointJudge(Judging(model="m"), limits, profile=PROFILE)
+    limits = JudgeLimits(base_url=server.url, rpm=rpm, concurrency=concurrency, patience=600)
+    judge = EndpointJudge(JudgeSettings(model="m"), limits, profile=PROFILE)
     await judge.open()
     try:
         yield judge

@@ -23,7 +23,7 @@ from traitmill.engine.capture.process import CaptureWorker
 from traitmill.engine.generation.vllm_engine import on_gpu
 from traitmill.engine.models.hub import EMBEDDED, ModelRef, find_model
 from traitmill.engine.models.machine import Shape, free_host_memory, token_budget
-from traitmill.engine.settings import Capture, Speed
+from traitmill.engine.settings import CaptureSettings, Execution
 
 NAME = "memory"
 ROWS = "1,16,auto"
@@ -116,7 +116,7 @@ async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> 
         batch.padded_tokens
         for batch, _ in run_batches(lengths, budget, lambda _: None, lambda _: False)
     )
-    worker = CaptureWorker(ref, Capture(), Speed(batch_size=rows, self_check="off"))
+    worker = CaptureWorker(ref, CaptureSettings(), Execution(batch_size=rows, self_check="off"))
     try:
         await worker.start()
         await worker.capture(made[:1])

@@ -18,7 +18,7 @@ from benchmarks.stand import SIDES, TRAITS, SleepingJudge, Stand, longest_prompt
 from traitmill.engine.models.hub import ModelRef, load_tokenizer
 from traitmill.engine.models.machine import free_host_memory
 from traitmill.engine.records import Sample
-from traitmill.engine.settings import Speed
+from traitmill.engine.settings import Execution
 
 GUIDE_BATCH, PEER_BATCH, JUDGE_CHUNK = 8, 16, 20
 TEMPERATURE, TOP_P = 0.7, 0.9
@@ -220,7 +220,7 @@ def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int, **more: 
     from vllm import LLM
 
     longest = longest_prompt(samples) + max_new_tokens
-    size = size_engine(ref, Speed(), longest, on_gpu=gpu, free_bytes=free_host_memory())
+    size = size_engine(ref, Execution(), longest, on_gpu=gpu, free_bytes=free_host_memory())
     return LLM(
         model=ref.source,
         revision=ref.hub_revision,

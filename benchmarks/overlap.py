@@ -29,10 +29,10 @@ from benchmarks.common import (
 )
 from benchmarks.stand import Run, Stand, whole
 from traitmill.engine.models.hub import EMBEDDED, find_model
-from traitmill.engine.settings import Judging, Limits
+from traitmill.engine.settings import JudgeSettings, JudgeLimits
 
 NAME = "overlap"
-JUDGING = Judging(model=JUDGE_PERSONA)
+JUDGING = JudgeSettings(model=JUDGE_PERSONA)
 _NO_LIMIT = 60_000.0
 GOAL_SHARE, GOAL_SECONDS = 0.97, 2.0
 """Of a 1 s judge: generation at least this share of the rate without one; the end at most latency + this later."""
@@ -146,7 +146,7 @@ async def _run(stand: Stand, n: int, condition: Condition) -> Run:
     from traitmill.engine.judging.endpoint import EndpointJudge
 
     with served_judge(condition.latency) as url:
-        judge = EndpointJudge(JUDGING, Limits(base_url=url, rpm=condition.rpm or _NO_LIMIT))
+        judge = EndpointJudge(JUDGING, JudgeLimits(base_url=url, rpm=condition.rpm or _NO_LIMIT))
         await judge.open()
         try:
             return await stand.run(n, judge, judging=JUDGING)

@@ -21,7 +21,7 @@ from traitmill.engine.capture.decoder import find_blocks
 from traitmill.engine.capture.model import CaptureModel, CaptureRow
 from traitmill.engine.capture.reference import run_alone
 from traitmill.engine.models.hub import embedded_folder, find_model
-from traitmill.engine.settings import Capture
+from traitmill.engine.settings import CaptureSettings
 
 DTYPES = ("bfloat16", "float32")
 MODEL = "embedded/SmolLM2-135M-Instruct"
@@ -34,7 +34,7 @@ async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
     from traitmill.engine.generation import vllm_engine as generation
     from traitmill.engine.models.machine import free_host_memory
     from traitmill.engine.run.watchdog import tie_children
-    from traitmill.engine.settings import Identity, Speed
+    from traitmill.engine.settings import Sampling, Execution
 
     tie_children()
     ref = find_model(MODEL)
@@ -42,12 +42,12 @@ async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
     longest = max_new_tokens + max(len(sample.prompt_token_ids) for sample in samples)
     gpu = generation.on_gpu()
     size = generation.size_engine(
-        ref, Speed(batch_size=n), longest, on_gpu=gpu, free_bytes=free_host_memory()
+        ref, Execution(batch_size=n), longest, on_gpu=gpu, free_bytes=free_host_memory()
     )
-    identity = Identity(
+    sampling = Sampling(
         model=ref.name, revision=ref.revision, dtype=dtype, max_new_tokens=max_new_tokens
     )
-    engine = generation.VllmEngine(ref, identity, Speed(), size, on_gpu=gpu)
+    engine = generation.VllmEngine(ref, sampling, Execution(), size, on_gpu=gpu)
     await asyncio.to_thread(engine.start)
     try:
         with patch.object(generation, "is_checked", lambda _sample: True):
@@ -71,7 +71,7 @@ async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
 def check(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, Any]:
     """What the self-check says of every row, and how far apart rows and layers are."""
     model = CaptureModel(
-        path, Capture(pools=POOLS, dtype=dtype), self_check="all", generation_dtype=dtype
+        path, CaptureSettings(pools=POOLS, dtype=dtype), self_check="all", generation_dtype=dtype
     )
     pooled = [result.pools[POOLS[0]] for result in model.capture(rows)]
     summary = model.check_summary()
@@ -99,7 +99,7 @@ def _apart(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 def mistakes(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, float]:
     """Mean |log-prob - vLLM's| over all tokens, in nats, when something is wrong."""
-    model = CaptureModel(path, Capture(dtype=dtype), self_check="off")._model  # noqa: SLF001  it is to be damaged
+    model = CaptureModel(path, CaptureSettings(dtype=dtype), self_check="off")._model  # noqa: SLF001  it is to be damaged
     blocks = find_blocks(model, None)
     bos = model.config.get_text_config().bos_token_id
 

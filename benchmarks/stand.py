@@ -29,14 +29,14 @@ from traitmill.engine.run.backends import STAGES, Backends, Clock, Judge, Stage
 from traitmill.engine.run.job import open_job
 from traitmill.engine.run.pipeline import Pipeline
 from traitmill.engine.run.watchdog import tie_children
-from traitmill.engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed
+from traitmill.engine.settings import CaptureSettings, Sampling, JudgeSettings, SampleCounts, RunSettings, Execution
 from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, expand, load_traits
 
 EXPERIMENT = ROOT / "experiments" / "demo"
 TRAITS = ("fairy_tale", "poem")
 SIDES = 2 * len(TRAITS)
 """A run's samples are shared evenly by each trait's two sides."""
-JUDGING = Judging(model="sleeping")
+JUDGING = JudgeSettings(model="sleeping")
 _WARM_UP = SIDES
 _FORGET_TRIES = 50
 _ROOM_FOR_PROMPT = 128
@@ -94,13 +94,13 @@ class Run:
 
 def workload(ref: ModelRef, n: int, max_new_tokens: int) -> list[Sample]:
     """`n` samples as a run of the product has them, for methods that know no traits."""
-    identity = _identity(ref, max_new_tokens)
+    sampling = _identity(ref, max_new_tokens)
     tokenize = lazy_tokenizer(ref)
     traits = load_traits({name: EXPERIMENT / name for name in TRAITS})
     return [
         s
         for trait in traits
-        for s in expand(trait, {"pos": n // SIDES, "neg": n // SIDES}, identity, tokenize)
+        for s in expand(trait, {"pos": n // SIDES, "neg": n // SIDES}, sampling, tokenize)
     ]
 
 
@@ -109,8 +109,8 @@ def whole(n: int) -> int:
     return -(-n // SIDES) * SIDES
 
 
-def _identity(ref: ModelRef, max_new_tokens: int) -> Identity:
-    return Identity(model=ref.name, revision=ref.revision, max_new_tokens=max_new_tokens)
+def _identity(ref: ModelRef, max_new_tokens: int) -> Sampling:
+    return Sampling(model=ref.name, revision=ref.revision, max_new_tokens=max_new_tokens)
 
 
 class Stand:
@@ -133,7 +133,7 @@ class Stand:
         self.ref = ref
         self.load_s = 0.0
         self._identity = _identity(ref, max_new_tokens)
-        self._speed = Speed(batch_size=batch_size)
+        self._speed = Execution(batch_size=batch_size)
         self._captures = captures
         self._steps: list[tuple[float, int]] = []
         self._gpu = on_gpu()
@@ -151,13 +151,13 @@ class Stand:
         self._worker: CaptureWorker | None = None
         self.facts: CaptureFacts | None = None
 
-    def _settings(self, n: int, judging: Judging) -> RunSettings:
+    def _settings(self, n: int, judging: JudgeSettings) -> RunSettings:
         return RunSettings(
-            identity=self._identity,
-            plan=Plan(n_examples=n // SIDES),
+            sampling=self._identity,
+            counts=SampleCounts(n_examples=n // SIDES),
             judging=judging,
             capture_rows="all" if self._captures else "none",
-            speed=self._speed,
+            execution=self._speed,
         )
 
     def _place(self, longest: int) -> Placement:
@@ -181,9 +181,9 @@ class Stand:
         start = time.perf_counter()
         loads = [asyncio.to_thread(self.engine.start)]
         if self._placement is not None:
-            speed = replace(self._speed, capture_device=self._placement.capture_device)
+            execution = replace(self._speed, capture_device=self._placement.capture_device)
             self._worker = CaptureWorker(
-                self.ref, Capture(), speed, token_budget=self._placement.capture_tokens
+                self.ref, CaptureSettings(), execution, token_budget=self._placement.capture_tokens
             )
             loads.append(self._load_capture())
         await asyncio.gather(*loads)
@@ -195,7 +195,7 @@ class Stand:
         self.facts = await self._worker.start()
 
     async def run(
-        self, n: int, judge: Judge | None, *, judging: Judging = JUDGING, close_engine: bool = False
+        self, n: int, judge: Judge | None, *, judging: JudgeSettings = JUDGING, close_engine: bool = False
     ) -> Run:
         """Run `n` samples. `judging` is what a real judge was made with. `close_engine` makes room for capture as the
         product does on a CPU, and ends the stand's use."""

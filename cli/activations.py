@@ -60,13 +60,13 @@ def command(
 
     prepare_environment()
     folders = select_traits(experiments_dir, experiment, trait, traits)
-    wanted, speed = read_capture(options), read_speed(options)
+    wanted, execution = read_capture(options), read_speed(options)
     check_writable(folders)
     if per_token:
         from traitmill.cli.per_token import write_states
 
         write_states(
-            folders, wanted, speed, rows=capture, yes=yes, blocks=blocks, force_unlock=force_unlock
+            folders, wanted, execution, rows=capture, yes=yes, blocks=blocks, force_unlock=force_unlock
         )
         return
 
@@ -82,7 +82,7 @@ def command(
         own = settings.capture
         # A pool stands beside those the run has: none of its files goes.
         pools = tuple(dict.fromkeys([*own.pools, *given.get("pools", ())]))
-        view = settings.view if threshold is None else replace(settings.view, threshold=threshold)
+        view = settings.selection if threshold is None else replace(settings.selection, threshold=threshold)
         return replace(
             settings,
             capture=replace(own, **given | {"pools": pools}),
@@ -92,6 +92,6 @@ def command(
 
     leave(
         work_on_stored(
-            folders, change, speed, judge=False, blocks=blocks, force_unlock=force_unlock
+            folders, change, execution, judge=False, blocks=blocks, force_unlock=force_unlock
         ).exit_code
     )

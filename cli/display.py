@@ -196,7 +196,7 @@ def _remarks(job: TraitJob) -> Iterator[str]:
                 f"{job.name}: no {polarity} response passes the threshold {view.threshold:g} (scores above). Try "
                 "another --threshold with traitmill export, stronger instructions, or another judge"
             )
-    plan = job.settings.plan
+    plan = job.settings.counts
     if plan.min_kept and job.decided:
         kept = [counts[polarity]["kept"] for polarity in POLARITIES]
         planned = [counts[polarity]["planned"] for polarity in POLARITIES]

@@ -14,7 +14,7 @@ import click
 from traitmill.cli.options import judge_options
 from traitmill.cli.session import check_judge, prepare_environment, read_limits
 from traitmill.engine.errors import ExitCode, ResourceError, TraitmillError, UsageError
-from traitmill.engine.settings import Judging, Limits
+from traitmill.engine.settings import JudgeSettings, JudgeLimits
 
 _LEAST_DISK = 5 << 30
 
@@ -35,7 +35,7 @@ def command(
     """Check packages, device, disk, the model's access and the judge (one or two cheap calls). Loads no weights."""
     prepare_environment()
     judging, limits = (
-        Judging(model=options["judge_model"], mode=options["judge_mode"]),
+        JudgeSettings(model=options["judge_model"], mode=options["judge_mode"]),
         read_limits(options),
     )
     checks: list[tuple[str, Callable[[], str]]] = [
@@ -121,7 +121,7 @@ def _model(experiment: str | None, gen_model: str | None) -> str:
     return f"{name}, revision {ref.revision}, context {ref.context_length or 'unstated'}, {chat}"
 
 
-def _judge(judging: Judging, limits: Limits, experiment: str | None, gen_model: str | None) -> str:
+def _judge(judging: JudgeSettings, limits: JudgeLimits, experiment: str | None, gen_model: str | None) -> str:
     check_judge(judging, limits)
     if judging.is_local:
         from traitmill.engine.models.hub import find_model, infer_model

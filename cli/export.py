@@ -38,14 +38,14 @@ def command(
     """Write CSVs, tensors and metadata again, with another threshold or verdict set. Takes seconds."""
     from traitmill.cli.session import leave
     from traitmill.engine.run.job import export_again
-    from traitmill.engine.settings import View
+    from traitmill.engine.settings import Selection
     from traitmill.engine.storage.experiment import check_writable, select_traits
     from traitmill.engine.storage.lock import lock_traits
     from traitmill.engine.storage.run_record import load_manifest, need_manifest
 
     folders = select_traits(experiments_dir, experiment, trait, traits)
     if threshold is not None:
-        View(threshold=threshold)
+        Selection(threshold=threshold)
     if traits == "all":  # all that can be exported
         folders = {
             name: folder for name, folder in folders.items() if load_manifest(folder)

@@ -89,7 +89,7 @@ def generate(
     if runs:
         settings = _as_recorded(settings, runs)
     check_writable(folders)
-    check_judge(settings.judging, settings.speed.limits)
+    check_judge(settings.judge, settings.limits)
 
     from traitmill.engine.models.hub import find_model, infer_model, lazy_tokenizer
 
@@ -104,7 +104,7 @@ def generate(
     )
     ref = find_model(name)
     settings = replace(
-        settings, identity=replace(settings.identity, model=ref.name, revision=ref.revision)
+        settings, sampling=replace(settings.sampling, model=ref.name, revision=ref.revision)
     )
 
     from traitmill.engine.run.job import open_job
@@ -142,7 +142,7 @@ def _as_recorded(settings: RunSettings, runs: list[Manifest]) -> RunSettings:
     before, capture, judging, limits = (
         recorded_settings(recorded),
         settings.capture,
-        settings.judging,
+        settings.judge,
         {},
     )
     kept = {
@@ -162,12 +162,12 @@ def _as_recorded(settings: RunSettings, runs: list[Manifest]) -> RunSettings:
         )
         judging = replace(before.judging, mode=mode)
         where = recorded.judges[recorded.judge_key].get("endpoint")
-        if not settings.speed.limits.base_url and where and where != OPENAI:
+        if not settings.limits.base_url and where and where != OPENAI:
             limits = {"base_url": where}
-        if judging.model != settings.judging.model:
+        if judging.model != settings.judge.model:
             at = f" at {where}" if where else ""
             click.echo(
                 f"judge: {judging.model}{at} (from the run's record; --judge_model overrides)"
             )
-    speed = replace(settings.speed, limits=replace(settings.speed.limits, **limits))
-    return replace(settings, capture=capture, judging=judging, speed=speed)
+    execution = replace(settings.execution, limits=replace(settings.limits, **limits))
+    return replace(settings, capture=capture, judging=judging, execution=execution)

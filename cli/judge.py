@@ -34,7 +34,7 @@ def command(
     from dataclasses import replace
 
     from traitmill.cli.stored import work_on_stored
-    from traitmill.engine.settings import Judging, RunSettings, Speed
+    from traitmill.engine.settings import JudgeSettings, RunSettings, Execution
     from traitmill.engine.storage.experiment import check_writable, select_traits
     from traitmill.engine.traits.definition import load_traits
 
@@ -42,7 +42,7 @@ def command(
     folders = select_traits(experiments_dir, experiment, trait, traits)
     edited = {trait.name: trait for trait in load_traits(folders)}
     judging, limits = (
-        Judging(model=options["judge_model"], mode=options["judge_mode"]),
+        JudgeSettings(model=options["judge_model"], mode=options["judge_mode"]),
         read_limits(options),
     )
     check_writable(folders)
@@ -51,9 +51,9 @@ def command(
     def change(settings: RunSettings) -> RunSettings:
         return replace(settings, judging=judging, capture_rows="none")
 
-    speed = Speed(limits=limits)
+    execution = Execution(limits=limits)
     leave(
         work_on_stored(
-            folders, change, speed, judge=True, edited=edited, force_unlock=force_unlock
+            folders, change, execution, judge=True, edited=edited, force_unlock=force_unlock
         ).exit_code
     )

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from traitmill.engine.errors import ExitCode, UsageError
-from traitmill.engine.settings import Capture, Speed
+from traitmill.engine.settings import CaptureSettings, Execution
 
 ASK_ABOVE = 10 << 30
 """Bytes from which a person is asked first."""
@@ -18,8 +18,8 @@ ASK_ABOVE = 10 << 30
 
 def write_states(
     folders: Mapping[str, Path],
-    capture: Capture,
-    speed: Speed,
+    capture: CaptureSettings,
+    execution: Execution,
     *,
     rows: str,
     yes: bool,
@@ -45,9 +45,9 @@ def write_states(
             "--per_token needs --layers (such as 10-12): all tokens at all layers are rarely wanted"
         )
     ref = generating_model(need_manifest(folder) for folder in folders.values())
-    check_capture(ref, capture, speed)
+    check_capture(ref, capture, execution)
     config = read_config(ref.config)
-    device = choose_device(speed.capture_device).partition(":")[0]
+    device = choose_device(execution.capture_device).partition(":")[0]
     dtype = choose_dtype(config, capture.dtype, bfloat16=computes_bfloat16(device))
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
         views = [load_view(folder) for folder in folders.values()]
@@ -67,7 +67,7 @@ def write_states(
         )
         if size > ASK_ABOVE and not yes and not click.confirm("write that much?"):
             raise UsageError("nothing was written; name fewer --layers, or give --yes")
-        faults = _write(views, chosen, capture, speed, ref, blocks)
+        faults = _write(views, chosen, capture, execution, ref, blocks)
     leave(ExitCode.FAILED_SAMPLES if faults else ExitCode.OK)
 
 
@@ -84,8 +84,8 @@ def _tokens(view: Any, positions: np.ndarray) -> int:
 def _write(
     views: list[Any],
     chosen: list[np.ndarray],
-    capture: Capture,
-    speed: Speed,
+    capture: CaptureSettings,
+    execution: Execution,
     ref: Any,
     blocks: str | None,
 ) -> int:
@@ -97,10 +97,10 @@ def _write(
     model = CaptureModel(
         ref.source,
         capture,
-        device=speed.capture_device,
+        device=execution.capture_device,
         revision=ref.hub_revision,
         self_check="off",
-        max_rows=speed.batch_size,
+        max_rows=execution.batch_size,
         blocks=blocks,
     )
     faults: list[str] = []

@@ -16,14 +16,14 @@ from traitmill.cli.options import parse_layers
 from traitmill.engine.errors import AccessError, ExitCode, TraitmillError, UsageError
 from traitmill.engine.settings import (
     POOLS,
-    Capture,
-    Identity,
-    Judging,
-    Limits,
-    Plan,
+    CaptureSettings,
+    Sampling,
+    JudgeSettings,
+    JudgeLimits,
+    SampleCounts,
     RunSettings,
-    Speed,
-    View,
+    Execution,
+    Selection,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def prepare_environment() -> None:
 def read_settings(options: Options) -> RunSettings:
     """All settings but the model, validated. Raises UsageError."""
     return RunSettings(
-        identity=Identity(
+        sampling=Sampling(
             model="",
             revision="",
             **{
@@ -53,18 +53,18 @@ def read_settings(options: Options) -> RunSettings:
                 for name in ("dtype", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
             },
         ),
-        plan=Plan(**{name: options[name] for name in ("n_examples", "min_kept", "max_examples")}),
-        judging=Judging(model=options["judge_model"], mode=options["judge_mode"]),
+        counts=SampleCounts(**{name: options[name] for name in ("n_examples", "min_kept", "max_examples")}),
+        judge=JudgeSettings(model=options["judge_model"], mode=options["judge_mode"]),
         capture=read_capture(options),
         capture_rows=options["capture"] if options["extract_activations"] else "none",
-        view=View(threshold=options["threshold"], csv_safe=options["csv_safe"]),
-        speed=replace(read_speed(options), limits=read_limits(options)),
+        selection=Selection(threshold=options["threshold"], csv_safe=options["csv_safe"]),
+        execution=replace(read_speed(options), limits=read_limits(options)),
     )
 
 
-def read_limits(options: Options) -> Limits:
+def read_limits(options: Options) -> JudgeLimits:
     """What a judge may use of its endpoint."""
-    return Limits(
+    return JudgeLimits(
         base_url=options["judge_base_url"] or os.environ.get("OPENAI_BASE_URL") or None,
         rpm=options["judge_rpm"],
         tpm=options["judge_tpm"],
@@ -74,9 +74,9 @@ def read_limits(options: Options) -> Limits:
     )
 
 
-def read_capture(options: Options) -> Capture:
+def read_capture(options: Options) -> CaptureSettings:
     """The capture class of settings."""
-    return Capture(
+    return CaptureSettings(
         pools=tuple(pool.strip() for pool in options["pool"].split(",")),
         layers=parse_layers(options["layers"]),
         include_embeddings=options["include_embeddings"],
@@ -85,17 +85,17 @@ def read_capture(options: Options) -> Capture:
     )
 
 
-def read_speed(options: Options) -> Speed:
+def read_speed(options: Options) -> Execution:
     """The speed class of settings, without a judge's limits."""
     names = ("batch_size", "tensor_parallel_size", "flush_seconds", "capture_device", "self_check")
-    return Speed(**{name: options[name] for name in names})
+    return Execution(**{name: options[name] for name in names})
 
 
 def _at_least_one(concurrency: int | None) -> int:
     return 0 if concurrency is None else concurrency or -1
 
 
-def check_judge(judging: Judging, limits: Limits) -> None:
+def check_judge(judging: JudgeSettings, limits: JudgeLimits) -> None:
     """Raise AccessError where a judge cannot be had, UsageError for a malformed address; before anything loads."""
     if judging.model.startswith("local:"):
         from traitmill.engine.models.hub import ModelRef
@@ -143,13 +143,13 @@ class Outcome:
         return ExitCode.NOTHING_KEPT if nothing else ExitCode.OK
 
 
-def check_capture(ref: ModelRef, capture: Capture, speed: Speed) -> None:
+def check_capture(ref: ModelRef, capture: CaptureSettings, execution: Execution) -> None:
     """Raise UsageError for capture settings that do not suit the model or this machine; before anything loads."""
     from traitmill.engine.capture.decoder import choose_device
     from traitmill.engine.models import attention
 
     attention.check_capture(
-        ref.config, capture, choose_device(speed.capture_device).partition(":")[0]
+        ref.config, capture, choose_device(execution.capture_device).partition(":")[0]
     )
 
 
@@ -179,14 +179,14 @@ def run_jobs(
     from traitmill.engine.storage.lock import lock_traits
 
     defaults = (
-        Capture(pools=POOLS),
+        CaptureSettings(pools=POOLS),
         "auto",
     )  # which suit every model, and need not wait for the libraries that tell
-    asked = (replace(settings.capture, pools=POOLS), settings.speed.capture_device)
+    asked = (replace(settings.capture, pools=POOLS), settings.execution.capture_device)
     if settings.capture_rows != "none" and asked != defaults:
-        check_capture(ref, settings.capture, settings.speed)
-    if settings.speed.tensor_parallel_size > 1:
-        check_gpus(settings.speed.tensor_parallel_size)
+        check_capture(ref, settings.capture, settings.execution)
+    if settings.execution.tensor_parallel_size > 1:
+        check_gpus(settings.execution.tensor_parallel_size)
     log = new_log(next(iter(folders.values())).parent)
     with ExitStack() as stack:
         stack.enter_context(lock_traits(list(folders.values()), force_unlock=force_unlock))

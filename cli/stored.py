@@ -10,7 +10,7 @@ from typing import Any
 from traitmill.cli.session import Outcome, run_jobs
 from traitmill.engine.errors import UsageError
 from traitmill.engine.models.hub import ModelRef, find_model, lazy_tokenizer
-from traitmill.engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed, View
+from traitmill.engine.settings import CaptureSettings, Sampling, JudgeSettings, SampleCounts, RunSettings, Execution, Selection
 from traitmill.engine.storage.run_record import Manifest, need_manifest
 from traitmill.engine.traits.definition import Trait
 
@@ -30,11 +30,11 @@ def recorded_settings(manifest: Manifest) -> RunSettings:
         )
 
     return RunSettings(
-        identity=build(Identity, recorded["identity"]),
-        plan=build(Plan, recorded["plan"]),
-        judging=build(Judging, recorded["judging"]),
-        capture=build(Capture, recorded["capture"]),
-        view=build(View, recorded["view"]),
+        sampling=build(Sampling, recorded["identity"]),
+        plan=build(SampleCounts, recorded["plan"]),
+        judging=build(JudgeSettings, recorded["judging"]),
+        capture=build(CaptureSettings, recorded["capture"]),
+        view=build(Selection, recorded["view"]),
     )
 
 
@@ -68,7 +68,7 @@ def generating_model(manifests: Iterable[Manifest]) -> ModelRef:
 def work_on_stored(
     folders: Mapping[str, Path],
     change: Callable[[RunSettings], RunSettings],
-    speed: Speed,
+    execution: Execution,
     *,
     judge: bool,
     edited: Mapping[str, Trait] | None = None,
@@ -81,12 +81,12 @@ def work_on_stored(
     """
     manifests = {name: need_manifest(folder) for name, folder in folders.items()}
     settings = {
-        name: replace(change(recorded_settings(m)), speed=speed) for name, m in manifests.items()
+        name: replace(change(recorded_settings(m)), execution=execution) for name, m in manifests.items()
     }
     first = next(iter(settings.values()))
     for name, own in settings.items():
-        same = (own.identity, own.capture, own.judging) == (
-            first.identity,
+        same = (own.sampling, own.capture, own.judging) == (
+            first.sampling,
             first.capture,
             first.judging,
         )
@@ -96,7 +96,7 @@ def work_on_stored(
             )
     # a remote judge reads texts: the model that wrote them may be gone
     remote = judge and first.capture_rows == "none" and not first.judging.is_local
-    recorded = ModelRef(first.identity.model, first.identity.model, first.identity.revision, {})
+    recorded = ModelRef(first.sampling.model, first.sampling.model, first.sampling.revision, {})
     ref = recorded if remote else generating_model(manifests.values())
     from traitmill.engine.run.job import reopen_job
 

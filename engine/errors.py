@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
+from typing import Literal
 
 
 class ExitCode(IntEnum):
@@ -24,10 +27,45 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do next on a trait's folder: a function of the package, which is a command too.
+
+    `str` is the call; the command line shows the command.
+    """
+
+    name: Literal[
+        "run", "generate", "activations", "vectors", "report", "judge", "export", "status"
+    ]
+    folder: Path
+    settings: tuple[tuple[str, object], ...] = ()
+
+    def __str__(self) -> str:
+        call = {
+            "run": "generate",
+            "activations": "capture",
+            "vectors": "fit_vectors",
+            "report": "write_report",
+        }
+        named = "".join(f", {name}={value!r}" for name, value in self.settings)
+        return f"traitmill.{call.get(self.name, self.name)}({str(self.folder)!r}{named})"
+
+
 class TraitmillError(Exception):
-    """Base of all errors a user can act on. The message is what they read: say what to do."""
+    """Base of all errors a user can act on.
+
+    The message is what they read: it says what to do, and `step`, where there is one, does it.
+    A setting stands in backquotes, as `n_examples`; the command line shows it as its option.
+    """
 
     exit_code = ExitCode.INTERNAL
+
+    def __init__(self, message: str, step: Step | None = None) -> None:
+        super().__init__(message)
+        self.message, self.step = message, step
+
+    def __str__(self) -> str:
+        return self.message if self.step is None else f"{self.message}: {self.step}"
 
 
 class UsageError(TraitmillError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -107,11 +108,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activation:
-    """One pool of one response: `values` is float32 `[len(layers), hidden_dim]`."""
+    """What capture made of one response: its pools, or why there are none."""
 
     trait: str
     sample_id: str
-    pool: str
-    layers: tuple[int, ...]
-    """Index i is the residual stream leaving block i, before the final norm; -1 is the embedding output."""
-    values: np.ndarray
+    pools: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By name, float32 `[n_layers_captured, hidden_dim]` each; empty where `error` is not."""
+    error: str = ""
+    """Why nothing was captured (a NaN, say); the next run tries again."""

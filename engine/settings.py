@@ -1,21 +1,25 @@
-"""The settings of a run, validated on creation, grouped by what a change means on an existing folder."""
+"""The settings of a run, checked on creation, in classes by what a change means on an existing folder.
+
+Messages name a setting in backquotes, as `temperature`; the command line shows it as its option.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from .errors import UsageError
 
 DEFAULT_JUDGE = "gpt-5-mini"
-POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last")
 LOCAL_JUDGE = "local"
+POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last")
+DEFAULT_POOL = POOLS[0]
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 _MAX_TEMPERATURE = 2.0
 """vLLM's."""
-_MOST_EXAMPLES = 1_000_000
+_MAX_EXAMPLES = 1_000_000
 """Of a polarity of one trait; a plan is held in memory."""
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -24,12 +28,15 @@ def _require(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """What a sample's id hashes, and the generation dtype. A change on an existing folder is refused."""
+class Sampling:
+    """Model and sampling: what a sample's id hashes, and the generation dtype.
 
-    model: str
-    """Model name: a hub name, or the name of a local folder."""
-    revision: str
+    A change on an existing folder is refused.
+    """
+
+    model: str = ""
+    """A hub name, or the name of a local folder; found by the run where it is empty."""
+    revision: str = ""
     """Commit of a hub model, or a fingerprint of a local folder's files."""
     dtype: str = "auto"
     """Of generation, one of DTYPES; auto is the model's own."""
@@ -43,23 +50,23 @@ class Identity:
     def __post_init__(self) -> None:
         _require(
             self.dtype in DTYPES,
-            f"--dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}",
+            f"`dtype` {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}",
         )
         _require(
             self.max_new_tokens >= 1,
-            f"--max_new_tokens must be at least 1, not {self.max_new_tokens}",
+            f"`max_new_tokens` must be at least 1, not {self.max_new_tokens}",
         )
         _require(
             0 <= self.temperature <= _MAX_TEMPERATURE,
-            f"--temperature must be from 0 to {_MAX_TEMPERATURE}, not {self.temperature}",
+            f"`temperature` must be from 0 to {_MAX_TEMPERATURE}, not {self.temperature}",
         )
-        _require(0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, not {self.top_p}")
-        _require(self.top_k >= 0, f"--top_k must be 0 (off) or more, not {self.top_k}")
+        _require(0 < self.top_p <= 1, f"`top_p` must be above 0 and at most 1, not {self.top_p}")
+        _require(self.top_k >= 0, f"`top_k` must be 0 (off) or more, not {self.top_k}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How many samples. A change extends, or selects."""
+class SampleCounts:
+    """How many samples. A change extends the plan, or selects a part of it."""
 
     n_examples: int = 100
     """Per polarity."""
@@ -70,13 +77,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         _require(
-            1 <= self.n_examples <= _MOST_EXAMPLES,
-            f"--n_examples must be from 1 to {_MOST_EXAMPLES:,}, not {self.n_examples}",
+            1 <= self.n_examples <= _MAX_EXAMPLES,
+            f"`n_examples` must be from 1 to {_MAX_EXAMPLES:,}, not {self.n_examples}",
         )
-        _require(self.min_kept >= 0, f"--min_kept must be 0 (off) or more, not {self.min_kept}")
+        _require(self.min_kept >= 0, f"`min_kept` must be 0 (off) or more, not {self.min_kept}")
         _require(
-            self.max_examples == 0 or self.n_examples <= self.max_examples <= _MOST_EXAMPLES,
-            f"--max_examples must be from --n_examples ({self.n_examples}) to {_MOST_EXAMPLES:,}, "
+            self.max_examples == 0 or self.n_examples <= self.max_examples <= _MAX_EXAMPLES,
+            f"`max_examples` must be from `n_examples` ({self.n_examples}) to {_MAX_EXAMPLES:,}, "
             f"not {self.max_examples}",
         )
 
@@ -89,7 +96,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judging:
+class JudgeSettings:
     """Which judge. A change adds a verdict set beside the old one."""
 
     model: str = DEFAULT_JUDGE
@@ -102,53 +109,7 @@ class Judging:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Capture:
-    """What is captured. A change makes a new activation set."""
-
-    pools: tuple[str, ...] = ("response_mean",)
-    layers: tuple[int, ...] | None = None
-    """Block indices, ascending; None is all."""
-    include_embeddings: bool = False
-    dtype: str = "auto"
-    """Compute dtype of the pass; pooling is float32 always. auto: the model's own, float32 where unsupported."""
-    attention: str = "auto"
-    """transformers' attn_implementation; auto picks one that is right for the model family."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.dtype in DTYPES,
-            f"--capture_dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}",
-        )
-        _require(bool(self.pools), "--pool names at least one of " + ", ".join(POOLS))
-        for pool in self.pools:
-            _require(pool in POOLS, f"--pool {pool!r} is unknown; choose from {', '.join(POOLS)}")
-        _require(len(set(self.pools)) == len(self.pools), "--pool names a pool twice")
-        if self.layers is not None:
-            _require(bool(self.layers), "--layers names at least one layer")
-            _require(
-                list(self.layers) == sorted(set(self.layers)) and self.layers[0] >= 0,
-                f"--layers must be ascending, 0 or more and without repeats, not {list(self.layers)}",
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """How stored records become files. A change re-exports."""
-
-    threshold: float = 50.0
-    """pos is kept at or above it, neg below it."""
-    csv_safe: bool = False
-    """Prefix cells a spreadsheet would run as a formula."""
-
-    def __post_init__(self) -> None:
-        _require(
-            math.isfinite(self.threshold) and 0 <= self.threshold <= 100,
-            f"--threshold must lie between 0 and 100, not {self.threshold}",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class JudgeLimits:
     """What the judge may use of an endpoint; never changes a result."""
 
     base_url: str | None = None
@@ -164,18 +125,65 @@ class Limits:
     """US dollars; 0 is off."""
 
     def __post_init__(self) -> None:
-        _require(self.rpm > 0, f"--judge_rpm must be above 0, not {self.rpm}")
-        _require(self.tpm >= 0, f"--judge_tpm must be 0 (off) or more, not {self.tpm}")
-        _require(self.concurrency >= 0, "--judge_concurrency must be auto or at least 1")
+        finite = math.isfinite
+        _require(self.rpm > 0 and finite(self.rpm), f"`judge_rpm` must be above 0, not {self.rpm}")
         _require(
-            self.patience >= 0, f"--judge_patience must be 0 or more seconds, not {self.patience}"
+            self.tpm >= 0 and finite(self.tpm),
+            f"`judge_tpm` must be 0 (off) or more, not {self.tpm}",
         )
-        _require(self.max_cost >= 0, f"--max_cost must be 0 (off) or more, not {self.max_cost}")
+        _require(self.concurrency >= 0, "`judge_concurrency` must be auto or at least 1")
+        _require(
+            self.patience >= 0, f"`judge_patience` must be 0 or more seconds, not {self.patience}"
+        )
+        _require(self.max_cost >= 0, f"`max_cost` must be 0 (off) or more, not {self.max_cost}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """How fast. Never changes a result."""
+class CaptureSettings:
+    """What is captured. A change makes a new activation set; other pools stand beside the old."""
+
+    pools: tuple[str, ...] = (DEFAULT_POOL,)
+    layers: tuple[int, ...] | None = None
+    """Block indices, ascending; None is all."""
+    include_embeddings: bool = False
+    dtype: str = "auto"
+    """Compute dtype of the pass; pooling is float32 always.
+
+    auto: the model's own, float32 where the device does not support that.
+    """
+    attention: str = "auto"
+    """transformers' attn_implementation; auto picks one that is right for the model family."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.dtype in DTYPES,
+            f"`capture_dtype` {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}",
+        )
+        _require(bool(self.pools), "`pool` names at least one of " + ", ".join(POOLS))
+        for pool in self.pools:
+            _require(pool in POOLS, f"`pool` {pool!r} is unknown; choose from {', '.join(POOLS)}")
+        _require(len(set(self.pools)) == len(self.pools), "`pool` names a pool twice")
+        if self.layers is not None:
+            _require(bool(self.layers), "`layers` names at least one layer")
+            _require(
+                list(self.layers) == sorted(set(self.layers)) and self.layers[0] >= 0,
+                f"`layers` must be ascending, 0 or more and without repeats, not "
+                f"{list(self.layers)}",
+            )
+
+
+def check_threshold(threshold: float) -> float:
+    """Return the threshold: pos is kept at or above it, neg below it. Raise UsageError."""
+    _require(
+        math.isfinite(threshold) and 0 <= threshold <= 100,
+        f"`threshold` must lie between 0 and 100, not {threshold}",
+    )
+    return threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How the machine is used. Never changes a result."""
 
     batch_size: int | None = None
     """Caps sequences in flight and capture rows; None is auto."""
@@ -183,36 +191,37 @@ class Speed:
     flush_seconds: float = 5.0
     capture_device: str = "auto"
     self_check: Literal["off", "sample", "all"] = "sample"
-    limits: Limits = field(default_factory=Limits)
+    blocks: str | None = None
+    """Path of the decoder blocks in the model, where they are not found."""
 
     def __post_init__(self) -> None:
         _require(
             self.batch_size is None or self.batch_size >= 1,
-            f"--batch_size must be auto or at least 1, not {self.batch_size}",
+            f"`batch_size` must be auto or at least 1, not {self.batch_size}",
         )
         _require(
             self.tensor_parallel_size >= 1,
-            f"--tensor_parallel_size must be at least 1, not {self.tensor_parallel_size}",
+            f"`tensor_parallel_size` must be at least 1, not {self.tensor_parallel_size}",
         )
         _require(
-            self.flush_seconds > 0, f"--flush_seconds must be above 0, not {self.flush_seconds}"
+            self.flush_seconds > 0, f"`flush_seconds` must be above 0, not {self.flush_seconds}"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """All settings of one command, by class."""
+    """All settings of a run."""
 
-    identity: Identity
-    plan: Plan = field(default_factory=Plan)
-    judging: Judging = field(default_factory=Judging)
-    capture: Capture = field(default_factory=Capture)
+    sampling: Sampling = field(default_factory=Sampling)
+    counts: SampleCounts = field(default_factory=SampleCounts)
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    limits: JudgeLimits = field(default_factory=JudgeLimits)
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
     capture_rows: Literal["all", "kept", "none"] = "all"
-    """Whose activations are captured: every response's, only kept ones', or nobody's (stage 1 alone)."""
-    view: View = field(default_factory=View)
-    speed: Speed = field(default_factory=Speed)
+    """Whose activations are captured: every response's, only kept ones', or nobody's."""
+    threshold: float = 50.0
+    """pos is kept at or above it, neg below it. A change only exports again."""
+    execution: Execution = field(default_factory=Execution)
 
-    def recorded(self) -> dict[str, Any]:
-        """The classes a manifest records, as plain JSON values (speed is free, so it is not recorded)."""
-        classes = ("identity", "plan", "judging", "capture", "view")
-        return {name: asdict(getattr(self, name)) for name in classes}
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)

@@ -12,7 +12,7 @@ import torch
 
 from ..models import machine as devices
 from ..models.attention import check_layers, has_soft_cap, length_dependent_rope
-from ..settings import Capture
+from ..settings import CaptureSettings
 from . import decoder
 from .batching import Batch, Budget, run_batches
 from .pooling import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
@@ -65,7 +65,7 @@ class CaptureModel:
     def __init__(
         self,
         model_path: str,
-        capture: Capture,
+        capture: CaptureSettings,
         *,
         device: str = "auto",
         revision: str | None = None,
@@ -115,7 +115,7 @@ class CaptureModel:
             experts=self._shape.experts,
         )
 
-    def _captured_layers(self, capture: Capture) -> tuple[int, ...]:
+    def _captured_layers(self, capture: CaptureSettings) -> tuple[int, ...]:
         chosen = capture.layers if capture.layers is not None else tuple(range(self.n_layers))
         check_layers(chosen, self.n_layers)
         return (EMBEDDINGS, *chosen) if capture.include_embeddings else chosen

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EngineDiedError
 from ..models.hub import ModelRef
 from ..records import Activation, Response
-from ..settings import Capture, Speed
+from ..settings import CaptureSettings, Execution
 from ..storage.schemas import CaptureFailure
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class CaptureWorker:
     def __init__(
         self,
         ref: ModelRef,
-        capture: Capture,
-        speed: Speed,
+        capture: CaptureSettings,
+        execution: Execution,
         *,
         generation_dtype: str = "auto",
         token_budget: int | None = None,
@@ -98,7 +98,7 @@ class CaptureWorker:
             ref.source,
             ref.hub_revision,
             capture,
-            speed,
+            execution,
             generation_dtype,
             token_budget,
             blocks,
@@ -159,8 +159,8 @@ def _outlive_signals() -> None:
 def _load(
     source: str,
     revision: str | None,
-    capture: Capture,
-    speed: Speed,
+    capture: CaptureSettings,
+    execution: Execution,
     generation_dtype: str,
     token_budget: int | None,
     blocks: str | None,
@@ -172,11 +172,11 @@ def _load(
         source,
         capture,
         revision=revision,
-        device=speed.capture_device,
-        self_check=speed.self_check,
+        device=execution.capture_device,
+        self_check=execution.self_check,
         generation_dtype=generation_dtype,
         token_budget=token_budget,
-        max_rows=speed.batch_size,
+        max_rows=execution.batch_size,
         threads=len(os.sched_getaffinity(0)),
         blocks=blocks,
     )

@@ -15,7 +15,7 @@ from ..models.hub import ModelRef
 from ..models.machine import Shape
 from ..models.placement import GPU_BATCHED_TOKENS, LENGTH_STEP, Placement
 from ..records import Response, Sample
-from ..settings import Identity, Speed
+from ..settings import Sampling, Execution
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
@@ -55,7 +55,7 @@ class EngineSize:
 
 def size_engine(
     ref: ModelRef,
-    speed: Speed,
+    execution: Execution,
     longest: int,
     *,
     on_gpu: bool,
@@ -72,7 +72,7 @@ def size_engine(
         -(-(longest + 1) // LENGTH_STEP) * LENGTH_STEP
     )  # one more, for the self-check's question
     max_model_len = min(wanted, ref.context_length or wanted)
-    sequences = speed.batch_size or (GPU_SEQUENCES if on_gpu else CPU_SEQUENCES)
+    sequences = execution.batch_size or (GPU_SEQUENCES if on_gpu else CPU_SEQUENCES)
     if not on_gpu:
         per_token = Shape.from_config(ref.config).kv_bytes_per_token(_KV_ITEMSIZE)
         need = sequences * (max_model_len + _CPU_BLOCK) * per_token
@@ -98,8 +98,8 @@ class VllmEngine:
     def __init__(
         self,
         ref: ModelRef,
-        identity: Identity,
-        speed: Speed,
+        sampling: Sampling,
+        execution: Execution,
         size: EngineSize,
         *,
         on_gpu: bool,
@@ -109,8 +109,8 @@ class VllmEngine:
     ) -> None:
         """`stat_loggers` are vLLM's own interface to its scheduler's numbers, for benchmarks."""
         self._ref = ref
-        self._identity = identity
-        self._speed = speed
+        self._identity = sampling
+        self._speed = execution
         self.size = size
         self._on_gpu = on_gpu
         self._sleep_mode = sleep_mode

@@ -107,7 +107,7 @@ class Client:
                 "OPENAI_API_KEY holds characters no key has (a line break, an accent): copy it again"
             )
         # aiohttp's transport takes half the processor time of the default, where every request walks all connections
-        connections = httpx2.Limits(
+        connections = httpx2.JudgeLimits(
             max_connections=_MOST_CONNECTIONS, max_keepalive_connections=_MOST_CONNECTIONS
         )
         self._client = openai.AsyncOpenAI(

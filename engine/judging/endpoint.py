@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..errors import AccessError, StoppedError, UsageError
 from ..records import Response, Verdict
-from ..settings import Judging, Limits
+from ..settings import JudgeSettings, JudgeLimits
 from ..traits.definition import Trait, fill
 from .calls import PROBE_ATTEMPTS, Calls, MendableError
 from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
@@ -44,8 +44,8 @@ class EndpointJudge:
 
     def __init__(
         self,
-        judging: Judging,
-        limits: Limits,
+        judging: JudgeSettings,
+        limits: JudgeLimits,
         *,
         profile: JudgeProfile | None = None,
         mode: Mode | None = None,

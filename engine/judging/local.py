@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import AccessError, StoppedError, UsageError
 from ..models.hub import ModelRef, chat_token_ids, load_tokenizer
 from ..records import POLARITIES, Response, Verdict
-from ..settings import Judging
+from ..settings import JudgeSettings
 from ..traits.definition import Trait, counts_per_instruction, fill
 from ..traits.plan import PlanTable
 from .scoring import judge_key, local_prompt
@@ -71,7 +71,7 @@ class LocalJudge:
         self,
         engine: NextTokenEngine,
         tokenizer: Any,
-        judging: Judging,
+        judging: JudgeSettings,
         model: str,
         on_offset: Callable[[str, float], None],
     ) -> None:

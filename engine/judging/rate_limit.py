@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from aiolimiter import AsyncLimiter
 
 from ..errors import StoppedError, TraitmillError
-from ..settings import Limits
+from ..settings import JudgeLimits
 from .pace import Pace
 
 # Requests leave evenly at 97 % of the rate: arrival times jitter, and a minute of arrivals must not exceed the rate.
@@ -142,7 +142,7 @@ class Throttle:
     """The one line to an endpoint, of one event loop."""
 
     def __init__(
-        self, limits: Limits, on_event: Callable[[str], None], deadline: float = math.inf
+        self, limits: JudgeLimits, on_event: Callable[[str], None], deadline: float = math.inf
     ) -> None:
         """`on_event` gets one-line messages, such as the countdown of a long wait. `deadline`: as a request's."""
         per_second = limits.rpm / 60

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, Literal
 
-from ..settings import Judging
+from ..settings import JudgeSettings
 from ..traits.definition import Trait
 
 ReadingStatus = Literal["scored", "refused", "unparsable", "truncated"]
@@ -81,7 +81,7 @@ def local_prompt(trait: Trait) -> str:
     )
 
 
-def judge_key(judging: Judging, trait: Trait) -> str:
+def judge_key(judging: JudgeSettings, trait: Trait) -> str:
     """Which verdict set: 16 hex digits of sha256 over canonical JSON of judge model, mode asked for, judge prompt."""
     prompt = local_prompt(trait) if judging.is_local else trait.eval_prompt
     content = json.dumps([judging.model, judging.mode, prompt], separators=(",", ":"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
-from ..settings import Capture
+from ..settings import CaptureSettings
 
 KEEPS_SOFT_CAP = ("eager", "flash_attention_2", "flex_attention")
 """Implementations that apply a soft-cap on attention scores. sdpa takes the argument and silently drops it."""
@@ -162,7 +162,7 @@ def check_layers(layers: Sequence[int] | None, n_layers: int) -> None:
         )
 
 
-def check_capture(raw: Mapping[str, Any], capture: Capture, device: str) -> None:
+def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str) -> None:
     """Refuse capture settings that a model cannot be loaded with, before anything is written or loaded.
 
     `raw` is its config.json, `device` cpu or cuda. Raises UsageError.

@@ -147,7 +147,7 @@ def choose_placement(
     """
     from ..capture.decoder import choose_device  # loads torch
 
-    device = settings.speed.capture_device
+    device = settings.execution.capture_device
     if not engine:
         return Placement("alone", "", device)
     if not gpu:  # sharing the cores gains nothing
@@ -157,11 +157,11 @@ def choose_placement(
     return place_on_gpus(
         Shape.from_config(read),
         totals=gpu_memory(),
-        tensor_parallel=settings.speed.tensor_parallel_size,
+        tensor_parallel=settings.execution.tensor_parallel_size,
         capture_device=device,
         host_free=free_host_memory(),
         itemsize=generation_itemsize(
-            read, settings.identity.dtype, bfloat16=computes_bfloat16("cuda")
+            read, settings.sampling.dtype, bfloat16=computes_bfloat16("cuda")
         ),
         capture_itemsize=4 if capture_dtype == "float32" else 2,
         sequences=sequences,

@@ -192,11 +192,11 @@ def _metadata(
 ) -> dict[str, Any]:
     manifest = view.manifest
     facts = manifest.captures[manifest.capture_key]
-    identity, pools = manifest.settings["identity"], list(view.activations)
+    sampling, pools = manifest.settings["identity"], list(view.activations)
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": identity["model"],
-        "revision": identity["revision"],
+        "model": sampling["model"],
+        "revision": sampling["revision"],
         "trait": view.name,
         "n_examples": len(kept),
         "n_examples_pos": counts["pos"],
@@ -220,7 +220,7 @@ def _metadata(
         "placement": facts.get("placement"),
         "extraction_date": facts["date"],
         "sampling": {
-            name: identity[name]
+            name: sampling[name]
             for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype")
         },
         "judge": judge_summary(view),

@@ -114,7 +114,7 @@ class TraitJob:
 
     def calibration(self) -> list[int]:
         """Positions whose margins fix the local judge's offset."""
-        return calibration_positions(self.view.plan, self.settings.plan.n_examples)
+        return calibration_positions(self.view.plan, self.settings.counts.n_examples)
 
     def distinct_pending(self) -> list[int]:
         """Positions to generate, one of each prompt."""
@@ -141,7 +141,7 @@ class TraitJob:
             else np.zeros(len(status.status), bool)
         )
         first = np.zeros_like(waiting)
-        if self.settings.judging.is_local and self.offset is None:
+        if self.settings.judge.is_local and self.offset is None:
             first[self.calibration()] = True
         self.pending = deque(
             int(p) for mask in (first, ~first) for p in np.flatnonzero(waiting & mask)
@@ -150,7 +150,7 @@ class TraitJob:
 
     def next_round(self) -> bool:
         """Add a round of samples where --min_kept asks for it; decided by finished rounds only. False when done."""
-        plan, view = self.settings.plan, self.view
+        plan, view = self.settings.counts, self.view
         kept = {
             polarity: int((view.passing() & view.side(polarity)).sum()) for polarity in POLARITIES
         }
@@ -273,7 +273,7 @@ def open_job(
             notice(f"{trait.name}: {line}")
     store = Store(folder, notice)
     store.parts.recover()
-    key = judge_key(settings.judging, trait)
+    key = judge_key(settings.judge, trait)
     recorded = json.loads(json.dumps(settings.recorded()))
     if manifest is None:
         manifest = Manifest(
@@ -284,7 +284,7 @@ def open_job(
     _change_capture(manifest, recorded, settings)
     manifest.settings, manifest.definition, manifest.judge_key = recorded, trait.as_json(), key
     manifest.judges.setdefault(key, _judge_facts(settings, trait))
-    n_planned = dict.fromkeys(POLARITIES, settings.plan.n_examples)
+    n_planned = dict.fromkeys(POLARITIES, settings.counts.n_examples)
     view = _plan(trait, folder, settings, manifest, n_planned, tokenize, store)
     return TraitJob(trait, folder, settings, tokenize, view)
 
@@ -310,7 +310,7 @@ def reopen_job(
     _change_capture(manifest, recorded, settings)
     manifest.settings |= {name: recorded[name] for name in ("capture", "view")}
     if judge:
-        key = judge_key(settings.judging, trait)
+        key = judge_key(settings.judge, trait)
         if key != manifest.judge_key:
             manifest.hold_judge()
         manifest.settings["judging"], manifest.judge_key = recorded["judging"], key
@@ -376,7 +376,7 @@ def _find_judge(manifest: Manifest, name: str) -> str:
 
 
 def _judge_facts(settings: RunSettings, trait: Trait) -> dict[str, Any]:
-    judging = settings.judging
+    judging = settings.judge
     return {
         "model": judging.model,
         "mode": judging.mode,
@@ -396,10 +396,10 @@ def _plan(
     store: Store,
 ) -> TraitView:
     """Make `n_planned` the trait's plan (reusing the stored one when it is the same) and index the records."""
-    key = plan_key(trait, n_planned, settings.identity)
+    key = plan_key(trait, n_planned, settings.sampling)
     plan: PlanTable | None = load_plan(folder, key)
     if plan is None:
-        plan = make_plan(trait, n_planned, settings.identity, tokenize)
+        plan = make_plan(trait, n_planned, settings.sampling, tokenize)
         save_plan(folder, key, plan)
     manifest.n_planned, manifest.plan_key = {str(side): n for side, n in n_planned.items()}, key
     manifest.save(folder)

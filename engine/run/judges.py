@@ -30,7 +30,7 @@ def endpoint_judge(
             f"the traits' verdicts were measured in different ways ({listed}); run them one by one"
         )
     mode: Any = next(iter(measured.values()), None)
-    judging, limits = settings.judging, settings.speed.limits
+    judging, limits = settings.judge, settings.limits
     judge = EndpointJudge(judging, limits, mode=mode, on_event=notice)
     profile = _stored_profile(jobs, judge.where)
     return (

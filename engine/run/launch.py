@@ -70,7 +70,7 @@ class Launch:
                 )  # rounds that are finished already, or the first that is not
         unjudged = any(len(job.unjudged()) for job in jobs)
         self._generate = generate and (
-            any(job.pending for job in jobs) or bool(settings.plan.min_kept and unjudged)
+            any(job.pending for job in jobs) or bool(settings.counts.min_kept and unjudged)
         )
         self._judges = judge and (self._generate or unjudged)
         new = self._generate and settings.capture_rows == "all"
@@ -133,7 +133,7 @@ class Launch:
 
     async def _load(self) -> None:
         gpu = await asyncio.to_thread(on_gpu)
-        judging = self._settings.judging
+        judging = self._settings.judge
         needs_engine = self._generate or (self._judges and judging.model == "local")
         if (
             gpu
@@ -180,13 +180,13 @@ class Launch:
             self._settings,
             gpu=gpu,
             engine=engine,
-            sequences=self._settings.speed.batch_size or GPU_SEQUENCES,
+            sequences=self._settings.execution.batch_size or GPU_SEQUENCES,
             tokens_per_sequence=self._longest() if gpu and engine else 0,
         )
 
     def _longest(self) -> int:
         """Tokens of the longest sequence the engine will see."""
-        new = self._settings.identity.max_new_tokens
+        new = self._settings.sampling.max_new_tokens
         longest, room = (
             1,
             self._ref.context_length,
@@ -195,7 +195,7 @@ class Launch:
             samples = job.samples(job.distinct_pending())
             lengths = (len(sample.prompt_token_ids) for sample in samples)
             longest = max(longest, *(n + new for n in lengths if not room or n < room), 1)
-            if self._judges and self._settings.judging.is_local:
+            if self._judges and self._settings.judge.is_local:
                 question = max(job.trait.questions, key=len)
                 bare = job.tokenize(fill(local_prompt(job.trait), question=question, answer=""))
                 longest = max(
@@ -213,7 +213,7 @@ class Launch:
         settings = settings or self._settings
         size = size_engine(
             ref,
-            settings.speed,
+            settings.execution,
             await asyncio.to_thread(self._longest),
             on_gpu=gpu,
             free_bytes=free_host_memory(),
@@ -221,8 +221,8 @@ class Launch:
         )
         engine = VllmEngine(
             ref,
-            settings.identity,
-            settings.speed,
+            settings.sampling,
+            settings.execution,
             size,
             on_gpu=gpu,
             sleep_mode=placement is not None and placement.mode == "sleep",
@@ -245,8 +245,8 @@ class Launch:
         self._worker = CaptureWorker(
             self._ref,
             self._settings.capture,
-            replace(self._settings.speed, capture_device=placement.capture_device),
-            generation_dtype=self._settings.identity.dtype,
+            replace(self._settings.execution, capture_device=placement.capture_device),
+            generation_dtype=self._settings.sampling.dtype,
             token_budget=placement.capture_tokens,
             blocks=self._blocks,
         )
@@ -299,11 +299,11 @@ class Launch:
         await asyncio.to_thread(note_profile, self._jobs, judge, profile)
         keys = {job.view.manifest.judge_key for job in self._jobs}
         self._notice(
-            f"judge {self._settings.judging.model}: {len(keys)} judge prompt{'s' if len(keys) != 1 else ''}"
+            f"judge {self._settings.judge.model}: {len(keys)} judge prompt{'s' if len(keys) != 1 else ''}"
         )
 
     async def _open_local(self, gpu: bool, ref: ModelRef, tokenizer: Any) -> None:
-        judging = self._settings.judging
+        judging = self._settings.judge
         engine = self._engines[0] if self._engines else None
         if judging.model != "local":
             engine = await self._start_engine(ref, gpu, None, self._judge_engine_settings())
@@ -321,7 +321,7 @@ class Launch:
         self.backends.on_skipped, self.backends.on_starved = judge.skip, judge.give_up
 
     def _judge_engine_settings(self) -> RunSettings:
-        return replace(self._settings, speed=replace(self._settings.speed, batch_size=None))
+        return replace(self._settings, execution=replace(self._settings.execution, batch_size=None))
 
     # --- ends ------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class Pipeline:
     async def run(self) -> None:
         """Work until every trait is settled, or `stop` was called. Records in hand are flushed either way."""
         self._started = time.monotonic()
-        self._recorder = Recorder(self.settings.speed.flush_seconds, self._fail_trait)
+        self._recorder = Recorder(self.settings.execution.flush_seconds, self._fail_trait)
         self._judging, self._capturing = Backlog(self._recorder), Backlog(self._recorder)
         for job in self.jobs:
             self._open(job)
@@ -219,7 +219,7 @@ class Pipeline:
                     under_way.add(task)
                     task.add_done_callback(under_way.discard)
             # A local judge parks answers until its offset is known, so a limit could keep out those it waits for.
-            while len(self._judged) >= MAX_JUDGING and not self.settings.judging.is_local:
+            while len(self._judged) >= MAX_JUDGING and not self.settings.judge.is_local:
                 await asyncio.wait(self._judged, return_when=asyncio.FIRST_COMPLETED)
 
     async def _judge(self, judge: Judge, item: Item) -> None:
@@ -236,7 +236,7 @@ class Pipeline:
         self.clocks["judging"].count(self.elapsed, verdict.input_tokens + verdict.output_tokens)
         self._recorder.add(job, "verdicts", verdict)
         if self._captures and self.settings.capture_rows == "kept" and verdict.score is not None:
-            high = verdict.score >= self.settings.view.threshold
+            high = verdict.score >= self.settings.selection.threshold
             if high == (response.sample.polarity == "pos"):
                 self._want_capture(job, response)
         job.todo.judging -= 1
@@ -272,8 +272,8 @@ class Pipeline:
     def _engine_idle(self) -> bool:
         """Whether nothing more will be asked of the generation engine: capture may take its memory."""
         may_add_rounds = not {"generation", "judging"} & self.errors.keys()
-        waits_for_rounds = self.settings.plan.min_kept and may_add_rounds
-        needs_judging = self.settings.judging.is_local or waits_for_rounds
+        waits_for_rounds = self.settings.counts.min_kept and may_add_rounds
+        needs_judging = self.settings.judge.is_local or waits_for_rounds
         if "generation" not in self.errors and any(
             j.todo.generation for j in self.jobs if j.error is None
         ):
@@ -295,7 +295,7 @@ class Pipeline:
         rows = _CPU_CHUNK_ROWS if facts.device == "cpu" else _CAPTURE_CHUNK_ROWS
         limit = max(1, min(rows, _CAPTURE_CHUNK_BYTES // row_bytes))
         # Beside generation, calls of a few rows would leave the GPU idle and take their turns from generation.
-        latest = time.monotonic() + self.settings.speed.flush_seconds
+        latest = time.monotonic() + self.settings.execution.flush_seconds
         while facts.device != "cpu" and len(self._capturing) < limit and time.monotonic() < latest:
             if self._engine_idle():
                 break
@@ -317,7 +317,7 @@ class Pipeline:
             return
         for job in dict.fromkeys(job for job, _ in items):  # on disk before the rows they describe
             if job.view.manifest.note_capture(
-                facts.recorded(self.settings.speed.batch_size), capturer.self_check
+                facts.recorded(self.settings.execution.batch_size), capturer.self_check
             ):
                 self._recorder.write_manifest(job)
         lacking = {

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import SettingsChangedError, UsageError
 from ..files import write_atomic
-from ..settings import Capture, RunSettings
+from ..settings import CaptureSettings, RunSettings
 from ..traits.definition import Trait
 
 SCHEMA_VERSION = 1
@@ -172,9 +172,9 @@ def need_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def capture_key(capture: dict[str, Any] | Capture) -> str:
+def capture_key(capture: dict[str, Any] | CaptureSettings) -> str:
     """Which activation set: 16 hex of sha256 over what shapes the values of a row (pools are told apart by name)."""
-    values = asdict(capture) if isinstance(capture, Capture) else capture
+    values = asdict(capture) if isinstance(capture, CaptureSettings) else capture
     content = {name: value for name, value in values.items() if name != "pools"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

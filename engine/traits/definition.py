@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DefinitionError, UsageError
 from ..records import POLARITIES, Polarity, Sample
-from ..settings import Identity
+from ..settings import Sampling
 
 DEFINITION_FILE = "trait_definition.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -206,7 +206,7 @@ def counts_per_instruction(n_examples: int, n_instructions: int) -> list[int]:
 
 
 def sample_id(
-    polarity: Polarity, prompt_token_ids: Sequence[int], occurrence: int, identity: Identity
+    polarity: Polarity, prompt_token_ids: Sequence[int], occurrence: int, sampling: Sampling
 ) -> tuple[str, int]:
     """The sample's id and its vLLM seed.
 
@@ -216,13 +216,13 @@ def sample_id(
         polarity,
         list(prompt_token_ids),
         occurrence,
-        identity.model,
-        identity.revision,
-        float(identity.temperature),
-        float(identity.top_p),
-        identity.top_k,
-        identity.max_new_tokens,
-        identity.seed,
+        sampling.model,
+        sampling.revision,
+        float(sampling.temperature),
+        float(sampling.top_p),
+        sampling.top_k,
+        sampling.max_new_tokens,
+        sampling.seed,
     ]
     digest = hashlib.sha256(
         json.dumps(content, separators=(",", ":"), ensure_ascii=True).encode()
@@ -233,7 +233,7 @@ def sample_id(
 def expand(
     trait: Trait,
     n_examples: Mapping[Polarity, int],
-    identity: Identity,
+    sampling: Sampling,
     tokenize: Callable[[str], tuple[int, ...]],
 ) -> Iterator[Sample]:
     """The samples of a trait, ordered (polarity, instruction, k) with question = k mod number of questions.
@@ -257,7 +257,7 @@ def expand(
                 prompt_token_ids = tokens[prompt]
                 occurrence = seen.get(prompt_token_ids, 0)
                 seen[prompt_token_ids] = occurrence + 1
-                id_, seed = sample_id(polarity, prompt_token_ids, occurrence, identity)
+                id_, seed = sample_id(polarity, prompt_token_ids, occurrence, sampling)
                 yield Sample(
                     trait=trait.name,
                     id=id_,

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..files import atomic_file
 from ..records import POLARITIES, Polarity, Sample
-from ..settings import Identity
+from ..settings import Sampling
 from .definition import Trait, build_prompt, expand
 
 _COLUMNS = ("polarity", "instruction_index", "question_index", "rollout", "seed")
@@ -80,16 +80,16 @@ class PlanTable:
         )
 
 
-def plan_key(trait: Trait, n_planned: Mapping[Polarity, int], identity: Identity) -> str:
+def plan_key(trait: Trait, n_planned: Mapping[Polarity, int], sampling: Sampling) -> str:
     """Hash of all that decides the plan; a stored plan with the same key is the plan."""
-    content = [trait.instructions, trait.questions, dict(n_planned), asdict(identity)]
+    content = [trait.instructions, trait.questions, dict(n_planned), asdict(sampling)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def make_plan(
     trait: Trait,
     n_planned: Mapping[Polarity, int],
-    identity: Identity,
+    sampling: Sampling,
     tokenize: Callable[[str], tuple[int, ...]],
 ) -> PlanTable:
     """Expand a trait into its plan."""
@@ -98,7 +98,7 @@ def make_plan(
     columns = {
         name: np.empty(total, dtype=np.int64 if name == "seed" else np.int32) for name in _COLUMNS
     }
-    for position, sample in enumerate(expand(trait, n_planned, identity, tokenize)):
+    for position, sample in enumerate(expand(trait, n_planned, sampling, tokenize)):
         ids[position] = sample.id.encode()
         columns["polarity"][position] = POLARITIES.index(sample.polarity)
         for name in _COLUMNS[1:]:

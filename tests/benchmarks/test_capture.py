@@ -14,12 +14,12 @@ from benchmarks import gpu, selfcheck
 from tests.support.oracle import FAMILIES, VOCAB, build
 from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.models.machine import Shape
-from traitmill.engine.settings import Capture
+from traitmill.engine.settings import CaptureSettings
 
 
 def test_every_method_computes_the_same_means(tmp_path, monkeypatch):
     """Else the ratios compare different work."""
-    ours = CaptureModel(build("llama", tmp_path), Capture(), self_check="off", threads=1)
+    ours = CaptureModel(build("llama", tmp_path), CaptureSettings(), self_check="off", threads=1)
     rows = bench.ragged_rows(6, VOCAB)
     expected = {
         row.sample_id: result.pools["response_mean"]
@@ -97,7 +97,7 @@ def test_only_the_forwards_that_are_looked_at_are_counted():
 def test_the_self_checks_figures_see_each_mistake(tmp_path):
     """On a tiny model whose own log-probs stand for generation's."""
     path = build("llama", tmp_path)
-    loaded = CaptureModel(path, Capture(), self_check="off")._model
+    loaded = CaptureModel(path, CaptureSettings(), self_check="off")._model
     blocks = selfcheck.find_blocks(loaded, None)
 
     def with_logprobs(row):

@@ -16,7 +16,7 @@ from traitmill.engine.capture.model import CaptureModel, CaptureRow
 from traitmill.engine.capture.pooling import LayerHooks, padded_ids, pool_weights
 from traitmill.engine.errors import AccessError, ResourceError, UsageError
 from traitmill.engine.models import attention
-from traitmill.engine.settings import POOLS, Capture
+from traitmill.engine.settings import POOLS, CaptureSettings
 
 
 def make_rows(n=9, seed=0):
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def load(path, **options):
-    capture = options.pop("capture", Capture(pools=POOLS, include_embeddings=True))
+    capture = options.pop("capture", CaptureSettings(pools=POOLS, include_embeddings=True))
     return CaptureModel(
         path, capture, **{"self_check": "off", "token_budget": 64, "threads": 1, **options}
     )
@@ -148,7 +148,7 @@ def test_rows_of_all_lengths_keep_their_own_rope(family, tmp_path, monkeypatch):
 
 def test_a_subset_of_layers_ends_the_forward_early(folder):
     path, oracle = folder("gemma2")
-    model = load(path, capture=Capture(layers=(0, 2)))
+    model = load(path, capture=CaptureSettings(layers=(0, 2)))
     ran = []
     for index, block in enumerate(model._blocks):
         block.register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -181,7 +181,7 @@ def test_hooks_go_when_the_forward_fails(folder):
 
 def test_prompt_pools_alone_run_no_response_token(folder):
     path, oracle = folder("llama")
-    model = load(path, capture=Capture(pools=("prompt_mean",)))
+    model = load(path, capture=CaptureSettings(pools=("prompt_mean",)))
     row = make_rows(1)[0]
     assert model.tokens_run(row) == len(row.prompt_token_ids)
     found = model.capture([row])[0].pools["prompt_mean"]
@@ -313,7 +313,7 @@ def test_blocks_that_are_not_found_name_the_option(folder):
 
 def test_a_layer_the_model_does_not_have_is_refused(folder):
     with pytest.raises(UsageError, match="layers 0 to 2"):
-        load(folder("llama")[0], capture=Capture(layers=(1, 3)))
+        load(folder("llama")[0], capture=CaptureSettings(layers=(1, 3)))
 
 
 def test_a_folder_without_weights_is_an_access_error(folder, tmp_path):

@@ -18,7 +18,7 @@ from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.per_token import estimate_bytes, read_index, write_per_token
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.models.hub import find_model
-from traitmill.engine.settings import Capture
+from traitmill.engine.settings import CaptureSettings
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 def load(folder, layers=(0, 3)):
-    capture = Capture(layers=layers, include_embeddings=True)
+    capture = CaptureSettings(layers=layers, include_embeddings=True)
     return CaptureModel(folder, capture, self_check="off", token_budget=64, threads=1)
 
 

@@ -17,7 +17,7 @@ from traitmill.engine.errors import ExitCode, SelfCheckError
 from traitmill.engine.models.hub import ModelRef, find_model
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.run.job import TraitJob, open_job
-from traitmill.engine.settings import Identity, RunSettings
+from traitmill.engine.settings import Sampling, RunSettings
 from traitmill.engine.traits.definition import load_traits
 
 
@@ -44,7 +44,7 @@ def tiny_job(root: Path, model: str, **changes: object) -> tuple[TraitJob, RunSe
     """A trait to be run on a model folder."""
     ref = find_model(model)
     run = fakes.settings(
-        n_examples=4, identity=Identity(model=ref.name, revision=ref.revision), **changes
+        n_examples=4, sampling=Sampling(model=ref.name, revision=ref.revision), **changes
     )
     folder = fakes.make_trait(root)
     (trait,) = load_traits({"trait": folder})
@@ -63,8 +63,8 @@ async def test_what_the_self_check_finds_ends_the_run_with_its_exit_code(
 ) -> None:
     oracle = Oracle(model)
     job, run, ref = tiny_job(tmp_path, model)
-    run = replace(run, speed=replace(run.speed, self_check="all"))
-    worker = CaptureWorker(ref, run.capture, run.speed, generation_dtype="float32")
+    run = replace(run, execution=replace(run.execution, self_check="all"))
+    worker = CaptureWorker(ref, run.capture, run.execution, generation_dtype="float32")
     try:
         facts = await worker.start()
         assert (facts.dtype, facts.n_layers, facts.hidden_dim, facts.placement) == (

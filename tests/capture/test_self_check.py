@@ -13,7 +13,7 @@ from traitmill.engine.capture.model import CaptureModel, CaptureRow
 from traitmill.engine.capture.reference import run_alone
 from traitmill.engine.capture.self_check import ONE_IN, Reference, SelfCheck, is_sampled
 from traitmill.engine.errors import ExitCode, SelfCheckError
-from traitmill.engine.settings import POOLS, Capture
+from traitmill.engine.settings import POOLS, CaptureSettings
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def made(tmp_path_factory):
 
 
 def load(path, **options):
-    capture = options.pop("capture", Capture(pools=POOLS, include_embeddings=True))
+    capture = options.pop("capture", CaptureSettings(pools=POOLS, include_embeddings=True))
     chosen = {
         "self_check": "all",
         "generation_dtype": "float32",
@@ -90,7 +90,7 @@ def test_swapped_rows_are_caught(made, monkeypatch):
 @pytest.mark.parametrize(("shift", "layers"), [(1, (0, 1)), (-1, (1, 2))])
 def test_layers_off_by_one_are_caught(shift, layers, made, monkeypatch):
     path, rows = made("llama")
-    model = load(path, capture=Capture(layers=layers))
+    model = load(path, capture=CaptureSettings(layers=layers))
     right = model.forward
     moved = [layer + shift for layer in layers]
     monkeypatch.setattr(model, "forward", lambda ids, _layers, take: right(ids, moved, take))
@@ -278,7 +278,7 @@ def test_faults_are_caught_in_half_precision(family, tmp_path, monkeypatch):
     assert not any(result.error for result in load(path, generation_dtype="bfloat16").capture(rows))
 
     def faulty(change):
-        model = load(path, generation_dtype="bfloat16", capture=Capture(pools=POOLS, layers=(0, 1)))
+        model = load(path, generation_dtype="bfloat16", capture=CaptureSettings(pools=POOLS, layers=(0, 1)))
         change(model)
         with pytest.raises(SelfCheckError):
             model.capture(rows)
@@ -317,7 +317,7 @@ def test_the_reference_keeps_its_index_where_any_device_takes_it():
 
     with pytest.raises(InterruptedError):
         run_alone(
-            Spread(), [torch.nn.Identity()], (1, 2, 3), (4, 5), n_pooled=2, pools=(), logprobs=True
+            Spread(), [torch.nn.Sampling()], (1, 2, 3), (4, 5), n_pooled=2, pools=(), logprobs=True
         )
     assert seen == [("meta", "cpu", [2, 3])]
 

@@ -25,7 +25,7 @@ from traitmill.cli.session import Outcome
 from traitmill.engine.errors import AccessError, ExitCode
 from traitmill.engine.models.hub import find_model
 from traitmill.engine.models.weights import check_weights
-from traitmill.engine.settings import Capture
+from traitmill.engine.settings import CaptureSettings
 from traitmill.engine.storage.lock import lock_traits
 
 
@@ -403,7 +403,7 @@ def test_f25_a_pool_named_to_stage_two_is_added(
     def noted(_folders, change, *_: object, **__: object) -> Outcome:
         asked.append(
             change(
-                fakes.settings(capture=Capture(pools=("response_mean", "prompt_last")))
+                fakes.settings(capture=CaptureSettings(pools=("response_mean", "prompt_last")))
             ).capture.pools
         )
         return Outcome([], [], interrupted=True)

@@ -333,7 +333,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory):
     folder = fakes.make_trait(tmp_path_factory.mktemp("odd"), content=fakes.definition(2, 5))
     settings = fakes.settings(20)
     jobs = fakes.open_jobs([folder], settings)
-    judge, capturer = fakes.FakeJudge(settings.judging), fakes.FakeCapture(settings.capture)
+    judge, capturer = fakes.FakeJudge(settings.judge), fakes.FakeCapture(settings.capture)
     work = fakes.pipeline(jobs, settings, generator=Odd(), judge=judge, capturer=capturer)
     said: list[str] = []
     work.notice = said.append
@@ -385,7 +385,7 @@ def test_f20_a_prompt_longer_than_the_context_fails_by_name_and_the_exit_code_te
 async def test_f20_the_engine_refuses_a_prompt_without_room() -> None:
     settings = fakes.settings()
     engine = VllmEngine(
-        fakes.REF, settings.identity, settings.speed, EngineSize(4, 64, 32, None), on_gpu=False
+        fakes.REF, settings.sampling, settings.execution, EngineSize(4, 64, 32, None), on_gpu=False
     )
     sample = Sample("t", "0" * 32, "pos", 0, 0, 0, "i", "q", "p", tuple(range(32)), 1)
     response = await engine.generate(sample)

@@ -21,7 +21,7 @@ from traitmill.engine.judging.scoring import (
     read_integer,
     whole_numbers,
 )
-from traitmill.engine.settings import Judging
+from traitmill.engine.settings import JudgeSettings
 from traitmill.engine.traits.definition import Trait
 
 TRAIT = Trait("t", (("be", "do not be"),), ("q?",), "Rate {question} {answer}", None)
@@ -183,24 +183,24 @@ def test_whole_numbers(tokens, whole):
 
 
 def test_judge_key_follows_model_mode_and_prompt_only():
-    base = judge_key(Judging(model="m"), TRAIT)
+    base = judge_key(JudgeSettings(model="m"), TRAIT)
     assert len(base) == 16
     assert int(base, 16) >= 0
     assert base == judge_key(
-        Judging(model="m"), Trait("other", (("a", "b"),), ("c",), TRAIT.eval_prompt, "x")
+        JudgeSettings(model="m"), Trait("other", (("a", "b"),), ("c",), TRAIT.eval_prompt, "x")
     )
     others = [
-        judge_key(Judging(model="n"), TRAIT),
-        judge_key(Judging(model="m", mode="integer"), TRAIT),
+        judge_key(JudgeSettings(model="n"), TRAIT),
+        judge_key(JudgeSettings(model="m", mode="integer"), TRAIT),
         judge_key(
-            Judging(model="m"),
+            JudgeSettings(model="m"),
             Trait("t", TRAIT.instructions, TRAIT.questions, "R {question} {answer}"),
         ),
-        judge_key(Judging(model="local"), TRAIT),
+        judge_key(JudgeSettings(model="local"), TRAIT),
     ]
     assert len({base, *others}) == 5
-    assert judge_key(Judging(model="local"), TRAIT) != judge_key(
-        Judging(model="local"),
+    assert judge_key(JudgeSettings(model="local"), TRAIT) != judge_key(
+        JudgeSettings(model="local"),
         Trait("t", TRAIT.instructions, TRAIT.questions, TRAIT.eval_prompt, "Is it? {answer}"),
     )
     assert local_prompt(TRAIT).startswith(TRAIT.eval_prompt + "\n\nInstead of a number")

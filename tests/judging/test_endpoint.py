@@ -17,7 +17,7 @@ from traitmill.engine.judging.capabilities import CAP, RAISED_CAP
 from traitmill.engine.judging.endpoint import EndpointJudge, JudgeProfile
 from traitmill.engine.judging.scoring import PLAIN_REQUEST, judge_key
 from traitmill.engine.records import Response, Sample
-from traitmill.engine.settings import Judging, Limits
+from traitmill.engine.settings import JudgeSettings, JudgeLimits
 from traitmill.engine.storage.schemas import verdict_table
 from traitmill.engine.traits.definition import Trait
 
@@ -49,8 +49,8 @@ async def opened(
 ):
     limits = {"rpm": 1e6, **limits}
     judge = EndpointJudge(
-        Judging(model=model, mode=mode),
-        Limits(base_url=server.url, **limits),
+        JudgeSettings(model=model, mode=mode),
+        JudgeLimits(base_url=server.url, **limits),
         profile=profile,
         on_event=(lambda _: None) if events is None else events.append,
         deadline=deadline,
@@ -169,7 +169,7 @@ async def test_log_probabilities_that_stay_away_stop_the_judge_before_all_is_pai
 async def test_a_verdict_set_goes_on_in_the_measurement_it_was_begun_with(begun, asked):
     with MisbehavingServer("gpt-4.1-mini") as server:
         judge = EndpointJudge(
-            Judging(model="m", mode=asked), Limits(base_url=server.url, rpm=1e6), mode=begun
+            JudgeSettings(model="m", mode=asked), JudgeLimits(base_url=server.url, rpm=1e6), mode=begun
         )
         assert (await judge.open()).mode == begun
         assert (await judge.judge(TRAIT, response())).mode == begun
@@ -179,7 +179,7 @@ async def test_a_verdict_set_goes_on_in_the_measurement_it_was_begun_with(begun,
 async def test_a_verdict_set_of_expectations_is_not_continued_with_integers():
     with MisbehavingServer("gpt-5-mini") as server:
         judge = EndpointJudge(
-            Judging(model="gpt-5-mini"), Limits(base_url=server.url, rpm=1e6), mode="expected"
+            JudgeSettings(model="gpt-5-mini"), JudgeLimits(base_url=server.url, rpm=1e6), mode="expected"
         )
         with pytest.raises(
             UsageError, match="verdict set was measured so elsewhere.*--judge_mode integer"
@@ -359,7 +359,7 @@ async def test_f06_what_is_no_http_counts_as_no_connection(bytes_sent):
 
     babbling = await asyncio.start_server(babble, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{babbling.sockets[0].getsockname()[1]}/v1"
-    judge = EndpointJudge(Judging(model="m"), Limits(base_url=url), backoff=0.001)
+    judge = EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url), backoff=0.001)
     with pytest.raises(AccessError, match=r"cannot be used \(no connection: .+\)"):
         await judge.open()
     await judge.close()
@@ -448,7 +448,7 @@ async def test_f06_an_endless_server_error_fails_that_item_alone():
 async def test_f06_a_refused_connection_is_named_at_the_start():
     with MisbehavingServer() as server:
         url = server.url
-    judge = EndpointJudge(Judging(model="m"), Limits(base_url=url), backoff=0.001)
+    judge = EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url), backoff=0.001)
     with pytest.raises(AccessError, match=rf"judge m at {url} cannot be used \(no connection"):
         await judge.open()
     await judge.close()
@@ -489,7 +489,7 @@ async def test_f07_a_call_that_trickles_is_given_up_too():
 
     trickling = await asyncio.start_server(trickle, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{trickling.sockets[0].getsockname()[1]}/v1"
-    judge = EndpointJudge(Judging(model="m"), Limits(base_url=url), deadline=0.3, backoff=0.001)
+    judge = EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url), deadline=0.3, backoff=0.001)
     with pytest.raises(AccessError, match="no answer within"):
         await judge.open()
     await judge.close()
@@ -727,7 +727,7 @@ async def test_f11_where_answers_are_often_cut_the_room_is_asked_for_at_once():
 
 
 async def test_f23_a_missing_key_is_found_without_a_request():
-    judge = EndpointJudge(Judging(), Limits())
+    judge = EndpointJudge(JudgeSettings(), JudgeLimits())
     with pytest.raises(
         AccessError, match=r"put OPENAI_API_KEY=sk-\.\.\. into \.env.*--judge_model local"
     ):
@@ -839,7 +839,7 @@ def test_a_malformed_address_is_a_usage_error(url):
     with pytest.raises(
         UsageError, match="^--judge_base_url must be like http://HOST:PORT/v1"
     ) as caught:
-        EndpointJudge(Judging(model="m"), Limits(base_url=url))
+        EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url))
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -848,14 +848,14 @@ def test_a_malformed_address_is_a_usage_error(url):
     "url", ["http://h/v1", "https://h:443", "http://[::1]:8000/v1", "http://127.0.0.1:9/a/b/"]
 )
 def test_an_address_is_taken_as_it_is(url):
-    assert EndpointJudge(Judging(model="m"), Limits(base_url=url)).where == url
+    assert EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url)).where == url
 
 
 def test_a_cost_limit_needs_a_price():
     with pytest.raises(
         UsageError, match=r"price of m: add its dollars per million tokens to .*prices\.json"
     ):
-        EndpointJudge(Judging(model="m"), Limits(base_url="http://h/v1", max_cost=1.0))
+        EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url="http://h/v1", max_cost=1.0))
 
 
 async def test_max_cost_stops_resumably_and_is_not_overshot(monkeypatch):
@@ -916,7 +916,7 @@ async def test_every_attempt_is_counted():
         300,
         6,
     )
-    assert verdict.judge_key == judge_key(Judging(), TRAIT)
+    assert verdict.judge_key == judge_key(JudgeSettings(), TRAIT)
 
 
 async def test_f17_surrogates_on_both_ways_are_escaped():
@@ -981,5 +981,5 @@ async def test_f28_a_word_in_place_of_a_key_spoils_no_text(monkeypatch, key):
 
 def test_f28_a_password_in_the_address_is_refused_and_not_shown():
     with pytest.raises(UsageError, match="without a name or password") as caught:
-        EndpointJudge(Judging(model="m"), Limits(base_url="http://me:hunter2@127.0.0.1:9/v1"))
+        EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url="http://me:hunter2@127.0.0.1:9/v1"))
     assert "hunter2" not in str(caught.value)

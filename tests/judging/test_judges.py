@@ -30,14 +30,14 @@ from traitmill.engine.judging.local import LocalJudge, calibration_positions
 from traitmill.engine.records import Sample
 from traitmill.engine.run.job import export_again, reopen_job
 from traitmill.engine.run.launch import Launch
-from traitmill.engine.settings import Identity, Judging, Limits, RunSettings, Speed
+from traitmill.engine.settings import Sampling, JudgeSettings, JudgeLimits, RunSettings, Execution
 from traitmill.engine.storage.run_record import load_manifest
 from traitmill.engine.storage.state import load_view
 from traitmill.engine.traits.definition import Trait, load_traits
 from traitmill.engine.traits.plan import make_plan
 
 SIDES = ("pos", "neg")
-LIMITS = Limits(rpm=1e6, concurrency=1)
+LIMITS = JudgeLimits(rpm=1e6, concurrency=1)
 NO_QUOTA = error(429, "You exceeded your current quota", code="insufficient_quota")
 
 
@@ -61,8 +61,8 @@ class Judged(Launch):
 def judged_by(
     url: str, model: str = "gpt-4.1-mini", mode: str = "auto", n: int = 10, **changes: object
 ) -> RunSettings:
-    speed = Speed(flush_seconds=0.2, limits=Limits(base_url=url, rpm=1e6))
-    return fakes.settings(n, judging=Judging(model=model, mode=mode), speed=speed, **changes)
+    execution = Execution(flush_seconds=0.2, limits=JudgeLimits(base_url=url, rpm=1e6))
+    return fakes.settings(n, judge=JudgeSettings(model=model, mode=mode), execution=execution, **changes)
 
 
 def launch(folder: Path, settings: RunSettings, *, reopen: bool = False) -> Judged:
@@ -153,9 +153,9 @@ def test_f23_a_judge_that_cannot_be_had_leaves_the_verdict_set_in_use(tmp_path: 
 
 def test_the_local_judge_is_placed_by_the_initial_plan_though_rounds_were_added() -> None:
     trait = Trait("t", tuple((f"pos {i}", f"neg {i}") for i in range(3)), tuple("ABCDEFG"), "")
-    identity = Identity(model="m", revision="r")
+    sampling = Sampling(model="m", revision="r")
     initial, grown = (
-        make_plan(trait, {"pos": n, "neg": m}, identity, fakes.tokenize)
+        make_plan(trait, {"pos": n, "neg": m}, sampling, fakes.tokenize)
         for n, m in ((50, 50), (150, 100))
     )
     wanted = []
@@ -328,7 +328,7 @@ class Words:
 
 def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
-    settings = fakes.settings(30, judging=Judging(model="local"))
+    settings = fakes.settings(30, judge=JudgeSettings(model="local"))
     jobs = fakes.open_jobs([folder], settings)
 
     class Dying(fakes.FakeGenerator):
@@ -339,7 +339,7 @@ def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path
             return await super().generate(sample)
 
     async def main():
-        judge = LocalJudge(Words(), Words(), settings.judging, "words", lambda *_: None)
+        judge = LocalJudge(Words(), Words(), settings.judge, "words", lambda *_: None)
         ids = jobs[0].view.plan.ids
         judge.open_trait(
             "trait", [ids[position].decode() for position in jobs[0].calibration()], None
@@ -479,7 +479,7 @@ def test_the_expected_cost_stands_in_the_plain_line_and_in_the_summary_of_an_unf
         run = launch(
             folder,
             replace(
-                settings, speed=replace(settings.speed, limits=replace(LIMITS, base_url=server.url))
+                settings, execution=replace(settings.execution, limits=replace(LIMITS, base_url=server.url))
             ),
         )
     usage, judgeable = run.usage, all_counts(folder)["ok"]

@@ -13,7 +13,7 @@ import pytest
 
 from traitmill.engine.errors import StoppedError
 from traitmill.engine.judging.rate_limit import Throttle, parse_duration, show_seconds, wait_asked
-from traitmill.engine.settings import Limits
+from traitmill.engine.settings import JudgeLimits
 
 
 class VirtualClock(asyncio.SelectorEventLoop):
@@ -49,7 +49,7 @@ def virtually(main):
 
 def throttle(events=None, **limits):
     return Throttle(
-        Limits(**{"rpm": 1e9, **limits}), (lambda _: None) if events is None else events.append
+        JudgeLimits(**{"rpm": 1e9, **limits}), (lambda _: None) if events is None else events.append
     )
 
 
@@ -435,7 +435,7 @@ def grown(latency, deadline=60.0, late=False):
     """The window after 600 requests that are answered after `latency` seconds."""
 
     async def main():
-        line = Throttle(Limits(rpm=1e9), lambda _: None, deadline)
+        line = Throttle(JudgeLimits(rpm=1e9), lambda _: None, deadline)
         if late:
             line.late()
 

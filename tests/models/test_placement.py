@@ -17,7 +17,7 @@ from traitmill.engine.models.machine import GIB, Shape
 from traitmill.engine.models.placement import Placement, choose_placement, place_on_gpus
 from traitmill.engine.run import launch
 from traitmill.engine.run.launch import Launch
-from traitmill.engine.settings import Capture, Judging, Speed
+from traitmill.engine.settings import CaptureSettings, JudgeSettings, Execution
 
 GEMMA_2B = {
     "model_type": "gemma2",
@@ -177,7 +177,7 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
     monkeypatch.setattr(placement, "place_on_gpus", record)
     monkeypatch.setattr(placement, "gpu_memory", lambda: [80 * GIB])
     monkeypatch.setattr(placement, "computes_bfloat16", lambda _: bfloat16)
-    run = fakes.settings(capture=Capture(dtype=requested))
+    run = fakes.settings(capture=CaptureSettings(dtype=requested))
     choose_placement(
         GEMMA_2B | {"dtype": own}, run, gpu=True, engine=True, sequences=8, tokens_per_sequence=100
     )
@@ -185,7 +185,7 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
 
 
 def test_a_device_that_is_not_here_is_refused_before_anything_loads() -> None:
-    run = fakes.settings(speed=Speed(capture_device="cuda:99"))
+    run = fakes.settings(execution=Execution(capture_device="cuda:99"))
     with pytest.raises(
         UsageError, match=r"--capture_device cuda:99: this machine shows \d+ NVIDIA GPUs"
     ):
@@ -193,7 +193,7 @@ def test_a_device_that_is_not_here_is_refused_before_anything_loads() -> None:
 
 
 def test_without_a_shared_gpu_there_is_nothing_to_divide() -> None:
-    run = fakes.settings(speed=Speed(capture_device="cpu"))
+    run = fakes.settings(execution=Execution(capture_device="cpu"))
     alone = choose_placement({}, run, gpu=True, engine=False, sequences=8, tokens_per_sequence=0)
     assert alone == Placement("alone", "", "cpu")
     on_cpu = choose_placement({}, run, gpu=False, engine=True, sequences=8, tokens_per_sequence=0)
@@ -213,7 +213,7 @@ class Recorded:
 
         class Engine(fakes.FakeGenerator):
             def __init__(
-                self, ref: object, identity: object, speed: object, size: Any, **how: Any
+                self, ref: object, sampling: object, execution: object, size: Any, **how: Any
             ) -> None:
                 super().__init__()
                 self.size = size
@@ -240,8 +240,8 @@ class Recorded:
             def __init__(
                 self,
                 _ref: object,
-                capture: Capture,
-                speed: Speed,
+                capture: CaptureSettings,
+                execution: Execution,
                 *,
                 token_budget: Any,
                 **_: object,
@@ -388,7 +388,7 @@ async def test_a_second_engine_on_a_gpu_is_refused_before_anything_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = Recorded(monkeypatch)
-    made, _ = prepare(tmp_path, monkeypatch, [80], judging=Judging(model="local:other"))
+    made, _ = prepare(tmp_path, monkeypatch, [80], judge=JudgeSettings(model="local:other"))
     made._judges = True
     with pytest.raises(UsageError, match=r"--judge_model local:other: a GPU holds one"):
         await made.run()
@@ -411,7 +411,7 @@ async def test_a_set_never_mixes_what_auto_means_on_two_devices(
         "device": "cuda",
     }
     manifest.save(job.folder)
-    again, _ = prepare(tmp_path, monkeypatch, [80], capture=Capture())
+    again, _ = prepare(tmp_path, monkeypatch, [80], capture=CaptureSettings())
     again.pipeline.jobs[0].view.activations["response_mean"].status[:] = 0
     again._captures = True
     with pytest.raises(SettingsChangedError) as caught:

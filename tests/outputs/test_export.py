@@ -23,7 +23,7 @@ from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs.export import format_score
 from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.run.job import export_again
-from traitmill.engine.settings import View
+from traitmill.engine.settings import Selection
 from traitmill.engine.storage.state import load_view
 
 NASTY = (
@@ -123,7 +123,7 @@ def nasty(tmp_path_factory: pytest.TempPathFactory):
     jobs = fakes.open_jobs([folder], settings)
     generator = Nasty(texts)
     asyncio.run(
-        fakes.pipeline(jobs, settings, generator=generator, judge=Keeping(settings.judging)).run()
+        fakes.pipeline(jobs, settings, generator=generator, judge=Keeping(settings.judge)).run()
     )
     assert jobs[0].finished
     assert set(generator.written.values()) >= set(texts)
@@ -247,7 +247,7 @@ def test_another_threshold_gives_the_files_a_run_with_it_gives(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     one, other = fakes.make_trait(tmp_path / "one"), fakes.make_trait(tmp_path / "other")
     run(one)
-    run(other, fakes.settings(60, view=View(threshold=65.0)))
+    run(other, fakes.settings(60, selection=Selection(threshold=65.0)))
     files = lab.final_files(one)
     exported = export_again(one, print, threshold=65.0)
     assert lab.final_files(one) == lab.final_files(other) != files

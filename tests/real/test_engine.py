@@ -19,7 +19,7 @@ from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.job import open_job
 from traitmill.engine.run.pipeline import Pipeline
 from traitmill.engine.run.watchdog import tie_children
-from traitmill.engine.settings import Identity, Judging, Plan, RunSettings, Speed
+from traitmill.engine.settings import Sampling, JudgeSettings, SampleCounts, RunSettings, Execution
 from traitmill.engine.storage.index import Store
 from traitmill.engine.storage.state import load_view
 from traitmill.engine.traits.definition import load_traits
@@ -54,12 +54,12 @@ class Run:
 
         tie_children()
         self.ref = find_model(str(model_folder))
-        identity = Identity(model=self.ref.name, revision=self.ref.revision, max_new_tokens=24)
+        sampling = Sampling(model=self.ref.name, revision=self.ref.revision, max_new_tokens=24)
         self.settings = RunSettings(
-            identity=identity,
-            plan=Plan(n_examples=18),
-            judging=Judging(model="local"),
-            speed=Speed(batch_size=CAP, flush_seconds=1),
+            sampling=sampling,
+            counts=SampleCounts(n_examples=18),
+            judge=JudgeSettings(model="local"),
+            execution=Execution(batch_size=CAP, flush_seconds=1),
         )
         content = {
             "instruction": [
@@ -82,10 +82,10 @@ class Run:
             open_job(t, self.folders[t.name], self.settings, self.ref, tokenize, print)
             for t in traits
         ]
-        size = size_engine(self.ref, self.settings.speed, 300, on_gpu=False, free_bytes=4 << 30)
+        size = size_engine(self.ref, self.settings.execution, 300, on_gpu=False, free_bytes=4 << 30)
         size = replace(size, max_num_batched_tokens=size.max_model_len)
         self.engine = VllmEngine(
-            self.ref, identity, self.settings.speed, size, on_gpu=False, stat_loggers=[Watch]
+            self.ref, sampling, self.settings.execution, size, on_gpu=False, stat_loggers=[Watch]
         )
         self.engine.start()
         self.spy = fakes.FakeCapture(self.settings.capture)
@@ -95,7 +95,7 @@ class Run:
         judge = LocalJudge(
             self.engine,
             load_tokenizer(self.ref),
-            self.settings.judging,
+            self.settings.judge,
             self.ref.name,
             lambda trait, offset: by_name[trait].freeze_offset(offset),
         )
@@ -184,13 +184,13 @@ def test_sampled_tokens_come_from_the_nucleus(run: Run) -> None:
         with torch.inference_mode():
             logits = (
                 model(ids).logits[0, len(row.prompt_token_ids) - 1 : -1].float()
-                / run.settings.identity.temperature
+                / run.settings.sampling.temperature
             )
         probabilities = logits.softmax(-1)
         chosen = probabilities.gather(-1, ids[0, len(row.prompt_token_ids) :, None])
         likelier = torch.where(probabilities > chosen, probabilities, 0.0).sum(-1)
         outside += int(
-            (likelier > run.settings.identity.top_p + 0.03).sum()
+            (likelier > run.settings.sampling.top_p + 0.03).sum()
         )  # bfloat16 moves the border a little
         total += len(likelier)
     assert total > 1000

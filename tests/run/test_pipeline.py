@@ -18,7 +18,7 @@ from tests.support import fakes
 from traitmill.engine.capture.model import CaptureResult, CaptureRow
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.settings import Plan, Speed, View
+from traitmill.engine.settings import SampleCounts, Execution, Selection
 from traitmill.engine.storage.state import audit_table, load_view
 
 
@@ -128,7 +128,7 @@ def test_beside_generation_a_gpus_capture_waits_for_a_calls_worth(
     tmp_path: Path, device: str
 ) -> None:
     folder = fakes.make_trait(tmp_path)
-    settings = fakes.settings(150, speed=Speed(flush_seconds=30.0))
+    settings = fakes.settings(150, execution=Execution(flush_seconds=30.0))
     sizes: list[int] = []
 
     class Counting(fakes.FakeCapture):
@@ -230,14 +230,14 @@ def test_f05_a_judge_without_quota_stops_alone(tmp_path: Path) -> None:
             return await super().judge(trait, response)
 
     settings = fakes.settings()
-    work = run([folder], settings, judge=Broke(settings.judging))
+    work = run([folder], settings, judge=Broke(settings.judge))
     assert isinstance(work.errors["judging"], StoppedError)
     counts = load_view(folder).counts()
     assert sum(counts[s]["responses"]["pending"] for s in ("pos", "neg")) == 0
     assert sum(counts[s]["captured"] for s in ("pos", "neg")) == sum(
         counts[s]["responses"]["ok"] for s in ("pos", "neg")
     )
-    judge = fakes.FakeJudge(settings.judging)
+    judge = fakes.FakeJudge(settings.judge)
     work = run([folder], settings, judge=judge)
     assert work.jobs[0].finished
     assert len(judge.calls) == sum(counts[s]["verdicts"]["unjudged"] for s in ("pos", "neg"))
@@ -248,7 +248,7 @@ def test_a_slow_judge_delays_neither_generation_nor_capture(tmp_path: Path) -> N
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(50)
     jobs = fakes.open_jobs([folder], settings)
-    work = fakes.pipeline(jobs, settings, judge=fakes.FakeJudge(settings.judging, delay=1.0))
+    work = fakes.pipeline(jobs, settings, judge=fakes.FakeJudge(settings.judge, delay=1.0))
     asyncio.run(work.run())
     assert jobs[0].finished
     assert work.clocks["generation"].last < work.clocks["judging"].last
@@ -278,7 +278,7 @@ def test_f30_an_activation_that_is_not_finite_is_named_and_left_out(tmp_path: Pa
 def test_f25_settings_that_define_samples_are_refused_with_a_diff(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     run([folder])
-    changed = fakes.settings(identity=replace(fakes.settings().identity, temperature=1.0))
+    changed = fakes.settings(sampling=replace(fakes.settings().sampling, temperature=1.0))
     before = all_files(folder)
     with pytest.raises(SettingsChangedError, match=r"temperature: 0\.7 -> 1\.0"):
         fakes.open_jobs([folder], changed)
@@ -310,7 +310,7 @@ def test_a_new_threshold_exports_again_without_any_backend(tmp_path: Path) -> No
     folder = fakes.make_trait(tmp_path)
     run([folder])
     run(
-        [folder], fakes.settings(view=View(threshold=80)), generator=None, judge=None, capturer=None
+        [folder], fakes.settings(selection=Selection(threshold=80)), generator=None, judge=None, capturer=None
     )
     for row in read_csv(folder / "responses/pos.csv"):
         assert float(row["trait_score"]) >= 80
@@ -320,7 +320,7 @@ def test_a_new_threshold_exports_again_without_any_backend(tmp_path: Path) -> No
 
 def test_min_kept_adds_whole_rounds_until_enough_pass(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
-    settings = fakes.settings(plan=Plan(n_examples=10, min_kept=25, max_examples=60))
+    settings = fakes.settings(counts=SampleCounts(n_examples=10, min_kept=25, max_examples=60))
     work = run([folder], settings)
     counts = load_view(folder).counts()
     for side in ("pos", "neg"):
@@ -375,7 +375,7 @@ def test_only_a_scored_verdict_carries_a_number_to_the_csv(tmp_path: Path) -> No
             score = 50.0 if status == "scored" else None
             return replace(verdict, status=status, score=score, raw="the answer is 77")
 
-    run([folder], settings, judge=Troubled(settings.judging))
+    run([folder], settings, judge=Troubled(settings.judge))
     rows = [
         row
         for table in (folder / "parquet/verdicts").glob("*.parquet")

@@ -18,7 +18,7 @@ from traitmill.engine.capture.model import CaptureResult, CaptureRow
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
 from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.run.job import export_again
-from traitmill.engine.settings import Capture, Identity, Plan, RunSettings
+from traitmill.engine.settings import CaptureSettings, Sampling, SampleCounts, RunSettings
 from traitmill.engine.storage.run_record import load_manifest
 from traitmill.engine.traits.definition import Trait
 
@@ -87,7 +87,7 @@ def test_capture_settings_that_gave_no_row_leave_the_activation_set_in_use(
     folder = fakes.make_trait(tmp_path)
     work_through(folder, fakes.settings(20))
     before, settings = final_files(folder), load_manifest(folder).settings["capture"]
-    changed = fakes.settings(20, capture=Capture(**other))
+    changed = fakes.settings(20, capture=CaptureSettings(**other))
     stopped = work_through(folder, changed, capturer=Broken(changed.capture))
     assert stopped.errors
     assert load_manifest(folder).settings["capture"] == settings
@@ -98,7 +98,7 @@ def test_capture_settings_that_gave_no_row_leave_the_activation_set_in_use(
 def test_a_run_that_captures_nothing_changes_no_capture_settings(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     work_through(
-        folder, fakes.settings(20, capture=Capture(pools=("response_mean", "prompt_last")))
+        folder, fakes.settings(20, capture=CaptureSettings(pools=("response_mean", "prompt_last")))
     )
     before = final_files(folder)
     work_through(folder, fakes.settings(20, capture_rows="none"))
@@ -109,7 +109,7 @@ def test_a_pool_added_later_leaves_the_stored_rows_as_they_are(tmp_path: Path) -
     folder = fakes.make_trait(tmp_path)
     work_through(folder, fakes.settings(20))
     before = lab.row_digests(folder)
-    both = fakes.settings(20, capture=Capture(pools=("response_mean", "prompt_last")))
+    both = fakes.settings(20, capture=CaptureSettings(pools=("response_mean", "prompt_last")))
     work_through(folder, both)
     after = lab.row_digests(folder)
     assert lab.duplicates(folder) == 0
@@ -130,7 +130,7 @@ class Counted(fakes.FakeJudge):
     """Stops without quota after some verdicts."""
 
     def __init__(self, settings: RunSettings, last: int) -> None:
-        super().__init__(settings.judging)
+        super().__init__(settings.judge)
         self.last, self.judged = last, 0
 
     async def judge(self, trait: Trait, response: Response) -> Verdict:
@@ -144,7 +144,7 @@ def test_a_new_run_that_was_stopped_goes_on_and_a_finished_one_is_moved_aside(
     tmp_path: Path,
 ) -> None:
     folder = fakes.make_trait(tmp_path)
-    settings = fakes.settings(20, identity=Identity(model="fake", revision="r0", seed=1))
+    settings = fakes.settings(20, sampling=Sampling(model="fake", revision="r0", seed=1))
     work_through(folder, fakes.settings(20))
     notices: list[str] = []
 
@@ -217,7 +217,7 @@ def test_f22_when_the_engine_dies_while_rounds_may_be_added_what_is_done_is_capt
 ) -> None:
     """Capture waits for the engine to be done with: a dead one is, however many rounds are still wanted."""
     folder = fakes.make_trait(tmp_path)
-    settings = fakes.settings(plan=Plan(n_examples=20, min_kept=19))
+    settings = fakes.settings(counts=SampleCounts(n_examples=20, min_kept=19))
 
     async def room() -> None:
         return None
@@ -232,8 +232,8 @@ def test_f22_when_the_engine_dies_while_rounds_may_be_added_what_is_done_is_capt
 def test_settings_bind_only_once_there_are_samples(tmp_path: Path) -> None:
     """A dtype the engine refuses must not be the folder's for ever."""
     folder = fakes.make_trait(tmp_path)
-    refused = fakes.settings(identity=Identity(model="fake", revision="r0", dtype="float16"))
-    other = fakes.settings(identity=Identity(model="fake", revision="r0", dtype="float32"))
+    refused = fakes.settings(sampling=Sampling(model="fake", revision="r0", dtype="float16"))
+    other = fakes.settings(sampling=Sampling(model="fake", revision="r0", dtype="float32"))
     fakes.open_jobs([folder], refused)  # the engine does not start
     work_through(folder, other)
     assert load_manifest(folder).settings["identity"]["dtype"] == "float32"
@@ -298,4 +298,4 @@ def test_an_unknown_dtype_is_refused_at_once(dtype: str) -> None:
     from traitmill.engine.errors import UsageError
 
     with pytest.raises(UsageError, match="auto, bfloat16, float16, float32"):
-        Identity(model="m", revision="r", dtype=dtype)
+        Sampling(model="m", revision="r", dtype=dtype)

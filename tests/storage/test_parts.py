@@ -19,7 +19,7 @@ from traitmill.engine.storage import parts as parts_module
 from traitmill.engine.errors import ResourceError, UsageError
 from traitmill.engine.records import Response, Verdict
 from traitmill.engine.run.job import TraitJob
-from traitmill.engine.settings import Plan
+from traitmill.engine.settings import SampleCounts
 from traitmill.engine.storage.parts import Parts
 from traitmill.engine.storage.run_record import MANIFEST, load_manifest
 from traitmill.engine.storage.schemas import KINDS, Kind, response_table, verdict_table
@@ -220,7 +220,7 @@ def test_f12_a_new_text_never_inherits_the_verdict_or_activation_of_a_lost_one(
             return replace(response, response=f"{response.response}, told anew")
 
     settings = fakes.settings(30)
-    run(folder, settings, judge=Quoting(settings.judging))
+    run(folder, settings, judge=Quoting(settings.judge))
     small_parts(folder)
     _truncate(Parts(folder).paths("responses")[2])
     notices: list[str] = []
@@ -230,7 +230,7 @@ def test_f12_a_new_text_never_inherits_the_verdict_or_activation_of_a_lost_one(
         settings,
         notices,
         generator=generator,
-        judge=Quoting(settings.judging),
+        judge=Quoting(settings.judge),
         capturer=capturer,
     )
     texts = {
@@ -298,7 +298,7 @@ def test_f12_a_plan_damaged_anywhere_is_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["settings.view.threshold", "settings.capture", "definition.questions"]
+    "path", ["settings.selection.threshold", "settings.capture", "definition.questions"]
 )
 def test_f12_a_manifest_that_lacks_something_is_damaged(tmp_path: Path, path: str) -> None:
     folder = fakes.make_trait(tmp_path)
@@ -412,7 +412,7 @@ def test_no_verdict_or_activation_is_on_disk_before_its_response(
         return append(self, kind, table)
 
     monkeypatch.setattr(Parts, "append", noting)
-    settings = fakes.settings(100, speed=replace(fakes.settings().speed, flush_seconds=30.0))
+    settings = fakes.settings(100, execution=replace(fakes.settings().execution, flush_seconds=30.0))
     run(folder, settings, generator=fakes.FakeGenerator(0.05, 8))
     written: set[str] = set()
     for kind, ids in appended:
@@ -425,7 +425,7 @@ def test_no_verdict_or_activation_is_on_disk_before_its_response(
 def test_rounds_added_while_capture_lags_keep_every_row_with_its_sample(tmp_path: Path) -> None:
     """--min_kept moves positions in the plan while activations of earlier rounds are still on their way."""
     folder = fakes.make_trait(tmp_path)
-    settings = fakes.settings(plan=Plan(n_examples=10, min_kept=25, max_examples=60))
+    settings = fakes.settings(counts=SampleCounts(n_examples=10, min_kept=25, max_examples=60))
     capturer = fakes.FakeCapture(settings.capture, delay=0.3)
     job = run(folder, settings, capturer=capturer)
     assert job.finished

@@ -21,7 +21,7 @@ from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.job import TraitJob, open_job
 from traitmill.engine.run.pipeline import Pipeline
-from traitmill.engine.settings import Capture, Identity, Judging, Plan, RunSettings, Speed, View
+from traitmill.engine.settings import CaptureSettings, Sampling, JudgeSettings, SampleCounts, RunSettings, Execution, Selection
 from traitmill.engine.storage.lock import lock_traits
 from traitmill.engine.traits.definition import Trait, load_traits
 
@@ -90,7 +90,7 @@ class FakeGenerator:
 class FakeJudge:
     """About 2 % of the answers are unparsable; every call is noted in `log` when given (one id a line, synced)."""
 
-    def __init__(self, judging: Judging, delay: float = 0.0, log: Path | None = None) -> None:
+    def __init__(self, judging: JudgeSettings, delay: float = 0.0, log: Path | None = None) -> None:
         self.judging = judging
         self.delay = delay
         self.log = log
@@ -122,7 +122,7 @@ class FakeCapture:
     """`bad` names samples whose activation is not finite."""
 
     def __init__(
-        self, capture: Capture, delay: float = 0.0, bad: frozenset[str] = frozenset()
+        self, capture: CaptureSettings, delay: float = 0.0, bad: frozenset[str] = frozenset()
     ) -> None:
         self.capture_settings = capture
         self.delay = delay
@@ -176,11 +176,11 @@ def make_trait(root: Path, name: str = "trait", content: dict[str, object] | Non
 def settings(n_examples: int = 20, **changes: object) -> RunSettings:
     """Fast flushing, fake names; keyword arguments replace whole classes."""
     base: dict[str, object] = {
-        "identity": Identity(model="fake", revision="r0"),
-        "plan": Plan(n_examples=n_examples),
-        "judging": Judging(model="fake-judge"),
-        "view": View(),
-        "speed": Speed(flush_seconds=0.2),
+        "identity": Sampling(model="fake", revision="r0"),
+        "plan": SampleCounts(n_examples=n_examples),
+        "judging": JudgeSettings(model="fake-judge"),
+        "view": Selection(),
+        "speed": Execution(flush_seconds=0.2),
     }
     return RunSettings(**(base | changes))  # type: ignore[arg-type]
 
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--judge_log", type=Path)
     arguments = parser.parse_args()
-    run = settings(plan=Plan(n_examples=arguments.n, min_kept=arguments.min_kept))
+    run = settings(counts=SampleCounts(n_examples=arguments.n, min_kept=arguments.min_kept))
     folders = [arguments.root / "exp" / name for name in arguments.traits.split(",")]
     with lock_traits(folders):
         jobs = open_jobs(folders, run)

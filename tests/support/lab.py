@@ -32,7 +32,7 @@ from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.run import pipeline
 from traitmill.engine.run.job import open_job
 from traitmill.engine.run.launch import Launch
-from traitmill.engine.settings import Identity, Plan, RunSettings, Speed, View
+from traitmill.engine.settings import Sampling, SampleCounts, RunSettings, Execution, Selection
 from traitmill.engine.storage.lock import lock_traits
 from traitmill.engine.traits.definition import Trait, load_traits
 
@@ -99,10 +99,10 @@ def settings(work: Work) -> RunSettings:
     ref = find_model(str(make_model(work.root)))
     return replace(
         fakes.settings(),
-        identity=Identity(model=ref.name, revision=ref.revision),
-        plan=Plan(n_examples=work.n, min_kept=work.min_kept),
-        view=View(threshold=work.threshold),
-        speed=Speed(flush_seconds=work.flush_seconds),
+        sampling=Sampling(model=ref.name, revision=ref.revision),
+        counts=SampleCounts(n_examples=work.n, min_kept=work.min_kept),
+        selection=Selection(threshold=work.threshold),
+        execution=Execution(flush_seconds=work.flush_seconds),
     )
 
 

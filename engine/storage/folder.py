@@ -1,0 +1,242 @@
+"""A trait's folder, `experiments/<experiment>/<trait>/`: every path in it, and what may happen to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import Step, UsageError
+from ..files import remove_leftovers
+from ..records import Polarity
+from ..settings import DEFAULT_POOL, POOLS
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+DEFINITION_FILE = "trait_definition.json"
+LOG_FOLDER = ".logs"
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it is safe as a folder's name. Raise UsageError."""
+    reserved = name in {"report.html", "transfer.parquet"}
+    if _NAME.fullmatch(name) and not reserved:
+        return name
+    shown = repr(name if len(name) <= 60 else name[:57] + "...")
+    if reserved:
+        raise UsageError(f"{what} name {shown} is refused: a file of the experiment has that name")
+    raise UsageError(
+        f"{what} name {shown} is refused: use 1 to 100 letters, digits, '.', '_' or '-', "
+        "not starting with a sign"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TraitFolder:
+    """One trait's folder. Paths are absolute or relative as `path` is; none is made here."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def experiment(self) -> Path:
+        """The folder of the experiment."""
+        return self.path.parent
+
+    def step(self, name: str, **settings: object) -> Step:
+        """What to do next on this folder, for an error or a hint."""
+        return Step(name, self.path, tuple(settings.items()))  # type: ignore[arg-type]  # a literal
+
+    # --- input ---
+
+    @property
+    def definition(self) -> Path:
+        return self.path / DEFINITION_FILE
+
+    # --- the documented files ---
+
+    def responses_csv(self, polarity: Polarity) -> Path:
+        return self.path / "responses" / f"{polarity}.csv"
+
+    def tensor(self, pool: str = DEFAULT_POOL) -> Path:
+        suffix = pool_suffix(pool)
+        return self.path / "activations" / f"all_layers{suffix}.pt"
+
+    @property
+    def metadata(self) -> Path:
+        return self.path / "activations" / "metadata.json"
+
+    @property
+    def per_token(self) -> Path:
+        return self.path / "activations" / "per_token"
+
+    @property
+    def vectors(self) -> Path:
+        return self.path / "vectors"
+
+    def evaluation(self, pool: str = DEFAULT_POOL) -> Path:
+        return self.path / f"evaluation{pool_suffix(pool)}.parquet"
+
+    def report(self, pool: str = DEFAULT_POOL) -> Path:
+        return self.path / f"report{pool_suffix(pool)}.html"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    # --- the records ---
+
+    @property
+    def records(self) -> Path:
+        return self.path / "parquet"
+
+    @property
+    def run_record(self) -> Path:
+        return self.records / "run.json"
+
+    @property
+    def selection(self) -> Path:
+        return self.records / "selection.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.records / "plan.parquet"
+
+    @property
+    def responses(self) -> Path:
+        return self.records / "responses"
+
+    def verdicts(self, key: str) -> Path:
+        return self.records / "verdicts" / key
+
+    def activations(self, key: str) -> Path:
+        return self.records / "activations" / key
+
+    @property
+    def quarantine(self) -> Path:
+        return self.records / "quarantine"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    # --- all of them ---
+
+    def written(self) -> list[Path]:
+        """Files and folders at the top that runs write, the records last."""
+        pages = [self.report(pool) for pool in POOLS] + [self.evaluation(pool) for pool in POOLS]
+        folders = [self.path / name for name in ("responses", "activations")]
+        found = [*folders, self.vectors, self.plots, *pages, self.records]
+        return [path for path in found if path.exists() or path.is_symlink()]
+
+    def outputs(self) -> list[Path]:
+        """Tables, tensors and vectors that are there, whoever wrote them."""
+        names = ("responses", "activations", "vectors")
+        return [path for name in names for path in (self.path / name).glob("[!.]*")]
+
+    def has_records(self) -> bool:
+        """Whether a run has stored anything."""
+        return any(self.records.rglob("part-*.parquet"))
+
+    def _folders(self) -> Iterator[Path]:
+        """Every folder that is written to."""
+        yield self.path
+        yield from (self.path / name for name in ("responses", "activations", "vectors", "plots"))
+        yield self.per_token
+        yield self.records
+        yield from (self.responses, self.quarantine)
+        for kind in ("verdicts", "activations"):
+            yield self.records / kind
+            yield from (self.records / kind).glob("*")
+
+    def check(self) -> None:
+        """Raise UsageError where something we would write to is a link out, no folder, or closed."""
+        inside = self.path.resolve()
+        for folder in self._folders():
+            if folder.is_symlink() and not folder.resolve().is_relative_to(inside):
+                raise UsageError(
+                    f"{folder} is a link out of {self.path}; nothing is written there. To keep runs "
+                    "on another disk, put all of them there and name it with `experiments_dir`"
+                )
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"{folder} is a file where a folder belongs; move it away")
+            if folder.is_dir() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise UsageError(
+                    f"{folder} cannot be read or written; check its permissions, or use another "
+                    "`experiments_dir`"
+                )
+
+    def clean(self) -> None:
+        """Delete temporary files that a killed command left. Call while holding the lock."""
+        for folder in self._folders():
+            if folder.is_dir():
+                remove_leftovers(folder)
+
+    def archive(self, kind: str, moment: str) -> Path:
+        """Move what runs wrote, or another program, into a folder `<kind>-<moment>`; return it."""
+        stem = f"{kind}-{moment.replace(':', '').replace('-', '')}"
+        target, number = self.path / stem, 1
+        # The records go last: cut off before, the same command moves the rest to the same place.
+        moved = self.written()
+        while any((target / path.name).exists() for path in moved):
+            number += 1
+            target = self.path / f"{stem}_{number}"
+        target.mkdir(exist_ok=True)
+        for path in moved:
+            shutil.move(path, target / path.name)
+        return target
+
+
+def pool_suffix(pool: str) -> str:
+    """What the names of files made from a pool end in; nothing for the default pool."""
+    return "" if pool == DEFAULT_POOL else f".{pool}"
+
+
+def select_traits(
+    experiments_dir: Path, experiment: str, traits: Sequence[str] | None
+) -> dict[str, TraitFolder]:
+    """Return the folders of some traits of an experiment by name, in the order given.
+
+    `traits` None is all that have a definition. Nothing outside the experiment is ever returned.
+    Raise UsageError for names that are unknown, unsafe or given twice, and for unsafe folders.
+    """
+    check_name(experiment, "experiment")
+    root = experiments_dir / experiment
+    if not root.is_dir():
+        known = sorted(path.name for path in experiments_dir.glob("*") if path.is_dir())
+        raise UsageError(
+            f"{root} does not exist; make {root}/<trait>/{DEFINITION_FILE} first, or check "
+            f"`experiments_dir` (experiments there: {', '.join(known) or 'none yet'})"
+        )
+    if not root.resolve().is_relative_to(experiments_dir.resolve()):
+        raise UsageError(
+            f"{root} is a link out of {experiments_dir}; nothing is read or written there"
+        )
+    logs = root / LOG_FOLDER
+    if logs.is_symlink() and not logs.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"{logs} is a link out of {root}; nothing is written there")
+    available = sorted(path.parent.name for path in root.glob(f"*/{DEFINITION_FILE}"))
+    names = available if traits is None else list(traits)
+    if not names:
+        raise UsageError(f"{root} has no traits; make {root}/<trait>/{DEFINITION_FILE} first")
+    folders: dict[str, TraitFolder] = {}
+    for name in names:
+        check_name(name, "trait")
+        if name in folders:
+            raise UsageError(f"`traits` names {name} twice")
+        folder = TraitFolder(root / name)
+        if not folder.path.is_dir():
+            listed = ", ".join(available) or "none yet"
+            raise UsageError(f"{folder.path} does not exist; traits of {experiment}: {listed}")
+        if not folder.path.resolve().is_relative_to(root.resolve()):
+            raise UsageError(
+                f"{folder.path} is a link out of {root}; nothing is read or written there"
+            )
+        folder.check()
+        folders[name] = folder
+    return folders
