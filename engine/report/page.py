@@ -10,10 +10,11 @@ import numpy as np
 
 from ..errors import TraitmillError
 from ..files import write_atomic
-from ..judging.cost import find_price
-from ..outputs.load import DEFAULT_POOL, pool_suffix, read_metadata
+from ..judging import find_price
+from ..outputs import Metadata, audit_table
 from ..records import POLARITIES
-from ..storage.state import audit_table
+from ..settings import DEFAULT_POOL
+from ..storage import TraitFolder, pool_suffix
 from ..vectors.evaluation import read_evaluation
 from ..vectors.recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS
 from ..vectors.transfer import evaluated_traits, read_transfer
@@ -41,14 +42,15 @@ _NO_SETTING_OF_JUDGE = ("histogram", "auroc", "auroc_interval")
 # --- pages -------------------------------------------------------------------------------------------------
 
 
-def write_trait_report(folder: Path, pool: str = DEFAULT_POOL) -> Path:
+def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
     """Write `report.html` and `plots/` in a trait's folder from its evaluation, metadata and records.
 
     Pages and pictures of other pools than response_mean have the pool in their names. The same files give the same
     page. Raises UsageError, with nothing written, where an input is missing or stale.
     """
-    metadata = read_metadata(folder)
-    figures = Figures(read_evaluation(folder, metadata, pool), metadata)
+    typed = Metadata.read(folder)
+    metadata = typed.model_dump()
+    figures = Figures(read_evaluation(folder, typed, pool), metadata)
     responses = audit_table(folder)
     best = _best(figures)
     splits = figures.splits()
@@ -56,7 +58,7 @@ def write_trait_report(folder: Path, pool: str = DEFAULT_POOL) -> Path:
     page = _render(
         "trait.html",
         trait=folder.name,
-        experiment=folder.parent.name,
+        experiment=folder.experiment.name,
         model=metadata["model"],
         pool=pool,
         date=metadata["extraction_date"],
@@ -76,7 +78,7 @@ def write_trait_report(folder: Path, pool: str = DEFAULT_POOL) -> Path:
         audit=_audit(responses),
         settings=list(_flattened(figures, _settings(metadata))),
     )
-    return _write(folder, page, pictures, pool)
+    return _write(folder.path, page, pictures, pool)
 
 
 def write_experiment_report(
@@ -90,12 +92,13 @@ def write_experiment_report(
     traits, models = [], []
     for folder in evaluated_traits(experiment, pool):
         try:
-            metadata = read_metadata(folder)
-            figures = Figures(read_evaluation(folder, metadata, pool), metadata)
+            typed = Metadata.read(folder)
+            metadata = typed.model_dump()
+            figures = Figures(read_evaluation(folder, typed, pool), metadata)
         except TraitmillError as error:
             notice(f"{folder.name} is left out of the experiment's report: {error}")
             continue
-        own_page = folder / f"report{pool_suffix(pool)}.html"
+        own_page = folder.report(pool)
         models.append(metadata["model"])
         traits.append(
             {
@@ -125,7 +128,7 @@ def _render(template: str, **context: Any) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("engine"),
+        loader=PackageLoader(__package__ or ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
