@@ -1,8 +1,10 @@
-"""What the self-check's tolerances stand on: rounding as it is, and what mistakes do. `python -m benchmarks.selfcheck`.
+"""What the self-check's tolerances stand on: rounding as it is, and what mistakes do. `python -m
+benchmarks.selfcheck`.
 
-vLLM generates responses and keeps their log-probs, in bfloat16 and in float32. Each is captured in a batch and run
-alone, as the self-check does with some: pools must agree with the batch, log-probs with vLLM's. Then mistakes are made
-on purpose: a second BOS, a prompt without its system turn, a block skipped, weights 1 % too large.
+vLLM generates responses and keeps their log-probs, in bfloat16 and in float32. Each is captured in
+a batch and run alone, as the self-check does with some: pools must agree with the batch, log-probs
+with vLLM's. Then mistakes are made on purpose: a second BOS, a prompt without its system turn, a
+block skipped, weights 1 % too large.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
     from traitmill.engine.generation import vllm_engine as generation
     from traitmill.engine.models.machine import free_host_memory
     from traitmill.engine.run.watchdog import tie_children
-    from traitmill.engine.settings import Sampling, Execution
+    from traitmill.engine.settings import Execution, Sampling
 
     tie_children()
     ref = find_model(MODEL)
@@ -165,7 +167,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         )
     ]
     apart = "; ".join(
-        f"{each['dtype']}: the closest two responses are {each['closest_rows']:.2g} apart, neighbouring layers "
+        f"{each['dtype']}: the closest two responses are {each['closest_rows']:.2g} apart, "
+        f"neighbouring layers "
         f"{each['closest_shift']:.2g}"
         for each in checked
     )

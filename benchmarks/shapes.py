@@ -1,4 +1,5 @@
-"""Shapes of models whose weights are not at hand: a config with random ("dummy") weights runs at the same speed."""
+"""Shapes of models whose weights are not at hand: a config with random ("dummy") weights runs at
+the same speed."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ class DummyEngine(ForcedEngine):
 
 
 def check_fits(name: str, gpu_bytes: int) -> None:
-    """Raise SystemExit where a shape's weights do not fit: `gpu_bytes` of GPU memory, 0 where there is no GPU."""
+    """Raise SystemExit where a shape's weights do not fit: `gpu_bytes` of GPU memory, 0 where there
+    is no GPU."""
     need = Shape.from_config(SHAPES[name]).weight_bytes(2)
     have = gpu_bytes or free_host_memory()
     if 1.2 * need > have:
@@ -90,9 +92,11 @@ def check_fits(name: str, gpu_bytes: int) -> None:
 
 @contextmanager
 def dummy_model(name: str, *, weights: bool = False) -> Iterator[ModelRef]:
-    """A model folder with a shape's config and the embedded model's tokenizer (its ids are in range).
+    """A model folder with a shape's config and the embedded model's tokenizer (its ids are in
+    range).
 
-    Without `weights` vLLM alone can make up a model of it; with them random ones are written, which capture reads too.
+    Without `weights` vLLM alone can make up a model of it; with them random ones are written, which
+    capture reads too.
     """
     from traitmill.engine.models.hub import embedded_folder
 

@@ -1,4 +1,5 @@
-"""The numbers of a page: looked up in a trait's evaluation and metadata, each with the place it comes from."""
+"""The numbers of a page: looked up in a trait's evaluation and metadata, each with the place it
+comes from."""
 
 from __future__ import annotations
 
@@ -20,14 +21,15 @@ class Number:
     value: float
     text: str
     source: str
-    """`metadata:a/b`, `evaluation:measure/split/method/layer/other/column`, `transfer:trait/target/column`,
-    `responses:sample_id/column`, `prices:model`."""
+    """`metadata:a/b`, `evaluation:measure/split/method/layer/other/column`,
+    `transfer:trait/target/column`, `responses:sample_id/column`, `prices:model`."""
     low: Number | None = None
     high: Number | None = None
 
 
 def in_full(value: float) -> str:
-    """As short as it can be without losing a digit: {:g} would make a seed of 20261123 into 2.02611e+07."""
+    """As short as it can be without losing a digit: {:g} would make a seed of 20261123 into
+    2.02611e+07."""
     short = f"{value:g}"
     if isinstance(value, int):
         return str(value)
@@ -78,7 +80,8 @@ class Figures:
         return Number(layer, str(layer), f"evaluation:{measure}/{split}/{method}/{layer}//layer")
 
     def meta(self, *path: str | int, text: str = "") -> Number:
-        """A figure of metadata.json, in full unless `text` is a format. Raises UsageError where there is no number."""
+        """A figure of metadata.json, in full unless `text` is a format. Raises UsageError where
+        there is no number."""
         value: Any = self._metadata
         source = "/".join(map(str, path))
         try:
@@ -88,7 +91,8 @@ class Figures:
             value = None
         if not isinstance(value, int | float):
             raise UsageError(
-                f"metadata.json of {self.evaluation.trait} holds no number under {source}; export it anew"
+                f"metadata.json of {self.evaluation.trait} holds no number under {source}; export "
+                f"it anew"
             )
         return Number(value, text.format(value) if text else in_full(value), f"metadata:{source}")
 
@@ -118,6 +122,7 @@ class Figures:
         found = counted.get(kind) if isinstance(counted, dict) else None
         if not isinstance(found, dict):
             raise UsageError(
-                f"metadata.json of {self.evaluation.trait} holds no counts/pos/{kind}; export it anew"
+                f"metadata.json of {self.evaluation.trait} holds no counts/pos/{kind}; export it "
+                f"anew"
             )
         return list(found)

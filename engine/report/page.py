@@ -1,4 +1,5 @@
-"""One page a trait and one an experiment: self-contained HTML, every number tied to the file it comes from."""
+"""One page a trait and one an experiment: self-contained HTML, every number tied to the file it
+comes from."""
 
 from __future__ import annotations
 
@@ -39,14 +40,16 @@ _NOT_SETTINGS = (
 _NO_SETTING_OF_JUDGE = ("histogram", "auroc", "auroc_interval")
 
 
-# --- pages -------------------------------------------------------------------------------------------------
+# --- pages ---
 
 
 def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
-    """Write `report.html` and `plots/` in a trait's folder from its evaluation, metadata and records.
+    """Write `report.html` and `plots/` in a trait's folder from its evaluation, metadata and
+    records.
 
-    Pages and pictures of other pools than response_mean have the pool in their names. The same files give the same
-    page. Raises UsageError, with nothing written, where an input is missing or stale.
+    Pages and pictures of other pools than response_mean have the pool in their names. The same
+    files give the same page. Raises UsageError, with nothing written, where an input is missing or
+    stale.
     """
     typed = Metadata.read(folder)
     metadata = typed.model_dump()
@@ -84,7 +87,8 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
 def write_experiment_report(
     experiment: Path, notice: Callable[[str], None], pool: str = DEFAULT_POOL
 ) -> Path:
-    """Write `report.html` in an experiment's folder: its evaluated traits and how vectors transfer between them.
+    """Write `report.html` in an experiment's folder: its evaluated traits and how vectors transfer
+    between them.
 
     A trait whose evaluation does not fit its activations is left out with a notice.
     """
@@ -151,7 +155,7 @@ def _write(folder: Path, page: str, pictures: list[Picture], pool: str) -> Path:
     return path
 
 
-# --- what the pages show -----------------------------------------------------------------------------------
+# --- what the pages show ---
 
 
 def _best(figures: Figures) -> dict[str, Any] | None:
@@ -230,7 +234,8 @@ def _yields(figures: Figures) -> list[tuple[str, list[Number]]]:
 
 
 def _dollars(figures: Figures, metadata: Mapping[str, Any]) -> Number | None:
-    """What judging cost at most, since stored verdicts do not say which tokens a cache made cheaper."""
+    """What judging cost at most, since stored verdicts do not say which tokens a cache made
+    cheaper."""
     model = (metadata.get("judge") or {}).get("model")
     price = (
         find_price(model)
@@ -255,7 +260,8 @@ def _judge_auroc(figures: Figures, judge: Mapping[str, Any]) -> Number | None:
 
 
 def _audit(responses: pl.DataFrame) -> list[dict[str, Any]]:
-    """Up to 4 responses of each side, kept and left out, evenly spread over their scores; then unscored ones."""
+    """Up to 4 responses of each side, kept and left out, evenly spread over their scores; then
+    unscored ones."""
     import polars as pl
 
     rows = []

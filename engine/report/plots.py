@@ -1,4 +1,5 @@
-"""The report's pictures. Each is one matplotlib figure, saved as SVG and PNG, and put into the page as inline SVG."""
+"""The report's pictures. Each is one matplotlib figure, saved as SVG and PNG, and put into the page
+as inline SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH = 10.0
 """Inches, of all but the heat maps: one width, one size of letters on the page."""
-# Colours of a figure on white. In the page each becomes a CSS variable, so that a dark page can have its own.
+# Colours of a figure on white. In the page each becomes a CSS variable, so that a dark page can
+# have its own.
 PAPER, INK, MUTED, GRID = "#ffffff", "#1b1f24", "#6b7079", "#d5d8dd"
 SERIES = ("#1f6feb", "#c2570c", "#11804f", "#8a3ffc", "#c4314b", "#7a8088")
 _VARIABLES = {
@@ -98,7 +100,8 @@ def _picture(figure: Figure, name: str, title: str, alt: str) -> Picture:
 
 
 def _inline(svg: str, name: str, alt: str) -> str:
-    """For the page: no prologue, ids that are unique in the page, width left to CSS, colours as variables, a title."""
+    """For the page: no prologue, ids that are unique in the page, width left to CSS, colours as
+    variables, a title."""
     from markupsafe import escape
 
     svg = svg[svg.index("<svg") :]
@@ -128,14 +131,16 @@ def score_histogram(scores: Mapping[str, np.ndarray], threshold: float) -> Pictu
         axes.set(xlabel="judge's score", ylabel="responses", xlim=(0, 100))
         _legend(figure, axes)
         alt = (
-            f"Histogram of judge scores from 0 to 100 for {len(scores['pos'])} pos and {len(scores['neg'])} neg "
+            f"Histogram of judge scores from 0 to 100 for {len(scores['pos'])} pos and "
+            f"{len(scores['neg'])} neg "
             f"responses; a dashed line marks the threshold {threshold:g}."
         )
         return _picture(figure, "scores", "Judge's scores", alt)
 
 
 def projection_histogram(scores: Mapping[str, np.ndarray], where: str) -> Picture:
-    """Held-out projections of both sides, `[n]` each, in training standard deviations from the midpoint."""
+    """Held-out projections of both sides, `[n]` each, in training standard deviations from the
+    midpoint."""
     together = np.concatenate(list(scores.values()))
     with _figure(WIDTH, 2.8) as (figure, (axes,)):
         _sides(axes, scores, np.linspace(together.min(), together.max() + 1e-9, 31))
@@ -143,7 +148,8 @@ def projection_histogram(scores: Mapping[str, np.ndarray], where: str) -> Pictur
         axes.set(xlabel="held-out projection, training standard deviations", ylabel="responses")
         _legend(figure, axes)
         alt = (
-            f"Histogram of held-out projections on {where}: pos has mean {scores['pos'].mean():.2f}, neg "
+            f"Histogram of held-out projections on {where}: pos has mean "
+            f"{scores['pos'].mean():.2f}, neg "
             f"{scores['neg'].mean():.2f}, in training standard deviations from the midpoint."
         )
         return _picture(figure, "projections", f"Held-out projections on {where}", alt)
@@ -210,12 +216,13 @@ def auroc_by_layer(
         panels[0].set_ylabel("AUROC")
         _legend(figure, panels[0])
         tops = [
-            f"{method} peaks at {curve.values.max():.2f} at layer {curve.layers[int(curve.values.argmax())]}"
+            f"{method} peaks at {curve.values.max():.2f} at layer "
+            f"{curve.layers[int(curve.values.argmax())]}"
             for method, curve in next(iter(splits.values())).items()
         ]
         alt = (
-            f"Held-out AUROC by layer with 95 % intervals for unseen {' and '.join(f'{s}s' for s in splits)}: "
-            + "; ".join(tops)
+            f"Held-out AUROC by layer with 95 % intervals for unseen "
+            f"{' and '.join(f'{s}s' for s in splits)}: " + "; ".join(tops)
         )
         return _picture(figure, "auroc", "Held-out AUROC by layer", alt + ".")
 

@@ -115,7 +115,8 @@ class Pipeline:
     # --- the run ---
 
     async def run(self, stop: asyncio.Event | None = None) -> None:
-        """Work until every trait is settled, or `stop` is set. Records in hand are flushed either way."""
+        """Work until every trait is settled, or `stop` is set. Records in hand are flushed either
+        way."""
         self._started = time.monotonic()
         for run in self.runs:
             self._open(run)

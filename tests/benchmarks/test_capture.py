@@ -1,4 +1,5 @@
-"""The capture benchmarks' methods agree with each other, and the GPU benchmark refuses a machine without one."""
+"""The capture benchmarks' methods agree with each other, and the GPU benchmark refuses a machine
+without one."""
 
 import copy
 import json

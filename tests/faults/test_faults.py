@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from traitmill.engine.run.launch import Launch
 
 from tests.conftest import ROOT
 from tests.support import fakes, lab
@@ -22,7 +23,6 @@ from traitmill.cli.session import Outcome
 from traitmill.engine.errors import DefinitionError, ExitCode
 from traitmill.engine.generation.vllm_engine import EngineSize, VllmEngine
 from traitmill.engine.records import Response, Sample
-from traitmill.engine.run.launch import Launch
 from traitmill.engine.storage.state import audit_table, load_view
 from traitmill.engine.traits.definition import fill, load_traits, parse_definition
 
@@ -52,7 +52,7 @@ def prepared(root: Path, **how: object) -> lab.Work:
     return work
 
 
-# --- 01: killed ------------------------------------------------------------------------------------------------
+# --- 01: killed ---
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_f01_a_text_written_anew_after_a_kill_is_judged_and_captured_anew(tmp_pa
     assert lab.duplicates(folder) == 0
 
 
-# --- 02: interrupted -------------------------------------------------------------------------------------------
+# --- 02: interrupted ---
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_f02_a_second_press_leaves_at_once(tmp_path: Path) -> None:
     assert lab.run_to_end(replace(work, hang=False)) == ExitCode.OK
 
 
-# --- 13: disk full ---------------------------------------------------------------------------------------------
+# --- 13: disk full ---
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ except ResourceError as error:
     assert "ended: the disk is full" in result.stdout
 
 
-# --- 14, 15, 16: definitions -----------------------------------------------------------------------------------
+# --- 14, 15, 16: definitions ---
 
 BROKEN = {
     "syntax": (b'{"instruction": [}', "line 1 column 18"),
@@ -309,11 +309,12 @@ def test_f16_prompts_are_filled_in_one_pass_and_other_braces_stay() -> None:
     )
 
 
-# --- 18, 19, 20: samples ---------------------------------------------------------------------------------------
+# --- 18, 19, 20: samples ---
 
 
 class Odd(fakes.FakeGenerator):
-    """Question 0 gets white space, question 1 is cut off, question 2 does not fit, all others are plain."""
+    """Question 0 gets white space, question 1 is cut off, question 2 does not fit, all others are
+    plain."""
 
     async def generate(self, sample: Sample) -> Response:
         self.calls.append(sample.id)
@@ -405,7 +406,7 @@ def test_f20_prompts_that_cannot_fit_do_not_size_the_engine(tmp_path: Path) -> N
     assert launch._longest() == max(n for n in fitting if n < 2048) + 150
 
 
-# --- 24: two runs ----------------------------------------------------------------------------------------------
+# --- 24: two runs ---
 
 
 def test_f24_a_second_run_exits_at_once_naming_the_first(tmp_path: Path) -> None:
@@ -430,7 +431,7 @@ def test_f24_a_second_run_exits_at_once_naming_the_first(tmp_path: Path) -> None
     )
 
 
-# --- 29: one side keeps nothing --------------------------------------------------------------------------------
+# --- 29: one side keeps nothing ---
 
 
 def test_f29_a_side_that_keeps_nothing_leaves_the_other_whole_and_has_its_own_exit_code(

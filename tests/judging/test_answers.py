@@ -212,7 +212,7 @@ def test_f17_lone_surrogates_in_judge_text_are_escaped():
     assert len(raw_text("x" * 100_000)) < 4100
 
 
-# --- separation ----------------------------------------------------------------------------------------------
+# --- separation ---
 
 
 def test_auroc_is_the_share_of_ordered_pairs():

@@ -1,4 +1,5 @@
-"""Judges in whole runs: what stops, what is kept, and which verdict set is in use. Real client, real HTTP."""
+"""Judges in whole runs: what stops, what is kept, and which verdict set is in use. Real client,
+real HTTP."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from traitmill.engine.run.job import export_again, reopen_job
+from traitmill.engine.run.launch import Launch
 
 from tests.support import fakes, lab
 from tests.support.misbehaving_server import MisbehavingServer, Seen, completion, error
@@ -28,9 +31,7 @@ from traitmill.engine.errors import (
 )
 from traitmill.engine.judging.local import LocalJudge, calibration_positions
 from traitmill.engine.records import Sample
-from traitmill.engine.run.job import export_again, reopen_job
-from traitmill.engine.run.launch import Launch
-from traitmill.engine.settings import Sampling, JudgeSettings, JudgeLimits, RunSettings, Execution
+from traitmill.engine.settings import Execution, JudgeLimits, JudgeSettings, RunSettings, Sampling
 from traitmill.engine.storage.run_record import load_manifest
 from traitmill.engine.storage.state import load_view
 from traitmill.engine.traits.definition import Trait, load_traits
@@ -62,7 +63,9 @@ def judged_by(
     url: str, model: str = "gpt-4.1-mini", mode: str = "auto", n: int = 10, **changes: object
 ) -> RunSettings:
     execution = Execution(flush_seconds=0.2, limits=JudgeLimits(base_url=url, rpm=1e6))
-    return fakes.settings(n, judge=JudgeSettings(model=model, mode=mode), execution=execution, **changes)
+    return fakes.settings(
+        n, judge=JudgeSettings(model=model, mode=mode), execution=execution, **changes
+    )
 
 
 def launch(folder: Path, settings: RunSettings, *, reopen: bool = False) -> Judged:
@@ -308,7 +311,7 @@ def test_f29_a_side_that_is_refused_as_a_whole_is_explained(tmp_path: Path) -> N
         assert f"no {side} response has a score: the judge answers, but gives no number" in said
 
 
-# --- the local judge -------------------------------------------------------------------------------------------
+# --- the local judge ---
 
 
 class Words:
@@ -357,7 +360,7 @@ def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path
     assert counts["captured"] == counts["ok"] > 0
 
 
-# --- commands --------------------------------------------------------------------------------------------------
+# --- commands ---
 
 
 @pytest.fixture
@@ -479,7 +482,8 @@ def test_the_expected_cost_stands_in_the_plain_line_and_in_the_summary_of_an_unf
         run = launch(
             folder,
             replace(
-                settings, execution=replace(settings.execution, limits=replace(LIMITS, base_url=server.url))
+                settings,
+                execution=replace(settings.execution, limits=replace(LIMITS, base_url=server.url)),
             ),
         )
     usage, judgeable = run.usage, all_counts(folder)["ok"]

@@ -16,13 +16,13 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from traitmill.engine.run.job import export_again
 
 from tests.conftest import ROOT
 from tests.support import fakes, lab
 from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs.export import format_score
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.run.job import export_again
 from traitmill.engine.settings import Selection
 from traitmill.engine.storage.state import load_view
 
@@ -133,7 +133,8 @@ def nasty(tmp_path_factory: pytest.TempPathFactory):
 def expected_rows(
     folder: Path, written: dict[str, str], side: str
 ) -> list[tuple[str, str, str, str, float]]:
-    """From the metadata's ids, the definition and what was generated: nothing of it read from Parquet or CSV."""
+    """From the metadata's ids, the definition and what was generated: nothing of it read from
+    Parquet or CSV."""
     metadata = json.loads((folder / "activations/metadata.json").read_text())
     n_pos = metadata["n_examples_pos"]
     ids = metadata["sample_ids"][:n_pos] if side == "pos" else metadata["sample_ids"][n_pos:]
@@ -231,7 +232,7 @@ def test_scores_have_two_decimals_at_most(score: float, text: str) -> None:
     assert format_score(score) == text
 
 
-# --- thresholds -----------------------------------------------------------------------------------------------
+# --- thresholds ---
 
 
 def run(folder: Path, settings=None, **backends: object) -> None:

@@ -1,4 +1,5 @@
-"""The pages: every number traced to its file, text escaped, nothing fetched, rendered in a real browser."""
+"""The pages: every number traced to its file, text escaped, nothing fetched, rendered in a real
+browser."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
-from tests.support import planted
 import polars as pl
 import pytest
 from click.testing import CliRunner
 
 from tests.conftest import ROOT
+from tests.support import planted
 from traitmill.cli.main import cli
 from traitmill.cli.run import _fit_and_report
 from traitmill.engine import evaluate_vectors, fit_vectors, load_activations
@@ -29,7 +30,8 @@ HOSTILE = '<script>document.title = "hacked"</script><img src="http://example.in
 
 
 def responses_of(folder):
-    """What the records of a planted folder would be: kept rows, some left out, one refused on each side."""
+    """What the records of a planted folder would be: kept rows, some left out, one refused on each
+    side."""
     ids = iter(planted.read_metadata(folder)["sample_ids"])
     rows = []
     for side, sign in (("pos", 1), ("neg", -1)):
@@ -77,7 +79,8 @@ def responses_of(folder):
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    """Three traits with pages: a strong one with all methods, one of noise, and one with too little to hold out."""
+    """Three traits with pages: a strong one with all methods, one of noise, and one with too little
+    to hold out."""
     root = tmp_path_factory.mktemp("experiments") / "exp"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "audit_table", responses_of)
@@ -491,7 +494,7 @@ def test_a_browser_shows_the_page_and_fetches_nothing(experiment, browser, schem
         page.close()
 
 
-# --- commands ----------------------------------------------------------------------------------------------
+# --- commands ---
 
 
 def call(*arguments: str):

@@ -18,7 +18,7 @@ from tests.support import fakes
 from traitmill.engine.capture.model import CaptureResult, CaptureRow
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.settings import SampleCounts, Execution, Selection
+from traitmill.engine.settings import Execution, SampleCounts, Selection
 from traitmill.engine.storage.state import audit_table, load_view
 
 
@@ -310,7 +310,11 @@ def test_a_new_threshold_exports_again_without_any_backend(tmp_path: Path) -> No
     folder = fakes.make_trait(tmp_path)
     run([folder])
     run(
-        [folder], fakes.settings(selection=Selection(threshold=80)), generator=None, judge=None, capturer=None
+        [folder],
+        fakes.settings(selection=Selection(threshold=80)),
+        generator=None,
+        judge=None,
+        capturer=None,
     )
     for row in read_csv(folder / "responses/pos.csv"):
         assert float(row["trait_score"]) >= 80

@@ -1,4 +1,5 @@
-"""What a later run finds: records that fit each other, settings that bind only samples that exist, files that agree."""
+"""What a later run finds: records that fit each other, settings that bind only samples that exist,
+files that agree."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from traitmill.engine.run.job import export_again
 
 from tests.support import fakes, lab
 from traitmill.engine.capture.model import CaptureResult, CaptureRow
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.run.job import export_again
-from traitmill.engine.settings import CaptureSettings, Sampling, SampleCounts, RunSettings
+from traitmill.engine.settings import CaptureSettings, RunSettings, SampleCounts, Sampling
 from traitmill.engine.storage.run_record import load_manifest
 from traitmill.engine.traits.definition import Trait
 
@@ -215,7 +216,8 @@ class Dies(fakes.FakeGenerator):
 def test_f22_when_the_engine_dies_while_rounds_may_be_added_what_is_done_is_captured(
     tmp_path: Path,
 ) -> None:
-    """Capture waits for the engine to be done with: a dead one is, however many rounds are still wanted."""
+    """Capture waits for the engine to be done with: a dead one is, however many rounds are still
+    wanted."""
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(counts=SampleCounts(n_examples=20, min_kept=19))
 

@@ -1,4 +1,5 @@
-"""What is on disk: parts whole or not at all, damage set aside, merges that may be cut off, one row that counts."""
+"""What is on disk: parts whole or not at all, damage set aside, merges that may be cut off, one row
+that counts."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from traitmill.engine.run.job import TraitJob
 
 from tests.support import fakes, lab
-from traitmill.engine.storage import parts as parts_module
 from traitmill.engine.errors import ResourceError, UsageError
 from traitmill.engine.records import Response, Verdict
-from traitmill.engine.run.job import TraitJob
 from traitmill.engine.settings import SampleCounts
+from traitmill.engine.storage import parts as parts_module
 from traitmill.engine.storage.parts import Parts
 from traitmill.engine.storage.run_record import MANIFEST, load_manifest
 from traitmill.engine.storage.schemas import KINDS, Kind, response_table, verdict_table
@@ -52,7 +53,7 @@ def small_parts(folder: Path, count: int = 7) -> None:
             writer.append(kind, table.slice(start, end - start))
 
 
-# --- merging --------------------------------------------------------------------------------------------------
+# --- merging ---
 
 
 def test_merged_parts_hold_the_same_rows_in_the_same_order(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_a_reader_without_the_lock_outlives_a_merge(
     assert merged
 
 
-# --- damage ---------------------------------------------------------------------------------------------------
+# --- damage ---
 
 
 def _truncate(path: Path) -> None:
@@ -395,14 +396,15 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert not [path for path in leftovers if path.exists()]
 
 
-# --- what a crash may find ------------------------------------------------------------------------------------
+# --- what a crash may find ---
 
 
 @pytest.mark.slow
 def test_no_verdict_or_activation_is_on_disk_before_its_response(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a crash between the two leaves a verdict of a text that a rerun replaces by another."""
+    """Otherwise a crash between the two leaves a verdict of a text that a rerun replaces by
+    another."""
     folder = fakes.make_trait(tmp_path)
     appended: list[tuple[str, list[str]]] = []
     append = Parts.append
@@ -412,7 +414,9 @@ def test_no_verdict_or_activation_is_on_disk_before_its_response(
         return append(self, kind, table)
 
     monkeypatch.setattr(Parts, "append", noting)
-    settings = fakes.settings(100, execution=replace(fakes.settings().execution, flush_seconds=30.0))
+    settings = fakes.settings(
+        100, execution=replace(fakes.settings().execution, flush_seconds=30.0)
+    )
     run(folder, settings, generator=fakes.FakeGenerator(0.05, 8))
     written: set[str] = set()
     for kind, ids in appended:
@@ -456,7 +460,8 @@ def test_rounds_added_while_capture_lags_keep_every_row_with_its_sample(tmp_path
 def test_files_of_an_export_cut_off_never_pass_as_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
 ) -> None:
-    """Killed while files were replaced for another threshold, then run with the first threshold again."""
+    """Killed while files were replaced for another threshold, then run with the first threshold
+    again."""
     folder = fakes.make_trait(tmp_path)
     run(folder)
     files = lab.final_files(folder)
