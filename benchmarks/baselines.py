@@ -33,7 +33,8 @@ from benchmarks.common import (
 )
 from benchmarks.methods import METHODS, STAGES, Times
 from benchmarks.stand import whole, workload
-from traitmill.engine.models.hub import EMBEDDED, find_model
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import find_model
 from traitmill.engine.run.watchdog import tie_children
 
 NAME = "baselines"

@@ -37,7 +37,8 @@ from benchmarks.common import (
 from benchmarks.shapes import SHAPES, DummyEngine, ForcedEngine, check_fits, dummy_model
 from benchmarks.stand import Run, SleepingJudge, Stand, whole, workload
 from traitmill.engine.generation.vllm_engine import VllmEngine
-from traitmill.engine.models.hub import EMBEDDED, ModelRef, find_model
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import ModelRef, find_model
 
 NAME = "batch_size"
 ROWS = "1,4,8,16,32,64,auto"

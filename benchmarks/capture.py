@@ -34,9 +34,9 @@ from torch import nn
 
 from benchmarks.common import RESULTS, machine, parser, record, shown, spread, table
 from traitmill.engine.capture.batching import Batch, Budget, padding_share, run_batches
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.pooling import Pooler, pool_weights
-from traitmill.engine.models.hub import embedded_folder
+from traitmill.engine.models.demo import embedded_folder
 from traitmill.engine.settings import CaptureSettings
 
 LENGTHS = RESULTS / "capture-lengths.json"

@@ -281,7 +281,7 @@ def served_judge(latency: float) -> Iterator[str]:
 def quietly(name: str) -> Iterator[Say]:
     """Send what libraries print to benchmarks/<name>.log in traitmill's cache; yields what prints
     to the user."""
-    from traitmill.engine.models.hub import cache_folder
+    from traitmill.engine.models.demo import cache_folder
     from traitmill.engine.run.log import redirected
 
     log = cache_folder() / "benchmarks" / f"{name}.log"

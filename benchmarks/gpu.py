@@ -26,12 +26,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from traitmill.engine.models.attention import flash_with_soft_cap, has_soft_cap
 
 from traitmill.engine.capture import decoder
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.errors import TraitmillError
-from traitmill.engine.models.machine import GPU_TOKENS, Shape
+from traitmill.engine.models.config import Shape, flash_with_soft_cap, has_soft_cap
+from traitmill.engine.models.machine import GPU_TOKENS
 from traitmill.engine.settings import CaptureSettings
 
 from .capture import Held, kept_stack, length, ragged_rows

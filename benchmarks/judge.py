@@ -29,7 +29,8 @@ from typing import Any
 import psutil
 
 from benchmarks.common import machine, parser, record, table
-from traitmill.engine.judging.endpoint import EndpointJudge, JudgeProfile
+from traitmill.engine.judging.capabilities import JudgeProfile
+from traitmill.engine.judging.endpoint import EndpointJudge
 from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.settings import JudgeLimits, JudgeSettings
 from traitmill.engine.traits.definition import Trait

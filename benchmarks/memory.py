@@ -20,11 +20,11 @@ from typing import Any
 from benchmarks.common import GIB, GUIDE, PeakMemory, machine, parser, quietly, record, table
 from benchmarks.stand import SleepingJudge, Stand, whole, workload
 from traitmill.engine.capture.batching import Budget, run_batches
-from traitmill.engine.capture.model import CaptureRow
-from traitmill.engine.capture.process import CaptureWorker
 from traitmill.engine.generation.vllm_engine import on_gpu
-from traitmill.engine.models.hub import EMBEDDED, ModelRef, find_model
-from traitmill.engine.models.machine import Shape, free_host_memory, token_budget
+from traitmill.engine.models.config import Shape
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import ModelRef, find_model
+from traitmill.engine.models.machine import free_host_memory, token_budget
 from traitmill.engine.settings import CaptureSettings, Execution
 
 NAME = "memory"

@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.stand import SIDES, TRAITS, SleepingJudge, Stand, longest_prompt
-from traitmill.engine.models.hub import ModelRef, load_tokenizer
+from traitmill.engine.models.chat import load_tokenizer
+from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import free_host_memory
 from traitmill.engine.records import Sample
 from traitmill.engine.settings import Execution
@@ -214,7 +215,8 @@ def hf_cb(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
 
 
 def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int, **more: Any) -> Any:
-    from traitmill.engine.generation.vllm_engine import on_gpu, size_engine
+    from traitmill.engine.generation.sizing import size_engine
+    from traitmill.engine.generation.vllm_engine import on_gpu
 
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     gpu = on_gpu()

@@ -30,7 +30,8 @@ from benchmarks.common import (
     table,
 )
 from benchmarks.stand import Run, Stand, whole
-from traitmill.engine.models.hub import EMBEDDED, find_model
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import find_model
 from traitmill.engine.settings import JudgeLimits, JudgeSettings
 
 NAME = "overlap"

@@ -20,9 +20,10 @@ import torch
 
 from benchmarks.common import machine, parser, quietly, record, table
 from traitmill.engine.capture.decoder import find_blocks
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.reference import run_alone
-from traitmill.engine.models.hub import embedded_folder, find_model
+from traitmill.engine.models.demo import embedded_folder
+from traitmill.engine.models.hub import find_model
 from traitmill.engine.settings import CaptureSettings
 
 DTYPES = ("bfloat16", "float32")

@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from traitmill.engine.generation.vllm_engine import VllmEngine
+from traitmill.engine.models.config import Shape
 from traitmill.engine.models.hub import ModelRef, find_model
-from traitmill.engine.models.machine import Shape, free_host_memory
+from traitmill.engine.models.machine import free_host_memory
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
@@ -98,7 +99,7 @@ def dummy_model(name: str, *, weights: bool = False) -> Iterator[ModelRef]:
     Without `weights` vLLM alone can make up a model of it; with them random ones are written, which
     capture reads too.
     """
-    from traitmill.engine.models.hub import embedded_folder
+    from traitmill.engine.models.demo import embedded_folder
 
     with TemporaryDirectory() as temp:
         folder = Path(temp) / name

@@ -16,14 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from traitmill.engine.run.job import open_job
-
 from benchmarks.common import ROOT
-from traitmill.engine.capture.process import CaptureFacts, CaptureWorker
+from traitmill.engine.capture.process import CaptureFacts
 from traitmill.engine.errors import UsageError
-from traitmill.engine.generation.vllm_engine import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
+from traitmill.engine.generation.sizing import GPU_SEQUENCES, size_engine
+from traitmill.engine.generation.vllm_engine import VllmEngine, on_gpu
 from traitmill.engine.judging.scoring import judge_key
-from traitmill.engine.models.hub import ModelRef, lazy_tokenizer
+from traitmill.engine.models.chat import lazy_tokenizer
+from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import free_host_memory
 from traitmill.engine.models.placement import Placement, choose_placement
 from traitmill.engine.records import Response, Sample, Verdict
@@ -38,7 +38,7 @@ from traitmill.engine.settings import (
     SampleCounts,
     Sampling,
 )
-from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, expand, load_traits
+from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, load_traits
 
 EXPERIMENT = ROOT / "experiments" / "demo"
 TRAITS = ("fairy_tale", "poem")

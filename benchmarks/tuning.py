@@ -27,7 +27,8 @@ from typing import Any
 from benchmarks.common import ROOT, machine, parser, quietly, record, table
 from benchmarks.stand import Stand, whole
 from traitmill.engine.generation.vllm_engine import VllmEngine
-from traitmill.engine.models.hub import EMBEDDED, find_model
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import find_model
 
 NAME = "tuning"
 FEW = 8

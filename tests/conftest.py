@@ -29,7 +29,7 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
     """The embedded SmolLM2-135M-Instruct as a local folder."""
-    from traitmill.engine.models.hub import embedded_folder
+    from traitmill.engine.models.demo import embedded_folder
 
     return embedded_folder()
 

@@ -14,7 +14,7 @@ from benchmarks import capture as bench
 from benchmarks import gpu, selfcheck
 from tests.support.oracle import FAMILIES, VOCAB, build
 from traitmill.engine.capture.model import CaptureModel
-from traitmill.engine.models.machine import Shape
+from traitmill.engine.models.config import Shape
 from traitmill.engine.settings import CaptureSettings
 
 

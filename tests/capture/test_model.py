@@ -13,10 +13,9 @@ from tests.support.oracle import BOS, BY_LENGTH, FAMILIES, VOCAB, Oracle, build
 from traitmill.engine.capture import decoder
 from traitmill.engine.capture import model as capture
 from traitmill.engine.capture.batching import Batch
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.pooling import LayerHooks, padded_ids, pool_weights
 from traitmill.engine.errors import AccessError, ResourceError, UsageError
-from traitmill.engine.models import attention
 from traitmill.engine.settings import POOLS, CaptureSettings
 
 

@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from traitmill.engine.run.job import TraitJob, open_job
 
 from tests.support import fakes
 from tests.support.oracle import BOS, VOCAB, Oracle, build
 from traitmill.cli.session import Outcome
-from traitmill.engine.capture.process import CaptureWorker
 from traitmill.engine.errors import ExitCode, SelfCheckError
 from traitmill.engine.models.hub import ModelRef, find_model
 from traitmill.engine.records import Response, Sample

@@ -9,7 +9,7 @@ import torch
 
 from tests.support.oracle import BOS, FAMILIES, VOCAB, Oracle, build
 from traitmill.engine.capture import model as capture_module
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.reference import run_alone
 from traitmill.engine.capture.self_check import ONE_IN, Reference, SelfCheck, is_sampled
 from traitmill.engine.errors import ExitCode, SelfCheckError

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from traitmill.engine.run.launch import Launch
 
 from tests.conftest import ROOT
 from tests.support import fakes, lab
 from traitmill.cli.session import Outcome
 from traitmill.engine.errors import DefinitionError, ExitCode
-from traitmill.engine.generation.vllm_engine import EngineSize, VllmEngine
+from traitmill.engine.generation.sizing import EngineSize
+from traitmill.engine.generation.vllm_engine import VllmEngine
+from traitmill.engine.outputs.audit import audit_table
 from traitmill.engine.records import Response, Sample
-from traitmill.engine.storage.state import audit_table, load_view
 from traitmill.engine.traits.definition import fill, load_traits, parse_definition
 
 

@@ -13,12 +13,11 @@ import pytest
 from tests.support.misbehaving_server import MisbehavingServer, Reply, completion, error
 from traitmill.engine.errors import AccessError, StoppedError, UsageError
 from traitmill.engine.judging import cost
-from traitmill.engine.judging.capabilities import CAP, RAISED_CAP
-from traitmill.engine.judging.endpoint import EndpointJudge, JudgeProfile
+from traitmill.engine.judging.capabilities import CAP, RAISED_CAP, JudgeProfile
+from traitmill.engine.judging.endpoint import EndpointJudge
 from traitmill.engine.judging.scoring import PLAIN_REQUEST, judge_key
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.settings import JudgeLimits, JudgeSettings
-from traitmill.engine.storage.schemas import verdict_table
 from traitmill.engine.traits.definition import Trait
 
 TRAIT = Trait(

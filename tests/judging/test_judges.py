@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from traitmill.engine.run.job import export_again, reopen_job
-from traitmill.engine.run.launch import Launch
 
 from tests.support import fakes, lab
 from tests.support.misbehaving_server import MisbehavingServer, Seen, completion, error
@@ -32,8 +30,6 @@ from traitmill.engine.errors import (
 from traitmill.engine.judging.local import LocalJudge, calibration_positions
 from traitmill.engine.records import Sample
 from traitmill.engine.settings import Execution, JudgeLimits, JudgeSettings, RunSettings, Sampling
-from traitmill.engine.storage.run_record import load_manifest
-from traitmill.engine.storage.state import load_view
 from traitmill.engine.traits.definition import Trait, load_traits
 from traitmill.engine.traits.plan import make_plan
 

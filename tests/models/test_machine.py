@@ -6,7 +6,8 @@ import torch
 from tests.support.oracle import FAMILIES
 from traitmill.engine.errors import UsageError
 from traitmill.engine.models import machine as devices
-from traitmill.engine.models.machine import GIB, Shape, token_budget
+from traitmill.engine.models.config import Shape
+from traitmill.engine.models.machine import GIB, token_budget
 
 GEMMA_2B = Shape.from_config(
     {

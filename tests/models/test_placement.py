@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from traitmill.engine.run.launch import Launch
 
 from tests.support import fakes
 from traitmill.engine.errors import ResourceError, SettingsChangedError, UsageError
 from traitmill.engine.models import placement
+from traitmill.engine.models.config import Shape
 from traitmill.engine.models.hub import ModelRef
-from traitmill.engine.models.machine import GIB, Shape
+from traitmill.engine.models.machine import GIB
 from traitmill.engine.models.placement import Placement, choose_placement, place_on_gpus
-from traitmill.engine.run import launch
 from traitmill.engine.settings import CaptureSettings, Execution, JudgeSettings
 
 GEMMA_2B = {

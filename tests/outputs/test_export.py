@@ -16,15 +16,13 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from traitmill.engine.run.job import export_again
 
 from tests.conftest import ROOT
 from tests.support import fakes, lab
 from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs.export import format_score
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.settings import Selection
-from traitmill.engine.storage.state import load_view
+from traitmill.engine.storage.run_record import Selection
 
 NASTY = (
     "plain",

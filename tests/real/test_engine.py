@@ -9,19 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from traitmill.engine.run.job import open_job
 
 from tests.support import fakes
-from traitmill.engine.generation.vllm_engine import VllmEngine, is_checked, size_engine
+from traitmill.engine.generation.sizing import size_engine
+from traitmill.engine.generation.vllm_engine import VllmEngine, is_checked
 from traitmill.engine.judging.local import LocalJudge
-from traitmill.engine.models.hub import find_model, lazy_tokenizer, load_tokenizer
+from traitmill.engine.models.chat import lazy_tokenizer, load_tokenizer
+from traitmill.engine.models.hub import find_model
 from traitmill.engine.records import Sample
 from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.pipeline import Pipeline
 from traitmill.engine.run.watchdog import tie_children
 from traitmill.engine.settings import Execution, JudgeSettings, RunSettings, SampleCounts, Sampling
-from traitmill.engine.storage.index import Store
-from traitmill.engine.storage.state import load_view
 from traitmill.engine.traits.definition import load_traits
 
 pytestmark = pytest.mark.slow

@@ -19,11 +19,11 @@ from tests.conftest import ROOT
 from tests.support import planted
 from traitmill.cli.main import cli
 from traitmill.cli.run import _fit_and_report
-from traitmill.engine import evaluate_vectors, fit_vectors, load_activations
 from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.outputs.load import load_activations
 from traitmill.engine.report import page as report
-from traitmill.engine.vectors.evaluation import write_evaluation
-from traitmill.engine.vectors.fit import write_vectors
+from traitmill.engine.vectors.evaluation import evaluate_vectors, write_evaluation
+from traitmill.engine.vectors.fit import fit_vectors, write_vectors
 from traitmill.engine.vectors.transfer import update_transfer
 
 HOSTILE = '<script>document.title = "hacked"</script><img src="http://example.invalid/x.png"> & "quotes" \u2028 {{ 7 * 7 }}'

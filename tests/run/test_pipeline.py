@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from tests.support import fakes
-from traitmill.engine.capture.model import CaptureResult, CaptureRow
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
+from traitmill.engine.outputs.audit import audit_table
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.settings import Execution, SampleCounts, Selection
-from traitmill.engine.storage.state import audit_table, load_view
+from traitmill.engine.settings import Execution, SampleCounts
+from traitmill.engine.storage.run_record import Selection
 
 
 def run(folders: list[Path], settings: object = None, **backends: object):

@@ -13,14 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from traitmill.engine.run.job import export_again
 
 from tests.support import fakes, lab
-from traitmill.engine.capture.model import CaptureResult, CaptureRow
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
 from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.settings import CaptureSettings, RunSettings, SampleCounts, Sampling
-from traitmill.engine.storage.run_record import load_manifest
 from traitmill.engine.traits.definition import Trait
 
 

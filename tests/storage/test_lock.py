@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from traitmill.engine.errors import LockedError, UsageError
-from traitmill.engine.storage.lock import LOCK_FILE, lock_traits
+from traitmill.engine.storage.lock import lock_traits
 
 
 def folders(root: Path, *names: str) -> list[Path]:

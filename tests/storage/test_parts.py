@@ -14,17 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from traitmill.engine.run.job import TraitJob
 
 from tests.support import fakes, lab
 from traitmill.engine.errors import ResourceError, UsageError
 from traitmill.engine.records import Response, Verdict
 from traitmill.engine.settings import SampleCounts
 from traitmill.engine.storage import parts as parts_module
-from traitmill.engine.storage.parts import Parts
-from traitmill.engine.storage.run_record import MANIFEST, load_manifest
-from traitmill.engine.storage.schemas import KINDS, Kind, response_table, verdict_table
-from traitmill.engine.storage.state import load_view
+from traitmill.engine.storage.schemas import KINDS, Kind
 from traitmill.engine.traits.plan import load_plan
 
 

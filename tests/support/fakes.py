@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from traitmill.engine.capture import CaptureFacts
-from traitmill.engine.judging import judge_key
-from traitmill.engine.models import ModelRef
+from traitmill.engine.capture.process import CaptureFacts
+from traitmill.engine.judging.scoring import judge_key
+from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.records import Activation, Response, Sample, Verdict
-from traitmill.engine.run import Backends
+from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.pipeline import Pipeline
 from traitmill.engine.run.prepare import Wanted, open_run
 from traitmill.engine.run.trait_run import TraitRun
@@ -27,8 +27,8 @@ from traitmill.engine.settings import (
     SampleCounts,
     Sampling,
 )
-from traitmill.engine.storage import TraitFolder
-from traitmill.engine.traits import Trait, load_traits
+from traitmill.engine.storage.folder import TraitFolder
+from traitmill.engine.traits.definition import Trait, load_traits
 
 N_LAYERS, HIDDEN_DIM = 3, 8
 REF = ModelRef("fake", "fake", "r0", {"hidden_size": HIDDEN_DIM})

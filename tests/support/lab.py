@@ -30,11 +30,13 @@ import pyarrow.parquet as pq
 
 from tests.support import fakes
 from traitmill.engine.errors import ExitCode, TraitmillError
-from traitmill.engine.outputs import judge_summary  # noqa: F401 - loads what an export needs before the fork
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.run import Backends, Listener, generate, pipeline
+from traitmill.engine.run import pipeline
+from traitmill.engine.run.backends import Backends
+from traitmill.engine.run.commands import generate
 from traitmill.engine.run.loading import Work as Wanted
-from traitmill.engine.traits import Trait
+from traitmill.engine.run.progress import Listener
+from traitmill.engine.traits.definition import Trait
 
 KINDS = ("responses", "verdicts", "activations")
 FINAL_FILES = (

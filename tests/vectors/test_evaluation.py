@@ -9,11 +9,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from tests.support import planted
-from traitmill.engine import evaluate_vectors, fit_vectors, load_activations
 from traitmill.engine.errors import UsageError
-from traitmill.engine.outputs.load import Activations
-from traitmill.engine.vectors.evaluation import Evaluation, read_evaluation, write_evaluation
-from traitmill.engine.vectors.fit import map_layers, write_vectors
+from traitmill.engine.outputs.load import Activations, load_activations
+from traitmill.engine.vectors.evaluation import (
+    Evaluation,
+    evaluate_vectors,
+    read_evaluation,
+    write_evaluation,
+)
+from traitmill.engine.vectors.fit import fit_vectors, map_layers, write_vectors
 from traitmill.engine.vectors.held_out import held_out
 from traitmill.engine.vectors.methods import METHODS
 from traitmill.engine.vectors.recommendation import choose_nested

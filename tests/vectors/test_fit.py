@@ -15,10 +15,9 @@ import torch
 
 from tests.support import fakes, planted
 from traitmill.cli.options import parse_layers
-from traitmill.engine import fit_vectors, load_activations
 from traitmill.engine.errors import NothingKeptError, UsageError
-from traitmill.engine.outputs.load import Activations
-from traitmill.engine.vectors.fit import load_vector, write_vectors
+from traitmill.engine.outputs.load import Activations, load_activations
+from traitmill.engine.vectors.fit import fit_vectors, load_vector, write_vectors
 from traitmill.engine.vectors.methods import (
     METHODS,
     Rows,
