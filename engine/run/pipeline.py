@@ -122,7 +122,7 @@ class Pipeline:
             self._open(run)
         try:
             await self._run(stop or asyncio.Event())
-        except ExceptionGroup as group:
+        except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
             await self._writer.flush()

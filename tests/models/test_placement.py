@@ -287,7 +287,7 @@ def prepare(
         monkeypatch.setattr(room, "free_host_memory", lambda: host * GIB)
     run = fakes.settings(n_examples=6, **changes)
     notices: list[str] = []
-    jobs = fakes.open_jobs([fakes.make_trait(root, "one")], run)
+    runs = fakes.open_runs([fakes.make_trait(root, "one")], run)
     made = Launch(
         jobs,
         run,
@@ -351,7 +351,7 @@ async def test_an_engine_that_cannot_sleep_is_stopped(
     order = ["generates", "engine sleeps not", "engine closes", "capture loads", "captures"]
     assert [call for call in told.calls if call in order] == order
     assert "vLLM cannot sleep: no pinned memory; it is stopped instead" in notices
-    assert made.pipeline.jobs[0].finished
+    assert made.pipeline.runs[0].finished
 
 
 def test_the_cache_gives_way_to_larger_capture_batches_but_keeps_half() -> None:
@@ -414,7 +414,7 @@ async def test_a_set_never_mixes_what_auto_means_on_two_devices(
     }
     manifest.save(job.folder)
     again, _ = prepare(tmp_path, monkeypatch, [80], capture=CaptureSettings())
-    again.pipeline.jobs[0].view.activations["response_mean"].status[:] = 0
+    again.pipeline.runs[0].view.activations["response_mean"].status[:] = 0
     again._captures = True
     with pytest.raises(SettingsChangedError) as caught:
         await again.run()

@@ -77,7 +77,7 @@ class Run:
         self.folders = {name: fakes.make_trait(root, name, content) for name in TRAITS}
         tokenize = lazy_tokenizer(self.ref)
         traits = load_traits(self.folders)
-        self.jobs = [
+        self.runs = [
             open_job(t, self.folders[t.name], self.settings, self.ref, tokenize, print)
             for t in traits
         ]

@@ -14,8 +14,9 @@ import numpy as np
 from traitmill.engine.capture.process import CaptureFacts
 from traitmill.engine.judging.scoring import judge_key
 from traitmill.engine.models.hub import ModelRef
+from traitmill.engine.outputs import Exported
 from traitmill.engine.records import Activation, Response, Sample, Verdict
-from traitmill.engine.run.backends import Backends
+from traitmill.engine.run import Backends, export
 from traitmill.engine.run.pipeline import Pipeline
 from traitmill.engine.run.prepare import Wanted, open_run
 from traitmill.engine.run.trait_run import TraitRun
@@ -27,7 +28,7 @@ from traitmill.engine.settings import (
     SampleCounts,
     Sampling,
 )
-from traitmill.engine.storage.folder import TraitFolder
+from traitmill.engine.storage import TraitFolder, TraitState, load_state
 from traitmill.engine.traits.definition import Trait, load_traits
 
 N_LAYERS, HIDDEN_DIM = 3, 8
@@ -230,3 +231,21 @@ def pipeline(runs: Sequence[TraitRun], run: RunSettings, **backends: object) -> 
     }
     notices: list[str] = []
     return Pipeline(runs, run, Backends(**(parts | backends)), notices.append)  # type: ignore[arg-type]
+
+
+def state(folder: Path) -> TraitState:
+    """What a folder's records amount to, read as `status` reads them."""
+    return load_state(TraitFolder(folder))
+
+
+def export_again(folder: Path, **changes: object) -> Exported:
+    """Export one trait as the command does; its error is raised."""
+    result = export(folder.parent, [folder.name], **changes)  # type: ignore[arg-type]
+    for error in result.errors.values():
+        raise error
+    return result.exported[folder.name]
+
+
+def part_files(folder: Path, kind: str) -> list[Path]:
+    """The part files of a kind, of all its sets, in the order they were written."""
+    return sorted((folder / "parquet" / kind).rglob("part-*.parquet"))
