@@ -187,7 +187,7 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
 def test_a_device_that_is_not_here_is_refused_before_anything_loads() -> None:
     run = fakes.settings(execution=Execution(capture_device="cuda:99"))
     with pytest.raises(
-        UsageError, match=r"--capture_device cuda:99: this machine shows \d+ NVIDIA GPUs"
+        UsageError, match=r"`capture_device` cuda:99: this machine shows \d+ NVIDIA GPUs"
     ):
         choose_placement(GEMMA_2B, run, gpu=True, engine=True, sequences=8, tokens_per_sequence=100)
 
@@ -391,7 +391,7 @@ async def test_a_second_engine_on_a_gpu_is_refused_before_anything_loads(
     told = Recorded(monkeypatch)
     made, _ = prepare(tmp_path, monkeypatch, [80], judge=JudgeSettings(model="local:other"))
     made._judges = True
-    with pytest.raises(UsageError, match=r"--judge_model local:other: a GPU holds one"):
+    with pytest.raises(UsageError, match=r"`judge_model` local:other: a GPU holds one"):
         await made.run()
     assert not [call for call in told.calls if "closes" not in call]
 
@@ -420,5 +420,5 @@ async def test_a_set_never_mixes_what_auto_means_on_two_devices(
         await again.run()
     said = str(caught.value)
     assert "dtype bfloat16 -> float32, attention flash_attention_2 -> eager" in said
-    assert "--capture_dtype float32 --attention eager" in said
+    assert "`capture_dtype` float32 `attention` eager" in said
     assert sorted((job.folder / "parquet" / "activations").iterdir()) == stored

@@ -470,7 +470,7 @@ def test_an_evaluation_survives_its_file_and_is_the_same_again(tmp_path):
 def test_stale_missing_and_damaged_evaluations_name_the_command(tmp_path):
     folder = planted.write_trait(tmp_path / "exp" / "poem")
     with pytest.raises(
-        UsageError, match="missing; make it with: traitmill vectors --experiment exp --trait poem"
+        UsageError, match="missing; make it with: traitmill vectors `experiment` exp `trait` poem"
     ):
         read_evaluation(folder, planted.read_metadata(folder))
     evaluated(folder)
@@ -534,7 +534,7 @@ def test_pairs_that_cannot_be_measured_say_why(experiment):
 
 
 def test_a_missing_vector_of_another_trait_is_a_note(experiment):
-    expected = "its vector is missing or of other activations; make it with: traitmill vectors --experiment exp --trait"
+    expected = "its vector is missing or of other activations; make it with: traitmill vectors `experiment` exp `trait`"
     for path in (experiment / "b" / "vectors").iterdir():
         path.unlink()
     write_vectors(experiment / "c", fit_vectors(load_activations(experiment / "c"), FAST))
@@ -571,7 +571,7 @@ def test_a_damaged_transfer_table_is_one_clear_line(experiment):
         path.write_bytes(content)
         with pytest.raises(
             UsageError,
-            match=r"cannot be read; make it anew with: traitmill vectors .* --traits all$",
+            match=r"cannot be read; make it anew with: traitmill vectors .* `traits` all$",
         ):
             read_transfer(experiment, pytest.fail)
 

@@ -501,7 +501,7 @@ def _drop(key: str):
         (_drop("threshold"), "lacks threshold"),
         (
             _no_activations,
-            "make them with: traitmill generate --experiment exp --trait poem --experiments_dir ",
+            "make them with: traitmill generate `experiment` exp `trait` poem `experiments_dir` ",
         ),
         (_damaged_metadata, "not valid JSON"),
         (_old_metadata, "lacks sample_ids"),
@@ -567,7 +567,7 @@ def test_f30_nan_is_named_by_sample_and_layer(folder, bad):
 
 def test_a_pool_that_was_not_captured_names_the_command(folder):
     with pytest.raises(
-        UsageError, match=r"all_layers.prompt_last.pt is missing.*--pool prompt_last"
+        UsageError, match=r"all_layers.prompt_last.pt is missing.*`pool` prompt_last"
     ):
         load_activations(folder, "prompt_last")
     with pytest.raises(UsageError, match="unknown; choose from response_mean"):
