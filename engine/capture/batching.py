@@ -116,7 +116,7 @@ def run_batches(
             if len(batch.indices) == 1:
                 raise ResourceError(
                     f"memory does not suffice for one row of {width} tokens: free memory on the capture device, lower "
-                    "--max_new_tokens, or take another with --capture_device"
+                    "`max_new_tokens`, or take another with `capture_device`"
                 ) from error
         else:
             budget.passed(batch)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import AccessError, ResourceError, UsageError
-from ..models import attention
+from ..models import config as attention
 
 OUT_OF_MEMORY_TEXTS = (
     "out of memory",
@@ -26,23 +26,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS
     )
-
-
-def choose_device(requested: str) -> str:
-    """`auto` is cuda when there is one, else cpu. Raises UsageError for a device that is not here."""
-    if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(requested)
-    except RuntimeError:
-        raise UsageError(
-            f"--capture_device {requested} is unknown; use auto, cpu, cuda or cuda:N"
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--capture_device {requested}: this machine shows {torch.cuda.device_count()} NVIDIA GPUs; use auto or cpu"
-        )
-    return requested
 
 
 def load(source: str, *, dtype: str, attn: str, device: str, revision: str | None = None) -> Any:
@@ -89,7 +72,7 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
         if not is_out_of_memory(error):
             raise
         raise ResourceError(
-            f"the weights of {source} do not fit on {device}: free memory there, or use --capture_device"
+            f"the weights of {source} do not fit on {device}: free memory there, or use `capture_device`"
         ) from error
     except (OSError, ValueError, ImportError) as error:
         raise AccessError(
@@ -98,7 +81,7 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
     if spread and any(parameter.device.type != "cuda" for parameter in model.parameters()):
         raise ResourceError(  # accelerate would run what is left over from host memory, at a crawl
             f"the weights of {source} do not fit on the {torch.cuda.device_count()} GPUs here: free memory there, "
-            "or use --capture_device cpu"
+            "or use `capture_device` cpu"
         )
     if attention.length_dependent_rope(text_config) is not None:
         model.register_forward_pre_hook(_forget_lengths)
@@ -122,7 +105,7 @@ def find_blocks(model: nn.Module, path: str | None = None) -> list[nn.Module]:
     """The decoder blocks in order.
 
     Without `path`: the one list of as many modules as the config has layers, nearest the decoder's top. Raises
-    UsageError naming --blocks when there is no such list, or several, or `path` leads nowhere.
+    UsageError naming `blocks` when there is no such list, or several, or `path` leads nowhere.
     """
     n_layers = int(model.config.get_text_config().num_hidden_layers)
     if path is not None:
@@ -130,11 +113,11 @@ def find_blocks(model: nn.Module, path: str | None = None) -> list[nn.Module]:
             found = model.get_submodule(path)
         except AttributeError:
             raise UsageError(
-                f"--blocks {path}: {type(model).__name__} has no such module; {_lists(model)}"
+                f"`blocks` {path}: {type(model).__name__} has no such module; {_lists(model)}"
             ) from None
         if not isinstance(found, nn.ModuleList) or len(found) != n_layers:
             raise UsageError(
-                f"--blocks {path} is not a list of the {n_layers} blocks the config speaks of; {_lists(model)}"
+                f"`blocks` {path} is not a list of the {n_layers} blocks the config speaks of; {_lists(model)}"
             )
         return list(found)
     decoder = model.get_decoder()
@@ -148,7 +131,7 @@ def find_blocks(model: nn.Module, path: str | None = None) -> list[nn.Module]:
     if len(nearest) != 1:
         raise UsageError(
             f"the decoder blocks of {type(model).__name__} were not found; name them, "
-            f"as in --blocks model.layers; {_lists(model)}"
+            f"as in `blocks` model.layers; {_lists(model)}"
         )
     return list(nearest[0])
 

@@ -13,9 +13,10 @@ from safetensors.torch import save
 
 from ..errors import UsageError
 from ..files import write_atomic
+from ..records import Response
 from . import decoder
 from .batching import Batch, Budget, run_batches
-from .model import CaptureModel, CaptureRow
+from .model import CaptureModel
 from .pooling import padded_ids
 
 INDEX = "index.json"
@@ -41,7 +42,7 @@ def estimate_bytes(tokens: int, n_layers: int, dim: int, itemsize: int) -> int:
 
 def write_per_token(
     model: CaptureModel,
-    rows: Sequence[CaptureRow],
+    rows: Sequence[Response],
     folder: Path,
     *,
     revision: str,
@@ -86,7 +87,7 @@ def write_per_token(
         if not finite.all():
             layer = model.layers[int((~finite).nonzero()[0])]
             fault(
-                f"sample {row.sample_id}: NaN or infinity at layer {layer} ({model.dtype}, {model.attention})"
+                f"sample {row.sample.id}: NaN or infinity at layer {layer} ({model.dtype}, {model.attention})"
             )
             continue
         if shard and held + states.nbytes > SHARD_BYTES:
@@ -94,7 +95,7 @@ def write_per_token(
             held = 0
         shard[_name(row)] = states
         entries[_name(row)] = Entry(
-            "", _name(row), len(row.prompt_token_ids), len(row.response_token_ids)
+            "", _name(row), len(row.sample.prompt_token_ids), len(row.response_token_ids)
         )
         held += states.nbytes
         written += 1
@@ -113,23 +114,23 @@ def read_index(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _name(row: CaptureRow) -> str:
-    return f"{row.trait}/{row.sample_id}"
+def _name(row: Response) -> str:
+    return f"{row.sample.trait}/{row.sample.id}"
 
 
 def _states(
-    model: CaptureModel, rows: Sequence[CaptureRow]
-) -> Iterator[tuple[CaptureRow, torch.Tensor]]:
+    model: CaptureModel, rows: Sequence[Response]
+) -> Iterator[tuple[Response, torch.Tensor]]:
     """Each row with its states `[layers, tokens, dim]` on the CPU; one batch of states is held, in a shard's size."""
     per_token = len(model.layers) * model.hidden_dim * getattr(torch, model.dtype).itemsize
     limit = max(1, min(model.budget.limit, SHARD_BYTES // per_token))
     budget = Budget(limit, max_rows=model.budget.max_rows, growth=model.budget.growth)
-    lengths = [len(row.prompt_token_ids) + len(row.response_token_ids) for row in rows]
+    lengths = [len(row.sample.prompt_token_ids) + len(row.response_token_ids) for row in rows]
 
     def run(batch: Batch) -> torch.Tensor:
         chosen = [rows[index] for index in batch.indices]
         ids = padded_ids(
-            [(*row.prompt_token_ids, *row.response_token_ids) for row in chosen], batch.width
+            [(*row.sample.prompt_token_ids, *row.response_token_ids) for row in chosen], batch.width
         )
         held = torch.empty(
             len(chosen),

@@ -54,7 +54,7 @@ def run_alone(
     if len(out.hidden_states) != len(blocks) + 1:
         raise SelfCheckError(
             f"self-check: the model has {len(out.hidden_states) - 1} layers by its own account, capture found "
-            f"{len(blocks)}; check --blocks"
+            f"{len(blocks)}; check `blocks`"
         )
     states = [
         _pool(state[0], len(prompt), n_pooled, pools)

@@ -182,9 +182,9 @@ class SelfCheck:
             inside = [i for i, index in enumerate(indices) if 0 <= index < n_states]
             moved = reference.states[:, [indices[i] for i in inside]]
             if inside and self._agree(_relative(batched[:, inside], moved)).all():
-                return f"It matches layer {self._layers[slot] + shift}: the blocks are off by one; check --blocks."
+                return f"It matches layer {self._layers[slot] + shift}: the blocks are off by one; check `blocks`."
         if slot == 0:
-            return "It differs from the first layer on: rows were swapped, other tokens were pooled, or --blocks is wrong."
+            return "It differs from the first layer on: rows were swapped, other tokens were pooled, or `blocks` is wrong."
         return "Earlier layers agree: padding, positions or the attention mask are wrong."
 
     def logprobs(self, sample_id: str, expected: Sequence[float], reference: Reference) -> None:

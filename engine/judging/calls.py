@@ -165,8 +165,8 @@ class Calls:
         if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
             raise self.stop(
                 StoppedError(
-                    f"--max_cost ${self._max_cost:g} is reached (${self.meter.dollars:.4f} for the answers so far, and "
-                    "one more may go beyond it): run the same command to go on with as much again, or raise --max_cost"
+                    f"`max_cost` ${self._max_cost:g} is reached (${self.meter.dollars:.4f} for the answers so far, and "
+                    "one more may go beyond it): run the same command to go on with as much again, or raise `max_cost`"
                 )
             )
         tally.attempts += 1

@@ -63,7 +63,7 @@ def read_base_url(url: str) -> str:
         good = False
     if not good:
         raise UsageError(
-            "--judge_base_url must be like http://HOST:PORT/v1, without a name or password, a query or a fragment; "
+            "`judge_base_url` must be like http://HOST:PORT/v1, without a name or password, a query or a fragment; "
             f"{'the one given' if shown == 'this' else repr(shown)} is not"
         )
     return url
@@ -100,7 +100,7 @@ class Client:
         if not self._key and self.base_url is None:
             raise AccessError(
                 f"judge {self._model} needs a key: put OPENAI_API_KEY=sk-... into .env, or name your own endpoint "
-                "with --judge_base_url, or judge without one: --judge_model local"
+                "with `judge_base_url`, or judge without one: `judge_model` local"
             )
         if not (self._key.isascii() and self._key.isprintable()):
             raise AccessError(
@@ -166,7 +166,7 @@ class Client:
             problem = "refused the key: put a valid" if self.has_key else "asks for a key: put its"
             return AccessError(f"{self.where} {problem} OPENAI_API_KEY into .env")
         if fault.codes & _NO_MODEL or reply.status == 404:
-            remedy = "check --judge_model and --judge_base_url"
+            remedy = "check `judge_model` and `judge_base_url`"
             return AccessError(f"{self.where} has no model {model} ({what}): {remedy}")
         if reply.status == 403 and not mendable:
             return AccessError(f"{self.where} refuses judge {model} to this key: {said}")

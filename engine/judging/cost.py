@@ -178,6 +178,6 @@ def need_price(model: str, path: Path = PRICES_FILE) -> Price:
     price = find_price(model, path)
     if price is None:
         raise UsageError(
-            f"--max_cost needs the price of {model}: add its dollars per million tokens to {path}, or leave --max_cost"
+            f"`max_cost` needs the price of {model}: add its dollars per million tokens to {path}, or leave `max_cost`"
         )
     return price

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..errors import AccessError, StoppedError, UsageError
 from ..records import Response, Verdict
 from ..settings import JudgeSettings, JudgeLimits
-from ..traits.definition import Trait, fill
+from ..traits import Trait, fill
 from .calls import PROBE_ATTEMPTS, Calls, MendableError
 from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
 from .client import FATAL, CallError, Client, RejectedError, TransientError
@@ -99,8 +99,8 @@ class EndpointJudge:
                 self._calls.known = True
         except CallError as error:
             raise AccessError(
-                f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): check --judge_model "
-                "and --judge_base_url"
+                f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): check `judge_model` "
+                "and `judge_base_url`"
             ) from None
         return self._calls.profile
 
@@ -184,7 +184,7 @@ class EndpointJudge:
             raise self._calls.stop(
                 StoppedError(
                     f"judge {self._judging.model} at {self._client.where} returns no log-probabilities any more, by "
-                    "which this verdict set is measured: begin another with --judge_mode integer"
+                    "which this verdict set is measured: begin another with `judge_mode` integer"
                 )
             )
         raise CallError(
@@ -221,11 +221,11 @@ class EndpointJudge:
             profile = replace(profile, mode="expected")
         for _ in range(_MAX_PROBES):
             if asked == "expected" and profile.mode == "integer":
-                remedy = "use --judge_mode auto"
+                remedy = "use `judge_mode` auto"
                 if self._judging.mode == "auto":
-                    remedy = "its verdict set was measured so elsewhere; begin another with --judge_mode integer"
+                    remedy = "its verdict set was measured so elsewhere; begin another with `judge_mode` integer"
                 raise UsageError(
-                    f"--judge_mode expected cannot be had of {self._judging.model}: it {lacking}; {remedy}"
+                    f"`judge_mode` expected cannot be had of {self._judging.model}: it {lacking}; {remedy}"
                 )
             self._calls.profile = profile
             prompt = _NUMBERS_PROBE if profile.mode == "expected" else _SCORE_PROBE

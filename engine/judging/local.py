@@ -18,11 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import AccessError, StoppedError, UsageError
-from ..models.hub import ModelRef, chat_token_ids, load_tokenizer
+from ..models import ModelRef, chat_token_ids, load_tokenizer
 from ..records import POLARITIES, Response, Verdict
 from ..settings import JudgeSettings
-from ..traits.definition import Trait, counts_per_instruction, fill
-from ..traits.plan import PlanTable
+from ..traits import Plan, Trait, counts_per_instruction, fill
 from .scoring import judge_key, local_prompt
 
 CALIBRATION_PER_SIDE = 16
@@ -47,7 +46,7 @@ class _Calibration:
     offset: asyncio.Future[float] = field(default_factory=asyncio.Future)
 
 
-def calibration_positions(plan: PlanTable, n_examples: int) -> list[int]:
+def calibration_positions(plan: Plan, n_examples: int) -> list[int]:
     """Positions of the samples that fix a trait's offset: up to 16 a side, evenly spaced over the initial plan.
 
     A plan that grew by rounds holds the initial one as the first samples of each instruction.
@@ -201,7 +200,7 @@ def _word_ids(tokenizer: Any, model: str) -> dict[str, tuple[int, ...]]:
     for word, ids in token_ids.items():
         if not ids:
             raise AccessError(
-                f"the tokenizer of {model} has no single token for {word!r}; use another --judge_model"
+                f"the tokenizer of {model} has no single token for {word!r}; use another `judge_model`"
             )
     return token_ids
 

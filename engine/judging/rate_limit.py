@@ -285,8 +285,8 @@ class Throttle:
             waited = show_seconds(now + wait - self._cooling_since)
             self.stop(
                 StoppedError(
-                    f"the judge asks for a pause of {waited}, longer than --judge_patience {self._patience:g}: "
-                    "run the same command later to go on, or raise --judge_patience"
+                    f"the judge asks for a pause of {waited}, longer than `judge_patience` {self._patience:g}: "
+                    "run the same command later to go on, or raise `judge_patience`"
                 )
             )
         self._gate = max(self._gate, now + wait)

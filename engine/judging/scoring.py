@@ -13,7 +13,7 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 from ..settings import JudgeSettings
-from ..traits.definition import Trait
+from ..traits import Trait
 
 ReadingStatus = Literal["scored", "refused", "unparsable", "truncated"]
 
@@ -165,57 +165,3 @@ def whole_numbers(text: str, tokens: Sequence[str]) -> bool:
     numbers = re.findall(r"[0-9]+", text)
     pieces = [piece for token in tokens for piece in re.findall(r"[0-9]+", token)]
     return "100" in numbers and numbers == pieces
-
-
-# --- how good is the judge ----------------------------------------------------------------------------------
-
-
-def auroc(pos: Sequence[float], neg: Sequence[float]) -> float:
-    """P(a pos score is above a neg score), ties counted half; 0.5 is a judge that cannot tell the sides apart.
-
-    Raises ValueError on an empty side or a NaN.
-    """
-    if not pos or not neg:
-        raise ValueError("the AUROC needs at least one score on each side")
-    if any(map(math.isnan, pos)) or any(map(math.isnan, neg)):
-        raise ValueError("the AUROC of NaN scores is not defined")
-    below = sorted(neg)
-    return sum(bisect_left(below, score) + bisect_right(below, score) for score in pos) / (
-        2 * len(pos) * len(neg)
-    )
-
-
-def auroc_interval(
-    pos: Sequence[float], neg: Sequence[float], level: float = 0.95
-) -> tuple[float, float, float]:
-    """The AUROC and its confidence interval: (estimate, low, high). Raises ValueError as `auroc` does.
-
-    Newcombe's score interval (Statistics in Medicine 25, 2006, 559-573, method 5): the values t that satisfy
-    |estimate - t| <= z * sqrt(V(t)), V(t) = t(1-t) / (mn) * (1 + N(1-t)/(2-t) + Nt/(1+t)), N = (m+n)/2 - 1.
-    Since V is taken at t and not at the estimate, the interval keeps its width at an estimate of 0 or 1.
-    """
-    estimate = auroc(pos, neg)
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    product, spread = len(pos) * len(neg), (len(pos) + len(neg)) / 2 - 1
-
-    def inside(t: float) -> bool:
-        variance = t * (1 - t) / product * (1 + spread * (1 - t) / (2 - t) + spread * t / (1 + t))
-        return abs(estimate - t) <= z * math.sqrt(variance)
-
-    return estimate, _edge(estimate, 0.0, inside), _edge(estimate, 1.0, inside)
-
-
-def _edge(near: float, far: float, inside: Callable[[float], bool]) -> float:
-    """Where `inside` turns false between `near`, where it holds, and `far`: bisection to 2^-50."""
-    for _ in range(50):
-        middle = (near + far) / 2
-        near, far = (middle, far) if inside(middle) else (near, middle)
-    return near
-
-
-def histogram(scores: Iterable[float]) -> list[int]:
-    """Counts in ten bins of width 10: [0, 10), ..., [80, 90), [90, 100]."""
-    counts = [0] * 10
-    for score in scores:
-        counts[min(9, int(score // 10))] += 1
-    return counts

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..settings import RunSettings
-from .attention import choose_dtype, computes_bfloat16, generation_itemsize, read_config
-from .machine import CPU_TOKENS, GIB, GPU_TOKENS, Shape, free_host_memory, gpu_memory
+from .config import Shape, choose_dtype, computes_bfloat16, generation_itemsize, read_config
+from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, gpu_memory
 
 GPU_BATCHED_TOKENS = 8192
 """Tokens of an engine's step at most: more fills the matrix units no better, and its activations grow with them."""
@@ -18,10 +18,6 @@ _LOGIT_BYTES = 8
 """Of a sequence and word: 16-bit logits, their scaled copy, and the float32 copy that is sampled from."""
 CONTEXT_OVERHEAD = 1 * GIB
 """What one more CUDA process takes before its first tensor, libraries included. An assumption; untested on GPU."""
-_ASLEEP = 3 * GIB
-"""What a sleeping engine keeps of a GPU: context, graphs, workspaces. An assumption."""
-_PINNED = 1.3
-"""Host memory a sleeping engine's weights take, over their size: pinned blocks are rounded up. An assumption."""
 _USABLE = 0.95
 LENGTH_STEP = 256
 """The engine's longest sequence is a multiple of it."""
@@ -30,7 +26,7 @@ _PROMPT_LOGPROBS_ROWS = 512
 _SPARE_TOKENS = 64
 """Blocks vLLM wants beside the longest sequence's: one that stays empty, and one of each kind of layer."""
 
-Mode = Literal["alone", "apart", "co-resident", "sleep", "in turn"]
+Mode = Literal["alone", "apart", "co-resident", "in turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +35,7 @@ class Placement:
 
     mode: Mode
     """alone: no engine is loaded. apart: capture has a device to itself. co-resident: both are loaded and run side by
-    side. sleep: vLLM sleeps while capture runs. in turn: generation ends and leaves before capture is loaded."""
+    side. in turn: generation ends and leaves before capture is loaded."""
     line: str
     capture_device: str
     kv_cache_bytes: int | None = None
@@ -65,7 +61,6 @@ def place_on_gpus(
     totals: Sequence[int],
     tensor_parallel: int,
     capture_device: str,
-    host_free: int,
     itemsize: int,
     capture_itemsize: int,
     sequences: int,
@@ -122,9 +117,6 @@ def place_on_gpus(
         return Placement(
             "co-resident", f"co-resident: {sums}", capture_device, kv_given, share, tokens
         )
-    # Asleep at level 1 the engine keeps its weights in host memory and its CUDA context on the device.
-    if _PINNED * shape.weight_bytes(itemsize) <= host_free and capture + _ASLEEP <= usable:
-        return Placement("sleep", f"vLLM sleeps while capture runs: {sums}", capture_device)
     return Placement("in turn", f"generation first, capture after it: {sums}", capture_device)
 
 
@@ -145,8 +137,6 @@ def choose_placement(
 
     Looks at the GPUs and at free host memory. Raises UsageError for a model, dtype or device that cannot work.
     """
-    from ..capture.decoder import choose_device  # loads torch
-
     device = settings.execution.capture_device
     if not engine:
         return Placement("alone", "", device)
@@ -159,7 +149,6 @@ def choose_placement(
         totals=gpu_memory(),
         tensor_parallel=settings.execution.tensor_parallel_size,
         capture_device=device,
-        host_free=free_host_memory(),
         itemsize=generation_itemsize(
             read, settings.sampling.dtype, bfloat16=computes_bfloat16("cuda")
         ),

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UsageError
-from ..files import write_atomic
-from ..outputs.export import tensor_path
-from ..outputs.load import DEFAULT_POOL, Activations, pool_suffix
-from ..storage.experiment import command_on
+from ..outputs import Activations, Metadata
+from ..settings import DEFAULT_POOL
+from ..storage import TraitFolder
 from .fit import Vectors, map_layers
 from .held_out import HeldOut, held_out
 from .measures import Measures
 from .recommendation import MIN_CLAIM_GROUPS, Recommendation, recommend
 from .splits import Split, accuracy, auroc, cohens_d, interval, make_split, once
+from .table_file import read_table, write_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -193,49 +191,47 @@ def _add_cosines(measures: Measures, vectors: Vectors) -> None:
                 )
 
 
-# --- files -------------------------------------------------------------------------------------------------
+# --- files ---
 
 
-def evaluation_path(folder: Path, pool: str = DEFAULT_POOL) -> Path:
-    """`evaluation.parquet` in a trait's folder; with the pool in its name for others than response_mean."""
-    return folder / f"evaluation{pool_suffix(pool)}.parquet"
-
-
-def write_evaluation(folder: Path, evaluation: Evaluation) -> Path:
-    """Write the table, with recommendation, notes and what they were made from in the file's metadata."""
+def write_evaluation(folder: TraitFolder, evaluation: Evaluation) -> Path:
+    """Write the table, with recommendation, notes and what they were made from."""
+    recommendation = None
+    if evaluation.recommendation is not None:
+        recommendation = asdict(evaluation.recommendation)
     facts = {
-        "recommendation": asdict(evaluation.recommendation) if evaluation.recommendation else None,
+        "recommendation": recommendation,
         "notes": evaluation.notes,
         "activations_sha256": evaluation.activations_sha256,
         "schema_version": SCHEMA_VERSION,
     }
-    buffer = BytesIO()
-    evaluation.table.write_parquet(buffer, metadata={"traitmill": json.dumps(facts)})
-    path = evaluation_path(folder, evaluation.pool)
-    write_atomic(path, buffer.getvalue())
+    path = folder.evaluation(evaluation.pool)
+    write_table(path, evaluation.table, facts)
     return path
 
 
-def read_evaluation(folder: Path, metadata: dict[str, Any], pool: str = DEFAULT_POOL) -> Evaluation:
-    """The stored evaluation. Raises UsageError where there is none, or its activations are not those of `metadata`."""
-    import polars as pl
+def read_evaluation(
+    folder: TraitFolder, metadata: Metadata, pool: str = DEFAULT_POOL
+) -> Evaluation:
+    """Return the stored evaluation.
 
-    path = evaluation_path(folder, pool)
-    remedy = f"make it with: {command_on('vectors', folder)}" + (
-        f" --pool {pool}" if pool != DEFAULT_POOL else ""
-    )
-    if not path.is_file():
-        raise UsageError(f"{path} is missing; {remedy}")
-    try:
-        table = pl.read_parquet(path)
-        facts = json.loads(pl.read_parquet_metadata(path)["traitmill"])
-        recommendation = (
-            Recommendation(**facts["recommendation"]) if facts["recommendation"] else None
+    Raise UsageError where there is none, or its activations are not those of `metadata`.
+    """
+    path, step = folder.evaluation(pool), folder.step("vectors", pool=pool)
+    table, facts = read_table(path, step)
+    recommendation = None
+    if facts["recommendation"] is not None:
+        recommendation = Recommendation(**facts["recommendation"])
+    tensor = str(folder.tensor(pool).relative_to(folder.path))
+    if facts["activations_sha256"] != metadata.files_sha256.get(tensor):
+        raise UsageError(
+            f"{path} is of other activations than {folder.path} holds now; make it anew", step
         )
-    except (pl.exceptions.PolarsError, KeyError, TypeError, ValueError, OSError):
-        raise UsageError(f"{path} cannot be read; {remedy}") from None
-    if facts["activations_sha256"] != metadata["files_sha256"].get(str(tensor_path(pool))):
-        raise UsageError(f"{path} is of other activations than {folder} holds now; {remedy}")
     return Evaluation(
-        folder.name, pool, table, recommendation, tuple(facts["notes"]), facts["activations_sha256"]
+        trait=folder.name,
+        pool=pool,
+        table=table,
+        recommendation=recommendation,
+        notes=tuple(facts["notes"]),
+        activations_sha256=facts["activations_sha256"],
     )

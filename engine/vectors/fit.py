@@ -15,8 +15,9 @@ import numpy as np
 
 from ..errors import UsageError
 from ..files import write_atomic
-from ..outputs.load import DEFAULT_POOL, Activations, load_tensor, pool_suffix
-from ..storage.experiment import command_on
+from ..outputs import Activations, load_tensor
+from ..settings import DEFAULT_POOL
+from ..storage import TraitFolder, pool_suffix
 from .methods import (
     DEFAULT_METHODS,
     METHODS,
@@ -27,7 +28,6 @@ from .methods import (
     random_directions,
 )
 
-FOLDER = "vectors"
 SCHEMA_VERSION = 1
 Format = Literal["pt", "safetensors"]
 NAMED = 5
@@ -87,12 +87,12 @@ def fit_vectors(
     fitted = map_layers(fit, activations, chosen)
     general = {
         "trait": activations.trait,
-        "model": activations.metadata["model"],
+        "model": activations.metadata.model,
         "pool": activations.pool,
         "n_pos": activations.n_pos,
         "n_neg": activations.n_neg,
         "activations_sha256": activations.sha256,
-        "date": activations.metadata["extraction_date"],
+        "date": activations.metadata.extraction_date,
         "schema_version": SCHEMA_VERSION,
     }
     metadata = {
@@ -164,7 +164,7 @@ def check_layers(activations: Activations, layers: Sequence[int] | None) -> tupl
             else "names none"
         )
         raise UsageError(
-            f"--layers {what}: the activations of {activations.trait} hold layers {span}"
+            f"`layers` {what}: the activations of {activations.trait} hold layers {span}"
         )
     return tuple(sorted(set(layers)))
 
@@ -195,7 +195,7 @@ def map_layers(
 
 
 def write_vectors(
-    folder: Path,
+    folder: TraitFolder,
     vectors: Vectors,
     format_: Format = "pt",
     held_out: Mapping[tuple[str, int], dict[str, Any]] | None = None,
@@ -208,7 +208,7 @@ def write_vectors(
     these are removed, since nothing would tell them apart; layers that a `.safetensors` file holds of these
     activations stay in it. Returns the paths written.
     """
-    _remove_stale(folder / FOLDER, vectors)
+    _remove_stale(folder.vectors, vectors)
     content = {
         key: {**metadata, "held_out": (held_out or {}).get(key)}
         for key, metadata in vectors.metadata.items()
@@ -217,7 +217,7 @@ def write_vectors(
     return [
         path
         for method in vectors.methods
-        for path in write(folder / FOLDER, vectors, method, content)
+        for path in write(folder.vectors, vectors, method, content)
     ]
 
 
@@ -299,20 +299,21 @@ def _remove_stale(folder: Path, vectors: Vectors) -> None:
 
 
 def load_vector(
-    folder: Path, method: str, layer: int, pool: str = DEFAULT_POOL
+    folder: TraitFolder, method: str, layer: int, pool: str = DEFAULT_POOL
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """One stored vector, float32 `[hidden_dim]`, and its metadata. Raises UsageError where there is none."""
-    path = folder / FOLDER / f"{method}_layer{layer}{pool_suffix(pool)}.pt"
+    """Return one stored vector, float32 `[hidden_dim]`, and its metadata.
+
+    Raise UsageError where there is none.
+    """
+    path = folder.vectors / f"{method}_layer{layer}{pool_suffix(pool)}.pt"
     beside = path.with_name(path.name.replace(".pt", "_metadata.json"))
-    remedy = f"make it with: {command_on('vectors', folder)}" + (
-        f" --pool {pool}" if pool != DEFAULT_POOL else ""
-    )
+    step = folder.step("vectors", pool=pool)
     if path.is_file():
         try:
             return load_tensor(path).numpy(), dict(json.loads(beside.read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
-            raise UsageError(f"{beside} is missing or damaged; {remedy}") from None
+            raise UsageError(f"{beside} is missing or damaged; make it anew", step) from None
     packed = _packed(path.with_name(f"{method}{pool_suffix(pool)}.safetensors"))
     if layer not in packed:
-        raise UsageError(f"{path} is missing; {remedy}")
+        raise UsageError(f"{path} is missing; make it", step)
     return packed[layer]

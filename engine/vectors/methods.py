@@ -306,7 +306,7 @@ def check_methods(names: Sequence[str]) -> tuple[str, ...]:
                     filter(
                         None,
                         [
-                            f"--methods {name!r} is unknown;",
+                            f"`methods` {name!r} is unknown;",
                             hint,
                             f"choose from {', '.join(METHODS)}",
                         ],
@@ -314,5 +314,5 @@ def check_methods(names: Sequence[str]) -> tuple[str, ...]:
                 )
             )
     if not names:
-        raise UsageError(f"--methods names none; choose from {', '.join(METHODS)}")
+        raise UsageError(f"`methods` names none; choose from {', '.join(METHODS)}")
     return tuple(dict.fromkeys(names))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import TraitmillError, UsageError
-from ..files import write_atomic
-from ..outputs.export import tensor_path
-from ..outputs.load import DEFAULT_POOL, Activations, load_activations, read_metadata
-from .evaluation import evaluation_path, read_evaluation
+from ..outputs import Activations, Metadata, load_activations
+from ..settings import DEFAULT_POOL
+from ..storage import TraitFolder
+from .evaluation import read_evaluation
 from .fit import load_vector
 from .recommendation import Recommendation
 from .splits import BOOTSTRAPS, auroc, effective_groups, interval
+from .table_file import read_table, write_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,14 +24,18 @@ if TYPE_CHECKING:
 COLUMNS = ("trait", "target", "pool", "method", "layer", "value", "low", "high", "note")
 
 
-def evaluated_traits(experiment: Path, pool: str = DEFAULT_POOL) -> list[Path]:
-    """The folders of an experiment that hold an evaluation, by name."""
-    return sorted(
-        path.parent for path in experiment.glob(f"*/{evaluation_path(Path(), pool).name}")
-    )
+def evaluated_traits(experiment: Path, pool: str = DEFAULT_POOL) -> list[TraitFolder]:
+    """Return the folders of an experiment that hold an evaluation, by name."""
+    name = TraitFolder(experiment).evaluation(pool).name
+    return [TraitFolder(path.parent) for path in sorted(experiment.glob(f"*/{name}"))]
 
 
-def evaluate_transfer(folders: Sequence[Path], pool: str = DEFAULT_POOL) -> pl.DataFrame:
+def transfer_path(experiment: Path, pool: str = DEFAULT_POOL) -> Path:
+    """Return where an experiment's transfer table stands: as a trait's evaluation, one folder up."""
+    return TraitFolder(experiment).evaluation(pool)
+
+
+def evaluate_transfer(folders: Sequence[TraitFolder], pool: str = DEFAULT_POOL) -> pl.DataFrame:
     """AUROC of every trait's recommended vector on every trait's kept rows, one pair a row.
 
     Columns trait (whose vector), target (whose rows), pool, method, layer, value, low, high, note. A vector meets its
@@ -70,7 +73,7 @@ def update_transfer(
     A trait whose files do not fit each other is left out with a notice: it is not what the user is working on. With
     fewer than two traits there is nothing to transfer to, and no file.
     """
-    sound: dict[Path, str] = {}
+    sound: dict[TraitFolder, str] = {}
     for folder in evaluated_traits(experiment, pool):
         try:
             sound[folder] = read_evaluation(
@@ -78,21 +81,17 @@ def update_transfer(
             ).activations_sha256
         except TraitmillError as error:
             notice(f"{folder.name} is left out of the transfer table: {error}")
-    path = evaluation_path(experiment, pool)
+    path = transfer_path(experiment, pool)
     if len(sound) < 2:
         path.unlink(missing_ok=True)
         return None
-    buffer = BytesIO()
     made_from = {folder.name: digest for folder, digest in sound.items()}
-    evaluate_transfer(list(sound), pool).write_parquet(
-        buffer, metadata={"traitmill": json.dumps({"activations_sha256": made_from})}
-    )
-    write_atomic(path, buffer.getvalue())
+    write_table(path, evaluate_transfer(list(sound), pool), {"activations_sha256": made_from})
     return path
 
 
 def _pair(
-    source: Path, best: Recommendation | None, activations: Activations, target: Activations
+    source: TraitFolder, best: Recommendation | None, activations: Activations, target: Activations
 ) -> tuple[float | None, float | None, float | None, str]:
     if best is None:
         return None, None, None, "no vector of the trait is recommended"
@@ -103,7 +102,7 @@ def _pair(
             else "too few rows to correct the figure for choosing the best"
         )
         return best.auroc, best.low, best.high, lack
-    if target.metadata["model"] != activations.metadata["model"]:
+    if target.metadata.model != activations.metadata.model:
         return None, None, None, "the two traits are of different models"
     if best.layer not in target.layers:
         return None, None, None, "the target's activations lack the vector's layer"
@@ -113,13 +112,7 @@ def _pair(
     except UsageError:
         current = False
     if not current:
-        remedy = f"traitmill vectors --experiment {source.parent.name} --trait {source.name}"
-        return (
-            None,
-            None,
-            None,
-            f"its vector is missing or of other activations; make it with: {remedy}",
-        )
+        return None, None, None, "its vector is missing or of other activations; fit it again"
     scores = target.values[:, target.layers.index(best.layer)].astype(np.float64) @ vector.astype(
         np.float64
     )
@@ -145,32 +138,29 @@ def read_transfer(
     """
     import polars as pl
 
-    path = evaluation_path(experiment, pool)
+    path = transfer_path(experiment, pool)
     if not path.is_file():
         return None
-    remedy = f"make it anew with: traitmill vectors --experiment {experiment.name} --traits all"
-    try:
-        table = pl.read_parquet(path, columns=list(COLUMNS))
-        made_from = dict(
-            json.loads(pl.read_parquet_metadata(path)["traitmill"])["activations_sha256"]
-        )
-    except (pl.exceptions.PolarsError, KeyError, TypeError, ValueError, OSError):
-        raise UsageError(f"{path} cannot be read; {remedy}") from None
-    stale = [
-        name for name, digest in made_from.items() if _digest(experiment / name, pool) != digest
-    ]
+    traits = evaluated_traits(experiment, pool)
+    anyone = traits[0] if traits else TraitFolder(experiment / "all")
+    table, facts = read_table(path, anyone.step("vectors", pool=pool))
+    stale = []
+    for name, digest in facts["activations_sha256"].items():
+        if _digest(TraitFolder(experiment / name), pool) != digest:
+            stale.append(name)
     if stale:
         notice(
-            f"the transfer table is of earlier activations of {', '.join(stale)}, which are left out; {remedy}"
+            f"the transfer table is of earlier activations of {', '.join(stale)}, which are left "
+            "out; fit the traits' vectors again to bring it up to date"
         )
     current = table.filter(~pl.col("trait").is_in(stale) & ~pl.col("target").is_in(stale))
     return current if len(current) else None
 
 
-def _digest(folder: Path, pool: str) -> str | None:
-    """Of the activations a trait holds now; None where it holds none that can be read."""
+def _digest(folder: TraitFolder, pool: str) -> str | None:
+    """Return that of the activations a trait holds now; None where none can be read."""
     try:
-        digest = read_metadata(folder)["files_sha256"].get(str(tensor_path(pool)))
+        files = Metadata.read(folder).files_sha256
     except TraitmillError:
         return None
-    return None if digest is None else str(digest)
+    return files.get(str(folder.tensor(pool).relative_to(folder.path)))

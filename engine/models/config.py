@@ -1,8 +1,11 @@
-"""Which attention implementation and compute dtype are right for a model family. Reads configs, loads nothing."""
+"""What a model needs, from its config: attention, dtype, sizes. Loads nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
@@ -37,11 +40,22 @@ def read_config(raw: Mapping[str, Any]) -> Any:
         ) from None
 
 
+@cache
 def computes_bfloat16(device: str) -> bool:
-    """Whether `device` (cpu or cuda) has bfloat16 arithmetic: GPUs before Ampere have not."""
-    import torch
+    """Return whether `device` (cpu or cuda) has bfloat16 arithmetic.
 
-    return device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    GPUs before Ampere have not, and a CPU without instructions for it is several times slower in
+    bfloat16 than in float32 (docs/decisions/011-bfloat16-on-cpu.md).
+    """
+    if device == "cuda":
+        import torch
+
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return True
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def has_soft_cap(text_config: Any) -> bool:
@@ -85,20 +99,20 @@ def choose_attention(
             requested not in known and "/" not in requested
         ):  # with a slash it is a kernel on the hub
             raise UsageError(
-                f"--attention {requested} is unknown to transformers; use auto, eager or sdpa"
+                f"`attention` {requested} is unknown to transformers; use auto, eager or sdpa"
             )
         if capped and requested not in KEEPS_SOFT_CAP:
             raise UsageError(
-                f"--attention {requested} drops this model's soft-cap on attention scores; "
+                f"`attention` {requested} drops this model's soft-cap on attention scores; "
                 f"use auto or one of {', '.join(KEEPS_SOFT_CAP)}"
             )
         if requested == "flash_attention_2" and (device == "cpu" or dtype not in _HALF):
             raise UsageError(
-                "--attention flash_attention_2 needs a GPU and --capture_dtype bfloat16 or float16; use auto"
+                "`attention` flash_attention_2 needs a GPU and `capture_dtype` bfloat16 or float16; use auto"
             )
         if requested == "flash_attention_2" and capped and not flash:
             raise UsageError(
-                "--attention flash_attention_2: this model soft-caps attention scores, which flash-attn knows from "
+                "`attention` flash_attention_2: this model soft-caps attention scores, which flash-attn knows from "
                 "2.6 on; install it, or use auto"
             )
         return requested
@@ -133,31 +147,46 @@ def choose_dtype(config: Any, requested: str, *, bfloat16: bool = True) -> str:
         return "bfloat16" if own in _HALF and bfloat16 else "float32"
     if requested not in (*_HALF, "float32"):
         raise UsageError(
-            f"--capture_dtype {requested} is unknown; use auto, bfloat16, float16 or float32"
+            f"`capture_dtype` {requested} is unknown; use auto, bfloat16, float16 or float32"
         )
     if requested == "float16" and str(config.model_type).startswith(_NEVER_FLOAT16):
         raise UsageError(
-            "--capture_dtype float16 overflows in Gemma's residual stream; use bfloat16 or float32"
+            "`capture_dtype` float16 overflows in Gemma's residual stream; use bfloat16 or float32"
         )
     if requested == "bfloat16" and not bfloat16:
         raise UsageError(
-            "--capture_dtype bfloat16: this GPU does not compute in it; use auto or float32"
+            "`capture_dtype` bfloat16: this GPU does not compute in it; use auto or float32"
         )
     return requested
 
 
+def generation_dtype(config: Any, requested: str, *, gpu: bool) -> str:
+    """Return the dtype to ask vLLM for: `auto` is its own choice, but on a CPU without bfloat16.
+
+    There a model of half precision runs in float32, several times faster.
+    """
+    if requested != "auto" or gpu:
+        return requested
+    return choose_dtype(config, "auto", bfloat16=computes_bfloat16("cpu"))
+
+
 def generation_itemsize(config: Any, requested: str, *, bfloat16: bool) -> int:
-    """Bytes of a value in vLLM: under `auto` half precision, but where only float16 is left and overflows."""
+    """Return bytes of a value in vLLM: under `auto` half precision, unless only float16 is left.
+
+    float16 overflows in some families, which then run in float32.
+    """
     if requested != "auto":
         return 4 if requested == "float32" else 2
-    return 2 if bfloat16 or not str(config.model_type).startswith((*_NEVER_FLOAT16, "glm4")) else 4
+    if bfloat16 or not str(config.model_type).startswith((*_NEVER_FLOAT16, "glm4")):
+        return 2
+    return 4
 
 
 def check_layers(layers: Sequence[int] | None, n_layers: int) -> None:
     """Raises UsageError for a layer that a model of `n_layers` decoder blocks does not have."""
     if layers and layers[-1] >= n_layers:
         raise UsageError(
-            f"--layers {layers[-1]}: this model has layers 0 to {n_layers - 1}; index i is the residual stream leaving "
+            f"`layers` {layers[-1]}: this model has layers 0 to {n_layers - 1}; index i is the residual stream leaving "
             "block i"
         )
 
@@ -183,3 +212,90 @@ def require_causal(text_config: Any) -> None:
         raise UsageError(
             f"model type {text_config.model_type} attends to later tokens; capture works on causal language models"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a decoder that decide its memory."""
+
+    n_layers: int
+    hidden: int
+    ffn: int
+    """Width of the feed-forward part one token passes through: of all its active experts together."""
+    ffn_stored: int
+    """Width of the feed-forward part as stored: of all experts together."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+
+    @classmethod
+    def from_config(cls, config: Any) -> Shape:
+        """Read config.json's values, or transformers' config; what is missing is as transformers defaults it.
+
+        Raises UsageError for a model without the sizes of a transformer decoder, such as Mamba.
+        """
+        text = (read_config(config) if isinstance(config, Mapping) else config).get_text_config()
+
+        def size(name: str) -> int:
+            found = getattr(text, name, None) or 0
+            return int(
+                max(found) if isinstance(found, (list, tuple)) else found
+            )  # Gemma-3n has one a layer
+
+        n_layers, hidden, heads = map(
+            size, ("num_hidden_layers", "hidden_size", "num_attention_heads")
+        )
+        if not (n_layers and hidden and heads):
+            raise UsageError(
+                f"model type {text.model_type} cannot be sized: its config names no layers, hidden size or attention "
+                "heads; take a decoder with attention"
+            )
+        ffn = size("intermediate_size") or 4 * hidden
+        experts = size("num_experts") or size("num_local_experts") or size("n_routed_experts")
+        width = size("moe_intermediate_size") or ffn if experts else ffn
+        return cls(
+            n_layers=n_layers,
+            hidden=hidden,
+            ffn=width * (size("num_experts_per_tok") or 2) if experts else width,
+            ffn_stored=width * experts if experts else width,
+            heads=heads,
+            kv_heads=size("num_key_value_heads") or heads,
+            head_dim=size("head_dim") or hidden // heads,
+            vocab=size("vocab_size"),
+            tied=bool(getattr(text, "tie_word_embeddings", True)),
+        )
+
+    @property
+    def experts(self) -> bool:
+        """Whether tokens are routed to some of several feed-forward parts."""
+        return self.ffn_stored > self.ffn
+
+    @property
+    def parameters(self) -> int:
+        """Weights, by the usual gated shape: attention 2·d·d_h·(n_q + n_kv), feed-forward 3·d·d_ff, embeddings."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        block = attention + 3 * self.hidden * self.ffn_stored
+        return self.n_layers * block + self.vocab * self.hidden * (1 if self.tied else 2)
+
+    def weight_bytes(self, itemsize: int) -> int:
+        return self.parameters * itemsize
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Key and value of every layer."""
+        return 2 * self.n_layers * self.kv_heads * self.head_dim * itemsize
+
+    def block_bytes_per_token(self, itemsize: int) -> int:
+        """Memory of one token while one block runs, and of its float32 copy while it is pooled.
+
+        itemsize · (8·d + 3·d_ff + 2·(n_q + 2·n_kv)·d_h) + 4·d: inputs, residuals and norms; gate, up and product;
+        queries, keys and values before and after rotation.
+        """
+        attention = 2 * (self.heads + 2 * self.kv_heads) * self.head_dim
+        return itemsize * (8 * self.hidden + 3 * self.ffn + attention) + 4 * self.hidden
+
+    def score_growth(self, itemsize: int) -> float:
+        """How a token's memory grows per token of its row when scores are materialised (eager attention), relative to
+        block_bytes_per_token: scores, mask sum and probabilities, and the float32 softmax."""
+        return self.heads * (3 * itemsize + 4) / self.block_bytes_per_token(itemsize)
