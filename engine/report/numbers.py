@@ -1,15 +1,18 @@
-"""The figures of a page, from a trait's evaluation, metadata and responses."""
+"""The figures of a page, from a trait's evaluation, metadata and responses.
+
+A figure is a row of `evaluation.parquet` as a dict: `value` with its 95 % interval or range, `low`
+to `high`. None is not measured.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..judging import find_price
-from ..outputs import Metadata, format_score
+from ..outputs import Metadata
 from ..records import POLARITIES
 from ..storage import TraitFolder
 from ..vectors import METHODS, MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, read_evaluation
@@ -17,38 +20,24 @@ from ..vectors import METHODS, MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, read_evaluation
 if TYPE_CHECKING:
     import polars as pl
 
-AUDIT_PER_STRATUM = 4
-AUDIT_CHARACTERS = 1500
-_NOT_SETTINGS = {
-    "sample_ids": True,
-    "instruction_index": True,
-    "question_index": True,
-    "files_sha256": True,
-    "sha256": True,
-    "counts": True,
-    "cost": True,
-    "layers": True,
-    "judge": {"histogram", "auroc", "auroc_interval"},
+AUDITED = 4
+"""Responses shown of each side: so many kept, left out, and without a score."""
+SHOWN_ELSEWHERE = {
+    "counts",
+    "cost",
+    "files_sha256",
+    "instruction_index",
+    "judge auroc",
+    "judge auroc_interval",
+    "judge histogram",
+    "layers",
+    "question_index",
+    "sample_ids",
+    "sha256",
 }
+"""What metadata.json holds beside settings."""
 
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A measured value, with its 95 % interval where it has one. None: it could not be measured."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A method's figures by layer, each float `[n_layers]`; NaN where not measured."""
-
-    layers: list[int]
-    values: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+Figure = dict[str, Any]
 
 
 class TraitFigures:
@@ -58,123 +47,93 @@ class TraitFigures:
     """
 
     def __init__(self, folder: TraitFolder, pool: str) -> None:
+        self.name = folder.name
         self.metadata = Metadata.read(folder)
-        self.evaluation = read_evaluation(folder, self.metadata, pool)
-        self.recommendation = self.evaluation.recommendation
-        self._rows = {
-            (row["measure"], row["split"], row["method"], row["layer"], row["other"]): row
-            for row in self.evaluation.table.iter_rows(named=True)
-        }
-        cosines = [key for key in self._rows if key[0] == "cosine"]
-        self.methods = list(dict.fromkeys(key[2] for key in cosines))
-        self.fitted = [method for method in self.methods if METHODS[method].fit is not None]
-        """Without random vectors, which are a baseline."""
-        self.layers = list(dict.fromkeys(key[3] for key in cosines))
-        self.splits = list(dict.fromkeys(key[1] for key in self._rows if key[0] == "auroc"))
+        evaluation = read_evaluation(folder, self.metadata, pool)
+        self.notes = evaluation.notes
+        self.best = evaluation.recommendation
+        self._table = evaluation.table
+        cosines = self._table.filter(measure="cosine")
+        self.methods = list(cosines["method"].unique(maintain_order=True))
+        self.fitted = [name for name in self.methods if METHODS[name].fit is not None]
+        """The methods without random vectors, which are a baseline."""
+        self.layers = list(cosines["layer"].unique(maintain_order=True))
+        held_out = self._table.filter(measure="auroc")
+        self.splits = list(held_out["split"].unique(maintain_order=True))
         """What was held out, the split that chose first."""
 
-    def find(
-        self,
-        measure: str,
-        split: str = "",
-        method: str = "",
-        layer: int | None = None,
-        other: str = "",
-    ) -> Figure:
-        """Return a figure of the evaluation. Raise KeyError where it has no such row."""
-        row = self._rows[measure, split, method, layer, other]
-        return Figure(row["value"], row["low"], row["high"])
+    def rows(self, measure: str, **where: Any) -> pl.DataFrame:
+        """Return the figures of a measure with these split, method, layer or other."""
+        return self._table.filter(measure=measure, **where)
 
-    def count(self, measure: str, split: str = "", other: str = "") -> int:
-        """Return a count of the evaluation, such as of rows or groups."""
-        return int(self._rows[measure, split, "", None, other]["value"])
+    def find(self, measure: str, **where: Any) -> Figure:
+        """Return the only such figure; one that was not measured where there is no row of it."""
+        found = self.rows(measure, **where).to_dicts()
+        if not found:
+            return {"value": None, "low": None, "high": None}
+        return dict(found[0])
 
-    def curve(self, measure: str, split: str, method: str) -> Curve:
-        """Return a method's figures by layer."""
-        rows = [row for key, row in self._rows.items() if key[:3] == (measure, split, method)]
-        values, low, high = (
-            np.array([row[name] for row in rows], float) for name in ("value", "low", "high")
-        )
-        return Curve([row["layer"] for row in rows], values, low, high)
+    def peak(self, method: str) -> Figure:
+        """Return the highest AUROC by layer of a method, by the first split."""
+        rows = self.rows("auroc", split=self.splits[0], method=method)
+        return dict(rows.row(int(rows["value"].to_numpy().argmax()), named=True))
 
+    @property
     def comparison_layer(self) -> int:
-        """Return the layer at which methods are compared: the recommended, else the middle one."""
-        if self.recommendation:
-            return self.recommendation.layer
-        return self.layers[len(self.layers) // 2]
-
-    def held_out_scores(self) -> dict[str, np.ndarray]:
-        """Return the projections on the recommended vector by side, float `[n]` each."""
-        table = self.evaluation.table
-        scores = table.filter(table["measure"] == "held_out_score")["value"].to_numpy()
-        n_pos = self.metadata.n_examples_pos
-        return {"pos": scores[:n_pos], "neg": scores[n_pos:]}
+        """Where methods are compared: the recommended layer, else the middle one."""
+        if self.best:
+            return self.best.layer
+        return int(self.layers[len(self.layers) // 2])
 
 
 # --- of the evaluation ---
 
 
-def best_choice(figures: TraitFigures) -> dict[str, Any] | None:
-    """Return the recommended method and layer with what the choice rests on, None without one."""
-    found = figures.recommendation
-    if found is None:
-        return None
-    at = (found.split, found.method, found.layer)
-    other_split = {"question": "instruction", "instruction": "question"}[found.split]
-    n_pos, n_neg = (figures.count("rows", other=side) for side in POLARITIES)
-    n_groups = figures.count("groups", found.split)
-    auroc, over_random, other = figures.find("auroc", *at), None, None
-    if found.auroc is not None:  # corrected for choosing the best
-        auroc, over_random = figures.find("selected_auroc", *at), figures.find("over_random", *at)
-        if other_split in figures.splits:
-            other = figures.find("selected_auroc", other_split, found.method, found.layer)
-    other_measured = other is not None and other.value is not None
-    claim = "no"
-    if found.claim:
-        claim = "yes"
-        if other_measured and not found.general:
-            claim = f"for its {other_split}s"
+def choice(figures: TraitFigures) -> dict[str, Any]:
+    """Return what the recommendation rests on; nothing where there is none."""
+    best = figures.best
+    if best is None:
+        return {}
+    split = best.split
+    other_split = {"question": "instruction", "instruction": "question"}[split]
+    at = {"split": split, "method": best.method, "layer": best.layer}
+    n_pos = int(figures.find("rows", other="pos")["value"])
+    n_neg = int(figures.find("rows", other="neg")["value"])
+    n_groups = int(figures.find("groups", split=split)["value"])
     return {
-        "method": found.method,
-        "layer": found.layer,
-        "split": found.split,
-        "claim": claim,
-        "corrected": found.auroc is not None,
-        "auroc": auroc,
-        "candidates": figures.count("candidates", found.split),
         "n_pos": n_pos,
         "n_neg": n_neg,
         "n_groups": n_groups,
         "too_few": min(n_pos, n_neg) < MIN_CLAIM_ROWS or n_groups < MIN_CLAIM_GROUPS,
-        "shuffled": figures.find("shuffled_auroc", *at),
-        "random": figures.find("random_auroc", found.split, "random", found.layer),
-        "over_random": over_random,
+        "candidates": int(figures.find("candidates")["value"]),
+        "auroc": figures.find("auroc", **at),
+        "selected": figures.find("selected_auroc", split=split),
+        "shuffled": figures.find("shuffled_auroc", **at),
+        "random": figures.find("random_auroc", split=split, layer=best.layer),
+        "over_random": figures.find("over_random"),
         "other_split": other_split,
-        "other": other if other_measured else None,
+        "other": figures.find("selected_auroc", split=other_split),
     }
 
 
 def method_rows(figures: TraitFigures) -> list[dict[str, Any]]:
     """Return each method's figures at its best layer, the recommended one's at that layer."""
-    found, rows = figures.recommendation, []
     if not figures.splits:
         return []
+    rows = []
     for method in figures.methods:
-        at = (figures.splits[0], method)
-        curve = figures.curve("auroc", *at)
-        layer = curve.layers[int(curve.values.argmax())]
-        best = found is not None and found.method == method
-        if found and best:
-            layer = found.layer
+        layer = figures.peak(method)["layer"]
+        if figures.best and figures.best.method == method:
+            layer = figures.best.layer
+        at = {"method": method, "layer": layer}
+        first = {**at, "split": figures.splits[0]}
         rows.append(
             {
-                "method": method,
-                "best": best,
-                "layer": layer,
-                "auroc": [figures.find("auroc", split, method, layer) for split in figures.splits],
-                "accuracy": figures.find("accuracy", *at, layer),
-                "cohens_d": figures.find("cohens_d", *at, layer),
-                "shuffled": figures.find("shuffled_auroc", *at, layer),
+                **at,
+                "auroc": [figures.find("auroc", **at, split=split) for split in figures.splits],
+                "accuracy": figures.find("accuracy", **first),
+                "cohens_d": figures.find("cohens_d", **first),
+                "shuffled": figures.find("shuffled_auroc", **first),
             }
         )
     return rows
@@ -183,21 +142,24 @@ def method_rows(figures: TraitFigures) -> list[dict[str, Any]]:
 # --- of the metadata ---
 
 
-def yields(metadata: Metadata) -> list[tuple[str, list[int]]]:
-    """Return counts of pos and neg by what became of the responses; without statuses nothing has."""
-    sides = [_side_yields(metadata.counts[side]) for side in POLARITIES]
-    rows = [(name, [side[name] for side in sides]) for name in sides[0]]
+def yields(metadata: Metadata) -> dict[str, list[int]]:
+    """Return counts of pos and neg by what became of the responses, without lines of zeros."""
+    found: dict[str, list[int]] = {}
+    for side in POLARITIES:
+        counts = metadata.counts[side]
+        named = {"planned": counts["planned"]}
+        for kind, word in (("responses", "response"), ("verdicts", "verdict")):
+            for status, count in counts[kind].items():
+                named[f"{word}: {status}"] = count
+        named["passed the judge"] = counts["kept"]
+        named["captured"] = counts["captured"]
+        named["capture failed"] = counts["capture_failed"]
+        for name, count in named.items():
+            found.setdefault(name, []).append(count)
+    found = {name: sides for name, sides in found.items() if any(sides)}
     # What passed and could not be captured is in no file: it is not kept.
-    kept = ("kept", [metadata.n_examples_pos, metadata.n_examples_neg])
-    return [row for row in rows if any(row[1])] + [kept]
-
-
-def _side_yields(counts: Mapping[str, Any]) -> dict[str, int]:
-    named = {"planned": counts["planned"]}
-    named |= {f"response: {status}": n for status, n in counts["responses"].items()}
-    named |= {f"verdict: {status}": n for status, n in counts["verdicts"].items()}
-    last = {"passed the judge": "kept", "captured": "captured", "capture failed": "capture_failed"}
-    return named | {name: counts[key] for name, key in last.items()}
+    found["kept"] = [metadata.n_examples_pos, metadata.n_examples_neg]
+    return found
 
 
 def dollars(metadata: Metadata) -> float | None:
@@ -205,70 +167,38 @@ def dollars(metadata: Metadata) -> float | None:
     price = find_price(metadata.judge["model"] or "")
     if price is None:
         return None
-    return price.dollars(metadata.cost["input tokens"], 0, metadata.cost["output tokens"])
+    cost = metadata.cost
+    return price.dollars(cost["input tokens"], 0, cost["output tokens"])
 
 
-def judge_auroc(metadata: Metadata) -> Figure | None:
-    """Return how well the judge's scores tell the sides apart; None where a side has none."""
-    if metadata.judge["auroc"] is None:
-        return None
-    return Figure(metadata.judge["auroc"], *metadata.judge["auroc_interval"])
-
-
-def settings(metadata: Metadata) -> dict[str, str]:
-    """Return all that metadata.json holds and the page does not show elsewhere, by name."""
-    return dict(_flattened(metadata.model_dump(exclude=_NOT_SETTINGS)))
-
-
-def _flattened(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        where = (*path, name)
+def settings(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and value of what metadata.json holds and the page does not show elsewhere."""
+    for key, value in values.items():
+        name = f"{path}{key}"
+        if name in SHOWN_ELSEWHERE or value is None:
+            continue
         if isinstance(value, Mapping):
-            yield from _flattened(value, where)
+            yield from settings(value, f"{name} ")
         elif isinstance(value, list):
-            yield " ".join(where), ", ".join(map(str, value))
-        elif value is not None:
-            yield (
-                " ".join(where),
-                str(value).removesuffix(".0"),
-            )  # a threshold of 50.0 was given as 50
+            yield name, ", ".join(map(str, value))
+        else:
+            yield name, str(value).removesuffix(".0")
 
 
 # --- of the responses ---
 
 
 def audit(responses: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return up to 4 responses of each side, kept and left out, spread evenly over their scores.
-
-    And up to 4 of each side without a score. `responses` is `outputs.audit_table`.
-    """
-    import polars as pl
-
+    """Return rows of `audit_table` to read: of each side, evenly spread over the scores."""
     rows = []
     for side in POLARITIES:
-        for kept, scored in ((True, True), (False, True), (False, False)):
-            stratum = responses.filter(
-                pl.col("polarity") == side,
-                pl.col("kept") == kept,
-                pl.col("score").is_not_null() == scored,
-            ).sort("score", "sample_id")
-            spread = np.linspace(0, len(stratum) - 1, min(AUDIT_PER_STRATUM, len(stratum)))
-            rows += map(_audit_row, stratum[spread.round().astype(int)].iter_rows(named=True))
+        mine = responses.filter(polarity=side).sort("score", "sample_id")
+        scored = mine.drop_nulls("score")
+        kept = scored.filter(kept=True)
+        left_out = scored.filter(kept=False)
+        unscored = mine.filter(mine["score"].is_null())
+        for stratum in (kept, left_out, unscored):
+            count = min(AUDITED, len(stratum))
+            spread = np.linspace(0, len(stratum) - 1, count).round().astype(int)
+            rows += stratum[spread].to_dicts()
     return rows
-
-
-def _audit_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    status = row["verdict_status"] or "not judged"
-    if row["response_status"] != "ok":
-        status = row["response_status"]
-    said = f"no score: {status}"
-    if row["score"] is not None:
-        said = f"score {format_score(row['score'])}"
-    text = row["response"]
-    if len(text) > AUDIT_CHARACTERS:
-        text = text[:AUDIT_CHARACTERS] + " …"
-    return {
-        **{name: row[name] for name in ("polarity", "kept", "instruction", "question")},
-        "said": said,
-        "response": text,
-    }

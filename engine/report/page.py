@@ -12,8 +12,7 @@ from ..outputs import audit_table
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, pool_suffix
 from ..vectors import evaluated_traits, read_transfer
-from . import numbers
-from .numbers import Figure, TraitFigures
+from .numbers import TraitFigures, audit, choice, dollars, method_rows, settings, yields
 from .plots import NAMES, Picture, trait_pictures, transfer_picture
 
 
@@ -25,24 +24,23 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
     stale.
     """
     figures = TraitFigures(folder, pool)
-    metadata, responses = figures.metadata, audit_table(folder)
+    metadata = figures.metadata
+    responses = audit_table(folder)
     pictures = trait_pictures(figures, responses)
     page = _render(
         "trait.html",
-        folder=folder,
+        experiment=folder.experiment.name,
         pool=pool,
-        metadata=metadata,
-        best=numbers.best_choice(figures),
-        notes=figures.evaluation.notes,
-        yields=numbers.yields(metadata),
-        dollars=numbers.dollars(metadata),
-        judge_auroc=numbers.judge_auroc(metadata),
         pictures={picture.name: picture for picture in pictures},
-        splits=figures.splits,
-        methods=numbers.method_rows(figures),
-        cosine_layer=figures.comparison_layer(),
-        audit=numbers.audit(responses),
-        settings=numbers.settings(metadata),
+        figures=figures,
+        metadata=metadata,
+        best=figures.best,
+        choice=choice(figures),
+        methods=method_rows(figures),
+        yields=yields(metadata),
+        dollars=dollars(metadata),
+        audit=audit(responses),
+        settings=dict(settings(metadata.model_dump())),
     )
     return _write(folder, page, pictures, pool)
 
@@ -55,38 +53,32 @@ def write_experiment_report(
     A trait whose evaluation does not fit its activations is left out with a notice. Raise
     UsageError for a transfer table that cannot be read.
     """
-    table = read_transfer(experiment, notice, pool)
-    traits = []
+    transfer = read_transfer(experiment, notice, pool)
+    traits, models = [], set()
     for folder in evaluated_traits(experiment, pool):
         try:
             figures = TraitFigures(folder, pool)
         except TraitmillError as error:
             notice(f"{folder.name} is left out of the experiment's report: {error}")
             continue
-        page = folder.report(pool)
-        traits.append(
-            {
-                "name": folder.name,
-                "page": page.relative_to(experiment) if page.is_file() else None,
-                "metadata": figures.metadata,
-                "best": numbers.best_choice(figures),
-            }
-        )
+        models.add(figures.metadata.model)
+        link = ""
+        if folder.report(pool).is_file():
+            link = str(folder.report(pool).relative_to(experiment))
+        traits.append({"figures": figures, "link": link, "choice": choice(figures)})
     pictures, pairs = [], []
-    if table is not None:
-        pictures = [transfer_picture(table)]
-        for row in table.iter_rows(named=True):
-            pairs.append(row | {"auroc": Figure(row["value"], row["low"], row["high"])})
-    text = _render(
+    if transfer is not None:
+        pictures, pairs = [transfer_picture(transfer)], transfer.to_dicts()
+    page = _render(
         "experiment.html",
         experiment=experiment.name,
-        models=sorted({trait["metadata"].model for trait in traits}),
         pool=pool,
-        traits=traits,
         pictures={picture.name: picture for picture in pictures},
+        models=sorted(models),
+        traits=traits,
         pairs=pairs,
     )
-    return _write(TraitFolder(experiment), text, pictures, pool)
+    return _write(TraitFolder(experiment), page, pictures, pool)
 
 
 def _render(template: str, **context: Any) -> str:
@@ -107,12 +99,14 @@ def _write(folder: TraitFolder, page: str, pictures: Sequence[Picture], pool: st
     drawn = {picture.name: picture for picture in pictures}
     for name in NAMES:
         stem = f"{name}{pool_suffix(pool)}"
-        svg, png = folder.plots / f"{stem}.svg", folder.plots / f"{stem}.png"
+        svg = folder.plots / f"{stem}.svg"
+        png = folder.plots / f"{stem}.png"
         if name in drawn:
             write_atomic(svg, drawn[name].svg)
             write_atomic(png, drawn[name].png)
         else:
             svg.unlink(missing_ok=True)
             png.unlink(missing_ok=True)
-    write_atomic(folder.report(pool), page.encode("utf-8", "backslashreplace"))
-    return folder.report(pool)
+    path = folder.report(pool)
+    write_atomic(path, page.encode("utf-8", "backslashreplace"))
+    return path
