@@ -110,7 +110,8 @@ def _disk(experiments_dir: Path) -> str:
     free = shutil.disk_usage(folder).free
     if free < _LEAST_DISK:
         raise ResourceError(
-            f"only {free / 2**30:.1f} GiB free under {folder}; activations take gigabytes, free some"
+            f"only {free / 2**30:.1f} GiB free under {folder}; activations take gigabytes, free "
+            f"some"
         )
     return f"{free / 2**30:.0f} GiB free under {folder}"
 

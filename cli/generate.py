@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 @machine_options
 @help_all
 def command(**options: Any) -> None:
-    """Generate responses on vLLM, judge each as it is finished, capture activations, write the files.
+    """Generate responses on vLLM, judge each as it is finished, capture activations, write the
+    files.
 
     The same command run again goes on where it was. What is not given on a folder with a run is
     that run's: model, judge, sampling and all.

@@ -24,7 +24,8 @@ from .session import leave, run_to_end
 @force_unlock
 @help_all
 def command(*, force_unlock: bool, **options: Any) -> None:
-    """Judge stored responses: a new judge or an edited eval_prompt adds a verdict set beside the old.
+    """Judge stored responses: a new judge or an edited eval_prompt adds a verdict set beside the
+    old.
 
     Nothing is generated again, and no verdict is paid for twice. Without --judge_model the folder's
     own judge is asked. The files are written from the new verdicts; go back to an older set with

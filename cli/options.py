@@ -1,4 +1,5 @@
-"""Options that several commands share, spelled as in the guide; only what is typed reaches the engine."""
+"""Options that several commands share, spelled as in the guide; only what is typed reaches the
+engine."""
 
 from __future__ import annotations
 

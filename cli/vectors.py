@@ -59,7 +59,8 @@ if TYPE_CHECKING:
 )
 @force_unlock
 def command(methods: str, format_: Any, **options: Any) -> None:
-    """Fit trait vectors from captured activations, measure them on held-out questions and instructions.
+    """Fit trait vectors from captured activations, measure them on held-out questions and
+    instructions.
 
     Writes vectors/ and evaluation.parquet in each trait's folder; traitmill report shows them.
     """

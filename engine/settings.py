@@ -1,4 +1,5 @@
-"""The settings of a run, checked on creation, in classes by what a change means on an existing folder.
+"""The settings of a run, checked on creation, in classes by what a change means on an existing
+folder.
 
 Messages name a setting in backquotes, as `temperature`; the command line shows it as its option.
 """
@@ -273,7 +274,8 @@ def value_of(settings: RunSettings, name: str) -> Any:
 
 
 def apply(given: Mapping[str, Any], base: RunSettings = DEFAULTS) -> RunSettings:
-    """Return `base` with the settings `given` by name. Raise UsageError for unknown names or values."""
+    """Return `base` with the settings `given` by name. Raise UsageError for unknown names or
+    values."""
     groups: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         if name not in _FLAT:

@@ -40,9 +40,10 @@ class _Pending:
 class CaptureModel:
     """A model loaded for capture.
 
-    Layer i is the residual stream leaving decoder block i, before the final norm; -1 is the embedding output. Rows are
-    padded on the right and run without a mask: in a causal model no token sees the padding, and the fast causal
-    kernels stay in use. The forward ends at the last layer needed, so the LM head never runs in the bulk pass.
+    Layer i is the residual stream leaving decoder block i, before the final norm; -1 is the
+    embedding output. Rows are padded on the right and run without a mask: in a causal model no
+    token sees the padding, and the fast causal kernels stay in use. The forward ends at the last
+    layer needed, so the LM head never runs in the bulk pass.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class CaptureModel:
         threads: int | None = None,
         blocks: str | None = None,
     ) -> None:
-        """Load weights. `tokens` fixes the batch budget (else it comes from free memory), `max_rows` caps rows,
-        `threads` sets torch's, `blocks` is the path of the decoder blocks where they are not found. What the
-        self-check allows depends on `generation_dtype`, vLLM's.
+        """Load weights. `tokens` fixes the batch budget (else it comes from free memory),
+        `max_rows` caps rows, `threads` sets torch's, `blocks` is the path of the decoder blocks
+        where they are not found. What the self-check allows depends on `generation_dtype`, vLLM's.
 
         Raises AccessError, ResourceError or UsageError.
         """
@@ -152,9 +153,10 @@ class CaptureModel:
     def capture(self, rows: Sequence[Response]) -> list[Activation]:
         """Pools of `rows`, in their order.
 
-        A row whose activations are not finite, or that has nothing to pool, gets an error and no pools; the others
-        are safe. More rows a call mean less padding: hand over several batches' worth. Raises SelfCheckError when a
-        row contradicts the self-check and ResourceError when one row alone does not fit.
+        A row whose activations are not finite, or that has nothing to pool, gets an error and no
+        pools; the others are safe. More rows a call mean less padding: hand over several batches'
+        worth. Raises SelfCheckError when a row contradicts the self-check and ResourceError when
+        one row alone does not fit.
         """
         results: list[Activation | None] = [None] * len(rows)
         runnable = []
@@ -183,7 +185,8 @@ class CaptureModel:
         return ""
 
     def tokens_run(self, row: Response) -> int:
-        """Tokens of the row that the pass runs: those after the last pooled one change nothing before them.
+        """Tokens of the row that the pass runs: those after the last pooled one change nothing
+        before them.
 
         But where RoPE depends on the length of the row, that is the length generation saw.
         """
@@ -195,15 +198,16 @@ class CaptureModel:
     def together(self, longest: int, other: int) -> bool:
         """Whether a row of `other` tokens may be in a batch whose longest row has `longest`.
 
-        Length-dependent RoPE turns all rows of a batch by its longest: longrope by one of two factors, dynamic NTK by
-        another one for each length.
+        Length-dependent RoPE turns all rows of a batch by its longest: longrope by one of two
+        factors, dynamic NTK by another one for each length.
         """
         if self._rope is None or longest <= self._rope[1]:
             return True
         return self._rope[0] == "longrope" and other > self._rope[1]
 
     def _pooled(self, rows: Sequence[Response]) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches with their pools on the host; while one is copied and finished, the next is already running."""
+        """Batches with their pools on the host; while one is copied and finished, the next is
+        already running."""
         lengths = [self.tokens_run(row) for row in rows]
         under_way: deque[_Pending] = deque()
         for _, pending in run_batches(
@@ -234,7 +238,8 @@ class CaptureModel:
         host = torch.empty_like(pooler.pooled, device="cpu", pin_memory=True)
         host.copy_(pooler.pooled, non_blocking=True)
         arrived = torch.cuda.Event()
-        # Of its own device: the current one is the first GPU, whose stream knows nothing of a copy on another.
+        # Of its own device: the current one is the first GPU, whose stream knows nothing of a copy
+        # on another.
         arrived.record(torch.cuda.current_stream(pooler.pooled.device))
         return _Pending(batch, host, arrived)
 
@@ -245,7 +250,8 @@ class CaptureModel:
         return pending.batch, pending.pooled.numpy()
 
     def forward(self, ids: torch.Tensor, layers: Sequence[int], take: Any) -> None:
-        """Run `[rows, width]` ids up to the last of `layers` (ascending), calling `take(slot, hidden)` for each."""
+        """Run `[rows, width]` ids up to the last of `layers` (ascending), calling `take(slot,
+        hidden)` for each."""
         with torch.inference_mode(), LayerHooks(self._blocks, layers, take):
             try:
                 self._model(input_ids=ids.to(self.input_device), use_cache=False, logits_to_keep=1)
@@ -255,7 +261,8 @@ class CaptureModel:
     def _finish(
         self, rows: Sequence[Response], batch: Batch, pooled: np.ndarray
     ) -> list[Activation]:
-        """Results of a batch, `pooled` being float32 `[rows, pools, layers, dim]`, once they are finite and checked."""
+        """Results of a batch, `pooled` being float32 `[rows, pools, layers, dim]`, once they are
+        finite and checked."""
         chosen = [rows[index] for index in batch.indices]
         finite = np.isfinite(pooled).all(axis=-1)
         for place in np.flatnonzero(~finite.all(axis=(1, 2))):

@@ -20,13 +20,15 @@ GPU_SEQUENCES = 512
 CPU_SEQUENCES = 128
 """Sequences in flight under `auto`: beyond these, throughput grows little and memory much."""
 CPU_BLOCK = 32
-"""vLLM's CPU default of 128 tokens a block would never share a prefix as short as an instruction."""
+"""vLLM's CPU default of 128 tokens a block would never share a prefix as short as an instruction.
+"""
 _CPU_BATCHED_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSize:
-    """vLLM's limits, all explicit: its defaults under AsyncLLM are made for a server, not for a batch."""
+    """vLLM's limits, all explicit: its defaults under AsyncLLM are made for a server, not for a
+    batch."""
 
     max_num_seqs: int
     max_num_batched_tokens: int

@@ -1,4 +1,5 @@
-"""Sample -> Response on vLLM's AsyncLLM: continuous batching, token ids in and out, one engine for all traits."""
+"""Sample -> Response on vLLM's AsyncLLM: continuous batching, token ids in and out, one engine for
+all traits."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ class VllmEngine:
 
     @property
     def max_in_flight(self) -> int:
-        """Requests to keep with the engine: twice what runs, so that a finished one is replaced at once."""
+        """Requests to keep with the engine: twice what runs, so that a finished one is replaced at
+        once."""
         return 2 * self.size.max_num_seqs
 
     def start(self) -> None:
@@ -60,10 +62,12 @@ class VllmEngine:
         _quiet_environment()
         if not self._on_gpu:
             require_cpu_build()
-            # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds before they sleep: by
-            # default for milliseconds, in which a thread that lost its core to another program cannot have it back.
+            # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds
+            # before they sleep: by default for milliseconds, in which a thread that lost its core
+            # to another program cannot have it back.
             os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-            # Even eager, vLLM compiles one small function of its sampler, which takes seconds and a C++ compiler.
+            # Even eager, vLLM compiles one small function of its sampler, which takes seconds and a
+            # C++ compiler.
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         from vllm import AsyncLLMEngine
 
@@ -88,7 +92,8 @@ class VllmEngine:
 
     @property
     def _own_nucleus(self) -> bool:
-        """Whether top-p is left to `nucleus`, which is exact and many times faster than vLLM's on CPU."""
+        """Whether top-p is left to `nucleus`, which is exact and many times faster than vLLM's on
+        CPU."""
         return not self._on_gpu and self._sampling.top_p < 1 and not self._sampling.top_k
 
     def _arguments(self) -> AsyncEngineArgs:
@@ -112,7 +117,8 @@ class VllmEngine:
             # Compiling costs a CPU run more than it gains (python -m benchmarks.tuning `compiled`).
             enforce_eager=not self._on_gpu,
             enable_prefix_caching=True,
-            # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator that cannot be turned.
+            # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator that
+            # cannot be turned.
             enable_chunked_prefill=None if self._on_gpu else False,
             disable_log_stats=True,
             enable_log_requests=False,
@@ -124,9 +130,10 @@ class VllmEngine:
     def _executor(self) -> Any:
         """None is vLLM's own choice.
 
-        On CPU that is a worker process beside the engine's, and the engine's spins on a core while it waits for it.
-        The model in the engine's own process has that core too (docs/decisions/008-one-engine-process.md). Named by
-        its class, because vLLM overrules the name.
+        On CPU that is a worker process beside the engine's, and the engine's spins on a core while
+        it waits for it. The model in the engine's own process has that core too
+        (docs/decisions/008-one-engine-process.md). Named by its class, because vLLM overrules the
+        name.
         """
         if self._on_gpu or self._execution.tensor_parallel_size > 1:
             return None
@@ -174,9 +181,11 @@ class VllmEngine:
     async def _logprobs(
         self, prompt: Sequence[int], response: Sequence[int]
     ) -> tuple[float, ...] | None:
-        """Log-probabilities (temperature 1) of a response's tokens after a prompt; None where the context is full.
+        """Log-probabilities (temperature 1) of a response's tokens after a prompt; None where the
+        context is full.
 
-        Asked of the finished text: asked while it is sampled, each step would compute them for all that run.
+        Asked of the finished text: asked while it is sampled, each step would compute them for all
+        that run.
         """
         if len(prompt) + len(response) >= self.size.max_model_len:
             return None
@@ -193,10 +202,12 @@ class VllmEngine:
     async def next_logprobs(
         self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
     ) -> dict[int, float]:
-        """Log-probabilities of named tokens right after a prompt. Raises UsageError if the prompt is too long."""
+        """Log-probabilities of named tokens right after a prompt. Raises UsageError if the prompt
+        is too long."""
         if len(prompt_token_ids) >= self.size.max_model_len:
             raise UsageError(
-                f"judge prompt of {len(prompt_token_ids)} tokens, context of {self.size.max_model_len}"
+                f"judge prompt of {len(prompt_token_ids)} tokens, context of "
+                f"{self.size.max_model_len}"
             )
         from vllm import SamplingParams
 
@@ -221,7 +232,8 @@ class VllmEngine:
         except (EngineDeadError, EngineGenerateError) as error:
             detail = self._last_error() or _first_line(error)
             raise EngineDiedError(
-                f"the generation engine died: {detail}. What was stored is safe; run the same command again to go on"
+                f"the generation engine died: {detail}. What was stored is safe; run the same "
+                f"command again to go on"
             ) from error
         raise EngineDiedError(
             "the generation engine ended a request without an answer; run the command again"
@@ -243,7 +255,8 @@ def _reap() -> None:
 
 
 def is_checked(sample: Sample) -> bool:
-    """Whether a sample's log-probabilities are kept for the self-check: each side's first two, and on in long runs."""
+    """Whether a sample's log-probabilities are kept for the self-check: each side's first two, and
+    on in long runs."""
     first = sample.instruction_index == 0 and sample.question_index < _CHECKED_QUESTIONS
     return first and sample.rollout % _CHECKED_ROLLOUTS == 0
 
@@ -256,13 +269,16 @@ def on_gpu() -> bool:
 
 
 def require_cpu_build() -> None:
-    """Raise UsageError where PyTorch is a CUDA build that sees no GPU: vLLM's would fail on it, minutes later."""
+    """Raise UsageError where PyTorch is a CUDA build that sees no GPU: vLLM's would fail on it,
+    minutes later."""
     import torch
 
     if torch.version.cuda is not None and not torch.cuda.is_available():
         raise UsageError(
-            f"PyTorch is built for CUDA {torch.version.cuda} and sees no GPU: its driver is too old for that "
-            "(nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, or install the CPU build where "
+            f"PyTorch is built for CUDA {torch.version.cuda} and sees no GPU: its driver is too "
+            f"old for that "
+            "(nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, or install "
+            "the CPU build where "
             "there is no GPU: make clean setup"
         )
 
@@ -275,7 +291,8 @@ def _quiet_environment() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_COLOR": "0",
-        # Its warm-up is compiled with nvcc, which a GPU machine may lack; samples with seeds of their own never use it.
+        # Its warm-up is compiled with nvcc, which a GPU machine may lack; samples with seeds of
+        # their own never use it.
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }.items():

@@ -23,10 +23,11 @@ def load_tokenizer(ref: ModelRef) -> Any:
 
 
 def lazy_tokenizer(ref: ModelRef) -> Callable[[str], tuple[int, ...]]:
-    """A function from a prompt to token ids that loads the tokenizer when first asked and remembers its answers.
+    """A function from a prompt to token ids that loads the tokenizer when first asked and remembers
+    its answers.
 
-    Chat models get the prompt as one user turn through their chat template, base models get it raw. Either way the
-    ids start with one BOS at most.
+    Chat models get the prompt as one user turn through their chat template, base models get it raw.
+    Either way the ids start with one BOS at most.
     """
     tokenizers: list[Any] = []
 
@@ -40,7 +41,8 @@ def lazy_tokenizer(ref: ModelRef) -> Callable[[str], tuple[int, ...]]:
 
 
 def chat_token_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """Token ids of `prompt` as one user turn (chat models) or raw (base models), with one BOS at most."""
+    """Token ids of `prompt` as one user turn (chat models) or raw (base models), with one BOS at
+    most."""
     if tokenizer.chat_template:
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],

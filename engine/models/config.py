@@ -12,15 +12,18 @@ from ..errors import UsageError
 from ..settings import CaptureSettings
 
 KEEPS_SOFT_CAP = ("eager", "flash_attention_2", "flex_attention")
-"""Implementations that apply a soft-cap on attention scores. sdpa takes the argument and silently drops it."""
+"""Implementations that apply a soft-cap on attention scores. sdpa takes the argument and silently
+drops it."""
 
 _HALF = ("bfloat16", "float16")
 _NEVER_FLOAT16 = ("gemma", "t5gemma", "vaultgemma")
-"""Families whose residual stream overflows float16 (Gemma-3 reaches 32,000 of 65,504 in ordinary text)."""
+"""Families whose residual stream overflows float16 (Gemma-3 reaches 32,000 of 65,504 in ordinary
+text)."""
 
 
 def read_config(raw: Mapping[str, Any]) -> Any:
-    """A config.json as transformers reads it: what the file leaves out by its defaults, sizes under common names.
+    """A config.json as transformers reads it: what the file leaves out by its defaults, sizes under
+    common names.
 
     Raises UsageError for a model type that transformers does not know or values that it refuses.
     """
@@ -30,7 +33,8 @@ def read_config(raw: Mapping[str, Any]) -> Any:
     kind = str(raw.get("model_type", ""))
     if kind not in CONFIG_MAPPING:
         raise UsageError(
-            f"model type {kind or '(none)'} in config.json is unknown to transformers; take another model"
+            f"model type {kind or '(none)'} in config.json is unknown to transformers; take "
+            f"another model"
         )
     try:
         return CONFIG_MAPPING[kind].from_dict(dict(raw))
@@ -64,7 +68,8 @@ def has_soft_cap(text_config: Any) -> bool:
 
 
 def length_dependent_rope(text_config: Any) -> tuple[str, int] | None:
-    """(rope type, tokens) where positions are turned by the length of the longest row, once it is beyond `tokens`."""
+    """(rope type, tokens) where positions are turned by the length of the longest row, once it is
+    beyond `tokens`."""
     parameters = getattr(text_config, "rope_parameters", None) or {}
     for each in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
         kind = str(each.get("rope_type"))
@@ -86,9 +91,10 @@ def choose_attention(
 ) -> str:
     """The implementation to load the model with.
 
-    `device` is cpu or cuda; `flash` says whether flash-attn with soft-cap support can be imported. Soft-cap models get
-    flash_attention_2 where it exists (GPU, half precision) and eager everywhere else; all others get sdpa, whose
-    causal kernels need no mask. Raises UsageError when the requested one would compute something else.
+    `device` is cpu or cuda; `flash` says whether flash-attn with soft-cap support can be imported.
+    Soft-cap models get flash_attention_2 where it exists (GPU, half precision) and eager everywhere
+    else; all others get sdpa, whose causal kernels need no mask. Raises UsageError when the
+    requested one would compute something else.
     """
     capped = has_soft_cap(text_config)
     if requested != "auto":
@@ -108,11 +114,13 @@ def choose_attention(
             )
         if requested == "flash_attention_2" and (device == "cpu" or dtype not in _HALF):
             raise UsageError(
-                "`attention` flash_attention_2 needs a GPU and `capture_dtype` bfloat16 or float16; use auto"
+                "`attention` flash_attention_2 needs a GPU and `capture_dtype` bfloat16 or "
+                "float16; use auto"
             )
         if requested == "flash_attention_2" and capped and not flash:
             raise UsageError(
-                "`attention` flash_attention_2: this model soft-caps attention scores, which flash-attn knows from "
+                "`attention` flash_attention_2: this model soft-caps attention scores, which "
+                "flash-attn knows from "
                 "2.6 on; install it, or use auto"
             )
         return requested
@@ -122,7 +130,8 @@ def choose_attention(
 
 
 def flash_with_soft_cap() -> bool:
-    """Whether flash-attn is installed and new enough (2.6) to know soft-caps; an older one drops them silently."""
+    """Whether flash-attn is installed and new enough (2.6) to know soft-caps; an older one drops
+    them silently."""
     from importlib.util import find_spec
 
     if find_spec("flash_attn") is None:
@@ -136,8 +145,8 @@ def flash_with_soft_cap() -> bool:
 def choose_dtype(config: Any, requested: str, *, bfloat16: bool = True) -> str:
     """The compute dtype: what is asked for, else bfloat16 for half-precision models, else float32.
 
-    `bfloat16` says whether the device computes in it. float16 is never chosen and is refused for Gemma, whose
-    residual stream overflows it.
+    `bfloat16` says whether the device computes in it. float16 is never chosen and is refused for
+    Gemma, whose residual stream overflows it.
     """
     if requested == "auto":
         # Composite models may name the dtype on the outer config only.
@@ -186,13 +195,15 @@ def check_layers(layers: Sequence[int] | None, n_layers: int) -> None:
     """Raises UsageError for a layer that a model of `n_layers` decoder blocks does not have."""
     if layers and layers[-1] >= n_layers:
         raise UsageError(
-            f"`layers` {layers[-1]}: this model has layers 0 to {n_layers - 1}; index i is the residual stream leaving "
+            f"`layers` {layers[-1]}: this model has layers 0 to {n_layers - 1}; index i is the "
+            f"residual stream leaving "
             "block i"
         )
 
 
 def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str) -> None:
-    """Refuse capture settings that a model cannot be loaded with, before anything is written or loaded.
+    """Refuse capture settings that a model cannot be loaded with, before anything is written or
+    loaded.
 
     `raw` is its config.json, `device` cpu or cuda. Raises UsageError.
     """
@@ -206,11 +217,13 @@ def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str)
 
 
 def require_causal(text_config: Any) -> None:
-    """Raises UsageError for a model whose tokens see later ones: right padding without a mask is not exact there."""
+    """Raises UsageError for a model whose tokens see later ones: right padding without a mask is
+    not exact there."""
     looks_ahead = getattr(text_config, "use_bidirectional_attention", None) in (True, "all")
     if looks_ahead or not getattr(text_config, "is_causal", True):
         raise UsageError(
-            f"model type {text_config.model_type} attends to later tokens; capture works on causal language models"
+            f"model type {text_config.model_type} attends to later tokens; capture works on causal "
+            f"language models"
         )
 
 
@@ -221,7 +234,8 @@ class Shape:
     n_layers: int
     hidden: int
     ffn: int
-    """Width of the feed-forward part one token passes through: of all its active experts together."""
+    """Width of the feed-forward part one token passes through: of all its active experts together.
+    """
     ffn_stored: int
     """Width of the feed-forward part as stored: of all experts together."""
     heads: int
@@ -232,7 +246,8 @@ class Shape:
 
     @classmethod
     def from_config(cls, config: Any) -> Shape:
-        """Read config.json's values, or transformers' config; what is missing is as transformers defaults it.
+        """Read config.json's values, or transformers' config; what is missing is as transformers
+        defaults it.
 
         Raises UsageError for a model without the sizes of a transformer decoder, such as Mamba.
         """
@@ -249,7 +264,8 @@ class Shape:
         )
         if not (n_layers and hidden and heads):
             raise UsageError(
-                f"model type {text.model_type} cannot be sized: its config names no layers, hidden size or attention "
+                f"model type {text.model_type} cannot be sized: its config names no layers, hidden "
+                f"size or attention "
                 "heads; take a decoder with attention"
             )
         ffn = size("intermediate_size") or 4 * hidden
@@ -274,7 +290,8 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights, by the usual gated shape: attention 2·d·d_h·(n_q + n_kv), feed-forward 3·d·d_ff, embeddings."""
+        """Weights, by the usual gated shape: attention 2·d·d_h·(n_q + n_kv), feed-forward 3·d·d_ff,
+        embeddings."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         block = attention + 3 * self.hidden * self.ffn_stored
         return self.n_layers * block + self.vocab * self.hidden * (1 if self.tied else 2)
@@ -289,13 +306,14 @@ class Shape:
     def block_bytes_per_token(self, itemsize: int) -> int:
         """Memory of one token while one block runs, and of its float32 copy while it is pooled.
 
-        itemsize · (8·d + 3·d_ff + 2·(n_q + 2·n_kv)·d_h) + 4·d: inputs, residuals and norms; gate, up and product;
-        queries, keys and values before and after rotation.
+        itemsize · (8·d + 3·d_ff + 2·(n_q + 2·n_kv)·d_h) + 4·d: inputs, residuals and norms; gate,
+        up and product; queries, keys and values before and after rotation.
         """
         attention = 2 * (self.heads + 2 * self.kv_heads) * self.head_dim
         return itemsize * (8 * self.hidden + 3 * self.ffn + attention) + 4 * self.hidden
 
     def score_growth(self, itemsize: int) -> float:
-        """How a token's memory grows per token of its row when scores are materialised (eager attention), relative to
-        block_bytes_per_token: scores, mask sum and probabilities, and the float32 softmax."""
+        """How a token's memory grows per token of its row when scores are materialised (eager
+        attention), relative to block_bytes_per_token: scores, mask sum and probabilities, and the
+        float32 softmax."""
         return self.heads * (3 * itemsize + 4) / self.block_bytes_per_token(itemsize)

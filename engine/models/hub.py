@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AccessError
-
 from .demo import COMPLETE, EMBEDDED, embedded_folder
 
 if TYPE_CHECKING:
@@ -31,7 +30,8 @@ _BLOCK_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model found and readable: `source` is what loaders take (a folder, or a hub name with `revision`)."""
+    """A model found and readable: `source` is what loaders take (a folder, or a hub name with
+    `revision`)."""
 
     name: str
     source: str
@@ -61,7 +61,8 @@ class ModelRef:
 
 
 def infer_model(experiment: str) -> str:
-    """The generation model an experiment's name implies (gemma_2b, gemma_9b, llama_8b, demo), else Gemma-2-2B."""
+    """The generation model an experiment's name implies (gemma_2b, gemma_9b, llama_8b, demo), else
+    Gemma-2-2B."""
     return next(
         (model for pattern, model in _INFERRED if pattern.search(experiment)), DEFAULT_MODEL
     )
@@ -70,8 +71,8 @@ def infer_model(experiment: str) -> str:
 def find_model(name: str) -> ModelRef:
     """Find a model's config and revision without loading weights.
 
-    `name` is a local folder, the embedded model's name, or a hub name (cached or online; HF_TOKEN is used).
-    Raises AccessError, within seconds, with the remedy.
+    `name` is a local folder, the embedded model's name, or a hub name (cached or online; HF_TOKEN
+    is used). Raises AccessError, within seconds, with the remedy.
     """
     if name == EMBEDDED:
         folder = embedded_folder()
@@ -94,7 +95,8 @@ def find_model(name: str) -> ModelRef:
 
 def _no_model(name: str) -> AccessError:
     return AccessError(
-        f"model {name!r} is neither a folder here nor a hub name; check `gen_model`, or `judge_model` local:MODEL"
+        f"model {name!r} is neither a folder here nor a hub name; check `gen_model`, or "
+        f"`judge_model` local:MODEL"
     )
 
 
@@ -135,7 +137,8 @@ def _find_on_hub(name: str) -> ModelRef:
         raise _no_model(name) from None
     except GatedRepoError:
         raise AccessError(
-            f"model {name} is gated: accept its licence at {page}, create a token with read permission, "
+            f"model {name} is gated: accept its licence at {page}, create a token with read "
+            f"permission, "
             "and put HF_TOKEN=hf_... into .env"
         ) from None
     except RepositoryNotFoundError:
@@ -153,7 +156,8 @@ def _find_on_hub(name: str) -> ModelRef:
         path = Path(hf_hub_download(name, "config.json", local_files_only=offline))
     except LocalEntryNotFoundError:
         raise AccessError(
-            f"model {name} is not in the local cache and the hub cannot be reached: go online once, "
+            f"model {name} is not in the local cache and the hub cannot be reached: go online "
+            f"once, "
             f"or give a local folder with `gen_model` (without any hub: `gen_model` {EMBEDDED})"
         ) from None
     except EntryNotFoundError:
@@ -182,8 +186,9 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
 def fingerprint(folder: Path) -> str:
     """16 hex digits that change when a local model's files do.
 
-    Small files are read whole; of each weight file the size and 16 evenly spaced blocks of 64 KiB, so that two
-    fine-tunes of one base differ although their shapes do not, without reading hundreds of gigabytes.
+    Small files are read whole; of each weight file the size and 16 evenly spaced blocks of 64 KiB,
+    so that two fine-tunes of one base differ although their shapes do not, without reading hundreds
+    of gigabytes.
     """
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != COMPLETE):

@@ -11,11 +11,13 @@ from .config import Shape
 GIB = 1 << 30
 
 CPU_TOKENS = 1024
-"""Padded tokens of a CPU batch: the fastest of 256 to 4,096 (`python -m benchmarks.capture `budgets``)."""
+"""Padded tokens of a CPU batch: the fastest of 256 to 4,096 (`python -m benchmarks.capture
+`budgets``)."""
 GPU_TOKENS = 16384
 """Padded tokens of a GPU batch: more fills the matrix units no better. Untested on GPU."""
 _LEAST_TOKENS = 256
-"""Smaller batches are slow, and the arithmetic is no more than an estimate: below this, memory itself decides."""
+"""Smaller batches are slow, and the arithmetic is no more than an estimate: below this, memory
+itself decides."""
 _CPU_SHARE = 0.25
 _GPU_SHARE = 0.8
 
@@ -38,7 +40,8 @@ def token_budget(shape: Shape, itemsize: int, free: int, *, gpu: bool) -> TokenB
     if fits < _LEAST_TOKENS:
         why = f"{tokens} are tried all the same, and halved where they do not fit"
     line = (
-        f"capture batches of {tokens:,} tokens: {share:.0%} of {free / GIB:.1f} GiB free at {per_token / 1024:.0f} KiB "
+        f"capture batches of {tokens:,} tokens: {share:.0%} of {free / GIB:.1f} GiB free at "
+        f"{per_token / 1024:.0f} KiB "
         f"a token would hold {fits:,}; {why}" + ("; untested on GPU" if gpu else "")
     )
     return TokenBudget(tokens, line)
@@ -86,6 +89,7 @@ def choose_device(requested: str) -> str:
         ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"`capture_device` {requested}: this machine shows {torch.cuda.device_count()} NVIDIA GPUs; use auto or cpu"
+            f"`capture_device` {requested}: this machine shows {torch.cuda.device_count()} NVIDIA "
+            f"GPUs; use auto or cpu"
         )
     return requested

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def audit_table(folder: TraitFolder) -> pl.DataFrame:
+def audit_table(folder: TraitFolder | Path) -> pl.DataFrame:
     """Return every generated response of the plan with its verdict, for reading by eye.
 
     Columns: sample_id, polarity, instruction_index, question_index, rollout, instruction,
@@ -22,6 +23,8 @@ def audit_table(folder: TraitFolder) -> pl.DataFrame:
     """
     import polars as pl
 
+    if not isinstance(folder, TraitFolder):
+        folder = TraitFolder(folder)
     state = load_state(folder)
     positions = np.flatnonzero(~state.responses.pending())
     columns = ["sample_id", "polarity", "instruction_index", "question_index", "rollout"]

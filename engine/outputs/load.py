@@ -31,13 +31,15 @@ class Activations:
 
     trait: str
     values: np.ndarray
-    """float32 `[n, n_layers, hidden_dim]`, residual stream units; mapped from the file, read-only."""
+    """float32 `[n, n_layers, hidden_dim]`, residual stream units; mapped from the file, read-only.
+    """
     labels: np.ndarray
     """bool `[n]`: True is pos."""
     questions: np.ndarray
     """int `[n]`: the question, as numbered in the definition; questions of one text are one."""
     instructions: np.ndarray
-    """int `[n]`: the instruction pair, as numbered in the definition; pairs sharing a text are one."""
+    """int `[n]`: the instruction pair, as numbered in the definition; pairs sharing a text are one.
+    """
     layers: tuple[int, ...]
     """The block index of each layer of `values`; -1 is the embedding output."""
     pool: str

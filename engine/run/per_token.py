@@ -47,7 +47,8 @@ def capture_tokens(
     force_unlock: bool = False,
     **given: Any,
 ) -> list[str]:
-    """Write `activations/per_token/` in each trait's folder; return a line for each row that failed.
+    """Write `activations/per_token/` in each trait's folder; return a line for each row that
+    failed.
 
     `given` are settings by name; `layers` is one of them. `confirm` is asked first. Run again, it
     goes on where it was. Raise UsageError with nothing written where `confirm` says no.

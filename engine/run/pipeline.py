@@ -115,13 +115,14 @@ class Pipeline:
     # --- the run ---
 
     async def run(self, stop: asyncio.Event | None = None) -> None:
-        """Work until every trait is settled, or `stop` is set. Records in hand are flushed either way."""
+        """Work until every trait is settled, or `stop` is set. Records in hand are flushed either
+        way."""
         self._started = time.monotonic()
         for run in self.runs:
             self._open(run)
         try:
             await self._run(stop or asyncio.Event())
-        except ExceptionGroup as group:
+        except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
             await self._writer.flush()

@@ -88,7 +88,8 @@ def open_run(wanted: Wanted, ref: ModelRef, tokenize: Tokenize, notice: Notice) 
 
 
 def _record(wanted: Wanted, notice: Notice) -> RunRecord | None:
-    """Return the record of the run that goes on here, None for a new one; move aside what is in its way."""
+    """Return the record of the run that goes on here, None for a new one; move aside what is in its
+    way."""
     folder, name = wanted.folder, wanted.folder.name
     record = RunRecord.load(folder.run_record)
     if record is None:

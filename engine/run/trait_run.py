@@ -66,7 +66,8 @@ class TraitRun:
         self.done["capture"] = int((ok & state.captured()).sum())
 
     def ungenerated(self) -> list[int]:
-        """Return positions to generate: samples that fix a local judge's offset, then the plan's order."""
+        """Return positions to generate: samples that fix a local judge's offset, then the plan's
+        order."""
         status = self.state.responses
         waiting = status.pending() | status.having("failed")
         first = np.zeros_like(waiting)

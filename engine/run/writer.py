@@ -43,7 +43,8 @@ class Writer:
     def __init__(
         self, flush_seconds: float, on_error: Callable[[TraitRun, TraitmillError], None]
     ) -> None:
-        """`on_error(run, error)` is called where a folder cannot be written; the records are dropped."""
+        """`on_error(run, error)` is called where a folder cannot be written; the records are
+        dropped."""
         self._seconds: dict[Kind, float] = {
             "responses": flush_seconds,
             "verdicts": min(_VERDICT_SECONDS, flush_seconds),

@@ -1,4 +1,5 @@
-"""A trait's folder, `experiments/<experiment>/<trait>/`: every path in it, and what may happen to it."""
+"""A trait's folder, `experiments/<experiment>/<trait>/`: every path in it, and what may happen to
+it."""
 
 from __future__ import annotations
 
@@ -161,7 +162,8 @@ class TraitFolder:
         for folder in self._folders():
             if folder.is_symlink() and not folder.resolve().is_relative_to(inside):
                 raise UsageError(
-                    f"{folder} is a link out of {self.path}; nothing is written there. To keep runs "
+                    f"{folder} is a link out of {self.path}; nothing is written there. To keep "
+                    f"runs "
                     "on another disk, put all of them there and name it with `experiments_dir`"
                 )
 

@@ -27,7 +27,8 @@ _FACTS: dict[Kind, dict[str, type]] = {
     "verdicts": {"score": float, "mode": np.int8, **dict.fromkeys(COUNTED, np.int32)},
     "activations": {},
 }
-"""What an index holds of each row beside its status; other columns are read when they are needed."""
+"""What an index holds of each row beside its status; other columns are read when they are needed.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

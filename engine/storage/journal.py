@@ -1,4 +1,5 @@
-"""Rows that no part file holds yet: each is appended to a journal at once, so that a kill loses none.
+"""Rows that no part file holds yet: each is appended to a journal at once, so that a kill loses
+none.
 
 A line is a checksum and the row as JSON. Nothing is synced to disk here: that a process is killed
 does not touch what the kernel has taken, and part files, which are synced, follow within seconds.

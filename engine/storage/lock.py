@@ -19,7 +19,8 @@ _NO_KERNEL_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def lock_traits(folders: Sequence[TraitFolder], *, force_unlock: bool = False) -> Iterator[None]:
-    """Hold the locks of all folders, taken in sorted order without waiting; one held, none is taken.
+    """Hold the locks of all folders, taken in sorted order without waiting; one held, none is
+    taken.
 
     The kernel frees a dead holder's lock by itself. A lock that names another host is not taken
     over without `force_unlock`: nothing here can tell whether that host's run is alive. Where the

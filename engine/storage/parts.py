@@ -30,7 +30,8 @@ pa.set_memory_pool(pa.system_memory_pool())
 
 
 class PartSet:
-    """One record set: a folder of part files of one kind. One writer at a time; readers take no lock."""
+    """One record set: a folder of part files of one kind. One writer at a time; readers take no
+    lock."""
 
     def __init__(
         self,

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import UsageError
 from ..records import POLARITIES, Activation, Polarity, Response
 from ..traits import Plan
 from .folder import TraitFolder
 from .index import Index, build_index, empty_index, note
-from .parts import PartSet, ids_of
+from .parts import PartSet
 from .run_record import CaptureFacts, JudgeFacts, RunRecord, Selection
 from .schemas import KINDS, RESPONSE_SCHEMA, STATUSES, Kind, activation_table, response_of
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""How good a trait's vectors are on rows they have not seen: figures with intervals, baselines, a recommendation."""
+"""How good a trait's vectors are on rows they have not seen: figures with intervals, baselines, a
+recommendation."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Evaluation:
     trait: str
     pool: str
     table: pl.DataFrame
-    """Columns trait, pool, measure, split, method, layer, other, value, low, high; see docs/vectors.md."""
+    """Columns trait, pool, measure, split, method, layer, other, value, low, high; see
+    docs/vectors.md."""
     recommendation: Recommendation | None
     """None where no rows could be held out, or only random vectors were fitted."""
     notes: tuple[str, ...]
@@ -52,7 +54,8 @@ class Evaluation:
         return figures
 
     def beyond(self, vectors: Vectors) -> str:
-        """What this evaluation covers and one of `vectors` does not, in words; empty where that is nothing."""
+        """What this evaluation covers and one of `vectors` does not, in words; empty where that is
+        nothing."""
         measured = self.table.filter(self.table["measure"] == "cosine")
         lost = [
             name
@@ -66,15 +69,16 @@ class Evaluation:
 def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 0) -> Evaluation:
     """Refit every method at every layer of `vectors` with groups held out, and measure on those.
 
-    Held out are questions and, separately, instruction pairs, in up to 5 folds. Figures come with 95 % intervals from
-    1,000 bootstrap draws of whole groups. Baselines refit each method with shuffled labels (mean and range of 5
-    shuffles, first split) and project on 20 random vectors (mean, 2.5 and 97.5 percentile), signed on the training
-    folds.
+    Held out are questions and, separately, instruction pairs, in up to 5 folds. Figures come with
+    95 % intervals from 1,000 bootstrap draws of whole groups. Baselines refit each method with
+    shuffled labels (mean and range of 5 shuffles, first split) and project on 20 random vectors
+    (mean, 2.5 and 97.5 percentile), signed on the training folds.
 
-    The recommended method and layer have the best held-out AUROC by question. Since the best of many flatters itself,
-    the AUROC stated for it is nested: each fold is scored by the candidate that is best on the other folds, judged by
-    fits that saw neither the fold they score nor this one (Cawley & Talbot 2010, J. Machine Learning Research 11). The
-    same is done by instruction, where a claim has to hold as well before it is made for unseen instructions.
+    The recommended method and layer have the best held-out AUROC by question. Since the best of
+    many flatters itself, the AUROC stated for it is nested: each fold is scored by the candidate
+    that is best on the other folds, judged by fits that saw neither the fold they score nor this
+    one (Cawley & Talbot 2010, J. Machine Learning Research 11). The same is done by instruction,
+    where a claim has to hold as well before it is made for unseen instructions.
     """
     labels = activations.labels
     notes: list[str] = []
@@ -113,7 +117,8 @@ def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 
     ]
     if splits and not any(each.shuffled.size for each in layers):
         notes.append(
-            "shuffled labels are not measured: hardly any shuffle leaves each fold rows of both sides to fit"
+            "shuffled labels are not measured: hardly any shuffle leaves each fold rows of both "
+            "sides to fit"
         )
     return Evaluation(
         activations.trait,

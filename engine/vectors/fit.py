@@ -1,4 +1,5 @@
-"""Trait vectors: every method at every layer, fitted in one pass over the activations, and their files."""
+"""Trait vectors: every method at every layer, fitted in one pass over the activations, and their
+files."""
 
 from __future__ import annotations
 
@@ -72,8 +73,9 @@ def fit_vectors(
 ) -> Vectors:
     """Fit each method at each layer (None: all that were captured).
 
-    Time grows with n^2 (hidden_dim + n) a layer, memory with n (hidden_dim + n) a thread. The same input gives the same
-    vectors. Raises UsageError for an unknown method or a layer that was not captured.
+    Time grows with n^2 (hidden_dim + n) a layer, memory with n (hidden_dim + n) a thread. The same
+    input gives the same vectors. Raises UsageError for an unknown method or a layer that was not
+    captured.
     """
     names = check_methods(methods)
     chosen = check_layers(activations, layers)
@@ -128,7 +130,8 @@ def _fit_one(
         "accuracy": float((right[labels].mean() + right[~labels].mean()) / 2),
         "separation": float(contrast(labels) @ projected / norm) if norm else 0.0,
         "measured_on": "the rows the vector was fitted to: accuracy is the mean of both sides' share of right calls, "
-        "separation the distance of the means along the vector in activation units; see held_out for unseen rows",
+        "separation the distance of the means along the vector in activation units; see held_out "
+        "for unseen rows",
         "settings": direction.facts,
         "objective": method.objective,
         "units": method.units,
@@ -144,7 +147,8 @@ def cells_of(activations: Activations) -> np.ndarray:
 
 
 def check_layers(activations: Activations, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers in ascending order, each once; all for None. Raises UsageError for one that was not captured."""
+    """The layers in ascending order, each once; all for None. Raises UsageError for one that was
+    not captured."""
     if layers is None:
         return activations.layers
     missing = sorted(set(layers) - set(activations.layers))
@@ -174,7 +178,8 @@ def map_layers(
 ) -> list[T]:
     """`function(layer, rows)` for every layer, in order, one layer a core.
 
-    Linear algebra is held to one thread each: many small problems side by side beat one at a time on all cores.
+    Linear algebra is held to one thread each: many small problems side by side beat one at a time
+    on all cores.
     """
     # Loaded here, since the limit below only reaches libraries that are loaded already.
     import scipy.linalg  # noqa: F401 - see above
@@ -191,7 +196,7 @@ def map_layers(
         return list(pool.map(one, layers))
 
 
-# --- files -------------------------------------------------------------------------------------------------
+# --- files ---
 
 
 def write_vectors(
@@ -200,13 +205,13 @@ def write_vectors(
     format_: Format = "pt",
     held_out: Mapping[tuple[str, int], dict[str, Any]] | None = None,
 ) -> list[Path]:
-    """Write `vectors/<method>_layer<i>.pt` (float32 `[hidden_dim]`) with its `_metadata.json`, or one
-    `<method>.safetensors` of all layers (tensors `layer<i>`, metadata in the header). Names of pools other than
-    response_mean end in `.<pool>`.
+    """Write `vectors/<method>_layer<i>.pt` (float32 `[hidden_dim]`) with its `_metadata.json`, or
+    one `<method>.safetensors` of all layers (tensors `layer<i>`, metadata in the header). Names of
+    pools other than response_mean end in `.<pool>`.
 
-    `held_out` adds an evaluation's figures by method and layer. Files of vectors fitted to other activations than
-    these are removed, since nothing would tell them apart; layers that a `.safetensors` file holds of these
-    activations stay in it. Returns the paths written.
+    `held_out` adds an evaluation's figures by method and layer. Files of vectors fitted to other
+    activations than these are removed, since nothing would tell them apart; layers that a
+    `.safetensors` file holds of these activations stay in it. Returns the paths written.
     """
     _remove_stale(folder.vectors, vectors)
     content = {
@@ -256,7 +261,8 @@ def _write_safetensors(
 
 
 def _packed(path: Path) -> dict[int, tuple[np.ndarray, dict[str, Any]]]:
-    """The vectors of a `.safetensors` file with their metadata, by layer; none where it cannot be read."""
+    """The vectors of a `.safetensors` file with their metadata, by layer; none where it cannot be
+    read."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

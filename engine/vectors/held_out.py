@@ -21,19 +21,20 @@ TRIES = 100
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """Scores are projections in training standard deviations from the midpoint of the training sides' means."""
+    """Scores are projections in training standard deviations from the midpoint of the training
+    sides' means."""
 
     scores: np.ndarray
     """float64 `[n_splits, n_methods, n]`: each row by a fit without its fold."""
     nested: tuple[np.ndarray, ...]
-    """For each split, float64 `[n_methods, n_folds, n]`: [m, k, i] is row i by a fit without its own fold and without
-    fold k, NaN for rows of fold k. It serves to choose a method and layer for fold k unseen. NaN throughout where two
-    folds cannot be left out together."""
+    """For each split, float64 `[n_methods, n_folds, n]`: [m, k, i] is row i by a fit without its
+    own fold and without fold k, NaN for rows of fold k. It serves to choose a method and layer for
+    fold k unseen. NaN throughout where two folds cannot be left out together."""
     random: np.ndarray
     """float64 `[n_splits, vectors, n]`: each row by random vectors, signed without its fold."""
     shuffled: np.ndarray
-    """float64 `[n_methods, shuffles]`: AUROC with shuffled labels in the first split; no shuffles where all that were
-    tried leave a side without rows to fit."""
+    """float64 `[n_methods, shuffles]`: AUROC with shuffled labels in the first split; no shuffles
+    where all that were tried leave a side without rows to fit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +50,8 @@ class _Fold:
     """All rows on the random vectors, `[n, vectors]`."""
 
     def scores(self, method: str, labels: np.ndarray) -> np.ndarray:
-        """Of the test rows. The fit's own sign stands: a vector that points the wrong way shows as one below 0.5."""
+        """Of the test rows. The fit's own sign stands: a vector that points the wrong way shows as
+        one below 0.5."""
         fit = METHODS[method].fit
         if fit is None:
             return self.random_scores(0, labels)
@@ -66,7 +68,8 @@ class _Fold:
         )
 
     def _standardised(self, projected: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Scores of the test rows from projections of all rows `[n]`, by the training rows' midpoint and spread."""
+        """Scores of the test rows from projections of all rows `[n]`, by the training rows'
+        midpoint and spread."""
         pos, neg = projected[~self.test & labels], projected[~self.test & ~labels]
         spread = np.sqrt((pos.var() + neg.var()) / 2)
         return np.asarray(
@@ -75,7 +78,8 @@ class _Fold:
 
 
 def shuffles_of(labels: np.ndarray, folds: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Shuffled labels that leave every fold rows of both sides to fit; fewer than asked for, where they are rare."""
+    """Shuffled labels that leave every fold rows of both sides to fit; fewer than asked for, where
+    they are rare."""
     rng = np.random.default_rng([seed, 1])  # the same shuffles at every layer
     tries = (rng.permutation(labels) for _ in range(SHUFFLES * TRIES))
     return list(islice((each for each in tries if not why_not(each, folds)), SHUFFLES))
@@ -89,7 +93,8 @@ def held_out(
     splits: Sequence[Split],
     seed: int,
 ) -> HeldOut:
-    """Fit every method without each fold in turn, and without each two, and score what was left out."""
+    """Fit every method without each fold in turn, and without each two, and score what was left
+    out."""
     labels, cells = activations.labels, cells_of(activations)
     n, dim = at.centred.shape
     projections = at.centred @ random_directions(dim, layer, RANDOM_VECTORS).T

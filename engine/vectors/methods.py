@@ -1,8 +1,9 @@
 """The methods that find a trait's direction at one layer, in the space of rows.
 
-Every fitted direction is a sum of rows, w = sum_i a_i x_i, whose weights a add up to zero. So a method needs only the
-rows' Gram matrix K = X X' (`[n, n]`), whatever the hidden dimension: K is computed once a layer and shared by all
-methods and by all held-out folds, whose Gram matrices are blocks of it. A held-out row's projection is K a as well.
+Every fitted direction is a sum of rows, w = sum_i a_i x_i, whose weights a add up to zero. So a
+method needs only the rows' Gram matrix K = X X' (`[n, n]`), whatever the hidden dimension: K is
+computed once a layer and shared by all methods and by all held-out folds, whose Gram matrices are
+blocks of it. A held-out row's projection is K a as well.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ..errors import UsageError
 
 PROBE_C = 1.0
 PROBE_TOLERANCE = 1e-6
-"""Relative; rounding in the Gram matrix allows no less where one dimension is 30,000 times the others."""
+"""Relative; rounding in the Gram matrix allows no less where one dimension is 30,000 times the
+others."""
 PROBE_STEPS = 50
 ICA_COMPONENTS = 10
 ICA_STEPS = 200
@@ -50,7 +52,8 @@ class Rows:
 
     @cached_property
     def sources(self) -> tuple[np.ndarray, bool]:
-        """Independent components of the rows, unit variance, `[n, k]`, and whether the iteration converged.
+        """Independent components of the rows, unit variance, `[n, k]`, and whether the iteration
+        converged.
 
         Of at most 10 principal components, which are the leading eigenvectors of the Gram matrix.
         """
@@ -75,7 +78,8 @@ class Method:
     units: str
     source: str
     fit: Callable[[Rows, np.ndarray, np.ndarray], Direction] | None
-    """From rows, labels (bool `[n]`) and cells (int `[n]`, one per instruction pair and question); None: not fitted."""
+    """From rows, labels (bool `[n]`) and cells (int `[n]`, one per instruction pair and question);
+    None: not fitted."""
 
 
 def contrast(labels: np.ndarray, among: np.ndarray | bool = True) -> np.ndarray:
@@ -85,10 +89,12 @@ def contrast(labels: np.ndarray, among: np.ndarray | bool = True) -> np.ndarray:
 
 
 def fast_ica(white: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Independent components `[n, k]` of white data `[n, k]` from a start `[k, k]`, and whether they settled.
+    """Independent components `[n, k]` of white data `[n, k]` from a start `[k, k]`, and whether
+    they settled.
 
-    Symmetric FastICA with tanh (Hyvarinen & Oja 2000, Neural Networks 13), steps and tolerance as scikit-learn's, which
-    it equals; written out here since its checks cost more than its arithmetic at this size.
+    Symmetric FastICA with tanh (Hyvarinen & Oja 2000, Neural Networks 13), steps and tolerance as
+    scikit-learn's, which it equals; written out here since its checks cost more than its arithmetic
+    at this size.
     """
     z, unmixing = white.T, _decorrelated(start)
     for _ in range(ICA_STEPS):
@@ -109,7 +115,8 @@ def _decorrelated(matrix: np.ndarray) -> np.ndarray:
 
 
 def ledoit_wolf(gram: np.ndarray, dim: int) -> float:
-    """Shrinkage of a covariance towards its mean variance, from the Gram matrix `[n, n]` of centred rows.
+    """Shrinkage of a covariance towards its mean variance, from the Gram matrix `[n, n]` of centred
+    rows.
 
     Ledoit & Wolf 2004, J. Multivariate Analysis 88, 365-411, lemma 3.2 and following.
     """
@@ -121,7 +128,8 @@ def ledoit_wolf(gram: np.ndarray, dim: int) -> float:
 
 
 def random_directions(dim: int, layer: int, count: int) -> np.ndarray:
-    """Isotropic unit vectors float64 `[count, dim]`, fixed by the layer; a larger count starts with the smaller."""
+    """Isotropic unit vectors float64 `[count, dim]`, fixed by the layer; a larger count starts with
+    the smaller."""
     directions = np.random.default_rng([SEED, layer + 1]).standard_normal((count, dim))
     return np.asarray(directions / np.linalg.norm(directions, axis=1, keepdims=True))
 
@@ -142,11 +150,12 @@ def _mean_diff(_rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction
 
 
 def _probe(rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction:
-    """Newton's method with step halving on a'Ka/2 + C sum log(1 + exp(-s (Ka + b))), s = +1 for pos, -1 for neg.
+    """Newton's method with step halving on a'Ka/2 + C sum log(1 + exp(-s (Ka + b))), s = +1 for
+    pos, -1 for neg.
 
-    The steps are those of Rasmussen & Williams 2006, algorithm 3.1, with a free intercept: the matrix they solve,
-    I + W^(1/2) K W^(1/2), is well conditioned however separable the rows are. At the optimum a = C (y - p), and
-    stopping asks for that.
+    The steps are those of Rasmussen & Williams 2006, algorithm 3.1, with a free intercept: the
+    matrix they solve, I + W^(1/2) K W^(1/2), is well conditioned however separable the rows are. At
+    the optimum a = C (y - p), and stopping asks for that.
     """
     from scipy.linalg import cho_factor, cho_solve
     from scipy.special import expit
@@ -201,10 +210,11 @@ def _probe(rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction:
 
 
 def _ica(rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction:
-    """The activation's change per standard deviation of a source: column of the mixing matrix, X's / n.
+    """The activation's change per standard deviation of a source: column of the mixing matrix, X's
+    / n.
 
-    Signed by where the sides lie along that column. The source's own gap can have the other sign: columns of the mixing
-    matrix are not orthogonal where a few dimensions dominate.
+    Signed by where the sides lie along that column. The source's own gap can have the other sign:
+    columns of the mixing matrix are not orthogonal where a few dimensions dominate.
     """
     sources, converged = rows.sources
     gaps = contrast(labels) @ sources
@@ -218,11 +228,12 @@ def _ica(rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction:
 
 
 def _gradient(rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction:
-    """The stationary point, in closed form: S^-1 d with d the gap of the means and S the shrunk within-side covariance.
+    """The stationary point, in closed form: S^-1 d with d the gap of the means and S the shrunk
+    within-side covariance.
 
-    With R the residuals of the rows from their side's mean, m the residuals' mean variance and l the shrinkage,
-    S = (1 - l) R'R / n + l m I, and by Woodbury S^-1 d is d - R' (rho I + R R')^-1 R d, rho = n l m / (1 - l), up to a
-    factor that scaling to unit norm drops.
+    With R the residuals of the rows from their side's mean, m the residuals' mean variance and l
+    the shrinkage, S = (1 - l) R'R / n + l m I, and by Woodbury S^-1 d is d - R' (rho I + R R')^-1 R
+    d, rho = n l m / (1 - l), up to a factor that scaling to unit norm drops.
     """
     from scipy.linalg import solve
 
@@ -243,7 +254,8 @@ def _gradient(rows: Rows, labels: np.ndarray, _cells: np.ndarray) -> Direction:
 
 
 def _pca(rows: Rows, labels: np.ndarray, cells: np.ndarray) -> Direction:
-    """Rows count once per cell; where no cell has both sides, the gap of the means is the only difference."""
+    """Rows count once per cell; where no cell has both sides, the gap of the means is the only
+    difference."""
     from scipy.linalg import eigh
 
     paired = np.intersect1d(cells[labels], cells[~labels])

@@ -1,4 +1,5 @@
-"""Which method and layer to use, how well that choice does on unseen rows, and whether that is a claim."""
+"""Which method and layer to use, how well that choice does on unseen rows, and whether that is a
+claim."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ MIN_CLAIM_ROWS = 10
 MIN_CLAIM_GROUPS = 10
 """Groups of the split that chooses (questions, as a rule) below which nothing is claimed."""
 MIN_OTHER_GROUPS = 5
-"""Groups of the other split (instruction pairs) below which no claim reaches to unseen ones: four pairs that shift
-their rows by chance all shift them the right way once in sixteen."""
+"""Groups of the other split (instruction pairs) below which no claim reaches to unseen ones: four
+pairs that shift their rows by chance all shift them the right way once in sixteen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +30,19 @@ class Recommendation:
     method: str
     layer: int
     split: str
-    """What was held out when choosing: question, or instruction pair where there is only one question."""
+    """What was held out when choosing: question, or instruction pair where there is only one
+    question."""
     auroc: float | None
-    """Corrected for choosing the best of many (see `evaluate_vectors`); None where no two folds can be left out."""
+    """Corrected for choosing the best of many (see `evaluate_vectors`); None where no two folds can
+    be left out."""
     low: float | None
     high: float | None
     claim: bool
-    """Whether rows and groups suffice, the interval lies above 0.5 and shuffled labels, and random vectors are
-    beaten."""
+    """Whether rows and groups suffice, the interval lies above 0.5 and shuffled labels, and random
+    vectors are beaten."""
     general: bool
-    """Whether the claim reaches to unseen groups of the other split too; else it is for these instructions only."""
+    """Whether the claim reaches to unseen groups of the other split too; else it is for these
+    instructions only."""
     reason: str
     """A sentence."""
 
@@ -61,7 +65,8 @@ class _Nested:
 def recommend(
     measures: Measures, vectors: Vectors, splits: Sequence[Split], layers: Sequence[HeldOut]
 ) -> Recommendation | None:
-    """Choose by the first split and add to `measures` what the choice rests on. None where only baselines were fitted.
+    """Choose by the first split and add to `measures` what the choice rests on. None where only
+    baselines were fitted.
 
     `layers` are the held-out scores at each of the vectors' layers.
     """
@@ -97,8 +102,10 @@ def recommend(
     where = f"{method} at layer {layer}, the best of {len(candidates)}"
     if first is None:
         reason = (
-            f"Too few rows for a claim: {lack or 'with two folds left out a side has fewer than 2 rows'}; {where}, has "
-            f"held-out AUROC {ranks[best][0]:.2f} for unseen {split.name}s, not corrected for choosing it."
+            f"Too few rows for a claim: "
+            f"{lack or 'with two folds left out a side has fewer than 2 rows'}; {where}, has "
+            f"held-out AUROC {ranks[best][0]:.2f} for unseen {split.name}s, not corrected for "
+            f"choosing it."
         )
         return Recommendation(
             method, layer, split.name, None, None, None, claim=False, general=False, reason=reason
@@ -121,8 +128,10 @@ def recommend(
         else "labels could not be shuffled"
     )
     reason = (
-        f"{opening} held-out AUROC (corrected for choosing the best) {first}, {_beyond(split, other)}; {against}, "
-        f"random vectors {first.value - margin:.2f} on average ({margin:.2f} less, {least:.2f} to {most:.2f}) and "
+        f"{opening} held-out AUROC (corrected for choosing the best) {first}, "
+        f"{_beyond(split, other)}; {against}, "
+        f"random vectors {first.value - margin:.2f} on average ({margin:.2f} less, {least:.2f} to "
+        f"{most:.2f}) and "
         f"{top:.2f} at their 97.5th percentile."
     )
     return Recommendation(
@@ -150,13 +159,15 @@ def _too_few(smaller: int, split: Split) -> str:
     if smaller >= MIN_CLAIM_ROWS and split.n_groups >= MIN_CLAIM_GROUPS:
         return ""
     return (
-        f"{smaller} on the smaller side and {split.n_groups} {split.name}s, where {MIN_CLAIM_ROWS} and "
+        f"{smaller} on the smaller side and {split.n_groups} {split.name}s, where {MIN_CLAIM_ROWS} "
+        f"and "
         f"{MIN_CLAIM_GROUPS} are needed"
     )
 
 
 def _rank(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
-    """What candidates are compared by: AUROC, and Cohen's d where that ties. Not measurable comes last."""
+    """What candidates are compared by: AUROC, and Cohen's d where that ties. Not measurable comes
+    last."""
     weights = once(len(labels))
     found = (auroc(scores, labels, folds, weights)[0], cohens_d(scores, labels, weights)[0])
     first, second = np.nan_to_num(found, nan=-np.inf)
@@ -166,7 +177,8 @@ def _rank(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[fl
 def choose_nested(split: Split, outer: np.ndarray, inner: np.ndarray) -> _Nested | None:
     """Each fold scored by the candidate that does best without it.
 
-    outer `[candidates, n]`: rows by fits without their fold. inner `[candidates, folds, n]`: see `HeldOut.nested`.
+    outer `[candidates, n]`: rows by fits without their fold. inner `[candidates, folds, n]`: see
+    `HeldOut.nested`.
     """
     if not split.nestable:
         return None
@@ -181,9 +193,11 @@ def choose_nested(split: Split, outer: np.ndarray, inner: np.ndarray) -> _Nested
 
 
 def _over_random(chosen: _Nested, random: np.ndarray) -> tuple[float, float, float, float]:
-    """By how much the choice beats the mean of random vectors, `[vectors, n]`, with its interval, and their upper end.
+    """By how much the choice beats the mean of random vectors, `[vectors, n]`, with its interval,
+    and their upper end.
 
-    Paired: both are measured on the same draws of groups, so what makes a draw easy for all of them drops out.
+    Paired: both are measured on the same draws of groups, so what makes a draw easy for all of them
+    drops out.
     """
     split = chosen.split
     values = [float(auroc(each, split.labels, split.folds, once(len(each)))[0]) for each in random]

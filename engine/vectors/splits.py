@@ -15,7 +15,8 @@ Z = 1.959963984540054
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Rows divided into folds so that no group stands in two of them, with bootstrap draws of whole groups."""
+    """Rows divided into folds so that no group stands in two of them, with bootstrap draws of whole
+    groups."""
 
     name: str
     labels: np.ndarray
@@ -70,10 +71,11 @@ def why_not(labels: np.ndarray, folds: np.ndarray) -> str:
 
 
 def effective_groups(labels: np.ndarray, groups: np.ndarray) -> float:
-    """How many equally large groups the side with fewer amounts to: (sum m)^2 / sum m^2 over a side's group sizes m.
+    """How many equally large groups the side with fewer amounts to: (sum m)^2 / sum m^2 over a
+    side's group sizes m.
 
-    Kish 1965, Survey Sampling, section 8.2. A side has at least as many rows, but rows of one group can be as alike as
-    copies, and then a side tells no more than so many single rows would.
+    Kish 1965, Survey Sampling, section 8.2. A side has at least as many rows, but rows of one group
+    can be as alike as copies, and then a side tells no more than so many single rows would.
     """
     sizes = [np.unique(groups[side], return_counts=True)[1] for side in (labels, ~labels)]
     return float(min(size.sum() ** 2 / (size**2).sum() for size in sizes))
@@ -98,8 +100,9 @@ def auroc(
 ) -> np.ndarray:
     """Chance that a pos row scores above a neg row of its own fold (ties count half), `[draws]`.
 
-    Only rows of one fold are compared, since each fold's scores come from a direction of its own: pooling folds would
-    compare scales. scores `[n]`, weights `[draws, n]`; NaN where a draw leaves no pair.
+    Only rows of one fold are compared, since each fold's scores come from a direction of its own:
+    pooling folds would compare scales. scores `[n]`, weights `[draws, n]`; NaN where a draw leaves
+    no pair.
     """
     won = np.zeros(len(weights))
     pairs = np.zeros(len(weights))
@@ -153,10 +156,11 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 def interval(value: float, draws: np.ndarray, n: float | None = None) -> tuple[float, float]:
     """95 % interval: bootstrap percentiles, always holding the value itself.
 
-    For shares and AUROCs `n` is given, and the interval holds Wilson's too: percentiles alone shrink to a point when
-    all held-out rows are right. An AUROC's variance is at most A (1 - A) / min(n_pos, n_neg) (Birnbaum & Klose 1957,
-    Annals of Mathematical Statistics 28) for n independent rows on the smaller side. Rows of one group are not
-    independent, so n is the number of groups (`effective_groups`): the interval is on the safe side.
+    For shares and AUROCs `n` is given, and the interval holds Wilson's too: percentiles alone
+    shrink to a point when all held-out rows are right. An AUROC's variance is at most A (1 - A) /
+    min(n_pos, n_neg) (Birnbaum & Klose 1957, Annals of Mathematical Statistics 28) for n
+    independent rows on the smaller side. Rows of one group are not independent, so n is the number
+    of groups (`effective_groups`): the interval is on the safe side.
     """
     kept = draws[np.isfinite(draws)]
     low, high = (

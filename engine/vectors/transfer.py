@@ -38,13 +38,14 @@ def transfer_path(experiment: Path, pool: str = DEFAULT_POOL) -> Path:
 def evaluate_transfer(folders: Sequence[TraitFolder], pool: str = DEFAULT_POOL) -> pl.DataFrame:
     """AUROC of every trait's recommended vector on every trait's kept rows, one pair a row.
 
-    Columns trait (whose vector), target (whose rows), pool, method, layer, value, low, high, note. A vector meets its
-    own trait only on held-out rows: the diagonal is the evaluation's `selected_auroc`. Elsewhere the vector is the one
-    fitted to all rows of its own trait; intervals are bootstrap ones over the target's questions. Below 0.5 the
-    target's pos side lies against the vector. A pair that cannot be measured has a null value and a note.
+    Columns trait (whose vector), target (whose rows), pool, method, layer, value, low, high, note.
+    A vector meets its own trait only on held-out rows: the diagonal is the evaluation's
+    `selected_auroc`. Elsewhere the vector is the one fitted to all rows of its own trait; intervals
+    are bootstrap ones over the target's questions. Below 0.5 the target's pos side lies against the
+    vector. A pair that cannot be measured has a null value and a note.
 
-    Raises the errors of `load_activations` and `read_evaluation`. A vector that is missing or of other activations is
-    a note: the trait it is of may not be the one that is being worked on.
+    Raises the errors of `load_activations` and `read_evaluation`. A vector that is missing or of
+    other activations is a note: the trait it is of may not be the one that is being worked on.
     """
     import polars as pl
 
@@ -70,8 +71,8 @@ def update_transfer(
 ) -> Path | None:
     """Write `evaluation.parquet` of the experiment anew, from every trait that can be read.
 
-    A trait whose files do not fit each other is left out with a notice: it is not what the user is working on. With
-    fewer than two traits there is nothing to transfer to, and no file.
+    A trait whose files do not fit each other is left out with a notice: it is not what the user is
+    working on. With fewer than two traits there is nothing to transfer to, and no file.
     """
     sound: dict[TraitFolder, str] = {}
     for folder in evaluated_traits(experiment, pool):
@@ -133,8 +134,8 @@ def read_transfer(
 ) -> pl.DataFrame | None:
     """The experiment's transfer table, None where there is none.
 
-    Pairs of a trait whose activations are others by now are left out with a notice. Raises UsageError for a file that
-    cannot be read.
+    Pairs of a trait whose activations are others by now are left out with a notice. Raises
+    UsageError for a file that cannot be read.
     """
     import polars as pl
 

@@ -1,4 +1,5 @@
-"""Capture against an independent single-row float32 reference, for each family, pool and batch composition."""
+"""Capture against an independent single-row float32 reference, for each family, pool and batch
+composition."""
 
 import shutil
 from pathlib import Path
@@ -12,10 +13,9 @@ from tests.support.oracle import BOS, BY_LENGTH, FAMILIES, VOCAB, Oracle, build
 from traitmill.engine.capture import decoder
 from traitmill.engine.capture import model as capture
 from traitmill.engine.capture.batching import Batch
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.pooling import LayerHooks, padded_ids, pool_weights
 from traitmill.engine.errors import AccessError, ResourceError, UsageError
-from traitmill.engine.models import attention
 from traitmill.engine.settings import POOLS, CaptureSettings
 
 
@@ -81,7 +81,8 @@ def test_pools_equal_the_reference_in_any_batch(family, folder):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_reference_depends_on_attention(family, folder):
-    """Else the tests here could not see a wrong mask: another first token must move the last one's residual."""
+    """Else the tests here could not see a wrong mask: another first token must move the last one's
+    residual."""
     _, oracle = folder(family)
     ids = [BOS, *range(10, 18)]  # inside the sliding windows of nine
     moved = oracle.residuals([BOS, 50, *ids[2:]])[1:, -1]
@@ -119,7 +120,8 @@ def test_bfloat16_stays_close_to_the_float32_reference(family, tmp_path):
 
 @pytest.mark.parametrize("family", BY_LENGTH)
 def test_rows_of_all_lengths_keep_their_own_rope(family, tmp_path, monkeypatch):
-    """The reference is loaded anew for each row, since transformers' modules remember the rows before."""
+    """The reference is loaded anew for each row, since transformers' modules remember the rows
+    before."""
     path, rows = build(family, tmp_path), make_rows(12)
     lengths = [len(row.prompt_token_ids) + len(row.response_token_ids) for row in rows]
     assert sum(length > 16 for length in lengths) >= 4
@@ -206,7 +208,8 @@ def test_f21_out_of_memory_in_the_forward_loses_no_row(folder, monkeypatch):
         if input_ids.numel() > 80:
             refused.append(input_ids.numel())
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried ..."
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried "
+                "..."
             )
         return forward(input_ids=input_ids, **options)
 
@@ -261,7 +264,8 @@ def test_f30_nan_names_sample_and_layer_and_leaves_others(folder, monkeypatch):
 
 
 def test_a_copy_is_waited_for_on_its_own_gpu(folder, monkeypatch):
-    """The current stream is the first GPU's: an event recorded there has passed before another GPU's copy has."""
+    """The current stream is the first GPU's: an event recorded there has passed before another
+    GPU's copy has."""
     recorded = []
 
     class Event:

@@ -131,7 +131,7 @@ def test_f30_a_row_that_is_not_finite_is_named_and_left_out(folder, tmp_path):
     assert append(model, rows, tmp_path) == 1, "it is tried again"
 
 
-# --- the command -------------------------------------------------------------------------------------------------
+# --- the command ---
 
 
 @pytest.fixture

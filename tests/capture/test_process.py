@@ -12,12 +12,10 @@ import pytest
 from tests.support import fakes
 from tests.support.oracle import BOS, VOCAB, Oracle, build
 from traitmill.cli.session import Outcome
-from traitmill.engine.capture.process import CaptureWorker
 from traitmill.engine.errors import ExitCode, SelfCheckError
 from traitmill.engine.models.hub import ModelRef, find_model
 from traitmill.engine.records import Response, Sample
-from traitmill.engine.run.job import TraitJob, open_job
-from traitmill.engine.settings import Sampling, RunSettings
+from traitmill.engine.settings import RunSettings, Sampling
 from traitmill.engine.traits.definition import load_traits
 
 
@@ -27,7 +25,8 @@ def tokenize(prompt: str) -> tuple[int, ...]:
 
 
 class TinyGenerator(fakes.FakeGenerator):
-    """Random ids that the tiny models know; `logprobs` says what it claims of (prompt ids, response ids)."""
+    """Random ids that the tiny models know; `logprobs` says what it claims of (prompt ids, response
+    ids)."""
 
     def __init__(self, logprobs: Callable[..., tuple[float, ...]] | None = None) -> None:
         super().__init__()

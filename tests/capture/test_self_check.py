@@ -9,7 +9,7 @@ import torch
 
 from tests.support.oracle import BOS, FAMILIES, VOCAB, Oracle, build
 from traitmill.engine.capture import model as capture_module
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.reference import run_alone
 from traitmill.engine.capture.self_check import ONE_IN, Reference, SelfCheck, is_sampled
 from traitmill.engine.errors import ExitCode, SelfCheckError
@@ -189,7 +189,8 @@ def test_the_first_batch_prefers_rows_with_logprobs_from_shortest_to_longest():
 
 
 def test_noise_of_half_precision_passes_and_a_steady_shift_does_not():
-    """Each response may be 0.1 off; three that are on average 0.09 off are no rounding, likely tokens as they are."""
+    """Each response may be 0.1 off; three that are on average 0.09 off are no rounding, likely
+    tokens as they are."""
     check = SelfCheck(
         "all", "bfloat16", "auto", layers=(0,), pools=("response_mean",), bos=None, capped=False
     )
@@ -208,7 +209,8 @@ def test_noise_of_half_precision_passes_and_a_steady_shift_does_not():
 
 
 def test_unlikely_tokens_may_differ_by_more():
-    """Bfloat16 noise of SmolLM2 at temperature 2, where a token has -10 nats on average, against a fault's 0.2."""
+    """Bfloat16 noise of SmolLM2 at temperature 2, where a token has -10 nats on average, against a
+    fault's 0.2."""
     check = SelfCheck(
         "all", "bfloat16", "auto", layers=(0,), pools=("response_mean",), bos=None, capped=False
     )
@@ -230,7 +232,8 @@ def test_unlikely_tokens_may_differ_by_more():
 
 @pytest.mark.parametrize("experts", [False, True])
 def test_one_token_and_a_router_round_by_more_than_a_mean(experts):
-    """Off by 0.08: too much for a mean, as little as rounding for one token; a mixture of experts doubles both."""
+    """Off by 0.08: too much for a mean, as little as rounding for one token; a mixture of experts
+    doubles both."""
     states = np.ones((2, 4, 8), np.float32)
     reference = Reference(states, None, ())
     factor = 2 if experts else 1
@@ -278,7 +281,9 @@ def test_faults_are_caught_in_half_precision(family, tmp_path, monkeypatch):
     assert not any(result.error for result in load(path, generation_dtype="bfloat16").capture(rows))
 
     def faulty(change):
-        model = load(path, generation_dtype="bfloat16", capture=CaptureSettings(pools=POOLS, layers=(0, 1)))
+        model = load(
+            path, generation_dtype="bfloat16", capture=CaptureSettings(pools=POOLS, layers=(0, 1))
+        )
         change(model)
         with pytest.raises(SelfCheckError):
             model.capture(rows)

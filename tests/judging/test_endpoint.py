@@ -13,12 +13,11 @@ import pytest
 from tests.support.misbehaving_server import MisbehavingServer, Reply, completion, error
 from traitmill.engine.errors import AccessError, StoppedError, UsageError
 from traitmill.engine.judging import cost
-from traitmill.engine.judging.capabilities import CAP, RAISED_CAP
-from traitmill.engine.judging.endpoint import EndpointJudge, JudgeProfile
+from traitmill.engine.judging.capabilities import CAP, RAISED_CAP, JudgeProfile
+from traitmill.engine.judging.endpoint import EndpointJudge
 from traitmill.engine.judging.scoring import PLAIN_REQUEST, judge_key
 from traitmill.engine.records import Response, Sample
-from traitmill.engine.settings import JudgeSettings, JudgeLimits
-from traitmill.engine.storage.schemas import verdict_table
+from traitmill.engine.settings import JudgeLimits, JudgeSettings
 from traitmill.engine.traits.definition import Trait
 
 TRAIT = Trait(
@@ -71,7 +70,7 @@ def known(server, **options):
     return opened(server, "m", profile=PROFILE, **options)
 
 
-# --- profiles ------------------------------------------------------------------------------------------------
+# --- profiles ---
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,9 @@ async def test_log_probabilities_that_stay_away_stop_the_judge_before_all_is_pai
 async def test_a_verdict_set_goes_on_in_the_measurement_it_was_begun_with(begun, asked):
     with MisbehavingServer("gpt-4.1-mini") as server:
         judge = EndpointJudge(
-            JudgeSettings(model="m", mode=asked), JudgeLimits(base_url=server.url, rpm=1e6), mode=begun
+            JudgeSettings(model="m", mode=asked),
+            JudgeLimits(base_url=server.url, rpm=1e6),
+            mode=begun,
         )
         assert (await judge.open()).mode == begun
         assert (await judge.judge(TRAIT, response())).mode == begun
@@ -179,7 +180,9 @@ async def test_a_verdict_set_goes_on_in_the_measurement_it_was_begun_with(begun,
 async def test_a_verdict_set_of_expectations_is_not_continued_with_integers():
     with MisbehavingServer("gpt-5-mini") as server:
         judge = EndpointJudge(
-            JudgeSettings(model="gpt-5-mini"), JudgeLimits(base_url=server.url, rpm=1e6), mode="expected"
+            JudgeSettings(model="gpt-5-mini"),
+            JudgeLimits(base_url=server.url, rpm=1e6),
+            mode="expected",
         )
         with pytest.raises(
             UsageError, match="verdict set was measured so elsewhere.*--judge_mode integer"
@@ -191,7 +194,8 @@ async def test_a_verdict_set_of_expectations_is_not_continued_with_integers():
 async def test_a_rejection_of_one_text_changes_nothing_for_the_others():
     """The message is OpenAI's own; it holds the name of a parameter by chance."""
     message = (
-        "Invalid prompt: your prompt was flagged as potentially violating our usage policy. Please try again with a "
+        "Invalid prompt: your prompt was flagged as potentially violating our usage policy. Please "
+        "try again with a "
         "different prompt: https://platform.openai.com/docs/guides/reasoning#advice-on-prompting"
     )
     for code, status in (("invalid_prompt", "refused"), (None, "failed")):
@@ -274,7 +278,7 @@ async def test_a_server_that_rejects_without_saying_why_is_asked_plainly():
     assert verdict.score == 80.0
 
 
-# --- faults --------------------------------------------------------------------------------------------------
+# --- faults ---
 
 
 async def test_f03_nothing_is_sent_before_retry_after_ends():
@@ -489,7 +493,9 @@ async def test_f07_a_call_that_trickles_is_given_up_too():
 
     trickling = await asyncio.start_server(trickle, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{trickling.sockets[0].getsockname()[1]}/v1"
-    judge = EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url), deadline=0.3, backoff=0.001)
+    judge = EndpointJudge(
+        JudgeSettings(model="m"), JudgeLimits(base_url=url), deadline=0.3, backoff=0.001
+    )
     with pytest.raises(AccessError, match="no answer within"):
         await judge.open()
     await judge.close()
@@ -723,7 +729,7 @@ async def test_f11_where_answers_are_often_cut_the_room_is_asked_for_at_once():
     assert [seen.body["max_tokens"] for seen in server.log[-25:]] == [RAISED_CAP] * 25
 
 
-# --- access, cost, counts ------------------------------------------------------------------------------------
+# --- access, cost, counts ---
 
 
 async def test_f23_a_missing_key_is_found_without_a_request():
@@ -876,7 +882,8 @@ async def test_max_cost_stops_resumably_and_is_not_overshot(monkeypatch):
 
 @pytest.mark.parametrize("counts", [True, False])
 async def test_max_cost_holds_for_the_first_calls_and_without_counts(monkeypatch, counts):
-    """Nothing is answered when the first calls leave: each may use its whole cap, 0.00512 dollars, and a prompt."""
+    """Nothing is answered when the first calls leave: each may use its whole cap, 0.00512 dollars,
+    and a prompt."""
     monkeypatch.setattr(cost, "load_prices", lambda _: {"m": cost.Price(10.0, 10.0, 10.0)})
 
     def answered(_):
@@ -981,5 +988,7 @@ async def test_f28_a_word_in_place_of_a_key_spoils_no_text(monkeypatch, key):
 
 def test_f28_a_password_in_the_address_is_refused_and_not_shown():
     with pytest.raises(UsageError, match="without a name or password") as caught:
-        EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url="http://me:hunter2@127.0.0.1:9/v1"))
+        EndpointJudge(
+            JudgeSettings(model="m"), JudgeLimits(base_url="http://me:hunter2@127.0.0.1:9/v1")
+        )
     assert "hunter2" not in str(caught.value)

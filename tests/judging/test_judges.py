@@ -1,4 +1,5 @@
-"""Judges in whole runs: what stops, what is kept, and which verdict set is in use. Real client, real HTTP."""
+"""Judges in whole runs: what stops, what is kept, and which verdict set is in use. Real client,
+real HTTP."""
 
 from __future__ import annotations
 
@@ -28,11 +29,7 @@ from traitmill.engine.errors import (
 )
 from traitmill.engine.judging.local import LocalJudge, calibration_positions
 from traitmill.engine.records import Sample
-from traitmill.engine.run.job import export_again, reopen_job
-from traitmill.engine.run.launch import Launch
-from traitmill.engine.settings import Sampling, JudgeSettings, JudgeLimits, RunSettings, Execution
-from traitmill.engine.storage.run_record import load_manifest
-from traitmill.engine.storage.state import load_view
+from traitmill.engine.settings import Execution, JudgeLimits, JudgeSettings, RunSettings, Sampling
 from traitmill.engine.traits.definition import Trait, load_traits
 from traitmill.engine.traits.plan import make_plan
 
@@ -62,17 +59,19 @@ def judged_by(
     url: str, model: str = "gpt-4.1-mini", mode: str = "auto", n: int = 10, **changes: object
 ) -> RunSettings:
     execution = Execution(flush_seconds=0.2, limits=JudgeLimits(base_url=url, rpm=1e6))
-    return fakes.settings(n, judge=JudgeSettings(model=model, mode=mode), execution=execution, **changes)
+    return fakes.settings(
+        n, judge=JudgeSettings(model=model, mode=mode), execution=execution, **changes
+    )
 
 
 def launch(folder: Path, settings: RunSettings, *, reopen: bool = False) -> Judged:
     if reopen:
         (trait,) = load_traits({folder.name: folder})
         settings = replace(settings, capture_rows="none")
-        jobs = [reopen_job(trait, folder, settings, fakes.tokenize, print)]
+        runs = [reopen_job(trait, folder, settings, fakes.tokenize, print)]
     else:
-        jobs = fakes.open_jobs([folder], settings)
-    out = Judged(jobs, settings, fakes.REF, folder / "log", print, generate=not reopen, judge=True)
+        runs = fakes.open_runs([folder], settings)
+    out = Judged(runs, settings, fakes.REF, folder / "log", print, generate=not reopen, judge=True)
     asyncio.run(out.run())
     return out
 
@@ -86,7 +85,7 @@ def csv_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def all_counts(folder: Path) -> dict[str, int]:
-    counts = load_view(folder).counts()
+    counts = fakes.state(folder).counts()
     return {
         name: sum(counts[side][kind][name] for side in ("pos", "neg"))
         for kind, name in (("responses", "pending"), ("responses", "ok"), ("verdicts", "scored"))
@@ -147,7 +146,7 @@ def test_f23_a_judge_that_cannot_be_had_leaves_the_verdict_set_in_use(tmp_path: 
             after = load_manifest(folder)
             assert (after.judge_key, after.judges) == (before.judge_key, before.judges)
             assert after.settings["judging"] == before.settings["judging"]
-            export_again(folder, print)
+            fakes.export_again(folder)
             assert csv_rows(folder) == kept
 
 
@@ -207,8 +206,8 @@ def test_a_profile_belongs_to_its_endpoint_and_the_measurement_to_its_verdict_se
         other = fakes.make_trait(tmp_path, "other")
         launch(other, judged_by(server.url, "m"))
         settings = judged_by(server.url, "m", n=40)
-        jobs = fakes.open_jobs([folder, other], settings)
-        run = Judged(jobs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
+        runs = fakes.open_runs([folder, other], settings)
+        run = Judged(runs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
         with pytest.raises(UsageError, match="trait as integer, other as expected.*one by one"):
             asyncio.run(run.run())
 
@@ -225,8 +224,8 @@ def test_capture_alone_keeps_the_verdict_set_that_was_chosen(tmp_path: Path) -> 
     with pytest.raises(
         UsageError, match=rf"{first} \(gpt-4.1-mini, --judge_mode integer, of 20\d\d-"
     ):
-        export_again(folder, print, use_judge="gpt-4.1-mini")
-    export_again(folder, print, use_judge=first)
+        fakes.export_again(folder, use_judge="gpt-4.1-mini")
+    fakes.export_again(folder, use_judge=first)
     (trait,) = load_traits({folder.name: folder})
     job = reopen_job(
         trait, folder, judged_by("http://127.0.0.1:9/v1"), fakes.tokenize, print, judge=False
@@ -271,8 +270,8 @@ def test_f02_an_interrupt_asks_nothing_more_and_keeps_what_was_asked(tmp_path: P
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer("gpt-5-mini", latency=0.5) as server:
         settings = judged_by(server.url, "gpt-5-mini", n=150)
-        jobs = fakes.open_jobs([folder], settings)
-        run = Judged(jobs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
+        runs = fakes.open_runs([folder], settings)
+        run = Judged(runs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
         late = asked_after(server, run, run.pipeline.stop)
         assert not late
         assert 40 <= len(server.log) < 250
@@ -286,12 +285,12 @@ def test_f13_a_trait_that_cannot_be_written_is_not_paid_for(tmp_path: Path) -> N
     good, bad = fakes.make_trait(tmp_path, "good"), fakes.make_trait(tmp_path, "bad")
     with MisbehavingServer("gpt-5-mini", latency=0.2) as server:
         settings = judged_by(server.url, "gpt-5-mini", n=200)
-        jobs = fakes.open_jobs([bad, good], settings)
-        run = Judged(jobs, settings, fakes.REF, tmp_path / "log", print, generate=True, judge=True)
+        runs = fakes.open_runs([bad, good], settings)
+        run = Judged(runs, settings, fakes.REF, tmp_path / "log", print, generate=True, judge=True)
         late = asked_after(
             server,
             run,
-            lambda: run.pipeline._fail_trait(jobs[0], ResourceError("the disk is full")),
+            lambda: run.pipeline._fail_trait(runs[0], ResourceError("the disk is full")),
         )
         texts = {row["response"] for row in lab.rows(good, "responses")}
         assert late
@@ -303,12 +302,12 @@ def test_f29_a_side_that_is_refused_as_a_whole_is_explained(tmp_path: Path) -> N
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer("gpt-5-mini", script=lambda _: completion("REFUSAL")) as server:
         run = launch(folder, judged_by(server.url, "gpt-5-mini"))
-    said = "\n".join(display._remarks(run.pipeline.jobs[0]))
+    said = "\n".join(display._remarks(run.pipeline.runs[0]))
     for side in SIDES:
         assert f"no {side} response has a score: the judge answers, but gives no number" in said
 
 
-# --- the local judge -------------------------------------------------------------------------------------------
+# --- the local judge ---
 
 
 class Words:
@@ -329,7 +328,7 @@ class Words:
 def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(30, judge=JudgeSettings(model="local"))
-    jobs = fakes.open_jobs([folder], settings)
+    runs = fakes.open_runs([folder], settings)
 
     class Dying(fakes.FakeGenerator):
         async def generate(self, sample: Sample):
@@ -340,11 +339,11 @@ def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path
 
     async def main():
         judge = LocalJudge(Words(), Words(), settings.judge, "words", lambda *_: None)
-        ids = jobs[0].view.plan.ids
+        ids = runs[0].view.plan.ids
         judge.open_trait(
-            "trait", [ids[position].decode() for position in jobs[0].calibration()], None
+            "trait", [ids[position].decode() for position in runs[0].calibration()], None
         )
-        work = fakes.pipeline(jobs, settings, generator=Dying(max_in_flight=8), judge=judge)
+        work = fakes.pipeline(runs, settings, generator=Dying(max_in_flight=8), judge=judge)
         work.backends.on_skipped, work.backends.on_starved = judge.skip, judge.give_up
         await asyncio.wait_for(work.run(), 60)
         return work
@@ -357,7 +356,7 @@ def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path
     assert counts["captured"] == counts["ok"] > 0
 
 
-# --- commands --------------------------------------------------------------------------------------------------
+# --- commands ---
 
 
 @pytest.fixture
@@ -479,7 +478,8 @@ def test_the_expected_cost_stands_in_the_plain_line_and_in_the_summary_of_an_unf
         run = launch(
             folder,
             replace(
-                settings, execution=replace(settings.execution, limits=replace(LIMITS, base_url=server.url))
+                settings,
+                execution=replace(settings.execution, limits=replace(LIMITS, base_url=server.url)),
             ),
         )
     usage, judgeable = run.usage, all_counts(folder)["ok"]

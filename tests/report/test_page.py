@@ -1,4 +1,5 @@
-"""The pages: every number traced to its file, text escaped, nothing fetched, rendered in a real browser."""
+"""The pages: every number traced to its file, text escaped, nothing fetched, rendered in a real
+browser."""
 
 from __future__ import annotations
 
@@ -10,26 +11,27 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
-from tests.support import planted
 import polars as pl
 import pytest
 from click.testing import CliRunner
 
 from tests.conftest import ROOT
+from tests.support import planted
 from traitmill.cli.main import cli
 from traitmill.cli.run import _fit_and_report
-from traitmill.engine import evaluate_vectors, fit_vectors, load_activations
 from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.outputs.load import load_activations
 from traitmill.engine.report import page as report
-from traitmill.engine.vectors.evaluation import write_evaluation
-from traitmill.engine.vectors.fit import write_vectors
+from traitmill.engine.vectors.evaluation import evaluate_vectors, write_evaluation
+from traitmill.engine.vectors.fit import fit_vectors, write_vectors
 from traitmill.engine.vectors.transfer import update_transfer
 
 HOSTILE = '<script>document.title = "hacked"</script><img src="http://example.invalid/x.png"> & "quotes" \u2028 {{ 7 * 7 }}'
 
 
 def responses_of(folder):
-    """What the records of a planted folder would be: kept rows, some left out, one refused on each side."""
+    """What the records of a planted folder would be: kept rows, some left out, one refused on each
+    side."""
     ids = iter(planted.read_metadata(folder)["sample_ids"])
     rows = []
     for side, sign in (("pos", 1), ("neg", -1)):
@@ -77,7 +79,8 @@ def responses_of(folder):
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    """Three traits with pages: a strong one with all methods, one of noise, and one with too little to hold out."""
+    """Three traits with pages: a strong one with all methods, one of noise, and one with too little
+    to hold out."""
     root = tmp_path_factory.mktemp("experiments") / "exp"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "audit_table", responses_of)
@@ -491,7 +494,7 @@ def test_a_browser_shows_the_page_and_fetches_nothing(experiment, browser, schem
         page.close()
 
 
-# --- commands ----------------------------------------------------------------------------------------------
+# --- commands ---
 
 
 def call(*arguments: str):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-from tests.support import planted
 import polars as pl
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from traitmill.engine import evaluate_vectors, fit_vectors, load_activations
+from tests.support import planted
 from traitmill.engine.errors import UsageError
-from traitmill.engine.outputs.load import Activations
-from traitmill.engine.vectors.evaluation import Evaluation, read_evaluation, write_evaluation
-from traitmill.engine.vectors.fit import map_layers, write_vectors
+from traitmill.engine.outputs.load import Activations, load_activations
+from traitmill.engine.vectors.evaluation import (
+    Evaluation,
+    evaluate_vectors,
+    read_evaluation,
+    write_evaluation,
+)
+from traitmill.engine.vectors.fit import fit_vectors, map_layers, write_vectors
 from traitmill.engine.vectors.held_out import held_out
 from traitmill.engine.vectors.methods import METHODS
 from traitmill.engine.vectors.recommendation import choose_nested
@@ -174,7 +178,8 @@ def test_intervals_hold_their_value_and_wilsons():
 
 @pytest.mark.parametrize("kind", ["question", "instruction"])
 def test_the_stated_auroc_is_that_of_choosing_without_the_fold(tmp_path, kind):
-    """Nested cross-validation written out: choose a layer on the other folds, score the fold, compare within folds."""
+    """Nested cross-validation written out: choose a layer on the other folds, score the fold,
+    compare within folds."""
     folder = planted.write_trait(
         tmp_path / "exp" / "poem", signal=1.2, n_layers=5, n_pairs=6, dim=24
     )
@@ -205,7 +210,8 @@ def test_the_stated_auroc_is_that_of_choosing_without_the_fold(tmp_path, kind):
 
 
 def test_a_tie_is_broken_alike_inside_and_out():
-    """Both candidates tell all rows apart; the second does so by the larger gap, and inside that has to decide too."""
+    """Both candidates tell all rows apart; the second does so by the larger gap, and inside that
+    has to decide too."""
     labels = np.tile([True, False], 10)
     split = make_split("question", labels, np.arange(20) // 2, 0)
     inner = np.where(labels, 1.0, -1.0) + np.random.default_rng(0).uniform(-0.9, 0.9, 20)
@@ -237,8 +243,8 @@ def test_a_strong_trait_is_claimed_and_beats_both_baselines(tmp_path):
     )
     other = row(evaluation, "selected_auroc", split="instruction")
     assert (
-        f"{other['value']:.2f}, 95 % interval {other['low']:.2f} to {other['high']:.2f}, for unseen i"
-        in best.reason
+        f"{other['value']:.2f}, 95 % interval {other['low']:.2f} to {other['high']:.2f}, for "
+        f"unseen i" in best.reason
     )
     assert f"{random['value']:.2f} on average" in best.reason
     assert f"{random['high']:.2f} at their 97.5th percentile" in best.reason
@@ -259,7 +265,8 @@ def test_few_instructions_are_said_and_fewer_bear_no_claim(tmp_path):
 
 
 def test_what_holds_for_its_instructions_only_is_said_to(tmp_path):
-    """Each side of each instruction pair shifts its rows its own way: nothing that unseen instructions would share."""
+    """Each side of each instruction pair shifts its rows its own way: nothing that unseen
+    instructions would share."""
     claims = general = 0
     for seed in range(10):
         folder = planted.write_trait(
@@ -283,7 +290,8 @@ def test_what_holds_for_its_instructions_only_is_said_to(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("n_questions", [4, 10])
 def test_questions_that_shift_the_sides_their_own_way_are_no_trait(tmp_path, n_questions):
-    """Rows of one question are all alike, so there are as many observations as questions: 40 rows a side are not 40."""
+    """Rows of one question are all alike, so there are as many observations as questions: 40 rows a
+    side are not 40."""
     held = claims = 0
     for seed in range(30):
         folder = planted.write_trait(
@@ -385,7 +393,8 @@ def test_only_random_vectors_leave_nothing_to_recommend(tmp_path):
 
 
 def test_what_cannot_be_nested_is_not_stated_as_if_it_were(tmp_path):
-    """12 rows a side in 10 questions, where two folds hold all pos rows: one can be left out, and not both."""
+    """12 rows a side in 10 questions, where two folds hold all pos rows: one can be left out, and
+    not both."""
     folder = planted.write_trait(tmp_path / "exp" / "poem", signal=6, n_pairs=1, n_layers=1)
     activations = load_activations(folder)
     split = make_split("question", activations.labels, activations.questions, 0)
@@ -408,8 +417,10 @@ def test_what_cannot_be_nested_is_not_stated_as_if_it_were(tmp_path):
     assert row(evaluation, "selected_auroc", split="question")["value"] is None
     plain = row(evaluation, "auroc", split="question")["value"]
     assert best.reason == (
-        "Too few rows for a claim: with two folds left out a side has fewer than 2 rows; mean_diff at layer 0, the "
-        f"best of 1, has held-out AUROC {plain:.2f} for unseen questions, not corrected for choosing it."
+        "Too few rows for a claim: with two folds left out a side has fewer than 2 rows; mean_diff "
+        "at layer 0, the "
+        f"best of 1, has held-out AUROC {plain:.2f} for unseen questions, not corrected for "
+        f"choosing it."
     )
 
 
@@ -471,7 +482,7 @@ def test_stale_missing_and_damaged_evaluations_name_the_command(tmp_path):
         read_evaluation(folder, planted.read_metadata(folder))
 
 
-# --- transfer ----------------------------------------------------------------------------------------------
+# --- transfer ---
 
 
 @pytest.fixture

@@ -10,16 +10,14 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-from tests.support import planted
 import pytest
 import torch
 
-from tests.support import fakes
+from tests.support import fakes, planted
 from traitmill.cli.options import parse_layers
-from traitmill.engine import fit_vectors, load_activations
 from traitmill.engine.errors import NothingKeptError, UsageError
-from traitmill.engine.outputs.load import Activations
-from traitmill.engine.vectors.fit import load_vector, write_vectors
+from traitmill.engine.outputs.load import Activations, load_activations
+from traitmill.engine.vectors.fit import fit_vectors, load_vector, write_vectors
 from traitmill.engine.vectors.methods import (
     METHODS,
     Rows,
@@ -366,7 +364,8 @@ def test_earlier_metadata_gives_the_same_groups(folder):
 
 @pytest.mark.parametrize("numbered", [True, False])
 def test_pairs_that_share_a_text_are_one_group(tmp_path, numbered):
-    """Pairs 0 and 2 share their neg text, 2 and 3 their pos text: held out apart, they would meet again."""
+    """Pairs 0 and 2 share their neg text, 2 and 3 their pos text: held out apart, they would meet
+    again."""
     folder = planted.write_trait(tmp_path / "exp" / "poem")
     metadata = planted.read_metadata(folder)
     for name, old, new in (
@@ -383,7 +382,7 @@ def test_pairs_that_share_a_text_are_one_group(tmp_path, numbered):
     np.testing.assert_array_equal(groups[:40], groups[40:])
 
 
-# --- bad input ---------------------------------------------------------------------------------------------
+# --- bad input ---
 
 
 def _with_values(activations: Activations, values: np.ndarray) -> Activations:
