@@ -17,7 +17,7 @@ from traitmill.engine.capture.batching import Batch
 from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.pooling import LayerHooks, padded_ids, pool_weights
 from traitmill.engine.errors import AccessError, ResourceError, UsageError
-from traitmill.engine.models.config import choose_attention, choose_dtype
+from traitmill.engine.models.config import choose_attention, choose_dtype, require_causal
 from traitmill.engine.settings import POOLS, CaptureSettings
 
 
@@ -47,7 +47,9 @@ def folder(tmp_path_factory):
 
 
 def load(path, **options):
-    capture = options.pop("capture", CaptureSettings(pools=POOLS, include_embeddings=True))
+    dtype = options.pop("dtype", "auto")
+    default = CaptureSettings(pools=POOLS, include_embeddings=True, dtype=dtype)
+    capture = options.pop("capture", default)
     return CaptureModel(
         path, capture, **{"self_check": "off", "token_budget": 64, "threads": 1, **options}
     )
@@ -374,10 +376,10 @@ def test_dtype_follows_the_model_and_is_never_float16_for_gemma():
 
 def test_a_model_that_looks_ahead_is_refused():
     config = FAMILIES["gemma3"]()
-    attention.require_causal(config)
+    require_causal(config)
     config.use_bidirectional_attention = True
     with pytest.raises(UsageError, match="later tokens"):
-        attention.require_causal(config)
+        require_causal(config)
 
 
 def test_a_model_with_a_vision_tower_is_captured_at_its_text_blocks(tmp_path):

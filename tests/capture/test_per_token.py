@@ -146,11 +146,11 @@ async def generated(tmp_path):
 
 
 def command(monkeypatch, capfd, root, *more):
-    where = ["`experiment`", "exp", "`trait`", "trait", "`experiments_dir`", str(root)]
+    where = ["--experiment", "exp", "--trait", "trait", "--experiments_dir", str(root)]
     monkeypatch.setattr(
         sys,
         "argv",
-        ["traitmill", "activations", *where, "`per_token`", "`capture_device`", "cpu", *more],
+        ["traitmill", "activations", *where, "--per_token", "--capture_device", "cpu", *more],
     )
     monkeypatch.chdir(root)
     capfd.readouterr()
@@ -162,14 +162,14 @@ def command(monkeypatch, capfd, root, *more):
 
 def test_the_command_writes_what_it_estimates_once(generated, tmp_path, monkeypatch, capfd):
     job, model = generated
-    code, said = command(monkeypatch, capfd, tmp_path, "`layers`", "0,2")
+    code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0,2")
     assert code == ExitCode.OK, said
-    oracle, folder = Oracle(model), job.folder / "activations" / "per_token"
+    oracle, folder = Oracle(model), job.folder.path / "activations" / "per_token"
     index = read_index(folder)
     assert index["revision"] == find_model(model).revision
     table = [
         row
-        for path in (job.folder / "parquet" / "responses").iterdir()
+        for path in (job.folder.path / "parquet" / "responses").glob("part-*")
         for row in pq.read_table(path).to_pylist()
     ]
     assert len(table) == len(index["rows"]) == 8
@@ -183,7 +183,7 @@ def test_the_command_writes_what_it_estimates_once(generated, tmp_path, monkeypa
         found = load_file(folder / entry["shard"])[entry["key"]]
         expected = oracle.residuals([*row["prompt_token_ids"], *row["response_token_ids"]])[[1, 3]]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    code, said = command(monkeypatch, capfd, tmp_path, "`layers`", "0,2")
+    code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0,2")
     assert code == ExitCode.OK
     assert "0 responses written" in said
 
@@ -191,16 +191,16 @@ def test_the_command_writes_what_it_estimates_once(generated, tmp_path, monkeypa
 def test_the_command_asks_for_layers(generated, tmp_path, monkeypatch, capfd):
     code, said = command(monkeypatch, capfd, tmp_path)
     assert code == ExitCode.USAGE
-    assert "`per_token` needs `layers`" in said
+    assert "states of every token need --layers" in said
 
 
 def test_the_command_refuses_a_model_that_has_changed(generated, tmp_path, monkeypatch, capfd):
     job, model = generated
     build("llama", model, seed=1)
-    code, said = command(monkeypatch, capfd, tmp_path, "`layers`", "0,2")
+    code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0,2")
     assert code == ExitCode.USAGE
     assert "has changed since the responses were generated" in said
-    assert not (job.folder / "activations").exists()
+    assert not (job.folder.path / "activations").exists()
 
 
 def test_f30_the_command_ends_with_failed_samples(generated, tmp_path, monkeypatch, capfd):
@@ -214,8 +214,8 @@ def test_f30_the_command_ends_with_failed_samples(generated, tmp_path, monkeypat
             for slot in range(len(layers))
         ],
     )
-    code, said = command(monkeypatch, capfd, tmp_path, "`layers`", "0,2")
+    code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0,2")
     assert code == ExitCode.FAILED_SAMPLES
     assert said.count("NaN or infinity at layer 0") == 8
     assert "0 responses written" in said
-    assert read_index(job.folder / "activations" / "per_token") == {}
+    assert read_index(job.folder.path / "activations" / "per_token") == {}
