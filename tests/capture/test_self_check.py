@@ -108,9 +108,13 @@ def test_a_dropped_soft_cap_is_caught(made):
         model.capture(rows)
 
 
+def with_prompt(row, ids):
+    return replace(row, sample=replace(row.sample, prompt_token_ids=tuple(ids)))
+
+
 def test_a_second_bos_is_caught_by_its_ids(made):
     path, rows = made("llama")
-    rows = [*rows[:3], replace(rows[3], prompt_token_ids=(BOS, *rows[3].sample.prompt_token_ids))]
+    rows = [*rows[:3], with_prompt(rows[3], (BOS, *rows[3].sample.prompt_token_ids))]
     with pytest.raises(SelfCheckError, match="sample row3 starts with two BOS"):
         load(path, self_check="sample").capture(rows)
     assert not load(path, self_check="off").capture(rows)[3].error
@@ -118,7 +122,7 @@ def test_a_second_bos_is_caught_by_its_ids(made):
 
 def test_tokens_that_generation_did_not_see_are_caught_by_the_logprobs(made):
     path, rows = made("llama")
-    dropped = [replace(row, prompt_token_ids=row.sample.prompt_token_ids[1:]) for row in rows]
+    dropped = [with_prompt(row, row.sample.prompt_token_ids[1:]) for row in rows]
     with pytest.raises(SelfCheckError, match="chat template or BOS"):
         load(path).capture(dropped)
 
@@ -320,7 +324,7 @@ def test_the_reference_keeps_its_index_where_any_device_takes_it():
 
     with pytest.raises(InterruptedError):
         run_alone(
-            Spread(), [torch.nn.Sampling()], (1, 2, 3), (4, 5), n_pooled=2, pools=(), logprobs=True
+            Spread(), [torch.nn.Identity()], (1, 2, 3), (4, 5), n_pooled=2, pools=(), logprobs=True
         )
     assert seen == [("meta", "cpu", [2, 3])]
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support import fakes, lab
 from tests.support.misbehaving_server import MisbehavingServer, Seen, completion, error
-from traitmill.cli import summary
+from traitmill.cli import display, summary
 from traitmill.engine.errors import (
     AccessError,
     EngineDiedError,
@@ -520,27 +520,17 @@ def test_f19_responses_cut_off_are_counted_in_the_summary_and_the_status(
         assert re.search(rf"trait {side}: (.*, )?{cut[side]} cut off at --max_new_tokens", said)
 
 
-def test_the_expected_cost_stands_in_the_plain_line_and_in_the_summary_of_an_unfinished_run(
+def test_the_expected_cost_stands_in_the_summary_of_an_unfinished_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer(script=[*[None] * 6, *[NO_QUOTA] * 60]) as server:
         settings = judged_by(server.url, n=20)
-        run = launch(
-            folder,
-            replace(
-                settings,
-                execution=replace(settings.execution, limits=replace(LIMITS, base_url=server.url)),
-            ),
-        )
-    usage, judgeable = run.usage, all_counts(folder)["ok"]
+        limits = replace(settings.limits, concurrency=1)
+        result = launch(folder, replace(settings, limits=limits))
+    usage, judgeable = result.usage, all_counts(folder)["ok"]
+    assert usage is not None
     assert 0 < usage.requests < judgeable
     dollars = usage.dollars * judgeable / usage.requests
-    assert f"${dollars:.4f} expected in all" in display._line(run)
-    shown = display.Display(sys.stdout)
-    shown.summary(
-        run,
-        Outcome(run.pipeline.jobs, list(run.stage_errors.values()), interrupted=False),
-        folder / "log",
-    )
+    display.Display(sys.stdout).summary(result)
     assert f"judge: {usage}, ${dollars:.4f} expected in all" in capfd.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import fakes
 from traitmill.engine.errors import SettingsChangedError, UsageError
-from traitmill.engine.models import placement
+from traitmill.engine.models import config, placement
 from traitmill.engine.models.config import Shape
 from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import GIB
@@ -175,6 +175,8 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
     monkeypatch.setattr(placement, "place_on_gpus", record)
     monkeypatch.setattr(placement, "gpu_memory", lambda: [80 * GIB])
     monkeypatch.setattr(placement, "computes_bfloat16", lambda _: bfloat16)
+    for name in ("computes_bfloat16", "fast_bfloat16"):
+        monkeypatch.setattr(config, name, lambda _: bfloat16)
     run = fakes.settings(capture=CaptureSettings(dtype=requested))
     choose_placement(
         GEMMA_2B | {"dtype": own}, run, gpu=True, engine=True, sequences=8, tokens_per_sequence=100
