@@ -1,0 +1,37 @@
+"""Activations → trait vectors, and how good they are. Reads the documented files."""
+
+from __future__ import annotations
+
+from .commands import FitResult, FittedTrait, fit_experiment, fit_trait
+from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
+from .fit import Vectors, fit_vectors
+from .methods import DEFAULT_METHODS, METHODS, check_methods
+from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, Recommendation
+from .transfer import evaluate_transfer, evaluated_traits, read_transfer, update_transfer
+from .vector_files import Format, load_vector, write_vectors
+
+__all__ = [
+    "DEFAULT_METHODS",
+    "METHODS",
+    "MIN_CLAIM_GROUPS",
+    "MIN_CLAIM_ROWS",
+    "Evaluation",
+    "FitResult",
+    "FittedTrait",
+    "Format",
+    "Recommendation",
+    "Vectors",
+    "check_methods",
+    "evaluate_transfer",
+    "evaluate_vectors",
+    "evaluated_traits",
+    "fit_experiment",
+    "fit_trait",
+    "fit_vectors",
+    "load_vector",
+    "read_evaluation",
+    "read_transfer",
+    "update_transfer",
+    "write_evaluation",
+    "write_vectors",
+]

@@ -1,31 +1,34 @@
-"""How good a trait's vectors are on rows they have not seen: figures with intervals, baselines, a recommendation."""
+"""How good a trait's vectors are on unseen rows: figures with intervals, baselines, a choice."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import ndarray
 
 from ..errors import UsageError
-from ..files import write_atomic
-from ..outputs.export import tensor_path
-from ..outputs.load import DEFAULT_POOL, Activations, pool_suffix
-from ..storage.experiment import command_on
-from .fit import Vectors, map_layers
+from ..outputs import Activations, Metadata
+from ..settings import DEFAULT_POOL
+from ..statistics import Estimate, balanced_accuracy, cohens_d, estimate, once
+from ..storage import TraitFolder
+from .fit import Vectors
 from .held_out import HeldOut, held_out
-from .measures import Measures
+from .measures import COLUMNS, Measures
 from .recommendation import MIN_CLAIM_GROUPS, Recommendation, recommend
-from .splits import Split, accuracy, auroc, cohens_d, interval, make_split, once
+from .rows import map_layers
+from .splits import Split, make_split
+from .table_file import read_table, write_table
 
 if TYPE_CHECKING:
     import polars as pl
 
 SCHEMA_VERSION = 1
+FIGURES = ("auroc", "accuracy", "cohens_d")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,207 +38,216 @@ class Evaluation:
     trait: str
     pool: str
     table: pl.DataFrame
-    """Columns trait, pool, measure, split, method, layer, other, value, low, high; see docs/vectors.md."""
+    """Columns trait, pool, measure, split, method, layer, other, value, low, high; see
+    docs/vectors.md."""
     recommendation: Recommendation | None
-    """None where no rows could be held out, or only random vectors were fitted."""
+    """None where no rows could be held out."""
     notes: tuple[str, ...]
     """What could not be measured, and what the rows are too few for."""
     activations_sha256: str
 
     def held_out(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """The held-out figures of each method and layer, as `write_vectors` takes them."""
-        figures: dict[tuple[str, int], dict[str, Any]] = {}
+        """Return the held-out figures by method and layer, as `write_vectors` takes them."""
+        found: dict[tuple[str, int], dict[str, Any]] = {}
         for row in self.table.iter_rows(named=True):
-            if row["measure"] in ("auroc", "accuracy", "cohens_d"):
-                measured = {name: row[name] for name in ("value", "low", "high")}
-                figures.setdefault((row["method"], row["layer"]), {}).setdefault(row["split"], {})[
-                    row["measure"]
-                ] = measured
-        return figures
+            if row["measure"] in FIGURES:
+                by_split = found.setdefault((row["method"], row["layer"]), {})
+                figure = {name: row[name] for name in ("value", "low", "high")}
+                by_split.setdefault(row["split"], {})[row["measure"]] = figure
+        return found
 
     def beyond(self, vectors: Vectors) -> str:
-        """What this evaluation covers and one of `vectors` does not, in words; empty where that is nothing."""
+        """Return what this evaluation covers and one of `vectors` does not, in words, or nothing."""
         measured = self.table.filter(self.table["measure"] == "cosine")
-        lost = [
-            name
-            for name in measured["method"].unique(maintain_order=True)
-            if name not in vectors.methods
-        ]
+        methods = measured["method"].unique(maintain_order=True)
+        lost = [name for name in methods if name not in vectors.methods]
         layers = len(set(measured["layer"]) - set(vectors.layers))
-        return ", ".join(lost + [f"{layers} layer{'s' * (layers > 1)}"] * bool(layers))
+        if layers == 1:
+            lost.append("1 layer")
+        if layers > 1:
+            lost.append(f"{layers} layers")
+        return ", ".join(lost)
+
+    def __repr__(self) -> str:
+        reason = "nothing is recommended"
+        if self.recommendation:
+            reason = self.recommendation.reason
+        return f"Evaluation({self.trait}, {self.pool}: {len(self.table)} figures; {reason})"
 
 
 def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 0) -> Evaluation:
     """Refit every method at every layer of `vectors` with groups held out, and measure on those.
 
-    Held out are questions and, separately, instruction pairs, in up to 5 folds. Figures come with 95 % intervals from
-    1,000 bootstrap draws of whole groups. Baselines refit each method with shuffled labels (mean and range of 5
-    shuffles, first split) and project on 20 random vectors (mean, 2.5 and 97.5 percentile), signed on the training
-    folds.
+    Held out are questions and, separately, instruction pairs, in up to 5 folds. Figures come with
+    95 % intervals from 1,000 bootstrap draws of whole groups. Baselines refit each method with
+    shuffled labels (mean and range of 5 shuffles, first split) and project on 20 random vectors
+    (mean, 2.5 and 97.5 percentile), signed on the training folds.
 
-    The recommended method and layer have the best held-out AUROC by question. Since the best of many flatters itself,
-    the AUROC stated for it is nested: each fold is scored by the candidate that is best on the other folds, judged by
-    fits that saw neither the fold they score nor this one (Cawley & Talbot 2010, J. Machine Learning Research 11). The
-    same is done by instruction, where a claim has to hold as well before it is made for unseen instructions.
+    The recommended method and layer have the best held-out AUROC by question. Since the best of
+    many flatters itself, the AUROC stated for it is nested: each fold is scored by the candidate
+    that is best on the other folds, judged by fits that saw neither the fold they score nor this
+    one (Cawley & Talbot 2010, J. Machine Learning Research 11). The same is done by instruction,
+    where a claim has to hold as well before it is made for unseen instructions.
     """
-    labels = activations.labels
-    notes: list[str] = []
-    splits: list[Split] = []
-    for name, groups in (
-        ("question", activations.questions),
-        ("instruction", activations.instructions),
-    ):
-        split = make_split(name, labels, groups, seed)
-        if isinstance(split, str):
-            notes.append(split)
-        else:
-            splits.append(split)
-    layers = map_layers(
-        lambda layer, at: held_out(layer, at, activations, vectors.methods, splits, seed),
-        activations,
-        vectors.layers,
+    splits, notes = _make_splits(activations, seed)
+    refit = partial(
+        held_out, activations=activations, methods=vectors.methods, splits=splits, seed=seed
     )
+    layers = map_layers(refit, activations, vectors.layers)
     measures = Measures(activations.trait, activations.pool)
     _add_counts(measures, activations)
-    _add_figures(measures, vectors, splits, layers)
+    for index, split in enumerate(splits):
+        _add_figures(measures, vectors, split, index, layers)
+    if splits:
+        _add_shuffled(measures, vectors, splits[0], layers)
     _add_cosines(measures, vectors)
     recommendation = recommend(measures, vectors, splits, layers)
     if recommendation:
         at = layers[vectors.layers.index(recommendation.layer)]
         best = at.scores[0, vectors.methods.index(recommendation.method)]
-        where = (splits[0].name, recommendation.method, recommendation.layer)
-        for sample_id, score in zip(activations.sample_ids, best, strict=True):
-            measures.add("held_out_score", *where, sample_id, value=score)
-    elif splits:
-        notes.append("random vectors are a baseline; there is no fitted method to recommend")
-    notes += [
-        f"there are few {split.name}s: what is said of unseen ones is rough"
-        for split in splits[1:]
-        if split.n_groups < MIN_CLAIM_GROUPS
-    ]
+        _add_scores(measures, recommendation, activations, best)
+    for split in splits[1:]:
+        if split.n_groups < MIN_CLAIM_GROUPS:
+            notes.append(f"there are few {split.name}s: what is said of unseen ones is rough")
     if splits and not any(each.shuffled.size for each in layers):
         notes.append(
-            "shuffled labels are not measured: hardly any shuffle leaves each fold rows of both sides to fit"
+            "shuffled labels are not measured: hardly any shuffle leaves each fold rows of both "
+            "sides to fit"
         )
     return Evaluation(
-        activations.trait,
-        activations.pool,
-        measures.frame(),
-        recommendation,
-        tuple(notes),
-        activations.sha256,
+        trait=activations.trait,
+        pool=activations.pool,
+        table=measures.frame(),
+        recommendation=recommendation,
+        notes=tuple(notes),
+        activations_sha256=activations.sha256,
     )
 
 
+def _make_splits(activations: Activations, seed: int) -> tuple[list[Split], list[str]]:
+    """Return the splits, the one that chooses first, and why one is not given."""
+    splits, notes = [], []
+    for name, groups in _groups(activations).items():
+        split = make_split(name, activations.labels, groups, seed)
+        if isinstance(split, str):
+            notes.append(split)
+        else:
+            splits.append(split)
+    return splits, notes
+
+
+def _groups(activations: Activations) -> dict[str, ndarray]:
+    return {"question": activations.questions, "instruction": activations.instructions}
+
+
 def _add_counts(measures: Measures, activations: Activations) -> None:
-    for kind, count in (("pos", activations.n_pos), ("neg", activations.n_neg)):
-        measures.add("rows", other=kind, value=count)
-    for kind, groups in (
-        ("question", activations.questions),
-        ("instruction", activations.instructions),
-    ):
-        measures.add("groups", split=kind, value=len(np.unique(groups)))
+    measures.add("rows", activations.n_pos, other="pos")
+    measures.add("rows", activations.n_neg, other="neg")
+    for name, groups in _groups(activations).items():
+        measures.add("groups", len(np.unique(groups)), split=name)
+
+
+def _add_scores(
+    measures: Measures, best: Recommendation, activations: Activations, scores: ndarray
+) -> None:
+    """Add each row's held-out score by the recommended method and layer."""
+    where: dict[str, Any] = {"split": best.split, "method": best.method, "layer": best.layer}
+    for sample_id, score in zip(activations.sample_ids, scores, strict=True):
+        measures.add("held_out_score", score, other=sample_id, **where)
 
 
 def _add_figures(
-    measures: Measures, vectors: Vectors, splits: Sequence[Split], layers: Sequence[HeldOut]
+    measures: Measures, vectors: Vectors, split: Split, index: int, layers: Sequence[HeldOut]
 ) -> None:
-    for index, split in enumerate(splits):
-        for layer, measured in zip(vectors.layers, layers, strict=True):
-            for method, scores in zip(vectors.methods, measured.scores[index], strict=True):
-                _add_figure(measures, split, method, layer, scores)
-            each = np.array(
-                [
-                    auroc(random, split.labels, split.folds, once(random.size))[0]
-                    for random in measured.random[index]
-                ]
-            )
-            measures.add_range("random_auroc", split.name, "random", layer, each, [2.5, 97.5])
-    for layer, measured in zip(vectors.layers, layers, strict=True):
-        for method, shuffled in (
-            zip(vectors.methods, measured.shuffled, strict=True) if splits else ()
-        ):
-            measures.add_range("shuffled_auroc", splits[0].name, method, layer, shuffled, [0, 100])
+    """Add the figures by one split, number `index`, with those of random vectors."""
+    for layer, found in zip(vectors.layers, layers, strict=True):
+        for method, scores in zip(vectors.methods, found.scores[index], strict=True):
+            for name, figure in _figures(split, scores).items():
+                measures.add(name, *figure, split=split.name, method=method, layer=layer)
+        random = np.array([split.auroc(scores) for scores in found.random[index]])
+        where: dict[str, Any] = {"split": split.name, "method": "random", "layer": layer}
+        measures.add_range("random_auroc", random, [2.5, 97.5], **where)
 
 
-def _add_figure(
-    measures: Measures, split: Split, method: str, layer: int, scores: np.ndarray
-) -> None:
-    labels, unit = split.labels, once(len(split.labels))
-    figures: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float | None]] = {
-        "auroc": (lambda weights: auroc(scores, labels, split.folds, weights), split.n_effective),
-        "accuracy": (lambda weights: accuracy(scores, labels, weights), 2 * split.n_effective),
-        "cohens_d": (lambda weights: cohens_d(scores, labels, weights), None),
+def _figures(split: Split, scores: ndarray) -> dict[str, Estimate]:
+    """Return the figures of one method at one layer, by the names in FIGURES."""
+
+    def measured(figure: Callable[..., ndarray], n: float | None) -> Estimate:
+        value = figure(scores, split.labels, once(len(scores)))[0]
+        return estimate(float(value), figure(scores, split.labels, split.draws), n)
+
+    return {
+        "auroc": split.estimate_auroc(scores),
+        "accuracy": measured(balanced_accuracy, 2 * split.n_effective),
+        "cohens_d": measured(cohens_d, None),
     }
-    for measure, (of, n) in figures.items():
-        value = float(of(unit)[0])
-        low, high = interval(value, of(split.draws), n)
-        measures.add(measure, split.name, method, layer, value=value, low=low, high=high)
+
+
+def _add_shuffled(
+    measures: Measures, vectors: Vectors, split: Split, layers: Sequence[HeldOut]
+) -> None:
+    for layer, found in zip(vectors.layers, layers, strict=True):
+        for method, shuffled in zip(vectors.methods, found.shuffled, strict=True):
+            where: dict[str, Any] = {"split": split.name, "method": method, "layer": layer}
+            measures.add_range("shuffled_auroc", shuffled, [0, 100], **where)
 
 
 def _add_cosines(measures: Measures, vectors: Vectors) -> None:
+    """Add the cosine of each vector to those of its layer and to that of the next layer."""
     unit = vectors.values.astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=2, keepdims=True), 1e-300)
-    for index, layer in enumerate(vectors.layers):
+    following = [*map(str, vectors.layers[1:]), None]
+    for index, (layer, after) in enumerate(zip(vectors.layers, following, strict=True)):
         between = unit[:, index] @ unit[:, index].T
         for row, method in enumerate(vectors.methods):
-            for column, other in enumerate(vectors.methods):
-                measures.add("cosine", "", method, layer, other, value=between[row, column])
-            if index + 1 < len(vectors.layers):
-                following = float(unit[row, index] @ unit[row, index + 1])
-                measures.add(
-                    "cosine_next_layer",
-                    "",
-                    method,
-                    layer,
-                    str(vectors.layers[index + 1]),
-                    value=following,
-                )
+            where: dict[str, Any] = {"method": method, "layer": layer}
+            for other, cosine in zip(vectors.methods, between[row], strict=True):
+                measures.add("cosine", cosine, other=other, **where)
+            if after is not None:
+                cosine = unit[row, index] @ unit[row, index + 1]
+                measures.add("cosine_next_layer", cosine, other=after, **where)
 
 
-# --- files -------------------------------------------------------------------------------------------------
+# --- file ---
 
 
-def evaluation_path(folder: Path, pool: str = DEFAULT_POOL) -> Path:
-    """`evaluation.parquet` in a trait's folder; with the pool in its name for others than response_mean."""
-    return folder / f"evaluation{pool_suffix(pool)}.parquet"
-
-
-def write_evaluation(folder: Path, evaluation: Evaluation) -> Path:
-    """Write the table, with recommendation, notes and what they were made from in the file's metadata."""
+def write_evaluation(folder: TraitFolder, evaluation: Evaluation) -> Path:
+    """Write the table, with recommendation, notes and what they were made from."""
+    recommendation = None
+    if evaluation.recommendation:
+        recommendation = asdict(evaluation.recommendation)
     facts = {
-        "recommendation": asdict(evaluation.recommendation) if evaluation.recommendation else None,
+        "recommendation": recommendation,
         "notes": evaluation.notes,
         "activations_sha256": evaluation.activations_sha256,
         "schema_version": SCHEMA_VERSION,
     }
-    buffer = BytesIO()
-    evaluation.table.write_parquet(buffer, metadata={"traitmill": json.dumps(facts)})
-    path = evaluation_path(folder, evaluation.pool)
-    write_atomic(path, buffer.getvalue())
+    path = folder.evaluation(evaluation.pool)
+    write_table(path, evaluation.table, facts)
     return path
 
 
-def read_evaluation(folder: Path, metadata: dict[str, Any], pool: str = DEFAULT_POOL) -> Evaluation:
-    """The stored evaluation. Raises UsageError where there is none, or its activations are not those of `metadata`."""
-    import polars as pl
+def read_evaluation(
+    folder: TraitFolder, metadata: Metadata, pool: str = DEFAULT_POOL
+) -> Evaluation:
+    """Return the stored evaluation.
 
-    path = evaluation_path(folder, pool)
-    remedy = f"make it with: {command_on('vectors', folder)}" + (
-        f" --pool {pool}" if pool != DEFAULT_POOL else ""
-    )
-    if not path.is_file():
-        raise UsageError(f"{path} is missing; {remedy}")
-    try:
-        table = pl.read_parquet(path)
-        facts = json.loads(pl.read_parquet_metadata(path)["traitmill"])
-        recommendation = (
-            Recommendation(**facts["recommendation"]) if facts["recommendation"] else None
+    Raise UsageError where there is none, or its activations are not those of `metadata`.
+    """
+    path, step = folder.evaluation(pool), folder.step("vectors", pool=pool)
+    table, facts = read_table(path, COLUMNS, step)
+    if facts["activations_sha256"] != metadata.tensor_sha256(pool):
+        raise UsageError(
+            f"{path} is of other activations than {folder.path} holds now; make it anew", step
         )
-    except (pl.exceptions.PolarsError, KeyError, TypeError, ValueError, OSError):
-        raise UsageError(f"{path} cannot be read; {remedy}") from None
-    if facts["activations_sha256"] != metadata["files_sha256"].get(str(tensor_path(pool))):
-        raise UsageError(f"{path} is of other activations than {folder} holds now; {remedy}")
+    recommendation = None
+    if facts["recommendation"]:
+        recommendation = Recommendation(**facts["recommendation"])
     return Evaluation(
-        folder.name, pool, table, recommendation, tuple(facts["notes"]), facts["activations_sha256"]
+        trait=folder.name,
+        pool=pool,
+        table=table,
+        recommendation=recommendation,
+        notes=tuple(facts["notes"]),
+        activations_sha256=facts["activations_sha256"],
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import ndarray
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,43 +24,31 @@ class Measures:
     def add(
         self,
         measure: str,
+        *figure: float | None,
         split: str = "",
         method: str = "",
         layer: int | None = None,
         other: str = "",
-        *,
-        value: float | None,
-        low: float | None = None,
-        high: float | None = None,
     ) -> None:
-        numbers = (
-            None if x is None or not np.isfinite(x) else float(x) for x in (value, low, high)
-        )
+        """Add a row; `figure` is a value, or a value with its interval."""
+        numbers: list[float | None] = [None, None, None]
+        for index, number in enumerate(figure):
+            if number is not None and np.isfinite(number):
+                numbers[index] = float(number)
         self._rows.append((*self._head, measure, split, method, layer, other, *numbers))
 
     def add_range(
-        self,
-        measure: str,
-        split: str,
-        method: str,
-        layer: int,
-        values: np.ndarray,
-        percentiles: list[float],
+        self, measure: str, values: ndarray, percentiles: Sequence[float], **where: Any
     ) -> None:
-        """The mean of some values and two of their percentiles; null where there are no values."""
-        low, high = np.percentile(values, percentiles) if len(values) else (None, None)
-        self.add(
-            measure,
-            split,
-            method,
-            layer,
-            value=values.mean() if len(values) else None,
-            low=low,
-            high=high,
-        )
+        """Add the mean of some values and two of their percentiles; null where there are none."""
+        figure: list[float] = []
+        if len(values):
+            figure = [values.mean(), *np.percentile(values, percentiles)]
+        self.add(measure, *figure, **where)
 
     def frame(self) -> pl.DataFrame:
         import polars as pl
 
         kinds = [pl.String] * 5 + [pl.Int32, pl.String] + [pl.Float64] * 3
-        return pl.DataFrame(self._rows, schema=dict(zip(COLUMNS, kinds, strict=True)), orient="row")
+        schema = dict(zip(COLUMNS, kinds, strict=True))
+        return pl.DataFrame(self._rows, schema=schema, orient="row")

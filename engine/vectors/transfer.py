@@ -2,64 +2,116 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from io import BytesIO
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy import ndarray
 
 from ..errors import TraitmillError, UsageError
-from ..files import write_atomic
-from ..outputs.export import tensor_path
-from ..outputs.load import DEFAULT_POOL, Activations, load_activations, read_metadata
-from .evaluation import evaluation_path, read_evaluation
-from .fit import load_vector
+from ..outputs import Activations, Metadata, load_activations
+from ..settings import DEFAULT_POOL
+from ..statistics import Estimate, draw_groups, effective_groups, estimate, fold_auroc, once
+from ..storage import TraitFolder
+from .evaluation import Evaluation, read_evaluation
 from .recommendation import Recommendation
-from .splits import BOOTSTRAPS, auroc, effective_groups, interval
+from .table_file import read_table, write_table
+from .vector_files import load_vector
 
 if TYPE_CHECKING:
     import polars as pl
 
 COLUMNS = ("trait", "target", "pool", "method", "layer", "value", "low", "high", "note")
+Figure = tuple[float | None, float | None, float | None]
+"""A value with its interval."""
+NOTHING: Figure = (None, None, None)
 
 
-def evaluated_traits(experiment: Path, pool: str = DEFAULT_POOL) -> list[Path]:
-    """The folders of an experiment that hold an evaluation, by name."""
-    return sorted(
-        path.parent for path in experiment.glob(f"*/{evaluation_path(Path(), pool).name}")
-    )
+def evaluated_traits(experiment: Path, pool: str = DEFAULT_POOL) -> list[TraitFolder]:
+    """Return the folders of an experiment that hold an evaluation, by name."""
+    name = transfer_path(experiment, pool).name
+    return [TraitFolder(path.parent) for path in sorted(experiment.glob(f"*/{name}"))]
 
 
-def evaluate_transfer(folders: Sequence[Path], pool: str = DEFAULT_POOL) -> pl.DataFrame:
-    """AUROC of every trait's recommended vector on every trait's kept rows, one pair a row.
+def transfer_path(experiment: Path, pool: str = DEFAULT_POOL) -> Path:
+    """Return where an experiment's transfer table is: named as a trait's evaluation, one folder up."""
+    return TraitFolder(experiment).evaluation(pool)
 
-    Columns trait (whose vector), target (whose rows), pool, method, layer, value, low, high, note. A vector meets its
-    own trait only on held-out rows: the diagonal is the evaluation's `selected_auroc`. Elsewhere the vector is the one
-    fitted to all rows of its own trait; intervals are bootstrap ones over the target's questions. Below 0.5 the
-    target's pos side lies against the vector. A pair that cannot be measured has a null value and a note.
 
-    Raises the errors of `load_activations` and `read_evaluation`. A vector that is missing or of other activations is
-    a note: the trait it is of may not be the one that is being worked on.
+def evaluate_transfer(folders: Sequence[TraitFolder], pool: str = DEFAULT_POOL) -> pl.DataFrame:
+    """Return the AUROC of every trait's recommended vector on every trait's kept rows.
+
+    One pair a row, columns trait (whose vector), target (whose rows), pool, method, layer, value,
+    low, high, note. A vector meets its own trait only on held-out rows: the diagonal is the
+    evaluation's `selected_auroc`. Elsewhere the vector is the one fitted to all rows of its own
+    trait; intervals are bootstrap ones over the target's questions. Below 0.5 the target's pos side
+    is against the vector. A pair that cannot be measured has a null value and a note.
+
+    Raise the errors of `load_activations` and `read_evaluation`. A vector that is missing or of
+    other activations is a note: the trait it is of may not be the one that is being worked on.
     """
+    return _table({folder: _load(folder, pool) for folder in folders}, pool)
+
+
+def _load(folder: TraitFolder, pool: str) -> tuple[Activations, Evaluation]:
+    activations = load_activations(folder, pool)
+    return activations, read_evaluation(folder, activations.metadata, pool)
+
+
+def _table(
+    traits: Mapping[TraitFolder, tuple[Activations, Evaluation]], pool: str
+) -> pl.DataFrame:
     import polars as pl
 
-    targets = {folder: load_activations(folder, pool) for folder in folders}
     rows = []
-    for source, activations in targets.items():
-        best = read_evaluation(source, activations.metadata, pool).recommendation
-        for target, other in targets.items():
-            head = (
-                source.name,
-                target.name,
-                pool,
-                best.method if best else None,
-                best.layer if best else None,
-            )
-            rows.append((*head, *_pair(source, best, activations, other)))
+    for source, (activations, evaluation) in traits.items():
+        best = evaluation.recommendation
+        method, layer = (best.method, best.layer) if best else (None, None)
+        for target, (other, _) in traits.items():
+            figure, note = _measure(source, best, activations, other)
+            rows.append((source.name, target.name, pool, method, layer, *figure, note))
     kinds = [pl.String] * 4 + [pl.Int32] + [pl.Float64] * 3 + [pl.String]
     return pl.DataFrame(rows, schema=dict(zip(COLUMNS, kinds, strict=True)), orient="row")
+
+
+def _measure(
+    source: TraitFolder, best: Recommendation | None, own: Activations, target: Activations
+) -> tuple[Figure, str]:
+    """Return what the vector of `source` reaches on a target, or nothing and the reason."""
+    if best is None:
+        return NOTHING, "no vector of the trait is recommended"
+    if target.trait == own.trait:
+        if best.auroc is None:
+            return NOTHING, "too few rows to correct the figure for choosing the best"
+        return (best.auroc, best.low, best.high), ""
+    if target.metadata.model != own.metadata.model:
+        return NOTHING, "the two traits are of different models"
+    if best.layer not in target.layers:
+        return NOTHING, "the target's activations lack the vector's layer"
+    try:
+        vector, facts = load_vector(source, best.method, best.layer, target.pool)
+    except UsageError:
+        facts = {}
+    if facts.get("activations_sha256") != own.sha256:
+        return NOTHING, "its vector is missing or of other activations; fit it again"
+    rows = target.values[:, target.layers.index(best.layer)].astype(np.float64)
+    if rows.shape[1] != len(vector):
+        return NOTHING, "the two traits' activations differ in width"
+    return _estimate(rows @ vector.astype(np.float64), target), ""
+
+
+def _estimate(scores: ndarray, target: Activations) -> Estimate:
+    """Return the AUROC of a target's rows, all compared with all, by scores `[n]`."""
+    groups = np.unique(target.questions, return_inverse=True)[1]
+    draws = draw_groups(groups, np.random.default_rng([0, int(groups.max()) + 1]))
+    labels, together = target.labels, np.zeros(len(scores), int)
+    value = float(fold_auroc(scores, labels, together, once(len(scores)))[0])
+    drawn = fold_auroc(scores, labels, together, draws)
+    return estimate(value, drawn, effective_groups(labels, groups))
+
+
+# --- file ---
 
 
 def update_transfer(
@@ -67,110 +119,55 @@ def update_transfer(
 ) -> Path | None:
     """Write `evaluation.parquet` of the experiment anew, from every trait that can be read.
 
-    A trait whose files do not fit each other is left out with a notice: it is not what the user is working on. With
-    fewer than two traits there is nothing to transfer to, and no file.
+    A trait whose files do not fit each other is left out with a notice: it is not what the user is
+    working on. With fewer than two traits there is nothing to transfer to, and no file.
     """
-    sound: dict[Path, str] = {}
+    sound = {}
     for folder in evaluated_traits(experiment, pool):
         try:
-            sound[folder] = read_evaluation(
-                folder, load_activations(folder, pool).metadata, pool
-            ).activations_sha256
+            sound[folder] = _load(folder, pool)
         except TraitmillError as error:
-            notice(f"{folder.name} is left out of the transfer table: {error}")
-    path = evaluation_path(experiment, pool)
+            notice(f"{folder.name} is left out of the transfer table: {error.message}")
+    path = transfer_path(experiment, pool)
     if len(sound) < 2:
         path.unlink(missing_ok=True)
         return None
-    buffer = BytesIO()
-    made_from = {folder.name: digest for folder, digest in sound.items()}
-    evaluate_transfer(list(sound), pool).write_parquet(
-        buffer, metadata={"traitmill": json.dumps({"activations_sha256": made_from})}
-    )
-    write_atomic(path, buffer.getvalue())
+    made_from = {folder.name: activations.sha256 for folder, (activations, _) in sound.items()}
+    write_table(path, _table(sound, pool), {"activations_sha256": made_from})
     return path
-
-
-def _pair(
-    source: Path, best: Recommendation | None, activations: Activations, target: Activations
-) -> tuple[float | None, float | None, float | None, str]:
-    if best is None:
-        return None, None, None, "no vector of the trait is recommended"
-    if target.trait == activations.trait:
-        lack = (
-            ""
-            if best.auroc is not None
-            else "too few rows to correct the figure for choosing the best"
-        )
-        return best.auroc, best.low, best.high, lack
-    if target.metadata["model"] != activations.metadata["model"]:
-        return None, None, None, "the two traits are of different models"
-    if best.layer not in target.layers:
-        return None, None, None, "the target's activations lack the vector's layer"
-    try:
-        vector, metadata = load_vector(source, best.method, best.layer, target.pool)
-        current = metadata.get("activations_sha256") == activations.sha256
-    except UsageError:
-        current = False
-    if not current:
-        remedy = f"traitmill vectors --experiment {source.parent.name} --trait {source.name}"
-        return (
-            None,
-            None,
-            None,
-            f"its vector is missing or of other activations; make it with: {remedy}",
-        )
-    scores = target.values[:, target.layers.index(best.layer)].astype(np.float64) @ vector.astype(
-        np.float64
-    )
-    together = np.zeros(len(scores), int)
-    groups = np.unique(target.questions, return_inverse=True)[1]
-    count = int(groups.max()) + 1
-    draws = np.random.default_rng([0, count]).multinomial(
-        count, np.full(count, 1 / count), size=BOOTSTRAPS
-    )[:, groups]
-    value = float(auroc(scores, target.labels, together, np.ones((1, len(scores)), np.float32))[0])
-    n = effective_groups(target.labels, groups)
-    low, high = interval(value, auroc(scores, target.labels, together, draws.astype(np.float32)), n)
-    return value, low, high, ""
 
 
 def read_transfer(
     experiment: Path, notice: Callable[[str], None], pool: str = DEFAULT_POOL
 ) -> pl.DataFrame | None:
-    """The experiment's transfer table, None where there is none.
+    """Return the experiment's transfer table, None where there is none.
 
-    Pairs of a trait whose activations are others by now are left out with a notice. Raises UsageError for a file that
-    cannot be read.
+    Pairs of a trait whose activations are others by now are left out with a notice. Raise UsageError
+    for a file that cannot be read.
     """
     import polars as pl
 
-    path = evaluation_path(experiment, pool)
+    path = transfer_path(experiment, pool)
     if not path.is_file():
         return None
-    remedy = f"make it anew with: traitmill vectors --experiment {experiment.name} --traits all"
-    try:
-        table = pl.read_parquet(path, columns=list(COLUMNS))
-        made_from = dict(
-            json.loads(pl.read_parquet_metadata(path)["traitmill"])["activations_sha256"]
-        )
-    except (pl.exceptions.PolarsError, KeyError, TypeError, ValueError, OSError):
-        raise UsageError(f"{path} cannot be read; {remedy}") from None
-    stale = [
-        name for name, digest in made_from.items() if _digest(experiment / name, pool) != digest
-    ]
+    traits = evaluated_traits(experiment, pool) or [TraitFolder(experiment / "all")]
+    table, facts = read_table(path, COLUMNS, traits[0].step("vectors", pool=pool))
+    stale = []
+    for name, digest in facts["activations_sha256"].items():
+        if _current_digest(TraitFolder(experiment / name), pool) != digest:
+            stale.append(name)
     if stale:
         notice(
-            f"the transfer table is of earlier activations of {', '.join(stale)}, which are left out; {remedy}"
+            f"the transfer table is of earlier activations of {', '.join(stale)}, which are left "
+            "out; fit the traits' vectors again to bring it up to date"
         )
     current = table.filter(~pl.col("trait").is_in(stale) & ~pl.col("target").is_in(stale))
     return current if len(current) else None
 
 
-def _digest(folder: Path, pool: str) -> str | None:
-    """Of the activations a trait holds now; None where it holds none that can be read."""
+def _current_digest(folder: TraitFolder, pool: str) -> str | None:
+    """Return that of the activations a trait holds now; None where none can be read."""
     try:
-        digest = read_metadata(folder)["files_sha256"].get(str(tensor_path(pool)))
+        return Metadata.read(folder).tensor_sha256(pool)
     except TraitmillError:
         return None
-    return None if digest is None else str(digest)

@@ -1,0 +1,113 @@
+"""Stage 3 on folders: fit, evaluate and write a trait's vectors, and what transfers between traits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ExitCode, TraitmillError, UsageError
+from ..outputs import load_activations
+from ..settings import DEFAULT_POOL
+from ..storage import TraitFolder, lock_traits, select_traits
+from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
+from .fit import Vectors, fit_vectors
+from .methods import DEFAULT_METHODS, check_methods
+from .transfer import update_transfer
+from .vector_files import Format, write_vectors
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTrait:
+    """One trait's vectors, and how good they are."""
+
+    vectors: Vectors
+    evaluation: Evaluation
+    n_pos: int
+    n_neg: int
+    folder: Path
+    """Where the vectors stand."""
+    dropped: str
+    """What an evaluation that was there covered and this one does not, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What fitting some traits came to, by trait."""
+
+    fitted: Mapping[str, FittedTrait]
+    errors: Mapping[str, TraitmillError]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that the command ends with."""
+        return max((error.exit_code for error in self.errors.values()), default=ExitCode.OK)
+
+
+def fit_experiment(
+    experiment: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    layers: Sequence[int] | None = None,
+    pool: str = DEFAULT_POOL,
+    format: Format = "pt",  # noqa: A002 - the option's name
+    force_unlock: bool = False,
+    on_fitted: Callable[[str, FittedTrait], None] = lambda _name, _fitted: None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> FitResult:
+    """Fit, evaluate and write the vectors of traits of an experiment, then the transfer table.
+
+    One trait's trouble does not keep the others from being fitted. Raise UsageError for methods or
+    traits that are unknown, LockedError, before anything is written.
+    """
+    names = check_methods(methods)
+    folder = Path(experiment)
+    if isinstance(traits, str):
+        traits = [traits]
+    folders = select_traits(folder.parent, folder.name, traits)
+    for each in folders.values():
+        each.check_writable()
+    fitted: dict[str, FittedTrait] = {}
+    errors: dict[str, TraitmillError] = {}
+    with lock_traits(list(folders.values()), force_unlock=force_unlock):
+        for name, each in folders.items():
+            try:
+                fitted[name] = fit_trait(each, names, layers, pool, format)
+            except TraitmillError as error:
+                errors[name] = error
+            else:
+                on_fitted(name, fitted[name])
+        update_transfer(folder, notice, pool)
+    return FitResult(fitted, errors)
+
+
+def fit_trait(
+    folder: TraitFolder,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    layers: Sequence[int] | None = None,
+    pool: str = DEFAULT_POOL,
+    format: Format = "pt",  # noqa: A002 - as above
+) -> FittedTrait:
+    """Fit, evaluate and write one trait; all is computed before anything is written.
+
+    The caller holds the trait's lock.
+    """
+    folder.clean()
+    activations = load_activations(folder, pool)
+    vectors = fit_vectors(activations, methods, layers)
+    evaluation = evaluate_vectors(activations, vectors)
+    try:
+        dropped = read_evaluation(folder, activations.metadata, pool).beyond(vectors)
+    except UsageError:  # there is none, or none of these activations
+        dropped = ""
+    write_vectors(folder, vectors, format, evaluation.held_out())
+    write_evaluation(folder, evaluation)
+    return FittedTrait(
+        vectors=vectors,
+        evaluation=evaluation,
+        n_pos=activations.n_pos,
+        n_neg=activations.n_neg,
+        folder=folder.vectors,
+        dropped=dropped,
+    )
