@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,10 @@ from numpy import ndarray
 from ..errors import UsageError
 from ..outputs import Activations, Metadata
 from ..settings import DEFAULT_POOL
-from ..statistics import Estimate, balanced_accuracy, cohens_d, estimate, once
 from ..storage import TraitFolder
 from .fit import Vectors
 from .held_out import HeldOut, held_out
-from .measures import COLUMNS, Measures
-from .recommendation import MIN_CLAIM_GROUPS, Recommendation, recommend
-from .rows import map_layers
+from .recommendation import MIN_CLAIM_GROUPS, Recommendation, Row, recommend
 from .splits import Split, make_split
 from .table_file import read_table, write_table
 
@@ -28,6 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 SCHEMA_VERSION = 1
+COLUMNS = ("trait", "pool", "measure", "split", "method", "layer", "other", "value", "low", "high")
 FIGURES = ("auroc", "accuracy", "cohens_d")
 
 
@@ -37,7 +34,7 @@ class Evaluation:
 
     trait: str
     pool: str
-    table: pl.DataFrame
+    table: pl.DataFrame = field(repr=False)
     """Columns trait, pool, measure, split, method, layer, other, value, low, high; see
     docs/vectors.md."""
     recommendation: Recommendation | None
@@ -68,12 +65,6 @@ class Evaluation:
             lost.append(f"{layers} layers")
         return ", ".join(lost)
 
-    def __repr__(self) -> str:
-        reason = "nothing is recommended"
-        if self.recommendation:
-            reason = self.recommendation.reason
-        return f"Evaluation({self.trait}, {self.pool}: {len(self.table)} figures; {reason})"
-
 
 def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 0) -> Evaluation:
     """Refit every method at every layer of `vectors` with groups held out, and measure on those.
@@ -90,26 +81,16 @@ def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 
     where a claim has to hold as well before it is made for unseen instructions.
     """
     splits, notes = _make_splits(activations, seed)
-    refit = partial(
-        held_out, activations=activations, methods=vectors.methods, splits=splits, seed=seed
-    )
-    layers = map_layers(refit, activations, vectors.layers)
-    measures = Measures(activations.trait, activations.pool)
-    _add_counts(measures, activations)
-    for index, split in enumerate(splits):
-        _add_figures(measures, vectors, split, index, layers)
-    if splits:
-        _add_shuffled(measures, vectors, splits[0], layers)
-    _add_cosines(measures, vectors)
-    recommendation = recommend(measures, vectors, splits, layers)
+    held = held_out(activations, vectors, splits, seed)
+    rows = [*_counts(activations), *_figures(vectors, held), *_cosines(vectors)]
+    recommendation, figures = recommend(vectors, held)
+    rows += figures
     if recommendation:
-        at = layers[vectors.layers.index(recommendation.layer)]
-        best = at.scores[0, vectors.methods.index(recommendation.method)]
-        _add_scores(measures, recommendation, activations, best)
+        rows += _scores(activations, vectors, recommendation, held[0])
     for split in splits[1:]:
         if split.n_groups < MIN_CLAIM_GROUPS:
             notes.append(f"there are few {split.name}s: what is said of unseen ones is rough")
-    if splits and not any(each.shuffled.size for each in layers):
+    if held and not held[0].shuffled.size:
         notes.append(
             "shuffled labels are not measured: hardly any shuffle leaves each fold rows of both "
             "sides to fit"
@@ -117,15 +98,32 @@ def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 
     return Evaluation(
         trait=activations.trait,
         pool=activations.pool,
-        table=measures.frame(),
+        table=_table(activations, rows),
         recommendation=recommendation,
         notes=tuple(notes),
         activations_sha256=activations.sha256,
     )
 
 
+def _table(activations: Activations, rows: Sequence[Row]) -> pl.DataFrame:
+    """Return the rows as a table. A figure that is not a number is null there."""
+    import polars as pl
+
+    schema = dict.fromkeys(COLUMNS, pl.String) | {"layer": pl.Int32}
+    schema |= dict.fromkeys(("value", "low", "high"), pl.Float64)
+    head = {"trait": activations.trait, "pool": activations.pool}
+    head |= dict.fromkeys(("split", "method", "other"), "")
+    table = pl.DataFrame([{**head, **row} for row in rows], schema=schema)
+    return table.fill_nan(None)
+
+
+def _groups(activations: Activations) -> dict[str, ndarray]:
+    """Return what can be held out, that which chooses first."""
+    return {"question": activations.questions, "instruction": activations.instructions}
+
+
 def _make_splits(activations: Activations, seed: int) -> tuple[list[Split], list[str]]:
-    """Return the splits, the one that chooses first, and why one is not given."""
+    """Return the splits, and why one is not given."""
     splits, notes = [], []
     for name, groups in _groups(activations).items():
         split = make_split(name, activations.labels, groups, seed)
@@ -136,76 +134,73 @@ def _make_splits(activations: Activations, seed: int) -> tuple[list[Split], list
     return splits, notes
 
 
-def _groups(activations: Activations) -> dict[str, ndarray]:
-    return {"question": activations.questions, "instruction": activations.instructions}
-
-
-def _add_counts(measures: Measures, activations: Activations) -> None:
-    measures.add("rows", activations.n_pos, other="pos")
-    measures.add("rows", activations.n_neg, other="neg")
+def _counts(activations: Activations) -> Iterator[Row]:
+    yield {"measure": "rows", "other": "pos", "value": activations.n_pos}
+    yield {"measure": "rows", "other": "neg", "value": activations.n_neg}
     for name, groups in _groups(activations).items():
-        measures.add("groups", len(np.unique(groups)), split=name)
+        yield {"measure": "groups", "split": name, "value": len(np.unique(groups))}
 
 
-def _add_scores(
-    measures: Measures, best: Recommendation, activations: Activations, scores: ndarray
-) -> None:
-    """Add each row's held-out score by the recommended method and layer."""
-    where: dict[str, Any] = {"split": best.split, "method": best.method, "layer": best.layer}
-    for sample_id, score in zip(activations.sample_ids, scores, strict=True):
-        measures.add("held_out_score", score, other=sample_id, **where)
+def _figures(vectors: Vectors, held: Sequence[HeldOut]) -> Iterator[Row]:
+    """Yield the figures by each split with those of random vectors, then of shuffled labels."""
+    for each in held:
+        own = each.own
+        for j, layer in enumerate(vectors.layers):
+            where = {"split": each.split.name, "layer": layer}
+            for i, method in enumerate(vectors.methods):
+                for measure, figure in each.split.figures(own[i, j]).items():
+                    yield {"measure": measure, **where, "method": method, **figure._asdict()}
+            random = np.array([each.split.auroc(scores) for scores in each.random[j]])
+            yield {
+                "measure": "random_auroc",
+                **where,
+                "method": "random",
+                **_spread(random, 2.5, 97.5),
+            }
+    for each in held[:1]:
+        for j, layer in enumerate(vectors.layers):
+            for i, method in enumerate(vectors.methods):
+                yield {
+                    "measure": "shuffled_auroc",
+                    "split": each.split.name,
+                    "method": method,
+                    "layer": layer,
+                    **_spread(each.shuffled[i, j], 0, 100),
+                }
 
 
-def _add_figures(
-    measures: Measures, vectors: Vectors, split: Split, index: int, layers: Sequence[HeldOut]
-) -> None:
-    """Add the figures by one split, number `index`, with those of random vectors."""
-    for layer, found in zip(vectors.layers, layers, strict=True):
-        for method, scores in zip(vectors.methods, found.scores[index], strict=True):
-            for name, figure in _figures(split, scores).items():
-                measures.add(name, *figure, split=split.name, method=method, layer=layer)
-        random = np.array([split.auroc(scores) for scores in found.random[index]])
-        where: dict[str, Any] = {"split": split.name, "method": "random", "layer": layer}
-        measures.add_range("random_auroc", random, [2.5, 97.5], **where)
+def _spread(values: ndarray, *percentiles: float) -> Row:
+    """Return the mean of some values and two of their percentiles; nothing where there are none."""
+    if not len(values):
+        return {}
+    low, high = np.percentile(values, percentiles)
+    return {"value": values.mean(), "low": low, "high": high}
 
 
-def _figures(split: Split, scores: ndarray) -> dict[str, Estimate]:
-    """Return the figures of one method at one layer, by the names in FIGURES."""
-
-    def measured(figure: Callable[..., ndarray], n: float | None) -> Estimate:
-        value = figure(scores, split.labels, once(len(scores)))[0]
-        return estimate(float(value), figure(scores, split.labels, split.draws), n)
-
-    return {
-        "auroc": split.estimate_auroc(scores),
-        "accuracy": measured(balanced_accuracy, 2 * split.n_effective),
-        "cohens_d": measured(cohens_d, None),
-    }
-
-
-def _add_shuffled(
-    measures: Measures, vectors: Vectors, split: Split, layers: Sequence[HeldOut]
-) -> None:
-    for layer, found in zip(vectors.layers, layers, strict=True):
-        for method, shuffled in zip(vectors.methods, found.shuffled, strict=True):
-            where: dict[str, Any] = {"split": split.name, "method": method, "layer": layer}
-            measures.add_range("shuffled_auroc", shuffled, [0, 100], **where)
-
-
-def _add_cosines(measures: Measures, vectors: Vectors) -> None:
-    """Add the cosine of each vector to those of its layer and to that of the next layer."""
+def _cosines(vectors: Vectors) -> Iterator[Row]:
+    """Yield the cosine of each vector to those of its layer and to that of the next layer."""
     unit = vectors.values.astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=2, keepdims=True), 1e-300)
-    following = [*map(str, vectors.layers[1:]), None]
-    for index, (layer, after) in enumerate(zip(vectors.layers, following, strict=True)):
+    for index, layer in enumerate(vectors.layers):
         between = unit[:, index] @ unit[:, index].T
         for row, method in enumerate(vectors.methods):
-            where: dict[str, Any] = {"method": method, "layer": layer}
+            where = {"method": method, "layer": layer}
             for other, cosine in zip(vectors.methods, between[row], strict=True):
-                measures.add("cosine", cosine, other=other, **where)
-            if after is not None:
+                yield {"measure": "cosine", **where, "other": other, "value": cosine}
+            for following in vectors.layers[index + 1 : index + 2]:
                 cosine = unit[row, index] @ unit[row, index + 1]
-                measures.add("cosine_next_layer", cosine, other=after, **where)
+                where["other"] = str(following)
+                yield {"measure": "cosine_next_layer", **where, "value": cosine}
+
+
+def _scores(
+    activations: Activations, vectors: Vectors, best: Recommendation, held: HeldOut
+) -> Iterator[Row]:
+    """Yield each row's held-out score by the recommended method and layer."""
+    i, j = vectors.methods.index(best.method), vectors.layers.index(best.layer)
+    where = {"split": best.split, "method": best.method, "layer": best.layer}
+    for sample_id, score in zip(activations.sample_ids, held.own[i, j], strict=True):
+        yield {"measure": "held_out_score", **where, "other": sample_id, "value": score}
 
 
 # --- file ---

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy import ndarray
 
 from ..errors import UsageError
 from ..outputs import Activations
-from .methods import DEFAULT_METHODS, METHODS, check_methods
-from .rows import LayerRows, Rows, cells_of, contrast, map_layers
+from .methods import DEFAULT_METHODS, METHODS, Method, check_methods
+from .rows import LayerRows, Rows, Sides, cells_of, map_layers
 
 SCHEMA_VERSION = 1
 NAMED = 5
@@ -27,9 +27,9 @@ class Vectors:
     pool: str
     methods: tuple[str, ...]
     layers: tuple[int, ...]
-    values: ndarray
+    values: ndarray = field(repr=False)
     """float32 `[n_methods, n_layers, hidden_dim]`; a method's units stand in its metadata."""
-    metadata: dict[tuple[str, int], dict[str, Any]]
+    metadata: dict[tuple[str, int], dict[str, Any]] = field(repr=False)
     """By method and layer: norm, bias, accuracy, separation, settings, source."""
 
     def vector(self, method: str, layer: int) -> ndarray:
@@ -40,10 +40,6 @@ class Vectors:
                 f"{', '.join(self.methods)} at layers {_span(self.layers)}"
             )
         return np.asarray(self.values[self.methods.index(method), self.layers.index(layer)])
-
-    def __repr__(self) -> str:
-        methods = ", ".join(self.methods)
-        return f"Vectors({self.trait}, {self.pool}: {methods} at layers {_span(self.layers)})"
 
 
 def fit_vectors(
@@ -57,13 +53,13 @@ def fit_vectors(
     input gives the same vectors. Raise UsageError for an unknown method or a layer that was not
     captured.
     """
-    names = check_methods(methods)
-    chosen = check_layers(activations, layers)
-    labels, cells = activations.labels, cells_of(activations)
+    names, chosen = check_methods(methods), check_layers(activations, layers)
+    cells = cells_of(activations)
 
     def fit(at: LayerRows) -> list[tuple[ndarray, dict[str, Any]]]:
         rows = Rows(at.gram, at.centred.shape[1])
-        return [_fit_one(name, at, rows, labels, cells) for name in names]
+        sides = Sides(rows, activations.labels, cells)
+        return [_fit_one(METHODS[name], at, sides) for name in names]
 
     fitted = map_layers(fit, activations, chosen)
     general = {
@@ -76,34 +72,33 @@ def fit_vectors(
         "date": activations.metadata.extraction_date,
         "schema_version": SCHEMA_VERSION,
     }
+    dim = activations.values.shape[2]
+    values = np.empty((len(names), len(chosen), dim), np.float32)
     metadata = {}
-    for layer, by_method in zip(chosen, fitted, strict=True):
-        for name, (_, facts) in zip(names, by_method, strict=True):
+    for j, (layer, by_method) in enumerate(zip(chosen, fitted, strict=True)):
+        for i, (name, (vector, facts)) in enumerate(zip(names, by_method, strict=True)):
+            values[i, j] = vector
             metadata[name, layer] = {"method": name, "layer": layer, **general, **facts}
-    by_layer = [np.stack([vector for vector, _ in each]) for each in fitted]
-    values = np.stack(by_layer, axis=1)
     return Vectors(activations.trait, activations.pool, names, chosen, values, metadata)
 
 
-def _fit_one(
-    name: str, at: LayerRows, rows: Rows, labels: ndarray, cells: ndarray
-) -> tuple[ndarray, dict[str, Any]]:
+def _fit_one(method: Method, at: LayerRows, sides: Sides) -> tuple[ndarray, dict[str, Any]]:
     """Return a vector, float32 `[hidden_dim]`, and what is known of it."""
-    method = METHODS[name]
-    direction = method.fit(rows, labels, cells)
-    exact = direction.weights @ at.centred
-    norm = float(np.linalg.norm(exact))
-    projected = at.centred @ exact
+    labels = sides.labels
+    direction = method.fit(sides)
+    vector = direction.weights @ at.centred
+    norm = float(np.linalg.norm(vector))
+    projected = at.centred @ vector
     intercept = direction.intercept
     if intercept is None:
         intercept = -(projected[labels].mean() + projected[~labels].mean()) / 2
     right = (projected + intercept > 0) == labels
     separation = 0.0
     if norm:
-        separation = float(contrast(labels) @ projected / norm)
-    return exact.astype(np.float32), {
+        separation = float(sides.gap @ projected / norm)
+    return vector.astype(np.float32), {
         "norm": norm,
-        "bias": float(intercept - exact @ at.mean),
+        "bias": float(intercept - vector @ at.mean),
         "bias_meaning": "vector . activation + bias > 0 says pos",
         "accuracy": float((right[labels].mean() + right[~labels].mean()) / 2),
         "separation": separation,

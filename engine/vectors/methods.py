@@ -10,8 +10,9 @@ import numpy as np
 from numpy import ndarray
 
 from ..errors import UsageError
+from .ica import leading
 from .probe import fit_probe
-from .rows import Direction, Rows, contrast, leading, towards_pos, unit
+from .rows import Direction, Sides, contrast
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,7 @@ class Method:
     objective: str
     units: str
     source: str
-    fit: Callable[[Rows, ndarray, ndarray], Direction]
-    """From rows, labels (bool `[n]`), cells (int `[n]`, one per instruction pair and question)."""
+    fit: Callable[[Sides], Direction]
 
 
 def ledoit_wolf(gram: ndarray, dim: int) -> float:
@@ -40,27 +40,27 @@ def ledoit_wolf(gram: ndarray, dim: int) -> float:
     return float(min(noise, spread) / spread)
 
 
-def _mean_diff(_rows: Rows, labels: ndarray, _cells: ndarray) -> Direction:
-    return Direction(contrast(labels))
+def _mean_diff(sides: Sides) -> Direction:
+    return Direction(sides.gap)
 
 
-def _ica(rows: Rows, labels: ndarray, _cells: ndarray) -> Direction:
+def _ica(sides: Sides) -> Direction:
     """Return the activation's change per standard deviation of the source that separates best.
 
     It is a column of the mixing matrix, X's / n, signed by where the sides are along it. The
     source's own gap can have the other sign: columns of the mixing matrix are not orthogonal where
     a few dimensions dominate.
     """
-    sources, converged = rows.sources
-    gaps = contrast(labels) @ sources
-    variance = sources[labels].var(axis=0) + sources[~labels].var(axis=0)
-    chosen = int(np.abs(gaps / (np.sqrt(variance) + 1e-12)).argmax())
-    weights = towards_pos(rows, sources[:, chosen] / rows.n, labels)
-    facts = {"components": sources.shape[1], "component": chosen, "converged": converged}
-    return Direction(weights, facts=facts)
+    sources, converged = sides.rows.sources
+    n, k = sources.shape
+    variance = sources[sides.labels].var(axis=0) + sources[~sides.labels].var(axis=0)
+    separation = np.abs(sides.gap @ sources) / (np.sqrt(variance) + 1e-12)
+    chosen = int(separation.argmax())
+    facts = {"components": k, "component": chosen, "converged": converged}
+    return Direction(sides.towards_pos(sources[:, chosen] / n), facts=facts)
 
 
-def _gradient(rows: Rows, labels: ndarray, _cells: ndarray) -> Direction:
+def _gradient(sides: Sides) -> Direction:
     """Return the stationary point S^-1 d: d the gap of the means, S the shrunk covariance.
 
     With R the residuals of the rows from their side's mean, m the residuals' mean variance and l
@@ -69,28 +69,28 @@ def _gradient(rows: Rows, labels: ndarray, _cells: ndarray) -> Direction:
     """
     from scipy.linalg import solve
 
-    gap = contrast(labels)
+    rows, weights = sides.rows, sides.gap
     means = np.zeros((rows.n, rows.n))
-    for side in (labels, ~labels):
+    for side in (sides.labels, ~sides.labels):
         means[np.ix_(side, side)] = 1 / side.sum()
     half = rows.gram - means @ rows.gram
     within = half - half @ means
     shrinkage = ledoit_wolf(within, rows.dim)
     ridge = shrinkage * np.trace(within) / rows.dim
-    weights = gap
     if 0 < shrinkage < 1 and ridge > 0:
         matrix = within + np.eye(rows.n) * ridge / (1 - shrinkage)
-        inner = solve(matrix, half @ gap, assume_a="pos", overwrite_a=True, check_finite=False)
-        weights = gap - (inner - means @ inner)
-    return Direction(unit(rows, weights, labels), facts={"shrinkage": shrinkage})
+        inner = solve(matrix, half @ weights, assume_a="pos", overwrite_a=True, check_finite=False)
+        weights = weights - (inner - means @ inner)
+    return Direction(sides.unit(weights), facts={"shrinkage": shrinkage})
 
 
-def _pca(rows: Rows, labels: ndarray, cells: ndarray) -> Direction:
+def _pca(sides: Sides) -> Direction:
     """Count rows once per cell; where no cell has both sides, take the gap of the means."""
+    labels, cells = sides.labels, sides.cells
     paired = np.intersect1d(cells[labels], cells[~labels])
-    pairs = np.array([contrast(labels, cells == cell) for cell in paired] or [contrast(labels)])
-    _, vectors = leading(pairs @ rows.gram @ pairs.T, 1)
-    return Direction(unit(rows, vectors[:, 0] @ pairs, labels), facts={"pairs": len(paired)})
+    pairs = np.array([contrast(labels, cells == cell) for cell in paired] or [sides.gap])
+    _, vectors = leading(pairs @ sides.rows.gram @ pairs.T, 1)
+    return Direction(sides.unit(vectors[:, 0] @ pairs), facts={"pairs": len(paired)})
 
 
 METHODS: dict[str, Method] = {

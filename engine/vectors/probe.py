@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from .rows import Direction, Rows
+from .rows import Direction, Sides
 
 PROBE_C = 1.0
 PROBE_TOLERANCE = 1e-6
@@ -36,15 +36,15 @@ class _Fit(NamedTuple):
         return float(self.weights @ self.latent / 2 + PROBE_C * misfit)
 
 
-def fit_probe(rows: Rows, labels: ndarray, _cells: ndarray) -> Direction:
+def fit_probe(sides: Sides) -> Direction:
     """Minimise a'Ka/2 + C sum log(1 + exp(-s (Ka + b))), s = +1 for pos and -1 for neg.
 
     Newton's method with step halving. At the optimum a = C (y - p), and stopping asks for that.
     """
     from scipy.special import expit
 
-    sign = np.where(labels, 1.0, -1.0)
-    point = _Fit(np.zeros(rows.n), np.zeros(rows.n), 0.0)
+    sign = np.where(sides.labels, 1.0, -1.0)
+    point = _Fit(np.zeros(len(sign)), np.zeros(len(sign)), 0.0)
     steps = 0
     while True:
         residual = PROBE_C * sign * expit(-sign * (point.latent + point.intercept))
@@ -53,7 +53,7 @@ def fit_probe(rows: Rows, labels: ndarray, _cells: ndarray) -> Direction:
         if converged or steps == PROBE_STEPS:
             break
         steps += 1
-        step, best = _newton_step(rows.gram, point, residual), point.loss(sign)
+        step, best = _newton_step(sides.rows.gram, point, residual), point.loss(sign)
         for size in 0.5 ** np.arange(30):
             trial = point.plus(step, size)
             if trial.loss(sign) <= best * (1 + 1e-12):

@@ -1,4 +1,4 @@
-"""The rows at one layer, as fits and evaluations take them, and directions made of them.
+"""The rows of one layer, and what fits make of them.
 
 Every fitted direction is a sum of rows, w = sum_i a_i x_i, whose weights a add up to zero. So a
 method needs only the rows' Gram matrix K = X X' (`[n, n]`), whatever the hidden dimension: K is
@@ -19,17 +19,14 @@ import numpy as np
 from numpy import ndarray
 
 from ..outputs import Activations
+from .ica import independent_components
 
-ICA_COMPONENTS = 10
-ICA_STEPS = 200
-ICA_TOLERANCE = 1e-4
-SEED = 0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerRows:
-    """The rows at one layer."""
+    """All rows at one layer."""
 
     layer: int
     centred: ndarray
@@ -39,10 +36,9 @@ class LayerRows:
     gram: ndarray
     """float64 `[n, n]`, of the centred rows."""
 
-    def without(self, test: ndarray) -> Rows:
-        """Return the rows that a mask `[n]` does not hold out."""
-        train = ~test
-        return Rows(self.gram[np.ix_(train, train)], self.centred.shape[1])
+    def among(self, kept: ndarray) -> Rows:
+        """Return the rows of a mask `[n]`."""
+        return Rows(self.gram[np.ix_(kept, kept)], self.centred.shape[1])
 
 
 def map_layers(
@@ -74,20 +70,8 @@ def cells_of(activations: Activations) -> ndarray:
     return np.asarray(activations.instructions * n_questions + activations.questions)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Direction:
-    """A direction as weights of rows."""
-
-    weights: ndarray
-    """float64 `[n]`, adding up to zero."""
-    intercept: float | None = None
-    """Of the probe, for rows centred as the Gram matrix is."""
-    facts: dict[str, float | int | bool] = field(default_factory=dict)
-    """What the fit found: shrinkage, steps, convergence."""
-
-
 class Rows:
-    """The Gram matrix of some rows, centred on their mean, and what methods share of it."""
+    """The Gram matrix of some rows, centred on their mean, whatever their labels."""
 
     def __init__(self, gram: ndarray, dim: int) -> None:
         means = gram.mean(axis=0)
@@ -98,18 +82,37 @@ class Rows:
 
     @cached_property
     def sources(self) -> tuple[ndarray, bool]:
-        """Independent components of the rows, unit variance, `[n, k]`; whether they settled.
+        """Their independent components `[n, k]`, unit variance, and whether those settled."""
+        return independent_components(self.gram)
 
-        Of at most 10 principal components, the leading eigenvectors of the Gram matrix.
-        """
-        most = min(ICA_COMPONENTS, self.n - 1)
-        values, vectors = leading(self.gram, most)
-        k = max(1, int((values > 1e-10 * values[-1]).sum()))
-        white = vectors[:, -k:] * np.sqrt(self.n)
-        # LAPACK is free to flip an eigenvector; the seeded start must not mean another one then.
-        white *= np.sign(white[np.abs(white).argmax(axis=0), range(k)])
-        start = np.random.default_rng(SEED).standard_normal((k, k))
-        return fast_ica(white, start)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """What a method is fitted to."""
+
+    rows: Rows
+    labels: ndarray
+    """bool `[n]`: True is pos."""
+    cells: ndarray
+    """int `[n]`: one per instruction pair and question."""
+
+    @property
+    def gap(self) -> ndarray:
+        """Weights of the mean of pos minus the mean of neg."""
+        return contrast(self.labels)
+
+    def towards_pos(self, weights: ndarray) -> ndarray:
+        """Return weights signed so that the mean of pos is beyond the mean of neg."""
+        if self.gap @ self.rows.gram @ weights >= 0:
+            return weights
+        return -weights
+
+    def unit(self, weights: ndarray) -> ndarray:
+        """Return weights of unit norm, signed towards pos."""
+        norm = np.sqrt(max(weights @ self.rows.gram @ weights, 0.0))
+        if norm:
+            weights = weights / norm
+        return self.towards_pos(weights)
 
 
 def contrast(labels: ndarray, among: ndarray | bool = True) -> ndarray:
@@ -118,53 +121,13 @@ def contrast(labels: ndarray, among: ndarray | bool = True) -> ndarray:
     return np.asarray(pos / pos.sum() - neg / neg.sum())
 
 
-def towards_pos(rows: Rows, weights: ndarray, labels: ndarray) -> ndarray:
-    """Return weights signed so that the mean of pos is beyond the mean of neg."""
-    if contrast(labels) @ rows.gram @ weights >= 0:
-        return weights
-    return -weights
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """A direction as weights of rows."""
 
-
-def unit(rows: Rows, weights: ndarray, labels: ndarray) -> ndarray:
-    """Return weights of unit norm, signed towards pos."""
-    norm = np.sqrt(max(weights @ rows.gram @ weights, 0.0))
-    if norm:
-        weights = weights / norm
-    return towards_pos(rows, weights, labels)
-
-
-def leading(matrix: ndarray, count: int) -> tuple[ndarray, ndarray]:
-    """Return the `count` largest eigenvalues, ascending, and their vectors `[n, count]`."""
-    from scipy.linalg import eigh
-
-    n = len(matrix)
-    values, vectors = eigh(matrix, subset_by_index=[n - count, n - 1], check_finite=False)
-    return values, vectors
-
-
-def fast_ica(white: ndarray, start: ndarray) -> tuple[ndarray, bool]:
-    """Return independent components of white data, both `[n, k]`, and whether they settled.
-
-    Symmetric FastICA with tanh from a start `[k, k]` (Hyvarinen & Oja 2000, Neural Networks 13),
-    steps and tolerance as scikit-learn's, which it equals; written out here since its checks cost
-    more than its arithmetic at this size.
-    """
-    z, unmixing = white.T, _decorrelated(start)
-    settled = False
-    for _ in range(ICA_STEPS):
-        squashed = np.tanh(unmixing @ z)
-        slope = 1 - np.einsum("ij,ij->i", squashed, squashed) / len(white)
-        new = _decorrelated(squashed @ white / len(white) - slope[:, None] * unmixing)
-        overlap = np.einsum("ij,ij->i", new, unmixing)
-        unmixing = new
-        settled = bool(np.abs(np.abs(overlap) - 1).max() < ICA_TOLERANCE)
-        if settled:
-            break
-    return white @ unmixing.T, settled
-
-
-def _decorrelated(matrix: ndarray) -> ndarray:
-    """Return (M M')^(-1/2) M."""
-    values, vectors = np.linalg.eigh(matrix @ matrix.T)
-    scaled = vectors / np.sqrt(np.maximum(values, 1e-300))
-    return np.asarray(scaled @ (vectors.T @ matrix))
+    weights: ndarray
+    """float64 `[n]`, adding up to zero."""
+    intercept: float | None = None
+    """Of the probe, for rows centred as the Gram matrix is."""
+    facts: dict[str, float | int | bool] = field(default_factory=dict)
+    """What the fit found: shrinkage, steps, convergence."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy import ndarray
 
 from ..statistics import (
     Estimate,
+    balanced_accuracy,
     cohens_d,
     draw_groups,
     effective_groups,
@@ -23,7 +26,10 @@ FOLDS = 5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Folds, with no group in two of them, and bootstrap draws of whole groups."""
+    """Folds, with no group in two of them, and bootstrap draws of whole groups.
+
+    Scores are `[n]` in all methods.
+    """
 
     name: str
     labels: ndarray
@@ -31,7 +37,7 @@ class Split:
     groups: ndarray
     """int `[n]`, numbered from 0."""
     folds: ndarray
-    """int `[n]`: the fold in which the row is held out."""
+    """int `[n]`, numbered from 0: the fold in which the row is held out."""
     draws: ndarray
     """float32 `[draws, n]`: how often the row's group was drawn, with replacement."""
     nestable: bool
@@ -40,10 +46,6 @@ class Split:
     @property
     def n_groups(self) -> int:
         return int(self.groups.max()) + 1
-
-    @property
-    def n_effective(self) -> float:
-        return effective_groups(self.labels, self.groups)
 
     @property
     def smaller_side(self) -> int:
@@ -61,8 +63,18 @@ class Split:
         """Return the AUROC of each draw of groups, `[draws]`."""
         return fold_auroc(scores, self.labels, self.folds, self.draws)
 
-    def estimate_auroc(self, scores: ndarray) -> Estimate:
-        return estimate(self.auroc(scores), self.auroc_draws(scores), self.n_effective)
+    def figures(self, scores: ndarray) -> dict[str, Estimate]:
+        """Return AUROC, accuracy and Cohen's d."""
+        n = effective_groups(self.labels, self.groups)
+
+        def measured(figure: Callable[[ndarray], ndarray], n: float | None) -> Estimate:
+            return estimate(float(figure(once(len(scores)))[0]), figure(self.draws), n)
+
+        return {
+            "auroc": measured(partial(fold_auroc, scores, self.labels, self.folds), n),
+            "accuracy": measured(partial(balanced_accuracy, scores, self.labels), 2 * n),
+            "cohens_d": measured(partial(cohens_d, scores, self.labels), None),
+        }
 
     def rank(self, scores: ndarray, among: ndarray | None = None) -> tuple[float, float]:
         """Return what candidates are compared by: AUROC, and Cohen's d where that ties.

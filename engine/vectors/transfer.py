@@ -59,9 +59,7 @@ def _load(folder: TraitFolder, pool: str) -> tuple[Activations, Evaluation]:
     return activations, read_evaluation(folder, activations.metadata, pool)
 
 
-def _table(
-    traits: Mapping[TraitFolder, tuple[Activations, Evaluation]], pool: str
-) -> pl.DataFrame:
+def _table(traits: Mapping[TraitFolder, tuple[Activations, Evaluation]], pool: str) -> pl.DataFrame:
     import polars as pl
 
     rows = []
