@@ -153,15 +153,21 @@ def _check_sides(folder: TraitFolder, counts: list[int]) -> None:
 def _check_shape(
     folder: TraitFolder, pool: str, values: np.ndarray, metadata: Metadata, counts: list[int]
 ) -> None:
+    """Raise UsageError where tensor, tables and metadata are not of the same rows."""
     expected = (sum(counts), len(metadata.layers), metadata.hidden_dim)
-    lists = (metadata.sample_ids, metadata.question_index, metadata.instruction_index)
-    agree = values.shape == expected and all(len(each) == len(values) for each in lists)
-    if not agree or counts != [metadata.n_examples_pos, metadata.n_examples_neg]:
+    said = [metadata.n_examples_pos, metadata.n_examples_neg]
+    if values.shape != expected or counts != said:
         raise UsageError(
             f"{folder.tensor(pool)} has shape {list(values.shape)}, but metadata.json and the CSVs "
-            f"say {list(expected)} ({counts[0]} pos, {counts[1]} neg); write them anew",
+            f"say {list(expected)} ({said[0]} pos, {said[1]} neg); write them anew",
             folder.step("export"),
         )
+    for name in ("sample_ids", "instruction_index", "question_index"):
+        if len(getattr(metadata, name)) != len(values):
+            raise UsageError(
+                f"{folder.metadata} does not give the {name} of every kept response; write it anew",
+                folder.step("export"),
+            )
 
 
 def _check_finite(path: Path, values: np.ndarray, metadata: Metadata) -> None:

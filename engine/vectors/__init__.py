@@ -7,7 +7,7 @@ from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_eva
 from .fit import Vectors, fit_vectors
 from .methods import DEFAULT_METHODS, METHODS, check_methods
 from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, Recommendation
-from .transfer import evaluate_transfer, evaluated_traits, read_transfer, update_transfer
+from .transfer import evaluated_traits, read_transfer, update_transfer
 from .vector_files import Format, load_vector, write_vectors
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "Recommendation",
     "Vectors",
     "check_methods",
-    "evaluate_transfer",
     "evaluate_vectors",
     "evaluated_traits",
     "fit_experiment",

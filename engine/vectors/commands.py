@@ -1,4 +1,4 @@
-"""Stage 3 on folders: fit, evaluate and write a trait's vectors, and what transfers between traits."""
+"""Stage 3 on folders: fit, evaluate and write vectors, and what transfers between traits."""
 
 from __future__ import annotations
 

@@ -54,15 +54,13 @@ class Evaluation:
         return found
 
     def beyond(self, vectors: Vectors) -> str:
-        """Return what this evaluation covers and one of `vectors` does not, in words, or nothing."""
+        """Return what this covers and an evaluation of `vectors` does not, in words."""
         measured = self.table.filter(self.table["measure"] == "cosine")
         methods = measured["method"].unique(maintain_order=True)
         lost = [name for name in methods if name not in vectors.methods]
         layers = len(set(measured["layer"]) - set(vectors.layers))
-        if layers == 1:
-            lost.append("1 layer")
-        if layers > 1:
-            lost.append(f"{layers} layers")
+        if layers:
+            lost.append("1 layer" if layers == 1 else f"{layers} layers")
         return ", ".join(lost)
 
 
@@ -80,11 +78,10 @@ def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 
     one (Cawley & Talbot 2010, J. Machine Learning Research 11). The same is done by instruction,
     where a claim has to hold as well before it is made for unseen instructions.
     """
-    splits, notes = _make_splits(activations, seed)
+    splits, notes, rows = _make_splits(activations, seed)
     held = held_out(activations, vectors, splits, seed)
-    rows = [*_counts(activations), *_figures(vectors, held), *_cosines(vectors)]
     recommendation, figures = recommend(vectors, held)
-    rows += figures
+    rows += [*_figures(vectors, held), *_cosines(vectors), *figures]
     if recommendation:
         rows += _scores(activations, vectors, recommendation, held[0])
     for split in splits[1:]:
@@ -117,28 +114,23 @@ def _table(activations: Activations, rows: Sequence[Row]) -> pl.DataFrame:
     return table.fill_nan(None)
 
 
-def _groups(activations: Activations) -> dict[str, ndarray]:
-    """Return what can be held out, that which chooses first."""
-    return {"question": activations.questions, "instruction": activations.instructions}
-
-
-def _make_splits(activations: Activations, seed: int) -> tuple[list[Split], list[str]]:
-    """Return the splits, and why one is not given."""
-    splits, notes = [], []
-    for name, groups in _groups(activations).items():
+def _make_splits(activations: Activations, seed: int) -> tuple[list[Split], list[str], list[Row]]:
+    """Return the splits, that which chooses first, why one is not given, and counts."""
+    splits: list[Split] = []
+    notes: list[str] = []
+    rows: list[Row] = [
+        {"measure": "rows", "other": "pos", "value": activations.n_pos},
+        {"measure": "rows", "other": "neg", "value": activations.n_neg},
+    ]
+    by_name = {"question": activations.questions, "instruction": activations.instructions}
+    for name, groups in by_name.items():
+        rows.append({"measure": "groups", "split": name, "value": len(np.unique(groups))})
         split = make_split(name, activations.labels, groups, seed)
         if isinstance(split, str):
             notes.append(split)
         else:
             splits.append(split)
-    return splits, notes
-
-
-def _counts(activations: Activations) -> Iterator[Row]:
-    yield {"measure": "rows", "other": "pos", "value": activations.n_pos}
-    yield {"measure": "rows", "other": "neg", "value": activations.n_neg}
-    for name, groups in _groups(activations).items():
-        yield {"measure": "groups", "split": name, "value": len(np.unique(groups))}
+    return splits, notes, rows
 
 
 def _figures(vectors: Vectors, held: Sequence[HeldOut]) -> Iterator[Row]:

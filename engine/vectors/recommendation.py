@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ class Recommendation:
     method: str
     layer: int
     split: str
-    """What was held out when choosing: question, or instruction pair where there is one question."""
+    """What was held out when choosing: question, or instruction where there is one question."""
     auroc: float | None = None
     """Corrected for choosing the best of many (see `evaluate_vectors`); None where no two folds can
     be left out."""

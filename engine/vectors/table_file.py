@@ -15,29 +15,25 @@ from ..files import write_atomic
 if TYPE_CHECKING:
     import polars as pl
 
-_KEY = "traitmill"
 _SEAL = b'"sha256": "'
 _BLANK = b"0" * 64
 
 
 def write_table(path: Path, table: pl.DataFrame, facts: Mapping[str, Any]) -> None:
-    """Write a table with `facts` in the file's metadata, whole or not at all.
+    """Write a table, with `facts` as JSON under the key `traitmill` of the file's metadata.
 
     The facts get a `sha256`: of the whole file, with zeros in place of those 64 digits.
     """
     import pyarrow.parquet as pq
 
     text = json.dumps({**facts, "sha256": _BLANK.decode()})
-    arrow = table.to_arrow()
-    buffer = BytesIO()
-    with pq.ParquetWriter(
-        buffer, arrow.schema, compression="zstd", write_page_checksum=True
-    ) as writer:
+    arrow, buffer = table.to_arrow(), BytesIO()
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with pq.ParquetWriter(buffer, arrow.schema, **options) as writer:
         writer.write_table(arrow)
-        writer.add_key_value_metadata({_KEY: text})
-    data = buffer.getvalue()
-    start, end = _sealed(data)
-    write_atomic(path, data[:start] + _digest(data) + data[end:])
+        writer.add_key_value_metadata({"traitmill": text})
+    before, _, after = _parts(buffer.getvalue())
+    write_atomic(path, before + _digest(before, after) + after)
 
 
 def read_table(
@@ -53,28 +49,28 @@ def read_table(
     import pyarrow.parquet as pq
 
     try:
-        data = path.read_bytes()
+        before, digest, after = _parts(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{path} is missing; make it", step) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); make it anew", step) from None
-    start, end = _sealed(data)
-    if data[start:end] != _digest(data):
+    if digest != _digest(before, after):
         raise UsageError(f"{path} cannot be read: its checksum differs; make it anew", step)
-    with pq.ParquetFile(BytesIO(data), page_checksum_verification=True) as file:
+    data = BytesIO(before + digest + after)
+    with pq.ParquetFile(data, page_checksum_verification=True) as file:
         table = pl.DataFrame(pl.from_arrow(file.read()))
-        facts = json.loads(file.metadata.metadata[_KEY.encode()])
+        facts = json.loads(file.metadata.metadata[b"traitmill"])
     if table.columns != list(columns):
         raise UsageError(f"{path} cannot be read: it holds another table; make it anew", step)
     return table, facts
 
 
-def _sealed(data: bytes) -> tuple[int, int]:
-    """Return where the checksum stands in a file: the last place, since metadata is its footer."""
+def _parts(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return a file around its checksum: the last place of that key, as metadata is the footer."""
     start = data.rfind(_SEAL) + len(_SEAL)
-    return start, start + len(_BLANK)
+    end = start + len(_BLANK)
+    return data[:start], data[start:end], data[end:]
 
 
-def _digest(data: bytes) -> bytes:
-    start, end = _sealed(data)
-    return hashlib.sha256(data[:start] + _BLANK + data[end:]).hexdigest().encode()
+def _digest(before: bytes, after: bytes) -> bytes:
+    return hashlib.sha256(before + _BLANK + after).hexdigest().encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from ..outputs import Activations, Metadata, load_activations
 from ..settings import DEFAULT_POOL
 from ..statistics import Estimate, draw_groups, effective_groups, estimate, fold_auroc, once
 from ..storage import TraitFolder
-from .evaluation import Evaluation, read_evaluation
+from .evaluation import read_evaluation
 from .recommendation import Recommendation
 from .table_file import read_table, write_table
 from .vector_files import load_vector
@@ -23,54 +23,63 @@ if TYPE_CHECKING:
     import polars as pl
 
 COLUMNS = ("trait", "target", "pool", "method", "layer", "value", "low", "high", "note")
-Figure = tuple[float | None, float | None, float | None]
-"""A value with its interval."""
+Figure = Sequence[float | None]
 NOTHING: Figure = (None, None, None)
+"""A value with its interval, where there is none."""
 
 
 def evaluated_traits(experiment: Path, pool: str = DEFAULT_POOL) -> list[TraitFolder]:
     """Return the folders of an experiment that hold an evaluation, by name."""
-    name = transfer_path(experiment, pool).name
+    name = _table_path(experiment, pool).name
     return [TraitFolder(path.parent) for path in sorted(experiment.glob(f"*/{name}"))]
 
 
-def transfer_path(experiment: Path, pool: str = DEFAULT_POOL) -> Path:
-    """Return where an experiment's transfer table is: named as a trait's evaluation, one folder up."""
+def _table_path(experiment: Path, pool: str) -> Path:
+    """Return where the transfer table is: as a trait's evaluation, one folder up."""
     return TraitFolder(experiment).evaluation(pool)
 
 
-def evaluate_transfer(folders: Sequence[TraitFolder], pool: str = DEFAULT_POOL) -> pl.DataFrame:
-    """Return the AUROC of every trait's recommended vector on every trait's kept rows.
+def update_transfer(
+    experiment: Path, notice: Callable[[str], None], pool: str = DEFAULT_POOL
+) -> Path | None:
+    """Write `evaluation.parquet` of the experiment anew, from every trait that can be read.
 
-    One pair a row, columns trait (whose vector), target (whose rows), pool, method, layer, value,
-    low, high, note. A vector meets its own trait only on held-out rows: the diagonal is the
-    evaluation's `selected_auroc`. Elsewhere the vector is the one fitted to all rows of its own
-    trait; intervals are bootstrap ones over the target's questions. Below 0.5 the target's pos side
-    is against the vector. A pair that cannot be measured has a null value and a note.
+    It holds the AUROC of every trait's recommended vector on every trait's kept rows, one pair a
+    row, columns trait (whose vector), target (whose rows), pool, method, layer, value, low, high,
+    note. A vector meets its own trait only on held-out rows: the diagonal is the evaluation's
+    `selected_auroc`. Elsewhere the vector is the one fitted to all rows of its own trait; intervals
+    are bootstrap ones over the target's questions. Below 0.5 the target's pos side is against the
+    vector. A pair that cannot be measured has a null value and a note.
 
-    Raise the errors of `load_activations` and `read_evaluation`. A vector that is missing or of
-    other activations is a note: the trait it is of may not be the one that is being worked on.
+    A trait whose files do not fit each other is left out with a notice: it is not what the user is
+    working on. With fewer than two traits there is nothing to transfer to, and no file.
     """
-    return _table({folder: _load(folder, pool) for folder in folders}, pool)
-
-
-def _load(folder: TraitFolder, pool: str) -> tuple[Activations, Evaluation]:
-    activations = load_activations(folder, pool)
-    return activations, read_evaluation(folder, activations.metadata, pool)
-
-
-def _table(traits: Mapping[TraitFolder, tuple[Activations, Evaluation]], pool: str) -> pl.DataFrame:
     import polars as pl
 
+    sound = {}
+    for folder in evaluated_traits(experiment, pool):
+        try:
+            activations = load_activations(folder, pool)
+            evaluation = read_evaluation(folder, activations.metadata, pool)
+        except TraitmillError as error:
+            notice(f"{folder.name} is left out of the transfer table: {error.message}")
+        else:
+            sound[folder] = activations, evaluation.recommendation
+    path = _table_path(experiment, pool)
+    if len(sound) < 2:
+        path.unlink(missing_ok=True)
+        return None
     rows = []
-    for source, (activations, evaluation) in traits.items():
-        best = evaluation.recommendation
+    for source, (own, best) in sound.items():
         method, layer = (best.method, best.layer) if best else (None, None)
-        for target, (other, _) in traits.items():
-            figure, note = _measure(source, best, activations, other)
+        for target, (other, _) in sound.items():
+            figure, note = _measure(source, best, own, other)
             rows.append((source.name, target.name, pool, method, layer, *figure, note))
     kinds = [pl.String] * 4 + [pl.Int32] + [pl.Float64] * 3 + [pl.String]
-    return pl.DataFrame(rows, schema=dict(zip(COLUMNS, kinds, strict=True)), orient="row")
+    table = pl.DataFrame(rows, schema=dict(zip(COLUMNS, kinds, strict=True)), orient="row")
+    made_from = {folder.name: own.sha256 for folder, (own, _) in sound.items()}
+    write_table(path, table, {"activations_sha256": made_from})
+    return path
 
 
 def _measure(
@@ -79,11 +88,13 @@ def _measure(
     """Return what the vector of `source` reaches on a target, or nothing and the reason."""
     if best is None:
         return NOTHING, "no vector of the trait is recommended"
-    if target.trait == own.trait:
+    if target is own:
+        lack = ""
         if best.auroc is None:
-            return NOTHING, "too few rows to correct the figure for choosing the best"
-        return (best.auroc, best.low, best.high), ""
-    if target.metadata.model != own.metadata.model:
+            lack = "too few rows to correct the figure for choosing the best"
+        return (best.auroc, best.low, best.high), lack
+    same = target.metadata.model == own.metadata.model
+    if not same or target.metadata.hidden_dim != own.metadata.hidden_dim:
         return NOTHING, "the two traits are of different models"
     if best.layer not in target.layers:
         return NOTHING, "the target's activations lack the vector's layer"
@@ -94,45 +105,17 @@ def _measure(
     if facts.get("activations_sha256") != own.sha256:
         return NOTHING, "its vector is missing or of other activations; fit it again"
     rows = target.values[:, target.layers.index(best.layer)].astype(np.float64)
-    if rows.shape[1] != len(vector):
-        return NOTHING, "the two traits' activations differ in width"
     return _estimate(rows @ vector.astype(np.float64), target), ""
 
 
 def _estimate(scores: ndarray, target: Activations) -> Estimate:
     """Return the AUROC of a target's rows, all compared with all, by scores `[n]`."""
+    labels, together = target.labels, np.zeros(len(scores), int)
     groups = np.unique(target.questions, return_inverse=True)[1]
     draws = draw_groups(groups, np.random.default_rng([0, int(groups.max()) + 1]))
-    labels, together = target.labels, np.zeros(len(scores), int)
-    value = float(fold_auroc(scores, labels, together, once(len(scores)))[0])
+    value = fold_auroc(scores, labels, together, once(len(scores)))[0]
     drawn = fold_auroc(scores, labels, together, draws)
-    return estimate(value, drawn, effective_groups(labels, groups))
-
-
-# --- file ---
-
-
-def update_transfer(
-    experiment: Path, notice: Callable[[str], None], pool: str = DEFAULT_POOL
-) -> Path | None:
-    """Write `evaluation.parquet` of the experiment anew, from every trait that can be read.
-
-    A trait whose files do not fit each other is left out with a notice: it is not what the user is
-    working on. With fewer than two traits there is nothing to transfer to, and no file.
-    """
-    sound = {}
-    for folder in evaluated_traits(experiment, pool):
-        try:
-            sound[folder] = _load(folder, pool)
-        except TraitmillError as error:
-            notice(f"{folder.name} is left out of the transfer table: {error.message}")
-    path = transfer_path(experiment, pool)
-    if len(sound) < 2:
-        path.unlink(missing_ok=True)
-        return None
-    made_from = {folder.name: activations.sha256 for folder, (activations, _) in sound.items()}
-    write_table(path, _table(sound, pool), {"activations_sha256": made_from})
-    return path
+    return estimate(float(value), drawn, effective_groups(labels, groups))
 
 
 def read_transfer(
@@ -140,20 +123,18 @@ def read_transfer(
 ) -> pl.DataFrame | None:
     """Return the experiment's transfer table, None where there is none.
 
-    Pairs of a trait whose activations are others by now are left out with a notice. Raise UsageError
-    for a file that cannot be read.
+    Pairs of a trait whose activations are others by now are left out with a notice. Raise
+    UsageError for a file that cannot be read.
     """
     import polars as pl
 
-    path = transfer_path(experiment, pool)
+    path = _table_path(experiment, pool)
     if not path.is_file():
         return None
     traits = evaluated_traits(experiment, pool) or [TraitFolder(experiment / "all")]
     table, facts = read_table(path, COLUMNS, traits[0].step("vectors", pool=pool))
-    stale = []
-    for name, digest in facts["activations_sha256"].items():
-        if _current_digest(TraitFolder(experiment / name), pool) != digest:
-            stale.append(name)
+    made_from = facts["activations_sha256"]
+    stale = [name for name in made_from if _digest(experiment / name, pool) != made_from[name]]
     if stale:
         notice(
             f"the transfer table is of earlier activations of {', '.join(stale)}, which are left "
@@ -163,9 +144,9 @@ def read_transfer(
     return current if len(current) else None
 
 
-def _current_digest(folder: TraitFolder, pool: str) -> str | None:
+def _digest(folder: Path, pool: str) -> str | None:
     """Return that of the activations a trait holds now; None where none can be read."""
     try:
-        return Metadata.read(folder).tensor_sha256(pool)
+        return Metadata.read(TraitFolder(folder)).tensor_sha256(pool)
     except TraitmillError:
         return None
