@@ -4,8 +4,9 @@
     python -m benchmarks.all --only overlap     # some of it; the other results stay as stored
     python -m benchmarks.all --render-only      # only the pages, from stored results
 
-A part may take all the time that the parts after it do not need. One that takes longer is stopped; what it had stored
-by then is kept, the others go on, and the command ends with code 1. On a machine with a GPU:
+A part may take all the time that the parts after it do not need. One that takes longer is stopped;
+what it had stored by then is kept, the others go on, and the command ends with code 1. On a machine
+with a GPU:
 
     python -m benchmarks.all --gpu              # make bench-gpu: every GPU table, up to 10 minutes each
 """

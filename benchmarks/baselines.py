@@ -1,9 +1,11 @@
-"""What a user would run instead, beside traitmill: the same model, samples, limits and judge latency.
+"""What a user would run instead, beside traitmill: the same model, samples, limits and judge
+latency.
 
     python -m benchmarks.baselines                          # all methods, each round a process of its own per method
     python -m benchmarks.baselines --methods guide,ours
 
-The methods are written here from their descriptions; DESCRIPTIONS, which the page shows, says what each does.
+The methods are written here from their descriptions; DESCRIPTIONS, which the page shows, says what
+each does.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from benchmarks.common import (
 )
 from benchmarks.methods import METHODS, STAGES, Times
 from benchmarks.stand import whole, workload
-from traitmill.engine.models.hub import EMBEDDED, find_model
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import find_model
 from traitmill.engine.run.watchdog import tie_children
 
 NAME = "baselines"
@@ -42,7 +45,8 @@ DESCRIPTIONS = {
     "until the end, then the judge in chunks of 20",
     "bare": "vLLM's `LLM.generate` on all prompts at once: generation alone",
     "bare-tuned": "the same with what traitmill changes of vLLM on a CPU (top-p by selection, no worker process, "
-    "threads that sleep sooner); what `ours` lacks of it is the price of the pipeline, the self-check's requests "
+    "threads that sleep sooner); what `ours` lacks of it is the price of the pipeline, the "
+    "self-check's requests "
     "included",
     "ours": "the pipeline, its three stages overlapping",
     "bare-default": "`bare` with vLLM's own choice of cores, which leaves one to its front end",
@@ -154,11 +158,16 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     failed = "".join(f"\n- {name} gave no figures: {why}" for name, why in result["failed"].items())
     note = (
-        f"{result['model']}, {result['samples']} samples of up to {result['max_new_tokens']} tokens, a judge that "
-        f"takes {result['judge_latency_s']:g} s; rounds, in turned order in every other one: {result['rounds']} "
-        f"({', '.join(ONCE)}: one); medians (least to most). All vLLM runs are eager, with the same prompts, seeds and "
-        "engine limits, and all but bare-default use all cores; transformers has no seed a row, so lengths differ a "
-        "little. guide, peer and ours capture every response. The makespan is without loads and a warm-up; `process` "
+        f"{result['model']}, {result['samples']} samples of up to {result['max_new_tokens']} "
+        f"tokens, a judge that "
+        f"takes {result['judge_latency_s']:g} s; rounds, in turned order in every other one: "
+        f"{result['rounds']} "
+        f"({', '.join(ONCE)}: one); medians (least to most). All vLLM runs are eager, with the "
+        f"same prompts, seeds and "
+        "engine limits, and all but bare-default use all cores; transformers has no seed a row, so "
+        "lengths differ a "
+        "little. guide, peer and ours capture every response. The makespan is without loads and a "
+        "warm-up; `process` "
         "is the whole command."
     )
     listed = "\n".join(

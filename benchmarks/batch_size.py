@@ -1,14 +1,15 @@
-"""The guide's batch-size table on this machine: generation and the whole job at `--batch_size` 1, 4, 8, ... and auto.
+"""The guide's batch-size table on this machine: generation and the whole job at `--batch_size` 1,
+4, 8, ... and auto.
 
     python -m benchmarks.batch_size                        # the embedded model
     python -m benchmarks.batch_size --n_examples 200       # the guide's number of samples
     python -m benchmarks.batch_size --shape gemma-2-9b     # a GPU: random weights, forced lengths, generation only
     python -m benchmarks.batch_size --shape gemma-2-9b --capture     # the same weights in a file, so capture runs too
 
-Each row is an engine and a capture worker sized as `traitmill generate --batch_size N` sizes them, loaded and warmed up
-apart. All rows run the same samples with the same seeds; rows take turns within a round, in turned order in every other
-one, and speedups are taken within it. Memory is the highest of all processes from the load to the last file, and on a
-GPU that of the device.
+Each row is an engine and a capture worker sized as `traitmill generate --batch_size N` sizes them,
+loaded and warmed up apart. All rows run the same samples with the same seeds; rows take turns
+within a round, in turned order in every other one, and speedups are taken within it. Memory is the
+highest of all processes from the load to the last file, and on a GPU that of the device.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from benchmarks.common import (
 from benchmarks.shapes import SHAPES, DummyEngine, ForcedEngine, check_fits, dummy_model
 from benchmarks.stand import Run, SleepingJudge, Stand, whole, workload
 from traitmill.engine.generation.vllm_engine import VllmEngine
-from traitmill.engine.models.hub import EMBEDDED, ModelRef, find_model
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import ModelRef, find_model
 
 NAME = "batch_size"
 ROWS = "1,4,8,16,32,64,auto"
@@ -53,7 +55,8 @@ async def measure(ref: ModelRef, options: argparse.Namespace, say: Say) -> None:
             measured[batch] = await _row(ref, batch, n, options)
             run = measured[batch].run
             say(
-                f"round {number}, batch {batch}: {run.tokens_per_s:.1f} tokens/s, {run.makespan:.1f} s in all"
+                f"round {number}, batch {batch}: {run.tokens_per_s:.1f} tokens/s, "
+                f"{run.makespan:.1f} s in all"
             )
         rounds.append(measured)
         figures = {
@@ -104,7 +107,8 @@ def captures(options: argparse.Namespace) -> bool:
 
 
 def row(batch: str, rounds: Sequence[Mapping[str, Measured]], first: str) -> dict[str, Any]:
-    """A row's figures over the rounds so far; speedups are ratios within a round to the row `first`."""
+    """A row's figures over the rounds so far; speedups are ratios within a round to the row
+    `first`."""
     own = [measured[batch] for measured in rounds]
     runs = [measured.run for measured in own]
     firsts = [measured[first].run for measured in rounds]
@@ -170,12 +174,17 @@ def markdown(result: Mapping[str, Any]) -> str:
     auto = next((line for line in result["rows"] if line["batch"] == "auto"), None)
     loads = [line["load_s"][0] for line in result["rows"]]
     note = (
-        f"{result['model']}, the same {result['samples']} samples of up to {result['max_new_tokens']} tokens in every "
-        f"row; rounds: {result['rounds']}, medians (least to most), of memory the most. {job}; its speedup is by time, "
-        "generation's by tokens a second, both over the first row in the same round. `running` is the mean number of "
+        f"{result['model']}, the same {result['samples']} samples of up to "
+        f"{result['max_new_tokens']} tokens in every "
+        f"row; rounds: {result['rounds']}, medians (least to most), of memory the most. {job}; its "
+        f"speedup is by time, "
+        "generation's by tokens a second, both over the first row in the same round. `running` is "
+        "the mean number of "
         "sequences in a step of vLLM's, the last steps with few of them included. "
-        f"{_auto(auto, result['samples'])}Loading the models took {min(loads):.0f} to {max(loads):.0f} s more, in no "
-        f"column.{weights} The guide's minutes are for 200 samples of up to 150 tokens on a GPU it does not name."
+        f"{_auto(auto, result['samples'])}Loading the models took {min(loads):.0f} to "
+        f"{max(loads):.0f} s more, in no "
+        f"column.{weights} The guide's minutes are for 200 samples of up to 150 tokens on a GPU it "
+        f"does not name."
     )
     return f"{note}\n\n{table(header, rows)}"
 
@@ -203,10 +212,14 @@ def readme_table(result: Mapping[str, Any]) -> str:
     header = ["`--batch_size`", "tokens/s", "speedup", "the guide's", "whole job", "memory"]
     where = result["machine"]
     note = (
-        f"`{result['command']}`: {result['model']}, {where['cpu']}, {where['cores']} cores, {where['date']}; "
-        f"{result['samples']} samples of up to {result['max_new_tokens']} tokens, rounds: {result['rounds']}, medians. "
-        f"The whole job is generation, a judge that takes {result['judge_latency_s']:g} s, capture of all layers, and "
-        "files; its speedup is by time. The guide's column is its claim for a 2B model on a GPU. More, with ranges "
+        f"`{result['command']}`: {result['model']}, {where['cpu']}, {where['cores']} cores, "
+        f"{where['date']}; "
+        f"{result['samples']} samples of up to {result['max_new_tokens']} tokens, rounds: "
+        f"{result['rounds']}, medians. "
+        f"The whole job is generation, a judge that takes {result['judge_latency_s']:g} s, capture "
+        f"of all layers, and "
+        "files; its speedup is by time. The guide's column is its claim for a 2B model on a GPU. "
+        "More, with ranges "
         "and baselines: [benchmarks](docs/benchmarks.md)."
     )
     return f"{table(header, rows)}\n\n{note}"

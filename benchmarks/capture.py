@@ -1,4 +1,5 @@
-"""The capture pass against the guide's method and a kept `[layers, rows, tokens, dim]` stack: speed, memory, shares.
+"""The capture pass against the guide's method and a kept `[layers, rows, tokens, dim]` stack:
+speed, memory, shares.
 
     python -m benchmarks.capture                 # SmolLM2-135M, 3 rounds, about 4 minutes on 2 cores
     python -m benchmarks.capture --busy          # on a machine with other work: one thread, CPU seconds
@@ -6,9 +7,10 @@
     python -m benchmarks.capture --flat 100000   # instead: 100,000 rows of a tiny model: flat memory, linear time
     python -m benchmarks.capture --lengths       # instead: generate 32 real responses and store their lengths
 
-Rows are as long as the responses that `--lengths` stored, made by the model from the demo's prompts with the guide's
-sampling; their ids are drawn from a fixed seed. All methods run in one process, on the same rows, one after the other
-in each round, so that a noisy machine disturbs them alike. What is measured is stored after each method.
+Rows are as long as the responses that `--lengths` stored, made by the model from the demo's prompts
+with the guide's sampling; their ids are drawn from a fixed seed. All methods run in one process, on
+the same rows, one after the other in each round, so that a noisy machine disturbs them alike. What
+is measured is stored after each method.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ from torch import nn
 
 from benchmarks.common import RESULTS, machine, parser, record, shown, spread, table
 from traitmill.engine.capture.batching import Batch, Budget, padding_share, run_batches
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.pooling import Pooler, pool_weights
-from traitmill.engine.models.hub import embedded_folder
+from traitmill.engine.models.demo import embedded_folder
 from traitmill.engine.settings import CaptureSettings
 
 LENGTHS = RESULTS / "capture-lengths.json"
@@ -106,7 +108,8 @@ def means_of(states: Sequence[torch.Tensor], rows: Sequence[CaptureRow]) -> torc
 
 @torch.inference_mode()
 def guide_method(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) -> None:
-    """Full model with LM head, every state kept, padded batches with a mask in arrival order, means after."""
+    """Full model with LM head, every state kept, padded batches with a mask in arrival order, means
+    after."""
     for chosen in in_arrival_order(rows, size):
         ids, mask = padded(chosen, model.device)
         out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
@@ -204,9 +207,11 @@ def measure(
     save: Callable[[dict[str, list[float]], dict[str, int]], object],
     limit_s: float = float("inf"),
 ) -> None:
-    """Run the methods in turn, `rounds` times; `save` gets seconds and bytes held by name after each of them.
+    """Run the methods in turn, `rounds` times; `save` gets seconds and bytes held by name after
+    each of them.
 
-    No round is begun that would end after `limit_s`, judged by the one before; the first is always made.
+    No round is begun that would end after `limit_s`, judged by the one before; the first is always
+    made.
     """
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     held = {name: Held() for name in methods}
@@ -277,7 +282,10 @@ class TimedForward:
 def load(**options: Any) -> CaptureModel:
     """The embedded model without its self-check."""
     return CaptureModel(
-        str(embedded_folder()), options.pop("capture", CaptureSettings()), self_check="off", **options
+        str(embedded_folder()),
+        options.pop("capture", CaptureSettings()),
+        self_check="off",
+        **options,
     )
 
 
@@ -472,7 +480,7 @@ def generate_lengths(n: int = 32, max_new_tokens: int = 150) -> dict[str, Any]:
     }
 
 
-# --- the pages -----------------------------------------------------------------------------------------------
+# --- the pages ---
 
 OURS, STACK, LIMIT = "traitmill", "stack kept, batch 16", "matrix products alone"
 ONE_THREAD, FLOAT32 = "traitmill, one thread", "traitmill, float32"
@@ -502,9 +510,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The methods, and what each step gives."""
     rounds = len(result["seconds"].get(OURS, ()))
     head = (
-        f"{result['model']}, {result['dtype']}, {result['device']}, {result['threads']} threads; {result['rows']} "
-        f"rows, {result['tokens']:,} tokens, as long as real responses (`{result['lengths_command']}`); rounds "
-        f"in which the methods take turns: {rounds}; {result['clock']} time, medians (least to most)."
+        f"{result['model']}, {result['dtype']}, {result['device']}, {result['threads']} threads; "
+        f"{result['rows']} "
+        f"rows, {result['tokens']:,} tokens, as long as real responses "
+        f"(`{result['lengths_command']}`); rounds "
+        f"in which the methods take turns: {rounds}; {result['clock']} time, medians (least to "
+        f"most)."
     )
     held = result["held_bytes"]
     lines = [
@@ -546,7 +557,8 @@ def _gain(result: Mapping[str, Any], before: str, after: str) -> str:
 def _shares(result: Mapping[str, Any]) -> Iterator[str]:
     padding, seconds, held = result["padding"], result["seconds"], result["held_bytes"]
     yield (
-        f"Padding: {padding['arrival']:.1%} of the tokens computed in batches of 8 in arrival order, "
+        f"Padding: {padding['arrival']:.1%} of the tokens computed in batches of 8 in arrival "
+        f"order, "
         f"{padding['sorted']:.1%} sorted under {result['budget']:,} tokens a batch."
     )
     outside = [
@@ -559,13 +571,16 @@ def _shares(result: Mapping[str, Any]) -> Iterator[str]:
     if limit:
         guide = times_ours(result, "guide, batch 8", LIMIT)
         yield (
-            f"Arithmetic limit: the blocks' matrix products alone run at {_speed(result, LIMIT)} tokens/s, "
-            f"{shown(guide, 2)} times the guide's batch 8, which no method that runs every token can pass; capture "
+            f"Arithmetic limit: the blocks' matrix products alone run at {_speed(result, LIMIT)} "
+            f"tokens/s, "
+            f"{shown(guide, 2)} times the guide's batch 8, which no method that runs every token "
+            f"can pass; capture "
             f"reaches {1 / limit[0]:.0%} of it."
         )
     if held.get(OURS) and held.get(STACK):
         yield (
-            "Activations held: of the kept stack the states and the stack itself, of traitmill the vectors of its "
+            "Activations held: of the kept stack the states and the stack itself, of traitmill the "
+            "vectors of its "
             f"largest batch, 1/{held[STACK] / held[OURS]:,.0f}."
         )
 
@@ -581,7 +596,8 @@ def flat_markdown(result: Mapping[str, Any]) -> str:
     """Memory and time over many rows."""
     return (
         f"{result['rows']:,} rows of a tiny model in {result['seconds']:.0f} s: memory grew by "
-        f"{result['growth_mib_after_first_tenth']:.1f} MiB after the first tenth; the second half took "
+        f"{result['growth_mib_after_first_tenth']:.1f} MiB after the first tenth; the second half "
+        f"took "
         f"{result['last_half_over_first_half']:.2f} times the first."
     )
 

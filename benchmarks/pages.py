@@ -1,4 +1,5 @@
-"""docs/benchmarks.md, its pictures, the marked blocks of the README and of docs/: a pure function of the JSON files."""
+"""docs/benchmarks.md, its pictures, the marked blocks of the README and of docs/: a pure function
+of the JSON files."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Block:
     """A result that stands between two marks of a page of docs/, under its command."""
 
     name: str
-    """Of the result and in the marks. `capture-flat` also stands in the section `capture` of docs/benchmarks.md."""
+    """Of the result and in the marks. `capture-flat` also stands in the section `capture` of
+    docs/benchmarks.md."""
     page: str
     command: str
     """The default; a stored result brings its own."""
@@ -137,7 +139,8 @@ SECTIONS = (
         "python -m benchmarks.overlap",
         lambda results: overlap.markdown(results["overlap"]),
         plots.timeline,
-        "Records done over time in generation, judging and capture, for an instant judge and for one of 1 s.",
+        "Records done over time in generation, judging and capture, for an instant judge and for "
+        "one of 1 s.",
     ),
     Section(
         "memory",
@@ -167,30 +170,35 @@ GPU_COMMANDS = (
     ("gpu", "python -m benchmarks.gpu"),
     (
         "batch_size",
-        "python -m benchmarks.batch_size --gen_model google/gemma-2-2b-it --n_examples 200 --rounds 1",
+        "python -m benchmarks.batch_size --gen_model google/gemma-2-2b-it --n_examples 200 "
+        "--rounds 1",
     ),
     (
         "batch_size-gemma-2-2b",
-        "python -m benchmarks.batch_size --shape gemma-2-2b --n_examples 2000 --rows 64,256,auto --rounds 1",
+        "python -m benchmarks.batch_size --shape gemma-2-2b --n_examples 2000 --rows 64,256,auto "
+        "--rounds 1",
     ),
     ("roofline-gemma-2-2b", "python -m benchmarks.roofline --shape gemma-2-2b"),
     (
         "batch_size-gemma-2-9b",
-        "python -m benchmarks.batch_size --shape gemma-2-9b --capture --n_examples 2000 --rows 64,auto --rounds 1",
+        "python -m benchmarks.batch_size --shape gemma-2-9b --capture --n_examples 2000 --rows "
+        "64,auto --rounds 1",
     ),
     ("roofline-gemma-2-9b", "python -m benchmarks.roofline --shape gemma-2-9b"),
     (
         "baselines",
-        "python -m benchmarks.baselines --gen_model google/gemma-2-2b-it --n_examples 400 --rounds 1 --limit 240",
+        "python -m benchmarks.baselines --gen_model google/gemma-2-2b-it --n_examples 400 --rounds "
+        "1 --limit 240",
     ),
     (
         "overlap",
-        "python -m benchmarks.overlap --gen_model google/gemma-2-2b-it --n_examples 2000 --rounds 2",
+        "python -m benchmarks.overlap --gen_model google/gemma-2-2b-it --n_examples 2000 --rounds "
+        "2",
     ),
     ("memory", "python -m benchmarks.memory --gen_model google/gemma-2-2b-it"),
 )
-"""What fills the GPU's tables, in order: a roofline looks at the batch sizes before it. A shape's result carries the
-shape's name."""
+"""What fills the GPU's tables, in order: a roofline looks at the batch sizes before it. A shape's
+result carries the shape's name."""
 
 
 def load(folder: Path = RESULTS) -> dict[str, Result]:
@@ -201,7 +209,7 @@ def load(folder: Path = RESULTS) -> dict[str, Result]:
     }
 
 
-# --- the page ------------------------------------------------------------------------------------------------
+# --- the page ---
 
 
 def docs_page(folder: Path = RESULTS) -> str:
@@ -210,10 +218,14 @@ def docs_page(folder: Path = RESULTS) -> str:
     parts = [
         "# Benchmarks",
         (
-            "Written by `python -m benchmarks.all` (`make bench`), which runs every command of this page but the "
-            "GPU's and stores its figures in `benchmarks/results/`; `python -m benchmarks.all --render-only` writes "
-            "the page again from them. Do not edit it. Each table stands under the command that made it. Where times "
-            "are compared, methods take turns round by round. Unless its section says otherwise, the judge is a "
+            "Written by `python -m benchmarks.all` (`make bench`), which runs every command of "
+            "this page but the "
+            "GPU's and stores its figures in `benchmarks/results/`; `python -m benchmarks.all "
+            "--render-only` writes "
+            "the page again from them. Do not edit it. Each table stands under the command that "
+            "made it. Where times "
+            "are compared, methods take turns round by round. Unless its section says otherwise, "
+            "the judge is a "
             "stand-in that waits for a set time and then answers."
         ),
         "## Goals and what was reached",
@@ -224,7 +236,8 @@ def docs_page(folder: Path = RESULTS) -> str:
         parts.append(NOTES.read_text(encoding="utf-8").strip())
     parts += [
         "## On a GPU",
-        "`make bench-gpu` runs these commands, each for up to 10 minutes; an empty cell was never measured.",
+        "`make bench-gpu` runs these commands, each for up to 10 minutes; an empty cell was never "
+        "measured.",
         *(_gpu(name, line, gpu) for name, line in GPU_COMMANDS),
     ]
     return "\n\n".join(parts) + "\n"
@@ -386,7 +399,7 @@ def _stage_goals(results: Results) -> list[tuple[str, str, float | None]]:
     ]
 
 
-# --- files ---------------------------------------------------------------------------------------------------
+# --- files ---
 
 
 def readme_with_table(readme: str, folder: Path = RESULTS) -> str:

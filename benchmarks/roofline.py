@@ -1,4 +1,5 @@
-"""The least time the hardware allows for generation at each concurrency and for capture, and the share reached.
+"""The least time the hardware allows for generation at each concurrency and for capture, and the
+share reached.
 
     python -m benchmarks.roofline                                   # this CPU: its peaks are measured first
     python -m benchmarks.roofline --shape gemma-2-9b --device H100  # arithmetic alone, from published peaks
@@ -20,15 +21,20 @@ from typing import Any
 
 from benchmarks.common import gpu_name, machine, named, parser, record, results_folder, table
 from benchmarks.shapes import SHAPES
-from traitmill.engine.models.hub import EMBEDDED, find_model
-from traitmill.engine.models.machine import Shape
+from traitmill.engine.models.config import Shape
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import find_model
 
 NAME = "roofline"
 FORMULAS = (
-    "A decoding step of c sequences reads the weights once and each sequence's keys and values, and computes 2 "
-    "operations a weight and sequence: it takes at least max((2 P + c L K) / bandwidth, 2 P c / peak). P: weights a "
-    "token is multiplied with (blocks and output layer), in 2 bytes each; K: bytes of keys and values a token; L: mean "
-    "tokens of a sequence in the cache. Capture computes 2 operations a token for each weight of the blocks; the "
+    "A decoding step of c sequences reads the weights once and each sequence's keys and values, "
+    "and computes 2 "
+    "operations a weight and sequence: it takes at least max((2 P + c L K) / bandwidth, 2 P c / "
+    "peak). P: weights a "
+    "token is multiplied with (blocks and output layer), in 2 bytes each; K: bytes of keys and "
+    "values a token; L: mean "
+    "tokens of a sequence in the cache. Capture computes 2 operations a token for each weight of "
+    "the blocks; the "
     "output layer is not run."
 )
 CONCURRENCY = (1, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -67,7 +73,8 @@ def step_seconds(shape: Shape, device: Device, sequences: float, context: float)
 
 
 def passed(shape: Shape) -> int:
-    """Weights a token is multiplied with in decoding: blocks (active experts only) and the output layer."""
+    """Weights a token is multiplied with in decoding: blocks (active experts only) and the output
+    layer."""
     return _blocks(shape) + shape.vocab * shape.hidden
 
 
@@ -82,7 +89,8 @@ def _blocks(shape: Shape) -> int:
 
 
 def measured_cpu() -> Device:
-    """This CPU's peaks as torch reaches them: a bfloat16 product of 2048 x 2048, and the sum of 1 GiB of float32."""
+    """This CPU's peaks as torch reaches them: a bfloat16 product of 2048 x 2048, and the sum of 1
+    GiB of float32."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -133,7 +141,8 @@ def last_result(name: str, model: str, options: argparse.Namespace) -> dict[str,
 
 
 def mean_context(result: Mapping[str, Any]) -> float:
-    """Mean tokens of a sequence in the cache over a batch-size run: its prompt, and half of its response."""
+    """Mean tokens of a sequence in the cache over a batch-size run: its prompt, and half of its
+    response."""
     return float(result["prompt_tokens"] + result["rows"][0]["tokens"] / result["samples"] / 2)
 
 
@@ -167,7 +176,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     note = (
         f"{result['model']} in bfloat16 on {result['device']}: {result['gflops']:,.0f} GFLOP/s and "
-        f"{result['gb_per_s']:,.1f} GB/s ({result['source']}), {result['context']:.0f} tokens a sequence in the cache. "
+        f"{result['gb_per_s']:,.1f} GB/s ({result['source']}), {result['context']:.0f} tokens a "
+        f"sequence in the cache. "
         f"Capture: at most {result['capture_tokens_per_s']:,.0f} tokens/s"
     )
     if result["captured_tokens_per_s"]:
@@ -216,7 +226,8 @@ def main() -> None:
 
 
 def here() -> Device:
-    """This machine's GPU if its peaks are known, else its CPU. Raises SystemExit for an unknown GPU."""
+    """This machine's GPU if its peaks are known, else its CPU. Raises SystemExit for an unknown
+    GPU."""
     name = gpu_name()
     if not name:
         return measured_cpu()
@@ -224,7 +235,8 @@ def here() -> Device:
 
 
 def known_gpu(name: str) -> Device:
-    """The device whose words are all in a GPU's name, the one with the most of them. Raises SystemExit."""
+    """The device whose words are all in a GPU's name, the one with the most of them. Raises
+    SystemExit."""
     words = set(re.split(r"[\s-]", name))
     known = [device for key, device in DEVICES.items() if set(key.split()) <= words]
     if not known:

@@ -1,9 +1,11 @@
-"""Does a sample cost the same in a run of 100,000 as in one of 10,000? `python -m benchmarks.scale`.
+"""Does a sample cost the same in a run of 100,000 as in one of 10,000? `python -m
+benchmarks.scale`.
 
-Deterministic backends that answer at once, behind the real pipeline, store and export: what is measured is what the
-program itself costs a sample. Each run is a process of its own, the sizes in turn. Anonymous memory (RssAnon) is
-sampled every 20 ms; file pages, which the kernel may drop, do not count. Then the finished large run is started again
-through the command line. Results are stored after each round.
+Deterministic backends that answer at once, behind the real pipeline, store and export: what is
+measured is what the program itself costs a sample. Each run is a process of its own, the sizes in
+turn. Anonymous memory (RssAnon) is sampled every 20 ms; file pages, which the kernel may drop, do
+not count. Then the finished large run is started again through the command line. Results are stored
+after each round.
 """
 
 from __future__ import annotations
@@ -113,7 +115,8 @@ def start_again(root: Path, samples: int) -> tuple[float, str]:
 
 
 def round_of(sizes: Sequence[int], costs: Mapping[int, list[Cost]]) -> float:
-    """Run each size once, in a process of its own; returns the seconds of starting the largest again."""
+    """Run each size once, in a process of its own; returns the seconds of starting the largest
+    again."""
     again = 0.0
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -173,11 +176,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     header = ["samples", "wall, ms a sample", "CPU, ms a sample", "peak anonymous memory, MiB"]
     note = (
-        f"Backends: {result['backends']}. Rounds of one run of each size: {result['rounds']}, the order turned in "
-        "every other one; medians (least to most), ratios within a round. From the smaller size to the larger: CPU "
+        f"Backends: {result['backends']}. Rounds of one run of each size: {result['rounds']}, the "
+        f"order turned in "
+        "every other one; medians (least to most), ratios within a round. From the smaller size to "
+        "the larger: CPU "
         f"time a sample {shown(result['cpu_per_sample_ratio'], 2)} times, wall time "
         f"{shown(result['wall_per_sample_ratio'], 2)} times, anonymous memory "
-        f"{shown(result['anonymous_growth_mib'], 0)} MiB more. The finished large run started again ends in "
+        f"{shown(result['anonymous_growth_mib'], 0)} MiB more. The finished large run started "
+        f"again ends in "
         f"{shown(result['started_again_s'], 1)} s."
     )
     return f"{note}\n\n{table(header, lines)}"

@@ -1,8 +1,10 @@
-"""What the self-check's tolerances stand on: rounding as it is, and what mistakes do. `python -m benchmarks.selfcheck`.
+"""What the self-check's tolerances stand on: rounding as it is, and what mistakes do. `python -m
+benchmarks.selfcheck`.
 
-vLLM generates responses and keeps their log-probs, in bfloat16 and in float32. Each is captured in a batch and run
-alone, as the self-check does with some: pools must agree with the batch, log-probs with vLLM's. Then mistakes are made
-on purpose: a second BOS, a prompt without its system turn, a block skipped, weights 1 % too large.
+vLLM generates responses and keeps their log-probs, in bfloat16 and in float32. Each is captured in
+a batch and run alone, as the self-check does with some: pools must agree with the batch, log-probs
+with vLLM's. Then mistakes are made on purpose: a second BOS, a prompt without its system turn, a
+block skipped, weights 1 % too large.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import torch
 
 from benchmarks.common import machine, parser, quietly, record, table
 from traitmill.engine.capture.decoder import find_blocks
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.reference import run_alone
-from traitmill.engine.models.hub import embedded_folder, find_model
+from traitmill.engine.models.demo import embedded_folder
+from traitmill.engine.models.hub import find_model
 from traitmill.engine.settings import CaptureSettings
 
 DTYPES = ("bfloat16", "float32")
@@ -34,7 +37,7 @@ async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
     from traitmill.engine.generation import vllm_engine as generation
     from traitmill.engine.models.machine import free_host_memory
     from traitmill.engine.run.watchdog import tie_children
-    from traitmill.engine.settings import Sampling, Execution
+    from traitmill.engine.settings import Execution, Sampling
 
     tie_children()
     ref = find_model(MODEL)
@@ -165,7 +168,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         )
     ]
     apart = "; ".join(
-        f"{each['dtype']}: the closest two responses are {each['closest_rows']:.2g} apart, neighbouring layers "
+        f"{each['dtype']}: the closest two responses are {each['closest_rows']:.2g} apart, "
+        f"neighbouring layers "
         f"{each['closest_shift']:.2g}"
         for each in checked
     )

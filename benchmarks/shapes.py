@@ -1,4 +1,5 @@
-"""Shapes of models whose weights are not at hand: a config with random ("dummy") weights runs at the same speed."""
+"""Shapes of models whose weights are not at hand: a config with random ("dummy") weights runs at
+the same speed."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from traitmill.engine.generation.vllm_engine import VllmEngine
+from traitmill.engine.models.config import Shape
 from traitmill.engine.models.hub import ModelRef, find_model
-from traitmill.engine.models.machine import Shape, free_host_memory
+from traitmill.engine.models.machine import free_host_memory
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
@@ -78,7 +80,8 @@ class DummyEngine(ForcedEngine):
 
 
 def check_fits(name: str, gpu_bytes: int) -> None:
-    """Raise SystemExit where a shape's weights do not fit: `gpu_bytes` of GPU memory, 0 where there is no GPU."""
+    """Raise SystemExit where a shape's weights do not fit: `gpu_bytes` of GPU memory, 0 where there
+    is no GPU."""
     need = Shape.from_config(SHAPES[name]).weight_bytes(2)
     have = gpu_bytes or free_host_memory()
     if 1.2 * need > have:
@@ -90,11 +93,13 @@ def check_fits(name: str, gpu_bytes: int) -> None:
 
 @contextmanager
 def dummy_model(name: str, *, weights: bool = False) -> Iterator[ModelRef]:
-    """A model folder with a shape's config and the embedded model's tokenizer (its ids are in range).
+    """A model folder with a shape's config and the embedded model's tokenizer (its ids are in
+    range).
 
-    Without `weights` vLLM alone can make up a model of it; with them random ones are written, which capture reads too.
+    Without `weights` vLLM alone can make up a model of it; with them random ones are written, which
+    capture reads too.
     """
-    from traitmill.engine.models.hub import embedded_folder
+    from traitmill.engine.models.demo import embedded_folder
 
     with TemporaryDirectory() as temp:
         folder = Path(temp) / name

@@ -1,8 +1,10 @@
-"""Kill runs at random moments, resume each, and count what is lost: `make soak`, or `python -m benchmarks.soak`.
+"""Kill runs at random moments, resume each, and count what is lost: `make soak`, or `python -m
+benchmarks.soak`.
 
-(a) Deterministic backends: SIGKILL at seeded random moments, then ids, verdicts, CSVs and tensors byte for byte against
-an undisturbed run. (b) The real command on real vLLM with an HTTP judge and real capture: SIGKILL in every stage in
-turn, then exact ids, no row twice, stored rows unchanged, and no process of the run left 10 seconds after the kill.
+(a) Deterministic backends: SIGKILL at seeded random moments, then ids, verdicts, CSVs and tensors
+byte for byte against an undisturbed run. (b) The real command on real vLLM with an HTTP judge and
+real capture: SIGKILL in every stage in turn, then exact ids, no row twice, stored rows unchanged,
+and no process of the run left 10 seconds after the kill.
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ def count(root: Path, kind: str) -> int:
 
 
 def stage_of(root: Path) -> str:
-    """The stage a run is in, by its rows: loading until there are any, then the slowest that has begun."""
+    """The stage a run is in, by its rows: loading until there are any, then the slowest that has
+    begun."""
     planned = 2 * N_EXAMPLES * len(TRAITS)
     responses, verdicts, activations = (count(root, kind) for kind in lab.KINDS)
     if not responses:
@@ -121,7 +124,8 @@ def stage_of(root: Path) -> str:
 
 
 def kill_in(root: Path, stage: str, url: str) -> tuple[str | None, int]:
-    """Run until `stage`, then SIGKILL. Returns the stage it was killed in (None: it ended first) and the survivors."""
+    """Run until `stage`, then SIGKILL. Returns the stage it was killed in (None: it ended first)
+    and the survivors."""
     run = start(root, url)
     loading_since = time.monotonic()
     while run.poll() is None:
@@ -207,7 +211,8 @@ def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
 
 
 def _missing(folder: Path, planned: set[str]) -> int:
-    """Ids that are not as they must be: the planned responses, and of each `ok` one a verdict and an activation."""
+    """Ids that are not as they must be: the planned responses, and of each `ok` one a verdict and
+    an activation."""
     ids = {kind: {row["sample_id"] for row in lab.rows(folder, kind)} for kind in lab.KINDS}
     ok = {row["sample_id"] for row in lab.rows(folder, "responses") if row["status"] == "ok"}
     return (
@@ -223,7 +228,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     line = [str(result[name]) for name in ("kills", "lost", "duplicated", "changed")]
     line += [f"{result['repeated']:,} of {result['judge_calls']:,}", "-"]
     return (
-        f"Deterministic backends, {result['samples']} samples a run, {result['runs']} runs, SIGKILL at random moments "
+        f"Deterministic backends, {result['samples']} samples a run, {result['runs']} runs, "
+        f"SIGKILL at random moments "
         f"of seed {result['seed']} ({_phases(result['phases'])}); against an undisturbed run "
         f"{len(result['differing'])} final files differ. Most judge calls repeated by one kill: "
         f"{result['most_repeated']}, bound {result['bound_per_kill']}.\n\n{table(_HEADER, [line])}"
@@ -235,9 +241,12 @@ def real_markdown(result: Mapping[str, Any]) -> str:
     line = [str(result[name]) for name in ("kills", "lost", "duplicated", "changed")]
     line += [f"{result['repeated']:,} of {result['judge_calls']:,}", str(result["survivors"])]
     return (
-        f"The command itself on real vLLM, a judge over HTTP, real capture: {result['runs_finished']} runs, SIGKILL in "
-        f"every stage in turn ({_phases(result['stages'])}). Processes left are those alive {GRACE_S:.0f} s after a "
-        f"kill; a kill may repeat {result['bound_per_kill']} judge calls.\n\n{table(_HEADER, [line])}"
+        f"The command itself on real vLLM, a judge over HTTP, real capture: "
+        f"{result['runs_finished']} runs, SIGKILL in "
+        f"every stage in turn ({_phases(result['stages'])}). Processes left are those alive "
+        f"{GRACE_S:.0f} s after a "
+        f"kill; a kill may repeat {result['bound_per_kill']} judge "
+        f"calls.\n\n{table(_HEADER, [line])}"
     )
 
 

@@ -1,8 +1,8 @@
-"""The test stand: one engine and one capture worker under the real pipeline, with a judge that only takes time, or a
-real one.
+"""The test stand: one engine and one capture worker under the real pipeline, with a judge that only
+takes time, or a real one.
 
-Each run writes its records and files into a folder of its own that is thrown away. Between runs vLLM's prefix cache is
-emptied, so that a repeat computes what the first run computed.
+Each run writes its records and files into a folder of its own that is thrown away. Between runs
+vLLM's prefix cache is emptied, so that a repeat computes what the first run computed.
 """
 
 from __future__ import annotations
@@ -17,20 +17,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.common import ROOT
-from traitmill.engine.capture.process import CaptureFacts, CaptureWorker
+from traitmill.engine.capture.process import CaptureFacts
 from traitmill.engine.errors import UsageError
-from traitmill.engine.generation.vllm_engine import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
+from traitmill.engine.generation.sizing import GPU_SEQUENCES, size_engine
+from traitmill.engine.generation.vllm_engine import VllmEngine, on_gpu
 from traitmill.engine.judging.scoring import judge_key
-from traitmill.engine.models.hub import ModelRef, lazy_tokenizer
+from traitmill.engine.models.chat import lazy_tokenizer
+from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import free_host_memory
 from traitmill.engine.models.placement import Placement, choose_placement
 from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.run.backends import STAGES, Backends, Clock, Judge, Stage
-from traitmill.engine.run.job import open_job
 from traitmill.engine.run.pipeline import Pipeline
 from traitmill.engine.run.watchdog import tie_children
-from traitmill.engine.settings import CaptureSettings, Sampling, JudgeSettings, SampleCounts, RunSettings, Execution
-from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, expand, load_traits
+from traitmill.engine.settings import (
+    CaptureSettings,
+    Execution,
+    JudgeSettings,
+    RunSettings,
+    SampleCounts,
+    Sampling,
+)
+from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, load_traits
 
 EXPERIMENT = ROOT / "experiments" / "demo"
 TRAITS = ("fairy_tale", "poem")
@@ -127,9 +135,10 @@ class Stand:
         watched: bool = True,
         free_bytes: int | None = None,
     ) -> None:
-        """`batch_size` is what `--batch_size` is, None is auto; `watched` counts the running sequences, which costs
-        vLLM a little at each step; `free_bytes` is host memory that is taken to be free, by default what is. Raises
-        UsageError where a GPU does not hold capture beside generation."""
+        """`batch_size` is what `--batch_size` is, None is auto; `watched` counts the running
+        sequences, which costs vLLM a little at each step; `free_bytes` is host memory that is taken
+        to be free, by default what is. Raises UsageError where a GPU does not hold capture beside
+        generation."""
         self.ref = ref
         self.load_s = 0.0
         self._identity = _identity(ref, max_new_tokens)
@@ -195,10 +204,15 @@ class Stand:
         self.facts = await self._worker.start()
 
     async def run(
-        self, n: int, judge: Judge | None, *, judging: JudgeSettings = JUDGING, close_engine: bool = False
+        self,
+        n: int,
+        judge: Judge | None,
+        *,
+        judging: JudgeSettings = JUDGING,
+        close_engine: bool = False,
     ) -> Run:
-        """Run `n` samples. `judging` is what a real judge was made with. `close_engine` makes room for capture as the
-        product does on a CPU, and ends the stand's use."""
+        """Run `n` samples. `judging` is what a real judge was made with. `close_engine` makes room
+        for capture as the product does on a CPU, and ends the stand's use."""
         await self._forget()
         settings = self._settings(n, judging)
 
@@ -243,7 +257,8 @@ class Stand:
         )
 
     async def _forget(self) -> None:
-        """Empty vLLM's prefix cache; the blocks of the last run may be free only a step after its end."""
+        """Empty vLLM's prefix cache; the blocks of the last run may be free only a step after its
+        end."""
         for _ in range(_FORGET_TRIES):
             if await self.engine._engine.reset_prefix_cache():  # noqa: SLF001 - only a benchmark repeats a run
                 return

@@ -1,11 +1,12 @@
-"""What holds generation back on a CPU: the engine as it is, against the same with one choice undone.
+"""What holds generation back on a CPU: the engine as it is, against the same with one choice
+undone.
 
     python -m benchmarks.tuning
     python -m benchmarks.tuning --compiled        # instead: what compiling would cost and gain; it needs a C++ compiler
 
-Each variant is a process of its own: an engine's start, then the same samples with the same seeds at `auto` and at few
-sequences. The product comes first and last, and ratios are to the mean of both: what lies between the two is noise.
-Generation only.
+Each variant is a process of its own: an engine's start, then the same samples with the same seeds
+at `auto` and at few sequences. The product comes first and last, and ratios are to the mean of
+both: what lies between the two is noise. Generation only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 from benchmarks.common import ROOT, machine, parser, quietly, record, table
 from benchmarks.stand import Stand, whole
 from traitmill.engine.generation.vllm_engine import VllmEngine
-from traitmill.engine.models.hub import EMBEDDED, find_model
+from traitmill.engine.models.demo import EMBEDDED
+from traitmill.engine.models.hub import find_model
 
 NAME = "tuning"
 FEW = 8
@@ -48,7 +50,8 @@ VARIANTS = {
     AS_IT_IS: Variant("the product"),
     "vLLM's top-p": Variant("sorts the vocabulary of every row at each step"),
     "a worker process": Variant(
-        "vLLM's own choice on a CPU, here with all cores: the engine's process spins while it waits",
+        "vLLM's own choice on a CPU, here with all cores: the engine's process spins while it "
+        "waits",
         {"distributed_executor_backend": None},
         {"VLLM_CPU_OMP_THREADS_BIND": ALL_CORES},
     ),
@@ -182,9 +185,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         for row in result["rows"]
     ]
     note = (
-        f"{result['model']}, {result['samples']} samples of up to {result['max_new_tokens']} tokens at auto, then "
-        f"{result['few']} of them with {FEW} at a time (`few`); one run each. `start` is the load without the warm-up. "
-        "Ratios are to the mean of the product's own rows, which lie as far apart as the machine's speed wandered "
+        f"{result['model']}, {result['samples']} samples of up to {result['max_new_tokens']} "
+        f"tokens at auto, then "
+        f"{result['few']} of them with {FEW} at a time (`few`); one run each. `start` is the load "
+        f"without the warm-up. "
+        "Ratios are to the mean of the product's own rows, which lie as far apart as the machine's "
+        "speed wandered "
         "meanwhile; one below 1 is a loss without the product's choice."
     )
     failed = "".join(f"\n- {name} gave no figures: {why}" for name, why in result["failed"].items())

@@ -1,13 +1,15 @@
-"""Stage 3 against a loop over layers of scikit-learn and Adam: time, memory, and whether the probes are the same.
+"""Stage 3 against a loop over layers of scikit-learn and Adam: time, memory, and whether the probes
+are the same.
 
     python -m benchmarks.vectors              # 200 x 26 x 2304 against the loop, on the same cores
     python -m benchmarks.vectors --large      # instead: 200 x 80 x 8192 and 2,000 x 26 x 2304, ours alone
     python -m benchmarks.vectors --coverage   # instead: how often intervals hold the truth, what is claimed of noise
 
-The loop is what stage 3 usually is: per layer, the difference of means, LogisticRegression(C=1, max_iter=1000),
-FastICA(10) and 100 steps of Adam on the gap. Rows are noise with a few strong dimensions and a planted direction of
-each layer. Runs alternate between the two, so that a noisy machine disturbs both; ratios are taken within a round.
-Results are stored after each round, shape or row.
+The loop is what stage 3 usually is: per layer, the difference of means, LogisticRegression(C=1,
+max_iter=1000), FastICA(10) and 100 steps of Adam on the gap. Rows are noise with a few strong
+dimensions and a planted direction of each layer. Runs alternate between the two, so that a noisy
+machine disturbs both; ratios are taken within a round. Results are stored after each round, shape
+or row.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ Save = Callable[[Mapping[str, Any]], object]
 
 
 def loop(data: Activations) -> tuple[np.ndarray, dict[str, float]]:
-    """The usual stage 3; returns its probes `[layers, dim]` and the seconds of each method, of all layers."""
+    """The usual stage 3; returns its probes `[layers, dim]` and the seconds of each method, of all
+    layers."""
     import torch
     from sklearn.decomposition import FastICA
     from sklearn.linear_model import LogisticRegression
@@ -150,7 +153,8 @@ def exact_cosine(data: Activations, vectors: Any) -> float:
 
 
 def alone(shape: tuple[int, int, int], evaluated: int, results: Queue[dict[str, Any]]) -> None:
-    """Time and peak memory of fit and evaluation, in a process of its own; of `evaluated` layers the latter."""
+    """Time and peak memory of fit and evaluation, in a process of its own; of `evaluated` layers
+    the latter."""
     data = activations(*shape)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fit, vectors = timed(lambda: fit_vectors(data))
@@ -174,7 +178,8 @@ def alone(shape: tuple[int, int, int], evaluated: int, results: Queue[dict[str, 
 
 
 LARGE = (((200, 26, 2304), 26), ((200, 80, 8192), 80), ((2000, 26, 2304), 2))
-"""A 2B model, the shape of a 70B one, and ten times the rows, whose evaluation takes minutes and so has 2 layers."""
+"""A 2B model, the shape of a 70B one, and ten times the rows, whose evaluation takes minutes and so
+has 2 layers."""
 
 
 def large(shapes: Sequence[tuple[tuple[int, int, int], int]], save: Save) -> None:
@@ -198,11 +203,12 @@ SHIFTS = ("none", "question", "side of a question", "side of an instruction")
 def simulated(
     seed: int, n: int, questions: int, signal: float, shift: str
 ) -> tuple[Activations, np.ndarray]:
-    """A trait of `n` rows a side, 5 instruction pairs, 3 layers of 32 dimensions, unit noise; and the layers' unit
-    directions `[3, 32]` along which its sides differ.
+    """A trait of `n` rows a side, 5 instruction pairs, 3 layers of 32 dimensions, unit noise; and
+    the layers' unit directions `[3, 32]` along which its sides differ.
 
-    The sides lie `signal` apart. Each question, or each side of a question or of an instruction, may have a shift of
-    its own as large as the noise; the latter two make sides that differ and share nothing with unseen ones.
+    The sides lie `signal` apart. Each question, or each side of a question or of an instruction,
+    may have a shift of its own as large as the noise; the latter two make sides that differ and
+    share nothing with unseen ones.
     """
     rng = np.random.default_rng(seed)
     labels, k = np.repeat([True, False], n), np.tile(np.arange(n), 2)
@@ -243,10 +249,11 @@ COVERED = (
 def coverage(traits: int, save: Save) -> None:
     """Stated AUROC and interval of simulated traits: is the truth inside, and how many are claimed?
 
-    The truth is 0.5 where nothing is shared with unseen groups. Else it is what the recommended vector gives on rows
-    without end: with a cosine c to the direction along which the sides lie g apart, and noise and shifts of unit
-    variance each, Phi(g c / 2). With sides of instructions shifted, unseen questions do tell them apart, and only the
-    figure by instruction has nothing to find.
+    The truth is 0.5 where nothing is shared with unseen groups. Else it is what the recommended
+    vector gives on rows without end: with a cosine c to the direction along which the sides lie g
+    apart, and noise and shifts of unit variance each, Phi(g c / 2). With sides of instructions
+    shifted, unseen questions do tell them apart, and only the figure by instruction has nothing to
+    find.
     """
     rows: list[dict[str, Any]] = []
     for n, questions, signal, shift in COVERED:
@@ -281,7 +288,7 @@ def coverage(traits: int, save: Save) -> None:
         save({"traits": traits, "rows": rows})
 
 
-# --- the pages -----------------------------------------------------------------------------------------------
+# --- the pages ---
 
 ALL = "all four"
 
@@ -306,11 +313,15 @@ def markdown(result: Mapping[str, Any]) -> str:
         for name, times in result["seconds"].items()
     ]
     return (
-        f"{len(METHODS)} methods x {layers} layers of a {rows} x {layers} x {dim} tensor; rounds in turn: {rounds}, "
-        "medians (least to most). The loop is scikit-learn's LogisticRegression and FastICA and 100 steps of Adam, "
-        "layer by layer. A method of ours alone pays for the layers' Gram matrices, which all four share.\n\n"
+        f"{len(METHODS)} methods x {layers} layers of a {rows} x {layers} x {dim} tensor; rounds "
+        f"in turn: {rounds}, "
+        "medians (least to most). The loop is scikit-learn's LogisticRegression and FastICA and "
+        "100 steps of Adam, "
+        "layer by layer. A method of ours alone pays for the layers' Gram matrices, which all four "
+        "share.\n\n"
         f"{table(['', 'loop, s', 'traitmill, s', 'less time'], lines)}\n\n"
-        f"Probes: least cosine {result['cosine_to_loop']:.6f} to the loop's at scikit-learn's default tolerance, "
+        f"Probes: least cosine {result['cosine_to_loop']:.6f} to the loop's at scikit-learn's "
+        f"default tolerance, "
         f"{result['cosine_to_optimum']:.9f} to its optimum at a tolerance of 1e-10 (three layers)."
     )
 
@@ -366,7 +377,8 @@ def coverage_markdown(result: Mapping[str, Any]) -> str:
         for row in result["rows"]
     ]
     note = (
-        f"{result['traits']} simulated traits a row, the best of 2 methods x 3 layers, 5 instruction pairs. The true "
+        f"{result['traits']} simulated traits a row, the best of 2 methods x 3 layers, 5 "
+        f"instruction pairs. The true "
         'AUROC is that of the recommended vector on rows without end, 0.5 where there is nothing to find. "Inside" is '
         'how often the interval holds the truth, "low end above" how often it lies above it; where sides of '
         "instructions are shifted, AUROC and both are those by instruction."

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from traitmill.engine.errors import ExitCode, UsageError
-from traitmill.engine.models.hub import EMBEDDED
+from traitmill.engine.models.demo import EMBEDDED
 
 TRAIT = "poem"
 N_EXAMPLES = 50
@@ -28,44 +28,30 @@ MAX_NEW_TOKENS = 64
 def command(experiments_dir: Path, seed: int, *, new_run: bool) -> None:
     """Poems against plain sentences, written and judged by a 135M model: 50 responses a side.
 
-    The model is far too small for real work; the machinery is the real one. Run again, it goes on where it was.
+    The model is far too small for real work; the machinery is the real one. Run again, it goes on
+    where it was.
     """
-    from traitmill.cli.main import cli
-    from traitmill.cli.run import run
-    from traitmill.cli.session import leave
+    from .run import run
+    from .session import leave
 
-    if not (experiments_dir / "demo" / TRAIT).is_dir():
-        raise UsageError(
-            f"{experiments_dir}/demo/{TRAIT} is missing; run the demo in a checkout of traitmill"
-        )
+    folder = experiments_dir / "demo" / TRAIT
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is missing; run the demo in a checkout of traitmill")
     click.echo(f"demo: {TRAIT}, {N_EXAMPLES} responses a side, model {EMBEDDED}, judged by itself")
-    command = cli.get_command(click.Context(cli), "run")
-    assert command is not None  # noqa: S101 - our own table
-    arguments = [
-        "--experiment",
-        "demo",
-        "--trait",
-        TRAIT,
-        "--experiments_dir",
-        str(experiments_dir),
-    ]
-    arguments += [
-        "--gen_model",
-        EMBEDDED,
-        "--judge_model",
-        "local",
-        "--n_examples",
-        str(N_EXAMPLES),
-    ]
-    arguments += ["--max_new_tokens", str(MAX_NEW_TOKENS), "--seed", str(seed)]
-    if new_run:
-        arguments.append("--new_run")
-    options = command.make_context(
-        "run", arguments, parent=click.get_current_context().find_root()
-    ).params
-    code = run(**options)
+    code = run(
+        experiment="demo",
+        trait=TRAIT,
+        traits=None,
+        experiments_dir=experiments_dir,
+        gen_model=EMBEDDED,
+        judge_model="local",
+        n_examples=N_EXAMPLES,
+        max_new_tokens=MAX_NEW_TOKENS,
+        seed=seed,
+        new_run=new_run,
+        extract_activations=True,
+        force_unlock=False,
+    )
     if code == ExitCode.OK:
-        click.echo(
-            f"look at {experiments_dir}/demo/{TRAIT}/report.html, or at your own trait: docs/creating_traits.md"
-        )
+        click.echo(f"look at {folder}/report.html, or at your own trait: docs/creating_traits.md")
     leave(code)

@@ -11,6 +11,8 @@ import click
 
 from traitmill.engine.errors import ExitCode, TraitmillError
 
+from .render import complain
+
 COMMANDS = {
     "run": "generate, fit vectors and write the report, in one resumable command",
     "generate": "generate, judge and capture (stage 1)",
@@ -66,7 +68,7 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except TraitmillError as error:
-        click.echo(f"traitmill: {error}", err=True)
+        complain(error)
         code = error.exit_code
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code

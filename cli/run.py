@@ -2,69 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from traitmill.cli.generate import command as generate_command
-from traitmill.cli.generate import generate
-from traitmill.cli.session import leave
-from traitmill.engine.errors import ExitCode, TraitmillError
+from traitmill.engine.errors import ExitCode
 
-if TYPE_CHECKING:
-    from traitmill.engine.run.job import TraitJob
+from .generate import command as generate_command
+from .generate import generate
+from .options import GroupedCommand
+from .render import complain
+from .session import leave
 
 
 def run(**options: Any) -> ExitCode:
-    """Stage 1 and, for the traits it finished, stage 3 and the pages."""
+    """Run stage 1 and, for the traits it finished, stage 3 and the pages."""
     if not options["extract_activations"]:
         click.echo(
-            "--extract_activations False: there will be nothing to fit vectors to; stopping after stage 1"
+            "--extract_activations False: there will be nothing to fit vectors to; stopping after "
+            "stage 1"
         )
-    outcome = generate(**options)
-    finished = [job for job in outcome.jobs if job.finished and job.view.any_captured()]
-    if outcome.interrupted or not finished:
-        return outcome.exit_code
-    from traitmill.engine.storage.lock import lock_traits
+    experiment = options["experiments_dir"] / options["experiment"]
+    force_unlock = options["force_unlock"]
+    result = generate(**options)
+    finished = [
+        trait for trait in result.traits.values() if trait.finished and trait.state.any_captured()
+    ]
+    if result.interrupted or not finished:
+        return result.exit_code
+    from traitmill.engine.report import write_report
+    from traitmill.engine.vectors import fit_experiment
 
-    with lock_traits([job.folder for job in finished], force_unlock=options["force_unlock"]):
-        return max(
-            outcome.exit_code, _fit_and_report(finished, finished[0].settings.capture.pools[0])
+    from .vectors import say_fitted
+
+    pool = finished[0].settings.capture.pools[0]
+    fitted = fit_experiment(
+        experiment,
+        [trait.name for trait in finished],
+        pool=pool,
+        force_unlock=force_unlock,
+        on_fitted=say_fitted,
+        notice=click.echo,
+    )
+    errors = list(fitted.errors.values())
+    code = max(result.exit_code, fitted.exit_code)
+    if fitted.fitted:
+        pages = write_report(
+            experiment,
+            list(fitted.fitted),
+            pool=pool,
+            force_unlock=force_unlock,
+            notice=click.echo,
         )
+        errors += pages.errors
+        code = max(code, pages.exit_code)
+        for page in pages.pages:
+            click.echo(f"report: {page}")
+    for error in errors:
+        complain(error)
+    return ExitCode(code)
 
 
-def _fit_and_report(jobs: Sequence[TraitJob], pool: str) -> ExitCode:
-    from traitmill.cli.report import write_pages
-    from traitmill.cli.vectors import fit_trait
-    from traitmill.engine.report.page import write_experiment_report, write_trait_report
-    from traitmill.engine.vectors.methods import DEFAULT_METHODS
-    from traitmill.engine.vectors.transfer import update_transfer
-
-    code = ExitCode.OK
-    experiment = jobs[0].folder.parent
-    fitted = []
-    for job in jobs:
-        try:
-            fit_trait(job.folder, DEFAULT_METHODS, None, pool)
-        except (
-            TraitmillError
-        ) as error:  # one trait's trouble does not keep the others from being fitted
-            click.echo(f"traitmill: {error}", err=True)
-            code = max(code, error.exit_code)
-        else:
-            fitted.append(job.folder)
-    update_transfer(experiment, click.echo, pool)
-    pages = [partial(write_trait_report, folder, pool) for folder in fitted]
-    pages.append(partial(write_experiment_report, experiment, click.echo, pool))
-    written, pages_code = write_pages(pages)
-    for page in written:
-        click.echo(f"report: {page}")
-    return max(code, pages_code)
-
-
-@click.command()
+@click.command(cls=GroupedCommand)
 def command(**options: Any) -> None:
     """Everything: generate, judge, capture, fit vectors, evaluate them, write report.html.
 

@@ -2,122 +2,99 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from traitmill.cli.options import parse_layers, selection_options
-from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
-from traitmill.engine.settings import POOLS
+from traitmill.engine.settings import DEFAULT_POOL, POOLS
+
+from .options import (
+    GroupedCommand,
+    Layers,
+    force_unlock,
+    option,
+    selected,
+    selection_options,
+)
+from .render import complain, options_in
+from .session import leave
 
 if TYPE_CHECKING:
-    from traitmill.engine.vectors.evaluation import Evaluation
-    from traitmill.engine.vectors.fit import Format
+    from traitmill.engine.vectors import FittedTrait
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @selection_options
-@click.option(
+@option(
     "--methods",
     default="mean_diff,probe,ica,gradient",
     show_default=True,
-    help="Comma-separated; pca and random are there too.",
+    help="Comma-separated; pca is there too.",
+    group="Vectors",
+    common=True,
 )
-@click.option("--layers", help="Layers to fit, such as 5,10-15.  [all captured]")
-@click.option(
+@option(
+    "--layers",
+    type=Layers(),
+    help="Layers to fit, such as 5,10-15.  [all captured]",
+    group="Vectors",
+    common=True,
+)
+@option(
     "--pool",
     type=click.Choice(POOLS),
-    default=POOLS[0],
+    default=DEFAULT_POOL,
     show_default=True,
     help="Which activations.",
+    group="Vectors",
 )
-@click.option(
+@option(
     "--format",
     "format_",
     type=click.Choice(["pt", "safetensors"]),
     default="pt",
     show_default=True,
     help="pt: one file a vector; safetensors: one file a method.",
+    group="Vectors",
 )
-@click.option(
-    "--force_unlock", is_flag=True, help="Take over a folder locked by a run on another host."
-)
-def command(
-    experiment: str,
-    trait: str | None,
-    traits: str | None,
-    experiments_dir: Path,
-    methods: str,
-    layers: str | None,
-    pool: str,
-    format_: Format,
-    *,
-    force_unlock: bool,
-) -> None:
-    """Fit trait vectors from captured activations, measure them on held-out questions and instructions.
+@force_unlock
+def command(methods: str, format_: Any, **options: Any) -> None:
+    """Fit trait vectors from captured activations, measure them on held-out questions and
+    instructions.
 
-    Writes vectors/ and evaluation.parquet in each trait's folder; `traitmill report` shows them.
+    Writes vectors/ and evaluation.parquet in each trait's folder; traitmill report shows them.
     """
-    from traitmill.engine.storage.experiment import check_writable, select_traits
-    from traitmill.engine.storage.lock import lock_traits
-    from traitmill.engine.vectors.methods import check_methods
-    from traitmill.engine.vectors.transfer import update_transfer
+    from traitmill.engine.vectors import fit_experiment
 
-    folders = select_traits(experiments_dir, experiment, trait, traits)
-    check_writable(folders)
-    names = check_methods([name.strip() for name in methods.split(",") if name.strip()])
-    chosen = parse_layers(layers)
-    code = ExitCode.OK
-    with lock_traits(list(folders.values()), force_unlock=force_unlock):
-        for folder in folders.values():
-            try:
-                fit_trait(folder, names, chosen, pool, format_)
-            except TraitmillError as error:
-                if len(folders) == 1:
-                    raise
-                click.echo(
-                    f"traitmill: {error}", err=True
-                )  # the other traits are none the worse for it
-                code = max(code, error.exit_code)
-        update_transfer(experiments_dir / experiment, click.echo, pool)
-    raise click.exceptions.Exit(code)
-
-
-def fit_trait(
-    folder: Path,
-    methods: tuple[str, ...],
-    layers: tuple[int, ...] | None = None,
-    pool: str = POOLS[0],
-    format_: Format = "pt",
-) -> Evaluation:
-    """Fit, evaluate and write one trait; all is computed before anything is written."""
-    from traitmill.engine.outputs.load import load_activations
-    from traitmill.engine.vectors.evaluation import (
-        evaluate_vectors,
-        read_evaluation,
-        write_evaluation,
+    experiment, traits = selected(options)
+    result = fit_experiment(
+        experiment,
+        traits,
+        methods=[name.strip() for name in methods.split(",") if name.strip()],
+        format=format_,
+        on_fitted=say_fitted,
+        notice=click.echo,
+        **options,
     )
-    from traitmill.engine.vectors.fit import fit_vectors, write_vectors
+    for error in result.errors.values():
+        complain(error)
+    leave(result.exit_code)
 
-    activations = load_activations(folder, pool)
-    vectors = fit_vectors(activations, methods, layers)
-    evaluation = evaluate_vectors(activations, vectors)
-    try:
-        dropped = read_evaluation(folder, activations.metadata, pool).beyond(vectors)
-    except UsageError:  # there is none, or none of these activations
-        dropped = ""
-    paths = write_vectors(folder, vectors, format_, evaluation.held_out())
-    write_evaluation(folder, evaluation)
+
+def say_fitted(name: str, fitted: FittedTrait) -> None:
+    """Write what one trait's vectors are worth."""
+    vectors, evaluation = fitted.vectors, fitted.evaluation
     click.echo(
-        f"{folder.name}: {len(vectors.methods)} methods x {len(vectors.layers)} layers from {activations.n_pos} pos "
-        f"and {activations.n_neg} neg -> {paths[0].parent}"
+        f"{name}: {len(vectors.methods)} methods x {len(vectors.layers)} layers from "
+        f"{fitted.n_pos} pos and {fitted.n_neg} neg -> {fitted.folder}"
     )
-    sentences = [evaluation.recommendation.reason] if evaluation.recommendation else []
-    for sentence in [*sentences, *evaluation.notes]:
-        click.echo(f"  {sentence}")
-    if dropped:
-        click.echo(
-            f"  the evaluation no longer covers {dropped}, measured before; to compare all, fit them together"
+    sentences = list(evaluation.notes)
+    if evaluation.recommendation:
+        sentences.insert(0, evaluation.recommendation.reason)
+    if fitted.dropped:
+        sentences.append(
+            f"the evaluation no longer covers {fitted.dropped}, measured before; to compare all, "
+            "fit them together"
         )
-    return evaluation
+    for sentence in sentences:
+        click.echo(f"  {options_in(sentence)}")

@@ -1,6 +1,6 @@
-"""traitmill's engine: trait definitions in; judged responses, all-layer activations and trait vectors out.
+"""traitmill's engine: trait definitions in; judged responses, activations and vectors out.
 
-The library's front is lazy, so that importing it stays instant.
+The face is lazy, so that importing it is instant.
 """
 
 from __future__ import annotations
@@ -8,21 +8,91 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .outputs.load import load_activations
-    from .vectors.evaluation import evaluate_vectors
-    from .vectors.fit import fit_vectors
+from .errors import (
+    AccessError,
+    DefinitionError,
+    ExitCode,
+    LockedError,
+    ResourceError,
+    SettingsChangedError,
+    StoppedError,
+    TraitmillError,
+    UsageError,
+)
+from .settings import (
+    CaptureSettings,
+    Execution,
+    JudgeLimits,
+    JudgeSettings,
+    RunSettings,
+    SampleCounts,
+    Sampling,
+)
 
-_ROOMS = {
-    "load_activations": "outputs.load",
-    "fit_vectors": "vectors.fit",
-    "evaluate_vectors": "vectors.evaluation",
+if TYPE_CHECKING:
+    from .outputs import load_activations
+    from .report import write_report
+    from .run import Listener, RunResult, capture, export, generate, judge
+    from .storage import load_state
+    from .vectors import evaluate_vectors, fit_experiment, fit_vectors, load_vector
+
+_LAZY = {
+    "Listener": "run",
+    "RunResult": "run",
+    "capture": "run",
+    "export": "run",
+    "generate": "run",
+    "judge": "run",
+    "evaluate_vectors": "vectors",
+    "fit_experiment": "vectors",
+    "fit_vectors": "vectors",
+    "load_activations": "outputs",
+    "load_state": "storage",
+    "load_vector": "vectors",
+    "write_report": "report",
 }
 
-__all__ = ["evaluate_vectors", "fit_vectors", "load_activations"]
+__all__ = [
+    "AccessError",
+    "CaptureSettings",
+    "DefinitionError",
+    "Execution",
+    "ExitCode",
+    "JudgeLimits",
+    "JudgeSettings",
+    "Listener",
+    "LockedError",
+    "ResourceError",
+    "RunResult",
+    "RunSettings",
+    "SampleCounts",
+    "Sampling",
+    "SettingsChangedError",
+    "StoppedError",
+    "TraitmillError",
+    "UsageError",
+    "capture",
+    "evaluate_vectors",
+    "export",
+    "fit_experiment",
+    "fit_vectors",
+    "generate",
+    "judge",
+    "load_activations",
+    "load_state",
+    "load_vector",
+    "write_report",
+]
+
+
+def find(name: str) -> Any:
+    """Return what the face offers under a name, loading what it needs. Raise AttributeError."""
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    if name in __all__:
+        return globals()[name]
+    raise AttributeError(f"module 'traitmill' has no attribute {name!r}")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return find(name)

@@ -1,4 +1,5 @@
-"""What can go wrong, as the user should hear of it: each error is one clear line with a remedy, and an exit code."""
+"""What can go wrong, as the user should hear of it: each error is one clear line with a remedy, and
+an exit code."""
 
 from __future__ import annotations
 

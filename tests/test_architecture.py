@@ -1,4 +1,5 @@
-"""The rooms stay in order: imports go downward only, heavy packages are loaded late, secrets and paths stay out."""
+"""The rooms stay in order: imports go downward only, heavy packages are loaded late, secrets and
+paths stay out."""
 
 from __future__ import annotations
 

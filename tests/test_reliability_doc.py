@@ -1,4 +1,5 @@
-"""Every row of docs/reliability.md is proven by tests that exist, and every fault test stands in the page."""
+"""Every row of docs/reliability.md is proven by tests that exist, and every fault test stands in
+the page."""
 
 from __future__ import annotations
 

@@ -16,4 +16,11 @@ __all__ = engine.__all__
 
 
 def __getattr__(name: str) -> Any:
-    return getattr(engine, name)
+    # Not getattr(engine, name): `engine.capture` is the package of that name once it is loaded.
+    if name in __all__:
+        return engine.find(name)
+    raise AttributeError(f"module 'traitmill' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,7 @@
+"""Response → Activation: every layer's residual stream, pooled. The face loads no torch."""
+
+from __future__ import annotations
+
+from .process import CaptureFacts, CaptureProcess
+
+__all__ = ["CaptureFacts", "CaptureProcess"]

@@ -1,4 +1,5 @@
-"""Length-sorted batches under a token budget, halved on out-of-memory. Pure arithmetic: no model, no device."""
+"""Length-sorted batches under a token budget, halved on out-of-memory. Pure arithmetic: no model,
+no device."""
 
 from __future__ import annotations
 
@@ -31,12 +32,14 @@ class Batch:
 class Budget:
     """How much a batch may hold, in padded tokens; it remembers what did not fit.
 
-    A batch of n rows padded to width w weighs n * w * (1 + growth * w). `growth` is the part of a token's memory that
-    grows with the row: 0 for fused attention kernels, above 0 where the scores are materialised (eager attention).
+    A batch of n rows padded to width w weighs n * w * (1 + growth * w). `growth` is the part of a
+    token's memory that grows with the row: 0 for fused attention kernels, above 0 where the scores
+    are materialised (eager attention).
 
-    After an out-of-memory the budget is half of what was tried. Sixteen batches later it probes: it doubles, never
-    beyond `limit`. Each probe that fails doubles the wait for the next, up to 1,024 batches, so that a device that
-    lost memory for good costs little, and one that got it back is used again.
+    After an out-of-memory the budget is half of what was tried. Sixteen batches later it probes: it
+    doubles, never beyond `limit`. Each probe that fails doubles the wait for the next, up to 1,024
+    batches, so that a device that lost memory for good costs little, and one that got it back is
+    used again.
     """
 
     def __init__(self, limit: int, *, max_rows: int | None = None, growth: float = 0.0) -> None:
@@ -71,7 +74,8 @@ class Budget:
         self._clean = 0
 
     def passed(self, batch: Batch) -> None:
-        """Note that `batch` went through. One that was not even half full says nothing about memory."""
+        """Note that `batch` went through. One that was not even half full says nothing about
+        memory."""
         if self.now >= self.limit or self.weight(len(batch.indices), batch.width) <= self.now / 2:
             return
         if self._probing:
@@ -92,12 +96,14 @@ def run_batches(
     *,
     together: Callable[[int, int], bool] = lambda _longest, _other: True,
 ) -> Iterator[tuple[Batch, T]]:
-    """Yield (batch, work(batch)) until each row of `lengths` (tokens) has been in exactly one batch that went through.
+    """Yield (batch, work(batch)) until each row of `lengths` (tokens) has been in exactly one batch
+    that went through.
 
-    Longest rows come first: neighbours are alike, so little is padding, and memory that does not suffice shows at the
-    start. `together(longest, other)` says whether a row of `other` tokens may join a batch of one of `longest`. An
-    error for which `out_of_memory` is true halves the batch; its rows are tried again. Raises ResourceError when one
-    row alone does not fit; other errors of `work` pass.
+    Longest rows come first: neighbours are alike, so little is padding, and memory that does not
+    suffice shows at the start. `together(longest, other)` says whether a row of `other` tokens may
+    join a batch of one of `longest`. An error for which `out_of_memory` is true halves the batch;
+    its rows are tried again. Raises ResourceError when one row alone does not fit; other errors of
+    `work` pass.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     done = 0
@@ -115,15 +121,17 @@ def run_batches(
                 raise
             if len(batch.indices) == 1:
                 raise ResourceError(
-                    f"memory does not suffice for one row of {width} tokens: free memory on the capture device, lower "
-                    "--max_new_tokens, or take another with --capture_device"
+                    f"memory does not suffice for one row of {width} tokens: free memory on the "
+                    f"capture device, lower "
+                    "`max_new_tokens`, or take another with `capture_device`"
                 ) from error
         else:
             budget.passed(batch)
             done += len(batch.indices)
             yield batch, result
             continue
-        # Outside the except block, so that the failed batch's frames, and the tensors they hold, are gone by now.
+        # Outside the except block, so that the failed batch's frames, and the tensors they hold,
+        # are gone by now.
         budget.failed(batch)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import AccessError, ResourceError, UsageError
-from ..models import attention
+from ..models import config as attention
 
 OUT_OF_MEMORY_TEXTS = (
     "out of memory",
@@ -20,7 +20,8 @@ OUT_OF_MEMORY_TEXTS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for CUDA's out-of-memory, for the CPU allocator's (a plain RuntimeError) and for Python's own."""
+    """True for CUDA's out-of-memory, for the CPU allocator's (a plain RuntimeError) and for
+    Python's own."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
@@ -28,28 +29,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def choose_device(requested: str) -> str:
-    """`auto` is cuda when there is one, else cpu. Raises UsageError for a device that is not here."""
-    if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(requested)
-    except RuntimeError:
-        raise UsageError(
-            f"--capture_device {requested} is unknown; use auto, cpu, cuda or cuda:N"
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--capture_device {requested}: this machine shows {torch.cuda.device_count()} NVIDIA GPUs; use auto or cpu"
-        )
-    return requested
-
-
 def load(source: str, *, dtype: str, attn: str, device: str, revision: str | None = None) -> Any:
     """Load a causal language model for inference.
 
-    `dtype` and `attn` as in settings.Capture. On several GPUs `cuda` spreads the layers over them. Raises AccessError
-    when files are missing, UsageError for settings that cannot work, ResourceError when the weights do not fit.
+    `dtype` and `attn` as in settings.Capture. On several GPUs `cuda` spreads the layers over them.
+    Raises AccessError when files are missing, UsageError for settings that cannot work,
+    ResourceError when the weights do not fit.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
@@ -65,7 +50,8 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
     chosen = attention.choose_dtype(config, dtype, bfloat16=attention.computes_bfloat16(kind))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(
-            f"model type {config.model_type} has no causal language model in transformers; take another"
+            f"model type {config.model_type} has no causal language model in transformers; take "
+            f"another"
         )
     family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     implementation = attention.choose_attention(
@@ -89,7 +75,8 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
         if not is_out_of_memory(error):
             raise
         raise ResourceError(
-            f"the weights of {source} do not fit on {device}: free memory there, or use --capture_device"
+            f"the weights of {source} do not fit on {device}: free memory there, or use "
+            f"`capture_device`"
         ) from error
     except (OSError, ValueError, ImportError) as error:
         raise AccessError(
@@ -97,8 +84,9 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
         ) from None
     if spread and any(parameter.device.type != "cuda" for parameter in model.parameters()):
         raise ResourceError(  # accelerate would run what is left over from host memory, at a crawl
-            f"the weights of {source} do not fit on the {torch.cuda.device_count()} GPUs here: free memory there, "
-            "or use --capture_device cpu"
+            f"the weights of {source} do not fit on the {torch.cuda.device_count()} GPUs here: "
+            f"free memory there, "
+            "or use `capture_device` cpu"
         )
     if attention.length_dependent_rope(text_config) is not None:
         model.register_forward_pre_hook(_forget_lengths)
@@ -106,7 +94,8 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
 
 
 def _forget_lengths(model: nn.Module, _args: Any) -> None:
-    """transformers' dynamic RoPE goes on with the frequencies of the longest row so far: make each forward a first."""
+    """transformers' dynamic RoPE goes on with the frequencies of the longest row so far: make each
+    forward a first."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", "")
         for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [("", kinds)]:
@@ -121,8 +110,9 @@ def _forget_lengths(model: nn.Module, _args: Any) -> None:
 def find_blocks(model: nn.Module, path: str | None = None) -> list[nn.Module]:
     """The decoder blocks in order.
 
-    Without `path`: the one list of as many modules as the config has layers, nearest the decoder's top. Raises
-    UsageError naming --blocks when there is no such list, or several, or `path` leads nowhere.
+    Without `path`: the one list of as many modules as the config has layers, nearest the decoder's
+    top. Raises UsageError naming `blocks` when there is no such list, or several, or `path` leads
+    nowhere.
     """
     n_layers = int(model.config.get_text_config().num_hidden_layers)
     if path is not None:
@@ -130,11 +120,12 @@ def find_blocks(model: nn.Module, path: str | None = None) -> list[nn.Module]:
             found = model.get_submodule(path)
         except AttributeError:
             raise UsageError(
-                f"--blocks {path}: {type(model).__name__} has no such module; {_lists(model)}"
+                f"`blocks` {path}: {type(model).__name__} has no such module; {_lists(model)}"
             ) from None
         if not isinstance(found, nn.ModuleList) or len(found) != n_layers:
             raise UsageError(
-                f"--blocks {path} is not a list of the {n_layers} blocks the config speaks of; {_lists(model)}"
+                f"`blocks` {path} is not a list of the {n_layers} blocks the config speaks of; "
+                f"{_lists(model)}"
             )
         return list(found)
     decoder = model.get_decoder()
@@ -148,7 +139,7 @@ def find_blocks(model: nn.Module, path: str | None = None) -> list[nn.Module]:
     if len(nearest) != 1:
         raise UsageError(
             f"the decoder blocks of {type(model).__name__} were not found; name them, "
-            f"as in --blocks model.layers; {_lists(model)}"
+            f"as in `blocks` model.layers; {_lists(model)}"
         )
     return list(nearest[0])
 
@@ -161,7 +152,8 @@ def _lists(model: nn.Module) -> str:
 
 
 def hidden_of(output: Any) -> torch.Tensor:
-    """The residual stream `[batch, seq, dim]` in what a block returned (a tensor, or a tuple that starts with it)."""
+    """The residual stream `[batch, seq, dim]` in what a block returned (a tensor, or a tuple that
+    starts with it)."""
     return output[0] if isinstance(output, tuple) else output
 
 

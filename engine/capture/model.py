@@ -4,45 +4,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..models import machine as devices
-from ..models.attention import check_layers, has_soft_cap, length_dependent_rope
+from ..models import (
+    Shape,
+    check_layers,
+    choose_device,
+    free_host_memory,
+    has_soft_cap,
+    length_dependent_rope,
+    token_budget,
+)
+from ..records import Activation, Response
 from ..settings import CaptureSettings
 from . import decoder
 from .batching import Batch, Budget, run_batches
 from .pooling import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
 from .reference import run_alone
 from .self_check import Mode, SelfCheck
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureRow:
-    """One response to capture. Token ids are those generation saw and sampled; text is never tokenised again."""
-
-    trait: str
-    sample_id: str
-    prompt_token_ids: tuple[int, ...]
-    response_token_ids: tuple[int, ...]
-    n_pooled: int
-    """Response tokens that count: all but a closing end token."""
-    logprobs: tuple[float, ...] | None = None
-    """vLLM's log-probs of response_token_ids (temperature 1), for the rows the self-check looks at."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CaptureResult:
-    """Pools of one row, or why there are none."""
-
-    trait: str
-    sample_id: str
-    pools: dict[str, np.ndarray] = field(default_factory=dict)
-    """float32 `[len(layers), hidden_dim]` each; empty when `error` is not."""
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,9 +40,10 @@ class _Pending:
 class CaptureModel:
     """A model loaded for capture.
 
-    Layer i is the residual stream leaving decoder block i, before the final norm; -1 is the embedding output. Rows are
-    padded on the right and run without a mask: in a causal model no token sees the padding, and the fast causal
-    kernels stay in use. The forward ends at the last layer needed, so the LM head never runs in the bulk pass.
+    Layer i is the residual stream leaving decoder block i, before the final norm; -1 is the
+    embedding output. Rows are padded on the right and run without a mask: in a causal model no
+    token sees the padding, and the fast causal kernels stay in use. The forward ends at the last
+    layer needed, so the LM head never runs in the bulk pass.
     """
 
     def __init__(
@@ -76,15 +60,15 @@ class CaptureModel:
         threads: int | None = None,
         blocks: str | None = None,
     ) -> None:
-        """Load weights. `token_budget` fixes the batch budget (else it comes from free memory), `max_rows` caps rows,
-        `threads` sets torch's, `blocks` is the path of the decoder blocks where they are not found. What the
-        self-check allows depends on `generation_dtype`, vLLM's.
+        """Load weights. `token_budget` fixes the batch budget (else it comes from free memory),
+        `max_rows` caps rows, `threads` sets torch's, `blocks` is the path of the decoder blocks
+        where they are not found. What the self-check allows depends on `generation_dtype`, vLLM's.
 
         Raises AccessError, ResourceError or UsageError.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        self._device = decoder.choose_device(device)
+        self._device = choose_device(device)
         self._model = decoder.load(
             model_path,
             dtype=capture.dtype,
@@ -97,7 +81,7 @@ class CaptureModel:
         self.pools = capture.pools
         self.layers = self._captured_layers(capture)
         self.hidden_dim = int(text_config.hidden_size)
-        self._shape = devices.Shape.from_config(text_config)
+        self._shape = Shape.from_config(text_config)
         self._rope = length_dependent_rope(text_config)
         self._itemsize = self._model.dtype.itemsize
         growth = self._shape.score_growth(self._itemsize) if self.attention == "eager" else 0.0
@@ -128,11 +112,9 @@ class CaptureModel:
             parameter.device for parameter in self._model.parameters()
         }  # several when the layers are spread
         free = (
-            min(torch.cuda.mem_get_info(each)[0] for each in places)
-            if gpu
-            else devices.free_host_memory()
+            min(torch.cuda.mem_get_info(each)[0] for each in places) if gpu else free_host_memory()
         )
-        budget = devices.token_budget(self._shape, self._itemsize, free, gpu=gpu)
+        budget = token_budget(self._shape, self._itemsize, free, gpu=gpu)
         return budget.tokens, budget.line
 
     @property
@@ -168,21 +150,22 @@ class CaptureModel:
         """What batches may hold now."""
         return self._budget
 
-    def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
+    def capture(self, rows: Sequence[Response]) -> list[Activation]:
         """Pools of `rows`, in their order.
 
-        A row whose activations are not finite, or that has nothing to pool, gets an error and no pools; the others
-        are safe. More rows a call mean less padding: hand over several batches' worth. Raises SelfCheckError when a
-        row contradicts the self-check and ResourceError when one row alone does not fit.
+        A row whose activations are not finite, or that has nothing to pool, gets an error and no
+        pools; the others are safe. More rows a call mean less padding: hand over several batches'
+        worth. Raises SelfCheckError when a row contradicts the self-check and ResourceError when
+        one row alone does not fit.
         """
-        results: list[CaptureResult | None] = [None] * len(rows)
+        results: list[Activation | None] = [None] * len(rows)
         runnable = []
         for index, row in enumerate(rows):
-            self._check.tokens(row.sample_id, row.prompt_token_ids)
+            self._check.tokens(row.sample.id, row.sample.prompt_token_ids)
             fault = self._unfit(row)
             if fault:
-                results[index] = CaptureResult(
-                    row.trait, row.sample_id, error=f"sample {row.sample_id}: {fault}"
+                results[index] = Activation(
+                    row.sample.trait, row.sample.id, error=f"sample {row.sample.id}: {fault}"
                 )
             else:
                 runnable.append(index)
@@ -194,35 +177,37 @@ class CaptureModel:
                 results[runnable[place]] = result
         return [result for result in results if result is not None]
 
-    def _unfit(self, row: CaptureRow) -> str:
-        if not row.prompt_token_ids:
+    def _unfit(self, row: Response) -> str:
+        if not row.sample.prompt_token_ids:
             return "it has no prompt tokens"
         if row.n_pooled < 1 and any(pool.startswith("response") for pool in self.pools):
             return "it has no response token to pool"
         return ""
 
-    def tokens_run(self, row: CaptureRow) -> int:
-        """Tokens of the row that the pass runs: those after the last pooled one change nothing before them.
+    def tokens_run(self, row: Response) -> int:
+        """Tokens of the row that the pass runs: those after the last pooled one change nothing
+        before them.
 
         But where RoPE depends on the length of the row, that is the length generation saw.
         """
         if self._rope is not None:
-            return len(row.prompt_token_ids) + len(row.response_token_ids)
+            return len(row.sample.prompt_token_ids) + len(row.response_token_ids)
         needs_response = any(pool.startswith("response") for pool in self.pools)
-        return len(row.prompt_token_ids) + (row.n_pooled if needs_response else 0)
+        return len(row.sample.prompt_token_ids) + (row.n_pooled if needs_response else 0)
 
     def together(self, longest: int, other: int) -> bool:
         """Whether a row of `other` tokens may be in a batch whose longest row has `longest`.
 
-        Length-dependent RoPE turns all rows of a batch by its longest: longrope by one of two factors, dynamic NTK by
-        another one for each length.
+        Length-dependent RoPE turns all rows of a batch by its longest: longrope by one of two
+        factors, dynamic NTK by another one for each length.
         """
         if self._rope is None or longest <= self._rope[1]:
             return True
         return self._rope[0] == "longrope" and other > self._rope[1]
 
-    def _pooled(self, rows: Sequence[CaptureRow]) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches with their pools on the host; while one is copied and finished, the next is already running."""
+    def _pooled(self, rows: Sequence[Response]) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batches with their pools on the host; while one is copied and finished, the next is
+        already running."""
         lengths = [self.tokens_run(row) for row in rows]
         under_way: deque[_Pending] = deque()
         for _, pending in run_batches(
@@ -238,13 +223,13 @@ class CaptureModel:
         while under_way:
             yield self._arrived(under_way.popleft())
 
-    def _launch(self, rows: Sequence[CaptureRow], batch: Batch) -> _Pending:
+    def _launch(self, rows: Sequence[Response], batch: Batch) -> _Pending:
         """Start a batch's forward and the copy of its pools."""
         chosen = [rows[index] for index in batch.indices]
         ids = padded_ids(
-            [(*row.prompt_token_ids, *row.response_token_ids) for row in chosen], batch.width
+            [(*row.sample.prompt_token_ids, *row.response_token_ids) for row in chosen], batch.width
         )
-        spans = [(len(row.prompt_token_ids), row.n_pooled) for row in chosen]
+        spans = [(len(row.sample.prompt_token_ids), row.n_pooled) for row in chosen]
         weights = pool_weights(self.pools, spans, batch.width)
         pooler = Pooler(weights, len(self.layers), self.hidden_dim, self.input_device)
         self.forward(ids, self.layers, pooler.take)
@@ -253,7 +238,8 @@ class CaptureModel:
         host = torch.empty_like(pooler.pooled, device="cpu", pin_memory=True)
         host.copy_(pooler.pooled, non_blocking=True)
         arrived = torch.cuda.Event()
-        # Of its own device: the current one is the first GPU, whose stream knows nothing of a copy on another.
+        # Of its own device: the current one is the first GPU, whose stream knows nothing of a copy
+        # on another.
         arrived.record(torch.cuda.current_stream(pooler.pooled.device))
         return _Pending(batch, host, arrived)
 
@@ -264,7 +250,8 @@ class CaptureModel:
         return pending.batch, pending.pooled.numpy()
 
     def forward(self, ids: torch.Tensor, layers: Sequence[int], take: Any) -> None:
-        """Run `[rows, width]` ids up to the last of `layers` (ascending), calling `take(slot, hidden)` for each."""
+        """Run `[rows, width]` ids up to the last of `layers` (ascending), calling `take(slot,
+        hidden)` for each."""
         with torch.inference_mode(), LayerHooks(self._blocks, layers, take):
             try:
                 self._model(input_ids=ids.to(self.input_device), use_cache=False, logits_to_keep=1)
@@ -272,9 +259,10 @@ class CaptureModel:
                 return
 
     def _finish(
-        self, rows: Sequence[CaptureRow], batch: Batch, pooled: np.ndarray
-    ) -> list[CaptureResult]:
-        """Results of a batch, `pooled` being float32 `[rows, pools, layers, dim]`, once they are finite and checked."""
+        self, rows: Sequence[Response], batch: Batch, pooled: np.ndarray
+    ) -> list[Activation]:
+        """Results of a batch, `pooled` being float32 `[rows, pools, layers, dim]`, once they are
+        finite and checked."""
         chosen = [rows[index] for index in batch.indices]
         finite = np.isfinite(pooled).all(axis=-1)
         for place in np.flatnonzero(~finite.all(axis=(1, 2))):
@@ -284,7 +272,7 @@ class CaptureModel:
             finite[place] = np.isfinite(pooled[place]).all(axis=-1)
         good = [place for place in range(len(chosen)) if finite[place].all()]
         looked_at = self._check.choose(
-            [chosen[place].sample_id for place in good],
+            [chosen[place].sample.id for place in good],
             [self.tokens_run(chosen[place]) for place in good],
             [chosen[place].logprobs is not None for place in good],
         )
@@ -292,21 +280,21 @@ class CaptureModel:
             self._compare(chosen[good[choice]], pooled[good[choice]])
         return [self._result(row, pooled[place], finite[place]) for place, row in enumerate(chosen)]
 
-    def _result(self, row: CaptureRow, pooled: np.ndarray, finite: np.ndarray) -> CaptureResult:
+    def _result(self, row: Response, pooled: np.ndarray, finite: np.ndarray) -> Activation:
         if finite.all():
-            return CaptureResult(
-                row.trait, row.sample_id, dict(zip(self.pools, pooled, strict=True))
+            return Activation(
+                row.sample.trait, row.sample.id, dict(zip(self.pools, pooled, strict=True))
             )
         slot = int(np.flatnonzero(~finite.all(axis=0))[0])
-        error = f"sample {row.sample_id}: NaN or infinity at layer {self.layers[slot]} ({self.dtype}, {self.attention})"
-        return CaptureResult(row.trait, row.sample_id, error=error)
+        error = f"sample {row.sample.id}: NaN or infinity at layer {self.layers[slot]} ({self.dtype}, {self.attention})"
+        return Activation(row.sample.trait, row.sample.id, error=error)
 
-    def _compare(self, row: CaptureRow, pooled: np.ndarray) -> None:
+    def _compare(self, row: Response, pooled: np.ndarray) -> None:
         try:
             reference = run_alone(
                 self._model,
                 self._blocks,
-                row.prompt_token_ids,
+                row.sample.prompt_token_ids,
                 row.response_token_ids,
                 n_pooled=row.n_pooled,
                 pools=self.pools,
@@ -317,6 +305,6 @@ class CaptureModel:
                 raise
             self._check.skip()
             return
-        self._check.states(row.sample_id, pooled, reference)
+        self._check.states(row.sample.id, pooled, reference)
         if row.logprobs is not None:
-            self._check.logprobs(row.sample_id, row.logprobs, reference)
+            self._check.logprobs(row.sample.id, row.logprobs, reference)

@@ -1,4 +1,5 @@
-"""Token-level activations on request: safetensors shards and an index, written as they are computed."""
+"""Token-level activations on request: safetensors shards and an index, written as they are
+computed."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ from safetensors.torch import save
 
 from ..errors import UsageError
 from ..files import write_atomic
+from ..records import Response
 from . import decoder
 from .batching import Batch, Budget, run_batches
-from .model import CaptureModel, CaptureRow
+from .model import CaptureModel
 from .pooling import padded_ids
 
 INDEX = "index.json"
@@ -25,7 +27,8 @@ SHARD_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a row's states are: tensor `key` of `shard`, `[layers, prompt_tokens + response_tokens, dim]`."""
+    """Where a row's states are: tensor `key` of `shard`, `[layers, prompt_tokens + response_tokens,
+    dim]`."""
 
     shard: str
     key: str
@@ -41,18 +44,20 @@ def estimate_bytes(tokens: int, n_layers: int, dim: int, itemsize: int) -> int:
 
 def write_per_token(
     model: CaptureModel,
-    rows: Sequence[CaptureRow],
+    rows: Sequence[Response],
     folder: Path,
     *,
     revision: str,
     fault: Callable[[str], None],
 ) -> int:
-    """Append the token states of `rows` to `folder`, at the layers `model` captures; return the rows written.
+    """Append the token states of `rows` to `folder`, at the layers `model` captures; return the
+    rows written.
 
-    Rows the index names already are not computed again. States are in the model's dtype, unpooled, layer convention as
-    in CaptureModel; `revision` is the model's. A row that is not finite is left out, and `fault` is told which, and at
-    what layer. A shard appears whole and the index names it afterwards, so a run cut off at any moment loses what was
-    in memory and nothing else. Raises ResourceError (memory, disk), UsageError (the folder holds other layers).
+    Rows the index names already are not computed again. States are in the model's dtype, unpooled,
+    layer convention as in CaptureModel; `revision` is the model's. A row that is not finite is left
+    out, and `fault` is told which, and at what layer. A shard appears whole and the index names it
+    afterwards, so a run cut off at any moment loses what was in memory and nothing else. Raises
+    ResourceError (memory, disk), UsageError (the folder holds other layers).
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = read_index(folder)
@@ -65,7 +70,8 @@ def write_per_token(
     }
     if index and {name: index.get(name) for name in layout} != layout:
         raise UsageError(
-            f"{folder} holds token states of other layers or settings; move it away or choose another"
+            f"{folder} holds token states of other layers or settings; move it away or choose "
+            f"another"
         )
     known: dict[str, dict[str, Any]] = index.get("rows", {})
     todo = [row for row in rows if _name(row) not in known]
@@ -86,7 +92,8 @@ def write_per_token(
         if not finite.all():
             layer = model.layers[int((~finite).nonzero()[0])]
             fault(
-                f"sample {row.sample_id}: NaN or infinity at layer {layer} ({model.dtype}, {model.attention})"
+                f"sample {row.sample.id}: NaN or infinity at layer {layer} ({model.dtype}, "
+                f"{model.attention})"
             )
             continue
         if shard and held + states.nbytes > SHARD_BYTES:
@@ -94,7 +101,7 @@ def write_per_token(
             held = 0
         shard[_name(row)] = states
         entries[_name(row)] = Entry(
-            "", _name(row), len(row.prompt_token_ids), len(row.response_token_ids)
+            "", _name(row), len(row.sample.prompt_token_ids), len(row.response_token_ids)
         )
         held += states.nbytes
         written += 1
@@ -104,8 +111,8 @@ def write_per_token(
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The folder's index: layers, dim, dtype, attention, the model's revision, and rows (`trait/sample_id` to Entry's
-    fields); {} if none."""
+    """The folder's index: layers, dim, dtype, attention, the model's revision, and rows
+    (`trait/sample_id` to Entry's fields); {} if none."""
     try:
         found: dict[str, Any] = json.loads((folder / INDEX).read_bytes())
     except FileNotFoundError:
@@ -113,23 +120,24 @@ def read_index(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _name(row: CaptureRow) -> str:
-    return f"{row.trait}/{row.sample_id}"
+def _name(row: Response) -> str:
+    return f"{row.sample.trait}/{row.sample.id}"
 
 
 def _states(
-    model: CaptureModel, rows: Sequence[CaptureRow]
-) -> Iterator[tuple[CaptureRow, torch.Tensor]]:
-    """Each row with its states `[layers, tokens, dim]` on the CPU; one batch of states is held, in a shard's size."""
+    model: CaptureModel, rows: Sequence[Response]
+) -> Iterator[tuple[Response, torch.Tensor]]:
+    """Each row with its states `[layers, tokens, dim]` on the CPU; one batch of states is held, in
+    a shard's size."""
     per_token = len(model.layers) * model.hidden_dim * getattr(torch, model.dtype).itemsize
     limit = max(1, min(model.budget.limit, SHARD_BYTES // per_token))
     budget = Budget(limit, max_rows=model.budget.max_rows, growth=model.budget.growth)
-    lengths = [len(row.prompt_token_ids) + len(row.response_token_ids) for row in rows]
+    lengths = [len(row.sample.prompt_token_ids) + len(row.response_token_ids) for row in rows]
 
     def run(batch: Batch) -> torch.Tensor:
         chosen = [rows[index] for index in batch.indices]
         ids = padded_ids(
-            [(*row.prompt_token_ids, *row.response_token_ids) for row in chosen], batch.width
+            [(*row.sample.prompt_token_ids, *row.response_token_ids) for row in chosen], batch.width
         )
         held = torch.empty(
             len(chosen),

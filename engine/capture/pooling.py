@@ -23,10 +23,11 @@ class Enough(Exception):  # noqa: N818  a signal, not an error: the last layer n
 def pool_weights(
     pools: Sequence[str], spans: Sequence[tuple[int, int]], width: int
 ) -> torch.Tensor:
-    """Weights `[rows, pools, width]`, float32, that turn token states into pools; each pool's weights sum to 1.
+    """Weights `[rows, pools, width]`, float32, that turn token states into pools; each pool's
+    weights sum to 1.
 
-    `spans` gives (prompt tokens, response tokens that count) of each row; rows start at column 0. A row without
-    response tokens has response pools of weight 0.
+    `spans` gives (prompt tokens, response tokens that count) of each row; rows start at column 0. A
+    row without response tokens has response pools of weight 0.
     """
     weights = torch.zeros(len(spans), len(pools), width)
     for row, (prompt, response) in enumerate(spans):
@@ -42,9 +43,11 @@ def pool_weights(
 
 
 def padded_ids(token_ids: Sequence[Sequence[int]], width: int) -> torch.Tensor:
-    """int64 `[rows, width]`: each row cut to `width` and padded on the right with its own last token.
+    """int64 `[rows, width]`: each row cut to `width` and padded on the right with its own last
+    token.
 
-    A row's own token, because its states are as finite as the row's; what padding holds is weighted with zero.
+    A row's own token, because its states are as finite as the row's; what padding holds is weighted
+    with zero.
     """
     ids: np.ndarray = np.empty((len(token_ids), width), dtype=np.int64)
     for row, tokens in enumerate(token_ids):
@@ -55,11 +58,12 @@ def padded_ids(token_ids: Sequence[Sequence[int]], width: int) -> torch.Tensor:
 
 
 class LayerHooks:
-    """Hooks on the captured layers of `blocks`; inside the `with`, a forward calls `take(slot, hidden)` for each.
+    """Hooks on the captured layers of `blocks`; inside the `with`, a forward calls `take(slot,
+    hidden)` for each.
 
-    `layers` is ascending, EMBEDDINGS first if at all; slot is the position in it and hidden `[rows, width, dim]` as
-    the model computes it. After the last layer the forward ends by raising Enough. The hooks go when the block ends,
-    however it ends.
+    `layers` is ascending, EMBEDDINGS first if at all; slot is the position in it and hidden `[rows,
+    width, dim]` as the model computes it. After the last layer the forward ends by raising Enough.
+    The hooks go when the block ends, however it ends.
     """
 
     def __init__(
@@ -117,7 +121,8 @@ class LayerHooks:
 class Pooler:
     """Forms pools as layers go by: `take` is what LayerHooks calls.
 
-    `pooled` is `[rows, pools, layers, dim]`, float32, on `device`; the token states themselves are never kept.
+    `pooled` is `[rows, pools, layers, dim]`, float32, on `device`; the token states themselves are
+    never kept.
     """
 
     def __init__(
@@ -132,7 +137,8 @@ class Pooler:
         device = hidden.device
         if device not in self._weights_on:
             self._weights_on[device] = self._weights.to(device, non_blocking=True)
-        # A batched product rather than sums over slices: one kernel a layer, and the same order of additions each time.
+        # A batched product rather than sums over slices: one kernel a layer, and the same order of
+        # additions each time.
         self.pooled[:, :, slot].copy_(
             torch.bmm(self._weights_on[device], hidden.float()), non_blocking=True
         )

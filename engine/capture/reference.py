@@ -13,7 +13,8 @@ from .decoder import hidden_of
 from .self_check import Reference
 
 _POSITIONS = 128
-"""Response tokens whose log-probs are compared, evenly spaced: the logits of more would not be small."""
+"""Response tokens whose log-probs are compared, evenly spaced: the logits of more would not be
+small."""
 _LOGITS_CHUNK = 32
 
 
@@ -29,9 +30,9 @@ def run_alone(
 ) -> Reference:
     """Run prompt and response as a batch of one, unpadded, with `output_hidden_states`.
 
-    Shares nothing with the bulk pass but the weights: transformers records the states, slices and means form the
-    pools. Its last state is after the final norm, so that one comes from a hook on the last block. Raises
-    SelfCheckError when transformers reports another number of layers.
+    Shares nothing with the bulk pass but the weights: transformers records the states, slices and
+    means form the pools. Its last state is after the final norm, so that one comes from a hook on
+    the last block. Raises SelfCheckError when transformers reports another number of layers.
     """
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([[*prompt, *response]], device=device)
@@ -39,8 +40,8 @@ def run_alone(
     positions = tuple(
         round(step * (len(response) - 1) / max(1, count - 1)) for step in range(count)
     )
-    # The token at response position i is predicted one place earlier. On the CPU, since an index may be there wherever
-    # the last of several devices is.
+    # The token at response position i is predicted one place earlier. On the CPU, since an index
+    # may be there wherever the last of several devices is.
     keep = torch.tensor([len(prompt) + i - 1 for i in positions] or [ids.shape[1] - 1])
     last: list[torch.Tensor] = []
     handle = blocks[-1].register_forward_hook(lambda _m, _a, output: last.append(hidden_of(output)))
@@ -53,8 +54,9 @@ def run_alone(
         handle.remove()
     if len(out.hidden_states) != len(blocks) + 1:
         raise SelfCheckError(
-            f"self-check: the model has {len(out.hidden_states) - 1} layers by its own account, capture found "
-            f"{len(blocks)}; check --blocks"
+            f"self-check: the model has {len(out.hidden_states) - 1} layers by its own account, "
+            f"capture found "
+            f"{len(blocks)}; check `blocks`"
         )
     states = [
         _pool(state[0], len(prompt), n_pooled, pools)

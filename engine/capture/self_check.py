@@ -1,4 +1,5 @@
-"""The self-check's judgement: do captured pools agree with rows run alone, and with what vLLM computed? No torch."""
+"""The self-check's judgement: do captured pools agree with rows run alone, and with what vLLM
+computed? No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 Mode = Literal["off", "sample", "all"]
 
 ONE_IN = 64
-"""After the first batch, one row in so many is looked at, unless generation chose rows by keeping their log-probs."""
+"""After the first batch, one row in so many is looked at, unless generation chose rows by keeping
+their log-probs."""
 _OF_FIRST_BATCH = 4
 
 
@@ -26,10 +28,11 @@ class Tolerance:
 
     states: float
     """|batched - alone| / |alone| of a pooled mean (2-norms), per layer; twice that for a pool of one token, whose
-    rounding nothing averages, and twice again for a mixture of experts, whose router rounding may switch."""
+    rounding nothing averages, and twice again for a mixture of experts, whose router rounding may switch.
+    """
     logprobs: float
-    """Mean over a response's tokens of |capture model's log-prob - vLLM's|, in nats, times the cube root of their mean
-    size where that is above 1: by so much rounding grows with temperature."""
+    """Mean over a response's tokens of |capture model's log-prob - vLLM's|, in nats, times the cube
+    root of their mean size where that is above 1: by so much rounding grows with temperature."""
     all_logprobs: float
     """The same mean over all tokens compared so far: noise averages out, so less is allowed."""
 
@@ -59,11 +62,13 @@ class Reference:
 
 
 class SelfCheck:
-    """Collects comparisons; raises SelfCheckError at the first that fails, naming sample, layer and likely cause.
+    """Collects comparisons; raises SelfCheckError at the first that fails, naming sample, layer and
+    likely cause.
 
-    `dtype` is capture's, `generation_dtype` vLLM's (auto counts as half precision, which vLLM prefers). `layers` are
-    the captured indices (-1 is the embedding output), `capped` says whether the model soft-caps its attention scores
-    and `experts` whether it is a mixture of experts; `bos` is its beginning-of-sequence token.
+    `dtype` is capture's, `generation_dtype` vLLM's (auto counts as half precision, which vLLM
+    prefers). `layers` are the captured indices (-1 is the embedding output), `capped` says whether
+    the model soft-caps its attention scores and `experts` whether it is a mixture of experts; `bos`
+    is its beginning-of-sequence token.
     """
 
     def __init__(
@@ -116,7 +121,8 @@ class SelfCheck:
             and list(prompt_token_ids[:2]) == [self._bos] * 2
         ):
             raise SelfCheckError(
-                f"self-check: sample {sample_id} starts with two BOS tokens (id {self._bos}): its text was tokenised "
+                f"self-check: sample {sample_id} starts with two BOS tokens (id {self._bos}): its "
+                f"text was tokenised "
                 "again with special tokens on top of a chat template's own"
             )
 
@@ -125,8 +131,9 @@ class SelfCheck:
     ) -> list[int]:
         """Which rows of a batch to look at.
 
-        Of the first batch four, from the shortest (most padding) to the longest, those with log-probs before others;
-        of later ones those with log-probs, which generation chose, and where there are none those that `is_sampled`.
+        Of the first batch four, from the shortest (most padding) to the longest, those with
+        log-probs before others; of later ones those with log-probs, which generation chose, and
+        where there are none those that `is_sampled`.
         """
         if self.mode == "off":
             return []
@@ -164,9 +171,11 @@ class SelfCheck:
         slot, place = map(int, wrong[0])
         pool = self._pools[place]
         raise SelfCheckError(
-            f"self-check: sample {sample_id}, layer {self._layers[slot]}, {pool}: captured in a batch it is "
+            f"self-check: sample {sample_id}, layer {self._layers[slot]}, {pool}: captured in a "
+            f"batch it is "
             f"{float(deviation[place, slot]):.2g} off the same row run alone (tolerance "
-            f"{self._state_tolerances[pool]:g} for {self._dtype}). {self._cause(batched, reference, slot)}"
+            f"{self._state_tolerances[pool]:g} for {self._dtype}). "
+            f"{self._cause(batched, reference, slot)}"
         )
 
     def _agree(self, deviation: np.ndarray) -> np.ndarray:
@@ -182,9 +191,9 @@ class SelfCheck:
             inside = [i for i, index in enumerate(indices) if 0 <= index < n_states]
             moved = reference.states[:, [indices[i] for i in inside]]
             if inside and self._agree(_relative(batched[:, inside], moved)).all():
-                return f"It matches layer {self._layers[slot] + shift}: the blocks are off by one; check --blocks."
+                return f"It matches layer {self._layers[slot] + shift}: the blocks are off by one; check `blocks`."
         if slot == 0:
-            return "It differs from the first layer on: rows were swapped, other tokens were pooled, or --blocks is wrong."
+            return "It differs from the first layer on: rows were swapped, other tokens were pooled, or `blocks` is wrong."
         return "Earlier layers agree: padding, positions or the attention mask are wrong."
 
     def logprobs(self, sample_id: str, expected: Sequence[float], reference: Reference) -> None:
@@ -218,7 +227,8 @@ class SelfCheck:
             causes += ", or an attention implementation that drops the soft-cap"
         raise SelfCheckError(
             f"self-check: sample {sample_id}, after the last layer: {where} "
-            f"(tolerance {allowed:.2g} for {self._dtypes}). Capture and generation do not compute the same: {causes}."
+            f"(tolerance {allowed:.2g} for {self._dtypes}). Capture and generation do not compute "
+            f"the same: {causes}."
         )
 
     def summary(self) -> dict[str, Any]:
@@ -245,7 +255,8 @@ class SelfCheck:
 def _allowed(tolerance: float, tokens: int, size: float) -> float:
     """For tokens whose |log-probs| sum up to `size`.
 
-    A mean over few tokens spreads more: by 2 tolerances at one token, by a fifth of one at a hundred.
+    A mean over few tokens spreads more: by 2 tolerances at one token, by a fifth of one at a
+    hundred.
     """
     return tolerance * (1 + 2 / math.sqrt(tokens)) * max(1.0, math.cbrt(size / tokens))
 

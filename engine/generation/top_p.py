@@ -1,8 +1,9 @@
 """Top-p without sorting the vocabulary, for vLLM on CPU; loaded by name in its worker.
 
-vLLM's CPU sampler sorts all logits of all rows at each step: 49,152 values a row, which at 128 sequences takes longer
-than a small model's forward. The nucleus is nearly always among the few largest, so those are found by selection, and
-only rows whose nucleus is larger are looked at again (docs/decisions/006-nucleus.md).
+vLLM's CPU sampler sorts all logits of all rows at each step: 49,152 values a row, which at 128
+sequences takes longer than a small model's forward. The nucleus is nearly always among the few
+largest, so those are found by selection, and only rows whose nucleus is larger are looked at again
+(docs/decisions/006-nucleus.md).
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 NAME = f"{__name__}:Nucleus"
 """What AsyncEngineArgs(logits_processors=[...]) takes."""
 _LOOKS = (64, 1024)
-"""So many candidates are enough for nearly all rows; then for most of the others; for the rest all are sorted."""
+"""So many candidates are enough for nearly all rows; then for most of the others; for the rest all
+are sorted."""
 
 
 class Nucleus(LogitsProcessor):  # type: ignore[misc]  # vLLM's types are not checked here
-    """vLLM's interface around `keep_nucleus`: one p for the whole engine, `additional_config={"top_p": p}`.
+    """vLLM's interface around `keep_nucleus`: one p for the whole engine,
+    `additional_config={"top_p": p}`.
 
-    Requests then carry top_p=1. It runs where vLLM's own would: after temperature, on float32 logits; greedy requests
-    do not see it.
+    Requests then carry top_p=1. It runs where vLLM's own would: after temperature, on float32
+    logits; greedy requests do not see it.
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002 - vLLM's
@@ -43,8 +46,9 @@ class Nucleus(LogitsProcessor):  # type: ignore[misc]  # vLLM's types are not ch
 def keep_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Set the logits `[rows, vocab]` outside each row's nucleus to -inf, in place.
 
-    A token is kept where the likelier ones together have less than `top_p`, so the likeliest always is: what vLLM and
-    transformers do. Tokens exactly as likely as the last one kept are kept with it.
+    A token is kept where the likelier ones together have less than `top_p`, so the likeliest always
+    is: what vLLM and transformers do. Tokens exactly as likely as the last one kept are kept with
+    it.
     """
     total = logits.logsumexp(-1, keepdim=True)
     least = logits.new_empty(len(logits), 1)

@@ -1,95 +1,29 @@
-"""Sample -> Response on vLLM's AsyncLLM: continuous batching, token ids in and out, one engine for all traits."""
+"""Sample -> Response on vLLM's AsyncLLM: continuous batching, token ids in and out, one engine for
+all traits."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AccessError, EngineDiedError, ResourceError, UsageError
-from ..models.hub import ModelRef
-from ..models.machine import Shape
-from ..models.placement import GPU_BATCHED_TOKENS, LENGTH_STEP, Placement
+from ..errors import AccessError, EngineDiedError, UsageError
+from ..models import ModelRef, generation_dtype, read_config
 from ..records import Response, Sample
-from ..settings import Sampling, Execution
+from ..settings import Execution, Sampling
+from .sizing import CPU_BLOCK, EngineSize
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
 
-GPU_SEQUENCES = 512
-CPU_SEQUENCES = 128
-"""Sequences in flight under `auto`: beyond these, throughput grows little and memory much."""
-_CPU_BATCHED_TOKENS = 4096
-_CPU_BLOCK = 32
-"""vLLM's CPU default of 128 tokens a block would never share a prefix as short as an instruction."""
-_KV_ITEMSIZE = 2
 _CHECKED_QUESTIONS, _CHECKED_ROLLOUTS = 2, 8
+_REAP_S = 10.0
 _SHUTDOWN_S = 1.0
 """Nothing of an engine's is worth waiting for once its last answer is here."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSize:
-    """vLLM's limits, all explicit: its defaults under AsyncLLM are made for a server, not for a batch."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    kv_cache_bytes: int | None
-    """None leaves it to vLLM's share of the GPU."""
-    gpu_share: float = 0.92
-    """Of each GPU, what vLLM asks to be free at its start; 0.92 is its own default."""
-
-    def __str__(self) -> str:
-        kv = (
-            ""
-            if self.kv_cache_bytes is None
-            else f", KV cache {self.kv_cache_bytes / 2**30:.1f} GiB"
-        )
-        return f"{self.max_num_seqs} sequences of up to {self.max_model_len} tokens{kv}"
-
-
-def size_engine(
-    ref: ModelRef,
-    execution: Execution,
-    longest: int,
-    *,
-    on_gpu: bool,
-    free_bytes: int,
-    placement: Placement | None = None,
-) -> EngineSize:
-    """Size the engine for prompts and responses of at most `longest` tokens together.
-
-    On CPU the KV cache is what all sequences may need, at most a third of the free memory; on a GPU it is what
-    `placement` leaves it. Raises ResourceError when not even one sequence fits, UsageError for a model without sizes.
-    """
-    kv_cache_bytes = placement.kv_cache_bytes if placement else None
-    wanted = (
-        -(-(longest + 1) // LENGTH_STEP) * LENGTH_STEP
-    )  # one more, for the self-check's question
-    max_model_len = min(wanted, ref.context_length or wanted)
-    sequences = execution.batch_size or (GPU_SEQUENCES if on_gpu else CPU_SEQUENCES)
-    if not on_gpu:
-        per_token = Shape.from_config(ref.config).kv_bytes_per_token(_KV_ITEMSIZE)
-        need = sequences * (max_model_len + _CPU_BLOCK) * per_token
-        kv_cache_bytes = max(min(need, free_bytes // 3), 64 << 20)
-        if kv_cache_bytes < max_model_len * per_token:
-            raise ResourceError(
-                f"one sequence of {max_model_len} tokens needs {max_model_len * per_token / 2**30:.1f} GiB of cache, "
-                f"but only {free_bytes / 2**30:.1f} GiB of memory is free; free some, or lower --max_new_tokens"
-            )
-    batched = GPU_BATCHED_TOKENS if on_gpu else _CPU_BATCHED_TOKENS
-    size = EngineSize(
-        sequences, max(batched, max_model_len, sequences), max_model_len, kv_cache_bytes
-    )
-    # vLLM asks for its share even where the cache is given: beside a model that is loading, more than it takes.
-    return (
-        replace(size, gpu_share=placement.gpu_share) if placement and placement.gpu_share else size
-    )
 
 
 class VllmEngine:
@@ -103,17 +37,15 @@ class VllmEngine:
         size: EngineSize,
         *,
         on_gpu: bool,
-        sleep_mode: bool = False,
         last_error: Callable[[], str] = lambda: "",
         stat_loggers: Sequence[Any] = (),
     ) -> None:
         """`stat_loggers` are vLLM's own interface to its scheduler's numbers, for benchmarks."""
         self._ref = ref
-        self._identity = sampling
-        self._speed = execution
+        self._sampling = sampling
+        self._execution = execution
         self.size = size
         self._on_gpu = on_gpu
-        self._sleep_mode = sleep_mode
         self._last_error = last_error
         self._stat_loggers = list(stat_loggers)
         self._engine: Any = None
@@ -121,7 +53,8 @@ class VllmEngine:
 
     @property
     def max_in_flight(self) -> int:
-        """Requests to keep with the engine: twice what runs, so that a finished one is replaced at once."""
+        """Requests to keep with the engine: twice what runs, so that a finished one is replaced at
+        once."""
         return 2 * self.size.max_num_seqs
 
     def start(self) -> None:
@@ -129,10 +62,12 @@ class VllmEngine:
         _quiet_environment()
         if not self._on_gpu:
             require_cpu_build()
-            # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds before they sleep: by
-            # default for milliseconds, in which a thread that lost its core to another program cannot have it back.
+            # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds
+            # before they sleep: by default for milliseconds, in which a thread that lost its core
+            # to another program cannot have it back.
             os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-            # Even eager, vLLM compiles one small function of its sampler, which takes seconds and a C++ compiler.
+            # Even eager, vLLM compiles one small function of its sampler, which takes seconds and a
+            # C++ compiler.
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         from vllm import AsyncLLMEngine
 
@@ -151,9 +86,15 @@ class VllmEngine:
             ) from error
 
     @property
+    def _dtype(self) -> str:
+        config = read_config(self._ref.config)
+        return generation_dtype(config, self._sampling.dtype, gpu=self._on_gpu)
+
+    @property
     def _own_nucleus(self) -> bool:
-        """Whether top-p is left to `nucleus`, which is exact and many times faster than vLLM's on CPU."""
-        return not self._on_gpu and self._identity.top_p < 1 and not self._identity.top_k
+        """Whether top-p is left to `nucleus`, which is exact and many times faster than vLLM's on
+        CPU."""
+        return not self._on_gpu and self._sampling.top_p < 1 and not self._sampling.top_k
 
     def _arguments(self) -> AsyncEngineArgs:
         from vllm import AsyncEngineArgs
@@ -164,36 +105,37 @@ class VllmEngine:
             model=self._ref.source,
             revision=self._ref.hub_revision,
             tokenizer_revision=self._ref.hub_revision,
-            dtype=self._identity.dtype,
-            tensor_parallel_size=self._speed.tensor_parallel_size,
+            dtype=self._dtype,
+            tensor_parallel_size=self._execution.tensor_parallel_size,
             distributed_executor_backend=self._executor(),
             max_num_seqs=self.size.max_num_seqs,
             max_num_batched_tokens=self.size.max_num_batched_tokens,
             max_model_len=self.size.max_model_len,
             kv_cache_memory_bytes=self.size.kv_cache_bytes,
             gpu_memory_utilization=self.size.gpu_share,
-            block_size=None if self._on_gpu else _CPU_BLOCK,
-            # Compiling costs a CPU run more than it gains (python -m benchmarks.tuning --compiled).
+            block_size=None if self._on_gpu else CPU_BLOCK,
+            # Compiling costs a CPU run more than it gains (python -m benchmarks.tuning `compiled`).
             enforce_eager=not self._on_gpu,
             enable_prefix_caching=True,
-            # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator that cannot be turned.
+            # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator that
+            # cannot be turned.
             enable_chunked_prefill=None if self._on_gpu else False,
-            enable_sleep_mode=self._sleep_mode,
             disable_log_stats=True,
             enable_log_requests=False,
             generation_config="vllm",  # sampling is ours to state, never a model file's
             logits_processors=[NAME] if self._own_nucleus else None,
-            additional_config={"top_p": self._identity.top_p} if self._own_nucleus else {},
+            additional_config={"top_p": self._sampling.top_p} if self._own_nucleus else {},
         )
 
     def _executor(self) -> Any:
         """None is vLLM's own choice.
 
-        On CPU that is a worker process beside the engine's, and the engine's spins on a core while it waits for it.
-        The model in the engine's own process has that core too (docs/decisions/008-one-engine-process.md). Named by
-        its class, because vLLM overrules the name.
+        On CPU that is a worker process beside the engine's, and the engine's spins on a core while
+        it waits for it. The model in the engine's own process has that core too
+        (docs/decisions/008-one-engine-process.md). Named by its class, because vLLM overrules the
+        name.
         """
-        if self._on_gpu or self._speed.tensor_parallel_size > 1:
+        if self._on_gpu or self._execution.tensor_parallel_size > 1:
             return None
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -211,10 +153,10 @@ class VllmEngine:
 
         try:
             parameters = SamplingParams(
-                temperature=self._identity.temperature,
-                top_p=1.0 if self._own_nucleus else self._identity.top_p,
-                top_k=self._identity.top_k,
-                max_tokens=min(self._identity.max_new_tokens, room),
+                temperature=self._sampling.temperature,
+                top_p=1.0 if self._own_nucleus else self._sampling.top_p,
+                top_k=self._sampling.top_k,
+                max_tokens=min(self._sampling.max_new_tokens, room),
                 seed=sample.seed,
             )
             answer = await self._run(sample.prompt_token_ids, parameters)
@@ -239,9 +181,11 @@ class VllmEngine:
     async def _logprobs(
         self, prompt: Sequence[int], response: Sequence[int]
     ) -> tuple[float, ...] | None:
-        """Log-probabilities (temperature 1) of a response's tokens after a prompt; None where the context is full.
+        """Log-probabilities (temperature 1) of a response's tokens after a prompt; None where the
+        context is full.
 
-        Asked of the finished text: asked while it is sampled, each step would compute them for all that run.
+        Asked of the finished text: asked while it is sampled, each step would compute them for all
+        that run.
         """
         if len(prompt) + len(response) >= self.size.max_model_len:
             return None
@@ -258,10 +202,12 @@ class VllmEngine:
     async def next_logprobs(
         self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
     ) -> dict[int, float]:
-        """Log-probabilities of named tokens right after a prompt. Raises UsageError if the prompt is too long."""
+        """Log-probabilities of named tokens right after a prompt. Raises UsageError if the prompt
+        is too long."""
         if len(prompt_token_ids) >= self.size.max_model_len:
             raise UsageError(
-                f"judge prompt of {len(prompt_token_ids)} tokens, context of {self.size.max_model_len}"
+                f"judge prompt of {len(prompt_token_ids)} tokens, context of "
+                f"{self.size.max_model_len}"
             )
         from vllm import SamplingParams
 
@@ -286,30 +232,31 @@ class VllmEngine:
         except (EngineDeadError, EngineGenerateError) as error:
             detail = self._last_error() or _first_line(error)
             raise EngineDiedError(
-                f"the generation engine died: {detail}. What was stored is safe; run the same command again to go on"
+                f"the generation engine died: {detail}. What was stored is safe; run the same "
+                f"command again to go on"
             ) from error
         raise EngineDiedError(
             "the generation engine ended a request without an answer; run the command again"
         )
 
-    async def sleep(self) -> None:
-        """Give the GPU's memory back while capture runs; weights wait in host memory. Raises ResourceError."""
-        try:
-            await self._engine.sleep(level=1)
-        except (
-            Exception
-        ) as error:  # vLLM hands on whatever failed in its process as a bare Exception
-            raise ResourceError(f"vLLM cannot sleep: {_first_line(error)}") from error
-
     async def close(self) -> None:
-        """Stop the engine's processes."""
+        """Stop the engine's processes, and reap them: none stays behind as a zombie."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
             await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
+            await asyncio.to_thread(_reap)
+
+
+def _reap() -> None:
+    """Wait for vLLM's own processes that were told to end."""
+    for process in multiprocessing.active_children():
+        if process.name.startswith("EngineCore"):
+            process.join(_REAP_S)
 
 
 def is_checked(sample: Sample) -> bool:
-    """Whether a sample's log-probabilities are kept for the self-check: each side's first two, and on in long runs."""
+    """Whether a sample's log-probabilities are kept for the self-check: each side's first two, and
+    on in long runs."""
     first = sample.instruction_index == 0 and sample.question_index < _CHECKED_QUESTIONS
     return first and sample.rollout % _CHECKED_ROLLOUTS == 0
 
@@ -322,13 +269,16 @@ def on_gpu() -> bool:
 
 
 def require_cpu_build() -> None:
-    """Raise UsageError where PyTorch is a CUDA build that sees no GPU: vLLM's would fail on it, minutes later."""
+    """Raise UsageError where PyTorch is a CUDA build that sees no GPU: vLLM's would fail on it,
+    minutes later."""
     import torch
 
     if torch.version.cuda is not None and not torch.cuda.is_available():
         raise UsageError(
-            f"PyTorch is built for CUDA {torch.version.cuda} and sees no GPU: its driver is too old for that "
-            "(nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, or install the CPU build where "
+            f"PyTorch is built for CUDA {torch.version.cuda} and sees no GPU: its driver is too "
+            f"old for that "
+            "(nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, or install "
+            "the CPU build where "
             "there is no GPU: make clean setup"
         )
 
@@ -341,7 +291,8 @@ def _quiet_environment() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_COLOR": "0",
-        # Its warm-up is compiled with nvcc, which a GPU machine may lack; samples with seeds of their own never use it.
+        # Its warm-up is compiled with nvcc, which a GPU machine may lack; samples with seeds of
+        # their own never use it.
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }.items():

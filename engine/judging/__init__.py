@@ -1,0 +1,24 @@
+"""Response → Verdict: a judge at an OpenAI-compatible endpoint, or the loaded model itself."""
+
+from __future__ import annotations
+
+from .capabilities import JudgeProfile
+from .client import OPENAI, read_base_url
+from .cost import Usage, find_price
+from .endpoint import EndpointJudge
+from .local import LocalJudge, calibration_positions, need_words
+from .scoring import judge_key, local_prompt
+
+__all__ = [
+    "OPENAI",
+    "EndpointJudge",
+    "JudgeProfile",
+    "LocalJudge",
+    "Usage",
+    "calibration_positions",
+    "find_price",
+    "judge_key",
+    "local_prompt",
+    "need_words",
+    "read_base_url",
+]

@@ -1,6 +1,8 @@
-"""Calls to an endpoint until one is answered. The loop is ours: every attempt stands in line and is metered.
+"""Calls to an endpoint until one is answered. The loop is ours: every attempt stands in line and is
+metered.
 
-The client's own retries are off: they would pass the limits by, and ask again where no quota is left.
+The client's own retries are off: they would pass the limits by, and ask again where no quota is
+left.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _FILTERED = {
     "ResponsibleAIPolicyViolation",
 }
 _MOST_DENIED = 5
-"""Answers in a row that deny key or model, of an endpoint that had accepted both, until they are believed."""
+"""Answers in a row that deny key or model, of an endpoint that had accepted both, until they are
+believed."""
 _MOST_CHANGES = 3
 """Other forms of a request that one call may try."""
 
@@ -54,7 +57,8 @@ class Calls:
         max_cost: float,
         backoff: float,
     ) -> None:
-        """`profile` is what requests start from. `backoff`: scale, in seconds, of the pauses before a repetition."""
+        """`profile` is what requests start from. `backoff`: scale, in seconds, of the pauses before
+        a repetition."""
         self._client, self.throttle, self.meter, self.profile = client, throttle, meter, profile
         self._max_cost, self._backoff = max_cost, backoff
         self._answered, self._denied = False, 0
@@ -70,7 +74,8 @@ class Calls:
     async def retried(
         self, attempts: int, function: Callable[..., Awaitable[T]], *arguments: Any
     ) -> T:
-        """Call, again after TransientError: so many attempts, with random, exponentially growing pauses."""
+        """Call, again after TransientError: so many attempts, with random, exponentially growing
+        pauses."""
         from tenacity import (
             AsyncRetrying,
             retry_if_exception_type,
@@ -90,8 +95,9 @@ class Calls:
     async def _attempt(self, messages: Sequence[Message], cap: int, tally: Meter) -> Answer:
         """Stand in line and ask once.
 
-        A 429 goes back into line, however often, as long as patience lasts; so does a request whose parameters were
-        rejected, in a few other forms. The form that is answered is what later calls start from.
+        A 429 goes back into line, however often, as long as patience lasts; so does a request whose
+        parameters were rejected, in a few other forms. The form that is answered is what later
+        calls start from.
         """
         prompt_tokens = sum(len(message["content"]) for message in messages) / 4
         limited, rejected = 0, list[JudgeProfile]()
@@ -165,8 +171,10 @@ class Calls:
         if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
             raise self.stop(
                 StoppedError(
-                    f"--max_cost ${self._max_cost:g} is reached (${self.meter.dollars:.4f} for the answers so far, and "
-                    "one more may go beyond it): run the same command to go on with as much again, or raise --max_cost"
+                    f"`max_cost` ${self._max_cost:g} is reached (${self.meter.dollars:.4f} for the "
+                    f"answers so far, and "
+                    "one more may go beyond it): run the same command to go on with as much again, "
+                    "or raise `max_cost`"
                 )
             )
         tally.attempts += 1

@@ -1,4 +1,5 @@
-"""What an endpoint's model can be asked: a first guess from a small table, made right by what it answers to probes."""
+"""What an endpoint's model can be asked: a first guess from a small table, made right by what it
+answers to probes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any, Literal
 from .scoring import PLAIN_REQUEST, SCORE_SCHEMA
 
 CAP = 512
-"""Most output tokens of an integer answer: a few are visible, but hidden reasoning counts as well."""
+"""Most output tokens of an integer answer: a few are visible, but hidden reasoning counts as well.
+"""
 RAISED_CAP = 4096
 """The cap after an answer that was cut off."""
 _EXPECTED_CAP = 16
@@ -33,7 +35,8 @@ class JudgeProfile:
 
     model: str
     mode: Mode = "integer"
-    """`expected` only where the probe showed log-probabilities and numbers, "100" among them, as single tokens."""
+    """`expected` only where the probe showed log-probabilities and numbers, "100" among them, as
+    single tokens."""
     cap_name: Literal["max_completion_tokens", "max_tokens"] = "max_tokens"
     temperature: bool = True
     """Whether temperature 0 is accepted."""
@@ -99,10 +102,12 @@ def _reasoning(profile: JudgeProfile, effort: str) -> JudgeProfile:
 def refine(
     profile: JudgeProfile, param: str, message: str, *, plainly: bool = False
 ) -> JudgeProfile | None:
-    """The profile after a request was rejected, None where the rejection is about nothing a profile decides.
+    """The profile after a request was rejected, None where the rejection is about nothing a profile
+    decides.
 
-    `param` and `message` are the error's; some endpoints name the parameter in the message only. `plainly`: only where
-    it names the parameter as such and says that it is not supported; a message on somebody's text may hold any word.
+    `param` and `message` are the error's; some endpoints name the parameter in the message only.
+    `plainly`: only where it names the parameter as such and says that it is not supported; a
+    message on somebody's text may hold any word.
     """
     if plainly:
         named = {param.partition(".")[0]} if param else set(_QUOTED.findall(message))

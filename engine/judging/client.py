@@ -1,4 +1,5 @@
-"""The connection to an OpenAI-compatible endpoint: one request, one reply, one deadline, and no secret let out."""
+"""The connection to an OpenAI-compatible endpoint: one request, one reply, one deadline, and no
+secret let out."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ OPENAI = "https://api.openai.com/v1"
 _LIST_SECONDS = 10.0
 _MOST_CONNECTIONS = 1024
 _LEAST_KEY = 8
-"""Characters of a key that no text holds by chance: endpoints of one's own take any word, such as `none`."""
+"""Characters of a key that no text holds by chance: endpoints of one's own take any word, such as
+`none`."""
 _MESSAGE_CHARS = 300
 _NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _BAD_KEY = {"invalid_api_key", "account_deactivated"}
@@ -37,7 +39,8 @@ class CallError(Exception):
 
 
 class TransientError(CallError):
-    """Asking again may help: no connection, no answer in time, a server error, a body that is no answer."""
+    """Asking again may help: no connection, no answer in time, a server error, a body that is no
+    answer."""
 
 
 class LateError(TransientError):
@@ -63,7 +66,8 @@ def read_base_url(url: str) -> str:
         good = False
     if not good:
         raise UsageError(
-            "--judge_base_url must be like http://HOST:PORT/v1, without a name or password, a query or a fragment; "
+            "`judge_base_url` must be like http://HOST:PORT/v1, without a name or password, a "
+            "query or a fragment; "
             f"{'the one given' if shown == 'this' else repr(shown)} is not"
         )
     return url
@@ -73,7 +77,8 @@ class Client:
     """Sends chat completions. The key is OPENAI_API_KEY; an endpoint of one's own may need none."""
 
     def __init__(self, model: str, base_url: str | None, deadline: float) -> None:
-        """`base_url` None: OPENAI_BASE_URL, else OpenAI's own. `deadline`: seconds a request may take.
+        """`base_url` None: OPENAI_BASE_URL, else OpenAI's own. `deadline`: seconds a request may
+        take.
 
         Raises UsageError for a malformed URL.
         """
@@ -99,15 +104,18 @@ class Client:
 
         if not self._key and self.base_url is None:
             raise AccessError(
-                f"judge {self._model} needs a key: put OPENAI_API_KEY=sk-... into .env, or name your own endpoint "
-                "with --judge_base_url, or judge without one: --judge_model local"
+                f"judge {self._model} needs a key: put OPENAI_API_KEY=sk-... into .env, or name "
+                f"your own endpoint "
+                "with `judge_base_url`, or judge without one: `judge_model` local"
             )
         if not (self._key.isascii() and self._key.isprintable()):
             raise AccessError(
-                "OPENAI_API_KEY holds characters no key has (a line break, an accent): copy it again"
+                "OPENAI_API_KEY holds characters no key has (a line break, an accent): copy it "
+                "again"
             )
-        # aiohttp's transport takes half the processor time of the default, where every request walks all connections
-        connections = httpx2.JudgeLimits(
+        # aiohttp's transport takes half the processor time of the default, where every request
+        # walks all connections
+        connections = httpx2.Limits(
             max_connections=_MOST_CONNECTIONS, max_keepalive_connections=_MOST_CONNECTIONS
         )
         self._client = openai.AsyncOpenAI(
@@ -124,7 +132,8 @@ class Client:
             await self._client.close()
 
     async def complete(self, request: dict[str, Any]) -> Reply:
-        """One chat completion, whatever its status. Raises TransientError without a connection or past the deadline."""
+        """One chat completion, whatever its status. Raises TransientError without a connection or
+        past the deadline."""
         return (await self._reply("post", "/chat/completions", self._deadline, body=request)).honest
 
     async def list_models(self) -> Reply:
@@ -138,7 +147,8 @@ class Client:
 
         assert self._client is not None, "open() comes first"  # noqa: S101 - a bug in the caller, not a fault
         try:
-            # the generic call: the typed one walks every request's type annotations, a third of the processor time
+            # the generic call: the typed one walks every request's type annotations, a third of the
+            # processor time
             async with asyncio.timeout(deadline):
                 raw = await getattr(self._client, method)(path, cast_to=httpx2.Response, **options)
         except openai.APIStatusError as error:
@@ -152,7 +162,8 @@ class Client:
     def failure(
         self, reply: Reply, *, mendable: bool = False
     ) -> CallError | AccessError | StoppedError:
-        """What a status of 400 or more means: the end of all judging, or something about this call alone.
+        """What a status of 400 or more means: the end of all judging, or something about this call
+        alone.
 
         `mendable`: it is about a parameter that can be left out.
         """
@@ -166,7 +177,7 @@ class Client:
             problem = "refused the key: put a valid" if self.has_key else "asks for a key: put its"
             return AccessError(f"{self.where} {problem} OPENAI_API_KEY into .env")
         if fault.codes & _NO_MODEL or reply.status == 404:
-            remedy = "check --judge_model and --judge_base_url"
+            remedy = "check `judge_model` and `judge_base_url`"
             return AccessError(f"{self.where} has no model {model} ({what}): {remedy}")
         if reply.status == 403 and not mendable:
             return AccessError(f"{self.where} refuses judge {model} to this key: {said}")

@@ -1,4 +1,5 @@
-"""What judging costs: tokens counted as the endpoint reports them, dollars by the price table beside this file."""
+"""What judging costs: tokens counted as the endpoint reports them, dollars by the price table
+beside this file."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ class Usage:
 
 @dataclass(slots=True)
 class Meter:
-    """Counts up, for a judge or for one verdict. `price` None: tokens are counted, dollars are not known."""
+    """Counts up, for a judge or for one verdict. `price` None: tokens are counted, dollars are not
+    known."""
 
     price: Price | None
     requests: int = 0
@@ -115,7 +117,8 @@ class Meter:
         return self.output_tokens / self.answered if self.answered else 0.0
 
     def expected(self, prompt_tokens: float, cap: int) -> float:
-        """Dollars a call will cost: the mean so far; before the first answer its prompt, and all the output allowed."""
+        """Dollars a call will cost: the mean so far; before the first answer its prompt, and all
+        the output allowed."""
         if self.price is None:
             return 0.0
         if self.answered:
@@ -132,7 +135,8 @@ class Meter:
             self.in_flight -= dollars
 
     def would_exceed(self, limit: float, dollars: float) -> bool:
-        """Whether a call of so many dollars, beside those in flight, may take the cost beyond `limit`."""
+        """Whether a call of so many dollars, beside those in flight, may take the cost beyond
+        `limit`."""
         return self.dollars is not None and self.dollars + self.in_flight + dollars > limit
 
     @property
@@ -167,7 +171,8 @@ def load_prices(path: Path = PRICES_FILE) -> dict[str, Price]:
 
 
 def find_price(model: str, path: Path = PRICES_FILE) -> Price | None:
-    """The price of a model, by its name, its name without a date (-2025-08-07), or without `openai/` before it."""
+    """The price of a model, by its name, its name without a date (-2025-08-07), or without
+    `openai/` before it."""
     prices = load_prices(path)
     name = model.removeprefix("openai/")
     return prices.get(model) or prices.get(name) or prices.get(_DATE.sub("", name))
@@ -178,6 +183,7 @@ def need_price(model: str, path: Path = PRICES_FILE) -> Price:
     price = find_price(model, path)
     if price is None:
         raise UsageError(
-            f"--max_cost needs the price of {model}: add its dollars per million tokens to {path}, or leave --max_cost"
+            f"`max_cost` needs the price of {model}: add its dollars per million tokens to {path}, "
+            f"or leave `max_cost`"
         )
     return price

@@ -1,4 +1,5 @@
-"""A judge at an OpenAI-compatible endpoint: what its model can be asked, and a verdict for each response."""
+"""A judge at an OpenAI-compatible endpoint: what its model can be asked, and a verdict for each
+response."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from dataclasses import replace
 
 from ..errors import AccessError, StoppedError, UsageError
 from ..records import Response, Verdict
-from ..settings import JudgeSettings, JudgeLimits
-from ..traits.definition import Trait, fill
+from ..settings import JudgeLimits, JudgeSettings
+from ..traits import Trait, fill
 from .calls import PROBE_ATTEMPTS, Calls, MendableError
 from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
 from .client import FATAL, CallError, Client, RejectedError, TransientError
@@ -32,7 +33,8 @@ __all__ = ["EndpointJudge", "JudgeProfile"]
 _MAX_PROBES = 8
 _NUMBERS_PROBE = "Repeat this line exactly, with nothing before or after it:\n0 7 42 100"
 _SCORE_PROBE = (
-    "Rate from 0 to 100 how much the following text is about the sea. Answer with a single number.\n\n"
+    "Rate from 0 to 100 how much the following text is about the sea. Answer with a single "
+    "number.\n\n"
     "The ship rose on the waves, and the gulls followed it out of the harbour."
 )
 _MOST_UNMEASURED = 5
@@ -40,7 +42,8 @@ _MOST_UNMEASURED = 5
 
 
 class EndpointJudge:
-    """Judges through chat completions. `judge` may be called from many tasks at once, of one event loop."""
+    """Judges through chat completions. `judge` may be called from many tasks at once, of one event
+    loop."""
 
     def __init__(
         self,
@@ -53,11 +56,13 @@ class EndpointJudge:
         deadline: float = 60.0,
         backoff: float = 0.5,
     ) -> None:
-        """`profile` of an earlier run at this endpoint saves the probe; `mode` is the measurement that the verdict set
-        was begun with, if it was. `on_event` gets one-line messages, such as a countdown.
+        """`profile` of an earlier run at this endpoint saves the probe; `mode` is the measurement
+        that the verdict set was begun with, if it was. `on_event` gets one-line messages, such as a
+        countdown.
 
-        `deadline`: seconds one attempt may take. `backoff`: scale, in seconds, of the random exponential pauses
-        before an attempt is repeated. Raises UsageError for a malformed URL, or a cost limit without a price.
+        `deadline`: seconds one attempt may take. `backoff`: scale, in seconds, of the random
+        exponential pauses before an attempt is repeated. Raises UsageError for a malformed URL, or
+        a cost limit without a price.
         """
         self._judging, self._mode = judging, mode
         self._client = Client(judging.model, limits.base_url, deadline)
@@ -83,11 +88,12 @@ class EndpointJudge:
         return self._client.where
 
     async def open(self) -> JudgeProfile:
-        """Check key, endpoint and model; find out what the model can be asked (one or two calls for most).
+        """Check key, endpoint and model; find out what the model can be asked (one or two calls for
+        most).
 
-        With a profile of an earlier run only the list of models is fetched, which is free; where that cannot be had,
-        or names the model, nothing more is asked. Raises AccessError (key, address, model), UsageError (a mode the
-        model cannot serve) or StoppedError (no quota).
+        With a profile of an earlier run only the list of models is fetched, which is free; where
+        that cannot be had, or names the model, nothing more is asked. Raises AccessError (key,
+        address, model), UsageError (a mode the model cannot serve) or StoppedError (no quota).
         """
         self._client.open()
         try:
@@ -99,13 +105,15 @@ class EndpointJudge:
                 self._calls.known = True
         except CallError as error:
             raise AccessError(
-                f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): check --judge_model "
-                "and --judge_base_url"
+                f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): "
+                f"check `judge_model` "
+                "and `judge_base_url`"
             ) from None
         return self._calls.profile
 
     def interrupt(self) -> None:
-        """Send nothing more; what is under way may still be answered. All other calls raise StoppedError."""
+        """Send nothing more; what is under way may still be answered. All other calls raise
+        StoppedError."""
         self._calls.throttle.stop(StoppedError("interrupted"))
 
     async def close(self) -> None:
@@ -115,8 +123,8 @@ class EndpointJudge:
     async def judge(self, trait: Trait, response: Response) -> Verdict:
         """Judge one response. Trouble with this one alone becomes its verdict's status.
 
-        Raises AccessError (key or model no longer accepted) or StoppedError (no quota; patience or `max_cost`
-        reached); from then on every call raises the same at once, without a request.
+        Raises AccessError (key or model no longer accepted) or StoppedError (no quota; patience or
+        `max_cost` reached); from then on every call raises the same at once, without a request.
         """
         self._calls.throttle.check()
         prompt = fill(
@@ -145,10 +153,11 @@ class EndpointJudge:
             error=error,
         )
 
-    # --- one verdict -----------------------------------------------------------------------------------------
+    # --- one verdict ---
 
     async def _decide(self, prompt: str, tally: Meter) -> tuple[Answer, Reading]:
-        """Ask; once more where the answer cannot be read, and once with more room where it was cut off."""
+        """Ask; once more where the answer cannot be read, and once with more room where it was cut
+        off."""
         messages: list[Message] = [{"role": "user", "content": prompt}]
         # where a tenth of the answers needs more room, asking with less first would be paying twice
         cap = RAISED_CAP if self._cut_short * 10 > self._asked_short + 10 else CAP
@@ -172,7 +181,8 @@ class EndpointJudge:
                 return answer, reading
 
     def _check_measured(self, answer: Answer) -> None:
-        """Raise CallError for an answer without the log-probabilities asked for: the endpoint changed, not the answer.
+        """Raise CallError for an answer without the log-probabilities asked for: the endpoint
+        changed, not the answer.
 
         After a few in a row, StoppedError: the rest would be paid for in vain.
         """
@@ -183,18 +193,20 @@ class EndpointJudge:
         if self._unmeasured >= _MOST_UNMEASURED:
             raise self._calls.stop(
                 StoppedError(
-                    f"judge {self._judging.model} at {self._client.where} returns no log-probabilities any more, by "
-                    "which this verdict set is measured: begin another with --judge_mode integer"
+                    f"judge {self._judging.model} at {self._client.where} returns no "
+                    f"log-probabilities any more, by "
+                    "which this verdict set is measured: begin another with `judge_mode` integer"
                 )
             )
         raise CallError(
             "no log-probabilities came, by which this verdict set is measured", answer.text
         )
 
-    # --- before the first verdict ----------------------------------------------------------------------------
+    # --- before the first verdict ---
 
     async def _is_missing(self) -> bool:
-        """Whether the endpoint lists models and not this one. What is no list says nothing: many serve none."""
+        """Whether the endpoint lists models and not this one. What is no list says nothing: many
+        serve none."""
         try:
             reply = await self._calls.retried(PROBE_ATTEMPTS, self._list)
         except TransientError:
@@ -214,18 +226,20 @@ class EndpointJudge:
         return reply
 
     async def _probe(self) -> JudgeProfile:
-        """Ask for numbers where log-probabilities may be had, then for a score, mending the profile on the way."""
+        """Ask for numbers where log-probabilities may be had, then for a score, mending the profile
+        on the way."""
         asked, lacking = self._mode or self._judging.mode, "returns no log-probabilities"
         profile = self._calls.profile
         if asked != "integer" and profile.top_logprobs:
             profile = replace(profile, mode="expected")
         for _ in range(_MAX_PROBES):
             if asked == "expected" and profile.mode == "integer":
-                remedy = "use --judge_mode auto"
+                remedy = "use `judge_mode` auto"
                 if self._judging.mode == "auto":
-                    remedy = "its verdict set was measured so elsewhere; begin another with --judge_mode integer"
+                    remedy = "its verdict set was measured so elsewhere; begin another with `judge_mode` integer"
                 raise UsageError(
-                    f"--judge_mode expected cannot be had of {self._judging.model}: it {lacking}; {remedy}"
+                    f"`judge_mode` expected cannot be had of {self._judging.model}: it {lacking}; "
+                    f"{remedy}"
                 )
             self._calls.profile = profile
             prompt = _NUMBERS_PROBE if profile.mode == "expected" else _SCORE_PROBE

@@ -1,9 +1,11 @@
-"""The judge without a key or a network: the loaded model's own Yes against No, centred on the trait's own samples.
+"""The judge without a key or a network: the loaded model's own Yes against No, centred on the
+trait's own samples.
 
-m = logsumexp(log P of the Yes forms) - logsumexp(log P of the No forms), after one chat turn that asks the trait's
-yes/no question. score = 100 * sigmoid(m - b), where b is the mean of m over up to 16 samples a side, evenly spaced
-over the initial plan and without looking at their side. So 50 is the middle of the two sides: a relative measure,
-recorded as `local_relative`, not comparable between traits.
+m = logsumexp(log P of the Yes forms) - logsumexp(log P of the No forms), after one chat turn that
+asks the trait's yes/no question. score = 100 * sigmoid(m - b), where b is the mean of m over up to
+16 samples a side, evenly spaced over the initial plan and without looking at their side. So 50 is
+the middle of the two sides: a relative measure, recorded as `local_relative`, not comparable
+between traits.
 """
 
 from __future__ import annotations
@@ -18,11 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import AccessError, StoppedError, UsageError
-from ..models.hub import ModelRef, chat_token_ids, load_tokenizer
+from ..models import ModelRef, chat_token_ids, load_tokenizer
 from ..records import POLARITIES, Response, Verdict
 from ..settings import JudgeSettings
-from ..traits.definition import Trait, counts_per_instruction, fill
-from ..traits.plan import PlanTable
+from ..traits import Plan, Trait, counts_per_instruction, fill
 from .scoring import judge_key, local_prompt
 
 CALIBRATION_PER_SIDE = 16
@@ -47,8 +48,9 @@ class _Calibration:
     offset: asyncio.Future[float] = field(default_factory=asyncio.Future)
 
 
-def calibration_positions(plan: PlanTable, n_examples: int) -> list[int]:
-    """Positions of the samples that fix a trait's offset: up to 16 a side, evenly spaced over the initial plan.
+def calibration_positions(plan: Plan, n_examples: int) -> list[int]:
+    """Positions of the samples that fix a trait's offset: up to 16 a side, evenly spaced over the
+    initial plan.
 
     A plan that grew by rounds holds the initial one as the first samples of each instruction.
     """
@@ -75,7 +77,8 @@ class LocalJudge:
         model: str,
         on_offset: Callable[[str, float], None],
     ) -> None:
-        """`model` is the judging model's name; `on_offset(trait, b)` is called once when b is fixed."""
+        """`model` is the judging model's name; `on_offset(trait, b)` is called once when b is
+        fixed."""
         self._engine = engine
         self._tokenizer = tokenizer
         self._judging = judging
@@ -98,18 +101,21 @@ class LocalJudge:
         self._calibrated(response.sample.trait, response.sample.id, None)
 
     def give_up(self) -> None:
-        """No more samples come: offsets that wait for some stay open, and so do the verdicts that wait for those."""
+        """No more samples come: offsets that wait for some stay open, and so do the verdicts that
+        wait for those."""
         for name, calibration in self._calibrations.items():
             if not calibration.offset.done():
                 calibration.offset.set_exception(
                     StoppedError(
-                        f"{name}: the local judge lacks samples that it places all others by; run again"
+                        f"{name}: the local judge lacks samples that it places all others by; run "
+                        f"again"
                     )
                 )
                 calibration.offset.exception()  # nobody may be waiting, and that is no fault
 
     async def judge(self, trait: Trait, response: Response) -> Verdict:
-        """Judge one response. Waits for the trait's offset; raises EngineDiedError, or StoppedError after `give_up`."""
+        """Judge one response. Waits for the trait's offset; raises EngineDiedError, or StoppedError
+        after `give_up`."""
         question, answer = response.sample.question, response.response
         prompt = fill(local_prompt(trait), question=question, answer=answer)
         token_ids = [*self._token_ids["yes"], *self._token_ids["no"]]
@@ -190,7 +196,8 @@ class LocalJudge:
 
 
 def need_words(ref: ModelRef) -> Any:
-    """The tokenizer of a judging model. Raises AccessError where it has none, or no single tokens for Yes and No."""
+    """The tokenizer of a judging model. Raises AccessError where it has none, or no single tokens
+    for Yes and No."""
     tokenizer = load_tokenizer(ref)
     _word_ids(tokenizer, ref.name)
     return tokenizer
@@ -201,7 +208,8 @@ def _word_ids(tokenizer: Any, model: str) -> dict[str, tuple[int, ...]]:
     for word, ids in token_ids.items():
         if not ids:
             raise AccessError(
-                f"the tokenizer of {model} has no single token for {word!r}; use another --judge_model"
+                f"the tokenizer of {model} has no single token for {word!r}; use another "
+                f"`judge_model`"
             )
     return token_ids
 

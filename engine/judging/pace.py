@@ -1,20 +1,25 @@
-"""How many requests a minute an endpoint bears: what was allowed, less where it refuses, and back again."""
+"""How many requests a minute an endpoint bears: what was allowed, less where it refuses, and back
+again."""
 
 from __future__ import annotations
 
 from collections import deque
 
-# A pace is judged by so many outcomes, more after a cut; where fewer than 1 % are refusals, its pauses are enough.
+# A pace is judged by so many outcomes, more after a cut; where fewer than 1 % are refusals, its
+# pauses are enough.
 _OUTCOMES, _OUTCOMES_AFTER_CUT, _BORNE_REFUSALS = 20, 60, 0.01
-# A cut goes to 0.9 of what was answered in the last minute, pauses included: whatever the pace, the endpoint bore that.
+# A cut goes to 0.9 of what was answered in the last minute, pauses included: whatever the pace, the
+# endpoint bore that.
 _BORNE_SHARE, _MINUTE = 0.9, 60
-# Where two cuts left the share of refusals about what it was, they come of something else, such as another user's load:
-# more cuts would only bring the pace to nothing.
+# Where two cuts left the share of refusals about what it was, they come of something else, such as
+# another user's load: more cuts would only bring the pace to nothing.
 _SAME_SHARE, _CUTS_IN_VAIN = (0.5, 2.0), 2
-# Nor does the pace sink below a tenth of the rate, unless the endpoint does not answer half of that.
+# Nor does the pace sink below a tenth of the rate, unless the endpoint does not answer half of
+# that.
 _LEAST_SHARE = 0.1
-# The pace comes back by time, in 10 s by 5 % of the rate (of a low pace by a tenth), so that a low one recovers too;
-# but only after 100 answers without a 429, so that finding the endpoint's limit again costs few of them.
+# The pace comes back by time, in 10 s by 5 % of the rate (of a low pace by a tenth), so that a low
+# one recovers too; but only after 100 answers without a 429, so that finding the endpoint's limit
+# again costs few of them.
 _REGAIN_SHARE, _REGAIN_MOST, _REGAIN_SECONDS, _CLEAN_ANSWERS = 0.05, 0.1, 10.0, 100
 
 
@@ -32,7 +37,8 @@ class Pace:
         self._clean, self._refused_at = 0, 0.0
         """Answers since the last refusal, and when that was."""
         self._cut_for: float | None = None
-        """The share of refusals that the last cut was made for, None where it has been regained since."""
+        """The share of refusals that the last cut was made for, None where it has been regained
+        since."""
         self._in_vain = 0
         """Cuts since then that changed little."""
 

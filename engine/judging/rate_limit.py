@@ -1,7 +1,9 @@
-"""How fast an endpoint may be asked: requests and tokens a minute, requests in flight, one gate for cool-downs.
+"""How fast an endpoint may be asked: requests and tokens a minute, requests in flight, one gate for
+cool-downs.
 
-One line, first come first sent: every attempt, first or repeated, waits here for its turn. What is learnt of the
-endpoint on the way (limits in its headers, a 429) makes the pace slower than what was allowed, never faster.
+One line, first come first sent: every attempt, first or repeated, waits here for its turn. What is
+learnt of the endpoint on the way (limits in its headers, a 429) makes the pace slower than what was
+allowed, never faster.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from ..errors import StoppedError, TraitmillError
 from ..settings import JudgeLimits
 from .pace import Pace
 
-# Requests leave evenly at 97 % of the rate: arrival times jitter, and a minute of arrivals must not exceed the rate.
+# Requests leave evenly at 97 % of the rate: arrival times jitter, and a minute of arrivals must not
+# exceed the rate.
 _REQUESTS_SHARE = 0.97
 # A timer that fires late would lose its slot for good; so much of the rate may be caught up.
 _CATCH_UP_SECONDS = 0.02
-# Tokens come in lumps of one request: 5 % may be spent at once, 5 % more where requests used less than was taken for
-# them, the rest evenly; together the limit.
+# Tokens come in lumps of one request: 5 % may be spent at once, 5 % more where requests used less
+# than was taken for them, the rest evenly; together the limit.
 _TOKENS_SHARE, _TOKENS_BURST = 0.90, 0.05
 _FIRST_WINDOW, _LARGEST_WINDOW = 16, 512
 _CUT_WINDOW = 0.5
@@ -43,7 +46,8 @@ _DURATION = re.compile(
 
 
 def parse_duration(text: str) -> float | None:
-    """Seconds in a reset header such as `6m0s`, `120ms` or `1.5` (plain seconds); None for anything else."""
+    """Seconds in a reset header such as `6m0s`, `120ms` or `1.5` (plain seconds); None for anything
+    else."""
     text = text.strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return min(float(text), _LONGEST_WAIT)
@@ -60,8 +64,9 @@ def parse_duration(text: str) -> float | None:
 def wait_asked(headers: Mapping[str, str]) -> float | None:
     """Seconds an endpoint asks to wait; None if it does not say. Header names are lower case.
 
-    The longer of `retry-after-ms` and `retry-after` (seconds, or a date, taken against the answer's own `date` where it
-    has one), else the longest `x-ratelimit-reset-*` of an allowance with nothing remaining.
+    The longer of `retry-after-ms` and `retry-after` (seconds, or a date, taken against the answer's
+    own `date` where it has one), else the longest `x-ratelimit-reset-*` of an allowance with
+    nothing remaining.
     """
     milliseconds, seconds = (
         _longest(headers.get("retry-after-ms", "")),
@@ -110,8 +115,8 @@ def show_seconds(seconds: float) -> str:
 class Allowance:
     """So many units a minute, spent evenly; a slower pace is a higher price per unit.
 
-    aiolimiter grants its whole capacity at once on top of the rate (AsyncLimiter(50, 1) granted 99 in its first
-    second), so the capacity is kept small.
+    aiolimiter grants its whole capacity at once on top of the rate (AsyncLimiter(50, 1) granted 99
+    in its first second), so the capacity is kept small.
     """
 
     def __init__(self, per_minute: float, burst: float) -> None:
@@ -144,7 +149,8 @@ class Throttle:
     def __init__(
         self, limits: JudgeLimits, on_event: Callable[[str], None], deadline: float = math.inf
     ) -> None:
-        """`on_event` gets one-line messages, such as the countdown of a long wait. `deadline`: as a request's."""
+        """`on_event` gets one-line messages, such as the countdown of a long wait. `deadline`: as a
+        request's."""
         per_second = limits.rpm / 60
         self._allowed, self._pace = limits.rpm, Pace(limits.rpm)
         self._requests = Allowance(_REQUESTS_SHARE * limits.rpm, 1 + _CATCH_UP_SECONDS * per_second)
@@ -180,7 +186,7 @@ class Throttle:
         """Requests a minute aimed at: what was allowed, or less where the endpoint proved slower."""
         return self._pace.rpm
 
-    # --- the line --------------------------------------------------------------------------------------------
+    # --- the line ---
 
     @asynccontextmanager
     async def slot(self, tokens: float) -> AsyncIterator[Ticket]:
@@ -195,8 +201,9 @@ class Throttle:
             if self._tokens is not None:
                 expected, self._owed = max(0.0, tokens + self._owed), min(0.0, tokens + self._owed)
                 await self._tokens.take(expected, self.check)
-            # The request's turn comes last, and anew where the gate was shut meanwhile: of a turn that was taken and
-            # not used at once, the allowance has filled up again, and two would leave together.
+            # The request's turn comes last, and anew where the gate was shut meanwhile: of a turn
+            # that was taken and not used at once, the allowance has filled up again, and two would
+            # leave together.
             while True:
                 await self._pass_gate()
                 await self._requests.take(self._allowed / self.pace, self.check)
@@ -240,7 +247,7 @@ class Throttle:
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
 
-    # --- what comes back -------------------------------------------------------------------------------------
+    # --- what comes back ---
 
     def answered(self, ticket: Ticket, tokens: float) -> None:
         """A request was answered, using `tokens`: grow where that was the limit."""
@@ -249,7 +256,8 @@ class Throttle:
             self._owed = max(self._owed + tokens - ticket.tokens, -_TOKENS_BURST * self._tpm)
         self.resumed()
         self._pace.answered(now)
-        # A server that answers late is full: more in flight would only wait there, and in the end past the deadline.
+        # A server that answers late is full: more in flight would only wait there, and in the end
+        # past the deadline.
         swift = now - ticket.sent_at <= self._deadline / 2 and now >= self._grows_from
         if self._adaptive and swift and 2 * self.in_flight >= self.window:
             self._window = min(
@@ -261,12 +269,14 @@ class Throttle:
         self._cooling_since = None
 
     def late(self) -> None:
-        """A request was not answered within the deadline: for as long again, put no more in flight than now."""
+        """A request was not answered within the deadline: for as long again, put no more in flight
+        than now."""
         self._grows_from = asyncio.get_running_loop().time() + self._deadline
         self._slow_start = False
 
     def limited(self, ticket: Ticket, wait: float) -> None:
-        """A 429: shut the gate for `wait` seconds, and slow down once for all requests sent before this was known."""
+        """A 429: shut the gate for `wait` seconds, and slow down once for all requests sent before
+        this was known."""
         now = asyncio.get_running_loop().time()
         self._pace.refused(now)
         if ticket.sent_at > self._cut_at:
@@ -277,7 +287,8 @@ class Throttle:
         self.shut(wait)
 
     def shut(self, wait: float) -> None:
-        """Let nothing through for `wait` seconds; stop where that would go on longer than the patience allows."""
+        """Let nothing through for `wait` seconds; stop where that would go on longer than the
+        patience allows."""
         now = asyncio.get_running_loop().time()
         if self._cooling_since is None:
             self._cooling_since = now
@@ -285,8 +296,9 @@ class Throttle:
             waited = show_seconds(now + wait - self._cooling_since)
             self.stop(
                 StoppedError(
-                    f"the judge asks for a pause of {waited}, longer than --judge_patience {self._patience:g}: "
-                    "run the same command later to go on, or raise --judge_patience"
+                    f"the judge asks for a pause of {waited}, longer than `judge_patience` "
+                    f"{self._patience:g}: "
+                    "run the same command later to go on, or raise `judge_patience`"
                 )
             )
         self._gate = max(self._gate, now + wait)
@@ -297,7 +309,8 @@ class Throttle:
             headers.get(f"x-ratelimit-limit-{kind}", "").strip() for kind in ("requests", "tokens")
         )
         if _COUNT.fullmatch(requests) and int(requests):
-            # the allowance stays, and a request costs more of it: a new one would be full, whatever was just sent
+            # the allowance stays, and a request costs more of it: a new one would be full, whatever
+            # was just sent
             self._pace.allow(float(requests))
         if _COUNT.fullmatch(tokens):
             self._limit_tokens(float(tokens))
@@ -307,7 +320,7 @@ class Throttle:
             self._tpm = tpm
             self._tokens = Allowance(_TOKENS_SHARE * tpm, _TOKENS_BURST * tpm)
 
-    # --- the end ---------------------------------------------------------------------------------------------
+    # --- the end ---
 
     def stop(self, error: TraitmillError) -> None:
         """From now on `check` and everyone in line raise this error. The first one stays."""

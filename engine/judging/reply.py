@@ -47,7 +47,8 @@ class Reply:
 
     @property
     def honest(self) -> Reply:
-        """The same under the status that the body states: some gateways send errors of their providers as 200."""
+        """The same under the status that the body states: some gateways send errors of their
+        providers as 200."""
         if self.status >= 400 or '"choices"' in self.text:  # good answers need not be read twice
             return self
         try:
@@ -63,9 +64,11 @@ class Reply:
         )
 
     def completion(self) -> tuple[Answer, Tokens | None]:
-        """The first choice, and the tokens used, None where they are not reported (or are no counts).
+        """The first choice, and the tokens used, None where they are not reported (or are no
+        counts).
 
-        Raises ValueError where the body holds no chat completion, or log-probabilities that are none.
+        Raises ValueError where the body holds no chat completion, or log-probabilities that are
+        none.
         """
         try:
             body = json.loads(self.text)

@@ -6,19 +6,18 @@ import hashlib
 import json
 import math
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any, Literal
 
 from ..settings import JudgeSettings
-from ..traits.definition import Trait
+from ..traits import Trait
 
 ReadingStatus = Literal["scored", "refused", "unparsable", "truncated"]
 
 PLAIN_REQUEST = "Answer with a single integer from 0 to 100 and nothing else."
-"""Ends the prompt for endpoints that cannot be held to a schema, and is the re-ask after an unparsable answer."""
+"""Ends the prompt for endpoints that cannot be held to a schema, and is the re-ask after an
+unparsable answer."""
 
 SCORE_SCHEMA: dict[str, Any] = {
     "type": "json_schema",
@@ -29,7 +28,8 @@ SCORE_SCHEMA: dict[str, Any] = {
             "type": "object",
             "properties": {
                 "score": {
-                    # null, because a judge that must write an integer invents one where the prompt allows REFUSAL
+                    # null, because a judge that must write an integer invents one where the prompt
+                    # allows REFUSAL
                     "type": ["integer", "null"],
                     "description": "The number asked for, 0 to 100; null only in place of an answer such as REFUSAL.",
                 }
@@ -82,7 +82,8 @@ def local_prompt(trait: Trait) -> str:
 
 
 def judge_key(judging: JudgeSettings, trait: Trait) -> str:
-    """Which verdict set: 16 hex digits of sha256 over canonical JSON of judge model, mode asked for, judge prompt."""
+    """Which verdict set: 16 hex digits of sha256 over canonical JSON of judge model, mode asked
+    for, judge prompt."""
     prompt = local_prompt(trait) if judging.is_local else trait.eval_prompt
     content = json.dumps([judging.model, judging.mode, prompt], separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -99,11 +100,12 @@ def raw_text(text: str) -> str:
     return text if len(text) <= _MAX_RAW else f"{text[:_MAX_RAW]}... ({len(text)} characters)"
 
 
-# --- reading an answer --------------------------------------------------------------------------------------
+# --- reading an answer ---
 
 
 def read_integer(answer: Answer) -> Reading:
-    """The whole answer as an integer from 0 to 100, alone or as `{"score": n}`; never a number found in prose.
+    """The whole answer as an integer from 0 to 100, alone or as `{"score": n}`; never a number
+    found in prose.
 
     `truncated` only where more room could still turn the answer into a number.
     """
@@ -139,10 +141,12 @@ def _read_object(text: str) -> Reading:
 
 
 def read_expected(answer: Answer) -> Reading:
-    """Expectation over the integer tokens 0 to 100 among the candidates for the first token, two decimals.
+    """Expectation over the integer tokens 0 to 100 among the candidates for the first token, two
+    decimals.
 
-    score = sum(p * n) / sum(p); `unparsable` below a total weight sum(p) of 0.25, where it would rest on crumbs, and
-    where the number goes on: the first token of `8/10`, `0.85` or `1. The answer ...` is no score.
+    score = sum(p * n) / sum(p); `unparsable` below a total weight sum(p) of 0.25, where it would
+    rest on crumbs, and where the number goes on: the first token of `8/10`, `0.85` or `1. The
+    answer ...` is no score.
     """
     text = answer.text.strip()
     if answer.refusal or answer.finish_reason == "content_filter" or _REFUSAL.fullmatch(text):
@@ -161,61 +165,8 @@ def read_expected(answer: Answer) -> Reading:
 
 
 def whole_numbers(text: str, tokens: Sequence[str]) -> bool:
-    """Whether `tokens`, which make up `text`, hold every number of `text` in one piece, "100" among them."""
+    """Whether `tokens`, which make up `text`, hold every number of `text` in one piece, "100" among
+    them."""
     numbers = re.findall(r"[0-9]+", text)
     pieces = [piece for token in tokens for piece in re.findall(r"[0-9]+", token)]
     return "100" in numbers and numbers == pieces
-
-
-# --- how good is the judge ----------------------------------------------------------------------------------
-
-
-def auroc(pos: Sequence[float], neg: Sequence[float]) -> float:
-    """P(a pos score is above a neg score), ties counted half; 0.5 is a judge that cannot tell the sides apart.
-
-    Raises ValueError on an empty side or a NaN.
-    """
-    if not pos or not neg:
-        raise ValueError("the AUROC needs at least one score on each side")
-    if any(map(math.isnan, pos)) or any(map(math.isnan, neg)):
-        raise ValueError("the AUROC of NaN scores is not defined")
-    below = sorted(neg)
-    return sum(bisect_left(below, score) + bisect_right(below, score) for score in pos) / (
-        2 * len(pos) * len(neg)
-    )
-
-
-def auroc_interval(
-    pos: Sequence[float], neg: Sequence[float], level: float = 0.95
-) -> tuple[float, float, float]:
-    """The AUROC and its confidence interval: (estimate, low, high). Raises ValueError as `auroc` does.
-
-    Newcombe's score interval (Statistics in Medicine 25, 2006, 559-573, method 5): the values t that satisfy
-    |estimate - t| <= z * sqrt(V(t)), V(t) = t(1-t) / (mn) * (1 + N(1-t)/(2-t) + Nt/(1+t)), N = (m+n)/2 - 1.
-    Since V is taken at t and not at the estimate, the interval keeps its width at an estimate of 0 or 1.
-    """
-    estimate = auroc(pos, neg)
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    product, spread = len(pos) * len(neg), (len(pos) + len(neg)) / 2 - 1
-
-    def inside(t: float) -> bool:
-        variance = t * (1 - t) / product * (1 + spread * (1 - t) / (2 - t) + spread * t / (1 + t))
-        return abs(estimate - t) <= z * math.sqrt(variance)
-
-    return estimate, _edge(estimate, 0.0, inside), _edge(estimate, 1.0, inside)
-
-
-def _edge(near: float, far: float, inside: Callable[[float], bool]) -> float:
-    """Where `inside` turns false between `near`, where it holds, and `far`: bisection to 2^-50."""
-    for _ in range(50):
-        middle = (near + far) / 2
-        near, far = (middle, far) if inside(middle) else (near, middle)
-    return near
-
-
-def histogram(scores: Iterable[float]) -> list[int]:
-    """Counts in ten bins of width 10: [0, 10), ..., [80, 90), [90, 100]."""
-    counts = [0] * 10
-    for score in scores:
-        counts[min(9, int(score // 10))] += 1
-    return counts

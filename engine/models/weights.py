@@ -12,7 +12,8 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_weights(ref: ModelRef) -> None:
-    """Raise AccessError for a local folder without weights, with a part missing, or with a file that was cut off.
+    """Raise AccessError for a local folder without weights, with a part missing, or with a file
+    that was cut off.
 
     Models on the hub are fetched, and checked, by what loads them.
     """

@@ -1,0 +1,39 @@
+"""The documented files: written from the records, read by everything after them."""
+
+from __future__ import annotations
+
+from .audit import audit_table
+from .export import (
+    Exported,
+    digest,
+    export_trait,
+    format_score,
+    is_exported,
+    judge_summary,
+    judge_usage,
+    measurement,
+    refuse_lost,
+)
+from .load import MIN_ROWS, Activations, load_activations, load_tensor
+from .metadata import CSV_COLUMNS, LAYER_CONVENTION, POOLING, Metadata
+
+__all__ = [
+    "CSV_COLUMNS",
+    "LAYER_CONVENTION",
+    "MIN_ROWS",
+    "POOLING",
+    "Activations",
+    "Exported",
+    "Metadata",
+    "audit_table",
+    "digest",
+    "export_trait",
+    "format_score",
+    "is_exported",
+    "judge_summary",
+    "judge_usage",
+    "load_activations",
+    "load_tensor",
+    "measurement",
+    "refuse_lost",
+]

@@ -1,41 +1,23 @@
-"""Parquet to the documented files: a pure function of the records and the view settings, byte for byte."""
+"""Records to the documented files: a pure function of records and threshold, byte for byte."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import UsageError
-from ..files import TEMP_SUFFIX, atomic_file, naming_full_disk, sha256_of, write_atomic
-from ..judging.scoring import auroc_interval, histogram
+from ..errors import ResourceError, UsageError
+from ..files import TEMP_SUFFIX, atomic_file, naming_full_disk, sha256_of
 from ..records import POLARITIES, Polarity
 from ..settings import POOLS
-from ..storage.experiment import command_on
-from ..storage.index import PENDING
-from ..storage.run_record import SCHEMA_VERSION
-from ..storage.state import TraitView
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-CSV_COLUMNS = ("question", "instruction", "prompt", "response", "trait_score")
-METADATA = Path("activations") / "metadata.json"
-LAYER_CONVENTION = (
-    "index i is the residual stream leaving decoder block i (0-based), before the final norm; "
-    "-1, where present, is the embedding output"
-)
-POOLING = {
-    "response_mean": "mean over the response's tokens with the prompt as context, in float32; a closing end token does "
-    "not count",
-    "response_last": "the response's last token with the prompt as context; a closing end token does not count",
-    "prompt_mean": "mean over the prompt's tokens, in float32",
-    "prompt_last": "the prompt's last token",
-}
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+from ..statistics import auroc_interval, histogram
+from ..storage import COUNTED, MODES, Kind, Selection, TraitState, unfinished_sets
+from .metadata import CSV_COLUMNS, LAYER_CONVENTION, POOLING, Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,240 +29,309 @@ class Exported:
     """Passing responses left out because their capture failed."""
     uncaptured: int
     """Kept responses never captured; above 0 there are CSVs and no activations."""
+    unjudged: int
+    """Responses without an answer of the judge in use."""
+    judge: str
+    """Model and key of the judge in use."""
     files: tuple[Path, ...]
     shape: tuple[int, ...] | None
     """Of all_layers.pt, None without activations."""
+    remarks: tuple[str, ...] = ()
 
 
-def tensor_path(pool: str) -> Path:
-    """Where a pool's tensor stands in a trait's folder."""
-    return Path("activations") / (
-        "all_layers.pt" if pool == "response_mean" else f"all_layers.{pool}.pt"
+def refuse_lost(state: TraitState, redone: Collection[Kind] = ()) -> None:
+    """Raise ResourceError, with nothing changed, where rows that were stored are gone.
+
+    Good files would shrink where a part file is damaged, or was deleted since they were written.
+    `redone` are the kinds of rows that the caller makes again.
+    """
+    said, kinds = [], set()
+    for kind, parts in state.parts.items():
+        if kind not in redone and parts.damaged:
+            said += parts.damaged
+            kinds.add(kind)
+    for kind, lost, before in state.lost_rows():
+        if kind not in redone:
+            said.append(f"{lost} of the {before} {kind} that the files show are gone")
+            kinds.add(kind)
+    if not said:
+        return
+    step = "generate"
+    if kinds == {"activations"}:
+        step = "activations"
+    raise ResourceError(
+        f"{state.folder.path}: {'; '.join(said)}. The files in place stay as they are; make the "
+        "lost rows again",
+        state.folder.step(step),
     )
 
 
-def require_captured(view: TraitView) -> None:
-    """Raise UsageError when some kept responses' activations are stored and others were never captured."""
-    missing = view.kept_uncaptured()
-    if missing and view.any_captured():
+def require_captured(state: TraitState) -> None:
+    """Raise UsageError where some kept responses have activations and others were not captured."""
+    missing = state.kept_uncaptured()
+    if missing and state.any_captured():
         raise UsageError(
-            f"{view.folder}: {missing} of {int(view.passing().sum())} kept responses have no activations yet; capture "
-            f"them with: {command_on('activations', view.folder)}"
+            f"{state.folder.path}: {missing} of {int(state.passing().sum())} kept responses have "
+            "no activations yet; capture them",
+            state.folder.step("activations"),
         )
 
 
-def export_trait(view: TraitView, *, without_uncaptured: bool = False) -> Exported:
-    """Write pos.csv, neg.csv and, where activations are captured, the tensors and then metadata.json.
+def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Exported:
+    """Write pos.csv, neg.csv and, where activations are captured, the tensors and metadata.json.
 
-    Raises UsageError, with nothing written, when kept responses were not captured yet (unless `without_uncaptured`:
-    then the CSVs are written and activations of another selection removed); ResourceError when the disk is full.
+    Then note in selection.json what the files show. Raise UsageError, with nothing written, when
+    kept responses were not captured (`without_uncaptured`: write the CSVs, remove activations of
+    another selection); ResourceError when the disk is full or a part file is damaged.
     """
-    uncaptured = view.kept_uncaptured() if view.any_captured() else 0
     if not without_uncaptured:
-        require_captured(view)
-    passing = view.passing()
-    with_activations = view.any_captured() and not uncaptured
-    kept = (
-        np.flatnonzero(passing & ~view.capture_failed())
-        if with_activations
-        else np.flatnonzero(passing)
+        require_captured(state)
+    folder = state.folder
+    selection = Selection(
+        judge=state.judge_key,
+        capture=state.capture_key,
+        pools=state.choice.pools,
+        threshold=state.threshold,
     )
-    files = []
-    counts: dict[Polarity, int] = {}
-    for polarity in POLARITIES:
-        side = kept[view.side(polarity)[kept]]
-        counts[polarity] = len(side)
-        path = Path("responses") / f"{polarity}.csv"
-        with atomic_file(view.folder / path) as file:
-            _write_csv(file, view, side)
-        files.append(path)
+    # Files are replaced one by one: cut off between two, none may pass as up to date.
+    selection.save(folder.selection)
+    uncaptured = 0
+    if state.any_captured():
+        uncaptured = state.kept_uncaptured()
+    with_activations = state.any_captured() and not uncaptured
+    mask = state.passing()
+    if with_activations:
+        mask = mask & ~state.capture_failed()
+    kept = np.flatnonzero(mask)
+    files, counts = _write_csvs(state, kept)
     shape = None
     if with_activations:
-        for pool in view.activations:
-            files.append(tensor_path(pool))
-            shape = _write_tensor(view, pool, kept)
-        metadata = _metadata(view, kept, counts, shape or (), files)
-        write_atomic(
-            view.folder / METADATA, json.dumps(metadata, indent=1, ensure_ascii=False).encode()
-        )
-        files.append(METADATA)
-    _remove_stale(view, files)
-    excluded = int(passing.sum()) - len(kept)
+        for pool in state.activations:
+            shape = _write_tensor(state, pool, kept)
+            files.append(folder.tensor(pool))
+        _metadata(state, kept, counts, shape or (), files).write(folder)
+        files.append(folder.metadata)
+    for path in [*(folder.tensor(pool) for pool in POOLS), folder.metadata]:
+        if path not in files:  # of another capture setting: it would not fit the new CSVs
+            path.unlink(missing_ok=True)
+    selection.model_copy(update={"digest": digest(state), "rows": state.n_rows()}).save(
+        folder.selection
+    )
     return Exported(
-        counts, excluded, uncaptured, tuple(view.folder / path for path in files), shape
+        kept=counts,
+        excluded=int(state.passing().sum()) - len(kept),
+        uncaptured=uncaptured,
+        unjudged=int((state.responses.having("ok") & state.verdicts.pending()).sum()),
+        judge=_judge_name(state),
+        files=tuple(files),
+        shape=shape,
+        remarks=tuple(unfinished_sets(state)),
     )
 
 
-def _remove_stale(view: TraitView, files: list[Path]) -> None:
-    """Tensors of another capture setting would not fit the new CSVs."""
-    for path in map(tensor_path, POOLS):
-        if path not in files:
-            (view.folder / path).unlink(missing_ok=True)
-    if METADATA not in files:
-        (view.folder / METADATA).unlink(missing_ok=True)
+def is_exported(state: TraitState) -> bool:
+    """Return whether the files on disk are what an export would write now."""
+    selection = Selection.load(state.folder.selection)
+    if selection is None or selection.digest != digest(state):
+        return False
+    folder = state.folder
+    files = [folder.responses_csv(polarity) for polarity in POLARITIES]
+    if state.any_captured() and not state.kept_uncaptured():
+        files += [folder.metadata, *(folder.tensor(pool) for pool in state.activations)]
+    return all(path.exists() for path in files)
 
 
-def _write_csv(file: BinaryIO, view: TraitView, positions: np.ndarray) -> None:
-    safe = bool(view.manifest.settings["view"]["csv_safe"])
+def digest(state: TraitState) -> str:
+    """Return a value that is the same as long as an export would write the same files."""
+    facts: list[Any] = [state.threshold, state.judge_key, state.capture_key, state.choice.pools]
+    facts += [known.model_dump() for known in (state.judge, state.capture) if known]
+    content = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    marks = [state.plan.ids, state.responses.status, state.verdicts.status, state.verdicts.score]
+    for mark in (*marks, *(index.status for index in state.activations.values())):
+        content.update(np.ascontiguousarray(mark).tobytes())
+    return content.hexdigest()[:16]
+
+
+def _judge_name(state: TraitState) -> str:
+    if state.judge is None:
+        return "none"
+    return f"{state.judge.model} ({state.judge_key})"
+
+
+# --- CSV ---
+
+
+def _write_csvs(state: TraitState, kept: np.ndarray) -> tuple[list[Path], dict[Polarity, int]]:
+    """Write pos.csv and neg.csv; return their paths and how many rows each has."""
+    files, counts = [], {}
+    for polarity in POLARITIES:
+        side = kept[state.side(polarity)[kept]]
+        path = state.folder.responses_csv(polarity)
+        with atomic_file(path) as file:
+            _write_csv(file, state, side)
+        files.append(path)
+        counts[polarity] = len(side)
+    return files, counts
+
+
+def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None:
+    """Write UTF-8 with LF and minimal quoting; a side with nothing kept is a header."""
+    texts = list(CSV_COLUMNS[:-1])
     file.write((",".join(CSV_COLUMNS) + "\n").encode())
-    done = 0
-    for table in view.store.tables(view.responses, positions, list(CSV_COLUMNS[:-1])):
-        columns = [table[name].to_pylist() for name in CSV_COLUMNS[:-1]]
-        scores = view.verdicts.score[positions[done : done + table.num_rows]]
-        done += table.num_rows
-        for *cells, score in zip(*columns, scores, strict=True):
-            line = [*(_cell(cell, safe=safe) for cell in cells), format_score(score)]
+    scores = iter(state.verdicts.score[positions])
+    for table in state.tables("responses", positions, texts):
+        columns = [table[name].to_pylist() for name in texts]
+        for cells in zip(*columns, strict=True):
+            line = [*map(_quoted, cells), format_score(next(scores))]
             file.write((",".join(line) + "\n").encode())
 
 
-def _cell(text: str, *, safe: bool) -> str:
-    """Quote only where needed. Written here since csv.writer leaves a lone carriage return bare before Python 3.13."""
-    if safe and text.startswith(_FORMULA_STARTS):
-        text = "'" + text
+def _quoted(text: str) -> str:
+    """Quote where needed. Before Python 3.13 csv.writer leaves a lone carriage return bare."""
     if any(character in text for character in ',"\n\r'):
         return '"' + text.replace('"', '""') + '"'
     return text
 
 
 def format_score(score: float) -> str:
-    """At most two decimals, no trailing zeros."""
+    """Return at most two decimals, no trailing zeros."""
     return f"{score:.2f}".rstrip("0").rstrip(".")
 
 
-def _blocks(view: TraitView, pool: str, positions: np.ndarray) -> Iterator[np.ndarray]:
-    index = view.activations[pool]
-    for table in view.store.tables(index, positions, ["layers", "dim", "values"]):
+# --- tensor ---
+
+
+def _blocks(state: TraitState, pool: str, positions: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield float32 `[rows, n_layers, dim]` in the order of `positions`."""
+    for table in state.tables("activations", positions, ["layers", "dim", "values"], pool):
         n_layers, dim = len(table["layers"][0]), table["dim"][0].as_py()
         values = table["values"].combine_chunks()
         width = values.type.byte_width
-        flat = np.frombuffer(
-            values.buffers()[1], "<f4", len(values) * width // 4, values.offset * width
-        )
+        count, start = len(values) * width // 4, values.offset * width
+        flat = np.frombuffer(values.buffers()[1], "<f4", count, start)
         yield flat.reshape(len(values), n_layers, dim)
 
 
-def _write_tensor(view: TraitView, pool: str, positions: np.ndarray) -> tuple[int, ...]:
-    """Assemble `[n_kept, n_layers, dim]` float32 through a mapped scratch file, so that it is never held in memory."""
+def _write_tensor(state: TraitState, pool: str, positions: np.ndarray) -> tuple[int, ...]:
+    """Write float32 `[n_kept, n_layers, dim]` through a mapped scratch file, never in memory."""
     import torch
 
-    facts = view.manifest.captures[view.manifest.capture_key]
-    shape = (len(positions), len(facts["layers"]), int(facts["hidden_dim"]))
-    path = view.folder / tensor_path(pool)
+    facts = state.capture
+    if facts is None:
+        raise ValueError("a tensor needs the facts of its activation set")
+    shape = (len(positions), len(facts.layers), facts.hidden_dim)
+    path = state.folder.tensor(pool)
     path.parent.mkdir(exist_ok=True)
     scratch = path.with_name(f".{path.name}.raw{TEMP_SUFFIX}")
     try:
         with naming_full_disk(scratch), scratch.open("wb") as raw:
-            for block in _blocks(view, pool, positions):
+            for block in _blocks(state, pool, positions):
                 raw.write(block.data)
-        n = len(positions)
-        mapped = np.memmap(scratch, "<f4", "r+", shape=shape) if n else np.zeros(shape, np.float32)
+        values: np.ndarray = np.zeros(shape, np.float32)
+        if len(positions):
+            values = np.memmap(scratch, "<f4", "r+", shape=shape)
         with atomic_file(
             path
         ) as file:  # a file object: torch writes a path's stem into the archive
-            torch.save(torch.from_numpy(mapped), file)
+            torch.save(torch.from_numpy(values), file)
     finally:
         scratch.unlink(missing_ok=True)
     return shape
 
 
+# --- metadata ---
+
+
 def _metadata(
-    view: TraitView,
+    state: TraitState,
     kept: np.ndarray,
     counts: dict[Polarity, int],
     shape: tuple[int, ...],
     files: list[Path],
-) -> dict[str, Any]:
-    manifest = view.manifest
-    facts = manifest.captures[manifest.capture_key]
-    sampling, pools = manifest.settings["identity"], list(view.activations)
+) -> Metadata:
+    facts, sampling = state.capture, state.record.sampling
+    if facts is None:
+        raise ValueError("metadata needs the facts of its activation set")
+    pools = list(state.activations)
+    pooling = "; ".join(f"{pool}: {POOLING[pool]}" for pool in pools)
+    if len(pools) == 1:
+        pooling = POOLING[pools[0]]
+    storage_type = "single_token"
+    if any(pool.endswith("_mean") for pool in pools):
+        storage_type = "token_averaged"
+    names = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype")
+    root = state.folder.path
+    return Metadata(
+        model=sampling.model,
+        revision=sampling.revision,
+        trait=state.name,
+        n_examples=len(kept),
+        n_examples_pos=counts["pos"],
+        n_examples_neg=counts["neg"],
+        n_excluded=int((state.passing() & state.capture_failed()).sum()),
+        n_layers=shape[1],
+        hidden_dim=shape[2],
+        layers=list(facts.layers),
+        layer_convention=LAYER_CONVENTION,
+        storage_type=storage_type,
+        pooling=pooling,
+        pools=pools,
+        threshold=state.threshold,
+        batch_size=facts.batch_size,
+        dtype=facts.dtype,
+        attention=facts.attention,
+        placement=facts.placement,
+        extraction_date=facts.begun,
+        sampling={name: getattr(sampling, name) for name in names},
+        judge=judge_summary(state),
+        counts=state.counts(),
+        cost=judge_usage(state),
+        self_check=facts.self_check,
+        versions=state.record.versions | facts.versions,
+        files_sha256={str(path.relative_to(root)): sha256_of(path) for path in files},
+        sample_ids=[state.plan.ids[position].decode() for position in kept],
+        instruction_index=state.plan.instruction_index[kept].tolist(),
+        question_index=state.plan.question_index[kept].tolist(),
+    )
+
+
+def judge_usage(state: TraitState) -> dict[str, int]:
+    """Return what the verdicts in use took: calls and tokens, as their rows count them."""
+    names = ("calls", "input tokens", "output tokens", "of them hidden")
+    judged = ~state.verdicts.pending()
     return {
-        "schema_version": SCHEMA_VERSION,
-        "model": sampling["model"],
-        "revision": sampling["revision"],
-        "trait": view.name,
-        "n_examples": len(kept),
-        "n_examples_pos": counts["pos"],
-        "n_examples_neg": counts["neg"],
-        "n_excluded": int((view.passing() & view.capture_failed()).sum()),
-        "n_layers": shape[1],
-        "hidden_dim": shape[2],
-        "layers": facts["layers"],
-        "layer_convention": LAYER_CONVENTION,
-        "storage_type": "token_averaged"
-        if any(pool.endswith("_mean") for pool in pools)
-        else "single_token",
-        "pooling": POOLING[pools[0]]
-        if len(pools) == 1
-        else "; ".join(f"{pool}: {POOLING[pool]}" for pool in pools),
-        "pools": pools,
-        "threshold": view.threshold,
-        "batch_size": facts.get("batch_size"),
-        "dtype": facts.get("dtype"),
-        "attention": facts.get("attention"),
-        "placement": facts.get("placement"),
-        "extraction_date": facts["date"],
-        "sampling": {
-            name: sampling[name]
-            for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype")
-        },
-        "judge": judge_summary(view),
-        "counts": view.counts(),
-        "cost": judge_usage(view),
-        "self_check": facts.get("self_check"),
-        "versions": manifest.versions | facts.get("versions", {}),
-        "files_sha256": {str(path): sha256_of(view.folder / path) for path in files},
-        "sample_ids": [view.plan.ids[position].decode() for position in kept],
-        "instruction_index": view.plan.instruction_index[kept].tolist(),
-        "question_index": view.plan.question_index[kept].tolist(),
+        name: int(state.verdicts.facts[column][judged].sum())
+        for column, name in zip(COUNTED, names, strict=True)
     }
 
 
-def judge_usage(view: TraitView) -> dict[str, int]:
-    """What the verdicts in use took: calls and tokens, as their rows counted them. Dollars depend on a price list."""
-    columns = {
-        "attempts": "calls",
-        "input_tokens": "input tokens",
-        "output_tokens": "output tokens",
-    }
-    columns |= {"hidden_tokens": "of them hidden"}
-    judged = np.flatnonzero(view.verdicts.status != PENDING)
-    total = dict.fromkeys(columns.values(), 0)
-    for table in view.store.tables(view.verdicts, judged, list(columns)):
-        for column, name in columns.items():
-            total[name] += int(table[column].to_numpy().sum())
-    return total
+def measurement(state: TraitState) -> str | None:
+    """Return how the scores in use were measured, as one of MODES; None while there is none."""
+    used = state.verdicts.facts["mode"][state.verdicts.having("scored")]
+    found = [MODES[code] for code in np.unique(used)]
+    return "+".join(found) or None
 
 
-def measurements(view: TraitView) -> list[str]:
-    """How the scores in use were measured: `integer`, `expected` or `local_relative`. One, once there are scores."""
-    import pyarrow.compute as pc
+def judge_summary(state: TraitState) -> dict[str, Any]:
+    """Return which judge and measurement, and how well its scores tell the two sides apart.
 
-    found: set[str] = set()
-    for table in view.store.columns("verdicts", ["judge_key", "status", "mode"]):
-        used = pc.and_(
-            pc.equal(table["judge_key"], view.manifest.judge_key),
-            pc.equal(table["status"], "scored"),
-        )
-        found.update(table["mode"].filter(used).unique().to_pylist())
-    return sorted(found)
-
-
-def judge_summary(view: TraitView) -> dict[str, Any]:
-    """Which judge and measurement, and how well its scores tell the sides apart (all scored responses, kept or not)."""
-    facts = view.manifest.judges.get(view.manifest.judge_key, {})
-    pos, neg = view.scores("pos"), view.scores("neg")
+    The AUROC is over all scored responses, kept or not; None where a side has none.
+    """
+    facts = state.judge
+    pos, neg = state.scores("pos").tolist(), state.scores("neg").tolist()
     out: dict[str, Any] = {
-        "model": facts.get("model"),
-        "mode": "+".join(measurements(view)) or None,
-        "mode_asked": facts.get("mode"),
-        "kind": facts.get("kind"),
-        "offset": facts.get("offset"),
-        "key": view.manifest.judge_key,
-        "histogram": {"pos": histogram(pos.tolist()), "neg": histogram(neg.tolist())},
+        "model": facts and facts.model,
+        "mode": measurement(state),
+        "mode_asked": facts and facts.mode,
+        "kind": facts and facts.kind,
+        "offset": facts and facts.offset,
+        "key": state.judge_key,
+        "histogram": {"pos": histogram(pos), "neg": histogram(neg)},
         "auroc": None,
         "auroc_interval": None,
     }
-    if len(pos) and len(neg):
-        estimate, low, high = auroc_interval(pos.tolist(), neg.tolist())
-        out["auroc"], out["auroc_interval"] = round(estimate, 4), [round(low, 4), round(high, 4)]
+    if pos and neg:
+        estimate, low, high = auroc_interval(pos, neg)
+        out["auroc"] = round(estimate, 4)
+        out["auroc_interval"] = [round(low, 4), round(high, 4)]
     return out

@@ -1,24 +1,23 @@
-"""What a run works with: the three stages' interfaces, and the clock of each."""
+"""What a run works with: the interfaces of the three stages, and their clocks."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from ..capture.process import CaptureFacts
-from ..records import Response, Sample, Verdict
-from ..traits.definition import Trait
-
-if TYPE_CHECKING:
-    from ..capture.model import CaptureResult, CaptureRow
+from ..capture import CaptureFacts
+from ..errors import TraitmillError
+from ..judging import Usage
+from ..records import Activation, Response, Sample, Verdict
+from ..traits import Trait
 
 Stage = Literal["generation", "judging", "capture"]
 STAGES: tuple[Stage, ...] = ("generation", "judging", "capture")
 
 
 class Generator(Protocol):
-    """Makes responses; `max_in_flight` is how many calls to keep going."""
+    """Makes responses; `max_in_flight` is how many calls to keep under way."""
 
     @property
     def max_in_flight(self) -> int: ...
@@ -26,17 +25,33 @@ class Generator(Protocol):
 
 
 class Judge(Protocol):
-    """Makes verdicts; owns its own limits. Raises TraitmillError when judging as a whole cannot go on."""
+    """Makes verdicts, within its own limits.
+
+    Raises TraitmillError when judging as a whole cannot go on.
+    """
 
     async def judge(self, trait: Trait, response: Response) -> Verdict: ...
 
 
 class Capturer(Protocol):
-    """Makes activations; calls are answered one after the other. `self_check` sums up what was checked so far."""
+    """Makes activations, in the order of the responses; calls are answered one after the other."""
 
     @property
-    def self_check(self) -> dict[str, Any]: ...
-    async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]: ...
+    def beside_generation(self) -> bool:
+        """Whether capture may begin before generation has ended."""
+
+    @property
+    def placement(self) -> str:
+        """How capture shares the machine with generation, for the record."""
+
+    @property
+    def self_check(self) -> dict[str, Any]:
+        """What the self-check has seen so far."""
+
+    async def open(self) -> CaptureFacts:
+        """Have the model loaded; where capture follows generation, make room for it first."""
+
+    async def capture(self, responses: Sequence[Response]) -> list[Activation]: ...
 
 
 @dataclass(slots=True)
@@ -49,33 +64,41 @@ class Clock:
     tokens: int = 0
 
     def begin(self, now: float) -> None:
-        """The first piece of work is taken up."""
-        self.first = now if self.first is None else self.first
+        """Note that a piece of work is taken up."""
+        if self.first is None:
+            self.first = now
 
     def count(self, now: float, tokens: int = 0) -> None:
-        """A record is done."""
+        """Note that a record is done."""
         self.last = now
         self.records += 1
         self.tokens += tokens
 
     @property
     def seconds(self) -> float:
-        return 0.0 if self.first is None else self.last - self.first
+        if self.first is None:
+            return 0.0
+        return self.last - self.first
 
 
-@dataclass(slots=True)
+def _nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
     """What a run works with; None where no record of that stage is to be made."""
 
     generator: Generator | None = None
     judge: Judge | None = None
     capturer: Capturer | None = None
-    capture_facts: CaptureFacts | None = None
-    before_capture: Callable[[], Awaitable[CaptureFacts | None]] | None = None
-    """When set, capture starts only after generation has ended, with this call first (it makes room)."""
-    on_skipped: Callable[[Response], None] = lambda _: None
-    """Hears of responses that will not be judged."""
-    on_starved: Callable[[], None] = lambda: None
-    """Hears that generation or judging stopped: what a verdict still waits for will not come."""
-    on_interrupt: Callable[[], None] = lambda: None
-    """Hears that the run is to end: nothing more is to be asked of a judge."""
+    judge_error: TraitmillError | None = None
+    """Why there is no judge, where the other stages go on without it (no quota, say)."""
+    usage: Callable[[], Usage | None] = lambda: None
+    """What a remote judge has used so far."""
+    on_skipped: Callable[[Response], None] = _nothing
+    """Called with each response that will not be judged."""
+    on_starved: Callable[[], None] = _nothing
+    """Called when generation or judging stopped: what a verdict waits for will not come."""
+    on_interrupt: Callable[[], None] = _nothing
+    """Called when the run is to end: nothing more may be asked of a judge."""

@@ -1,4 +1,5 @@
-"""The screen belongs to the user: what libraries print goes to the run's log, at file-descriptor level."""
+"""The screen belongs to the user: what libraries print goes to the run's log, at file-descriptor
+level."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def new_log(experiment_folder: Path) -> Path:
 
 @contextmanager
 def redirected(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
-    """Send file descriptors 1 and 2, child processes' included, to `log`; yields the real (stdout, stderr)."""
+    """Send file descriptors 1 and 2, child processes' included, to `log`; yields the real (stdout,
+    stderr)."""
     with naming_full_disk(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         opened = log.open("ab", buffering=0)

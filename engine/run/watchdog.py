@@ -1,10 +1,11 @@
 """No process a run starts outlives it: a guardian kills them when the run ends, even by SIGKILL.
 
-vLLM's engine and worker processes live on for minutes after their parent is killed, and would hold the GPU. Process
-groups do not help (a shell's pipeline shares ours) and PR_SET_PDEATHSIG follows the thread that started a process,
-not the process. So every process a run starts inherits a mark in its environment, and a guardian, which sees the
-run's end as the end of a pipe, kills whatever carries the mark. This file is also the guardian's program: it is
-started by path and imports nothing heavy.
+vLLM's engine and worker processes live on for minutes after their parent is killed, and would hold
+the GPU. Process groups do not help (a shell's pipeline shares ours) and PR_SET_PDEATHSIG follows
+the thread that started a process, not the process. So every process a run starts inherits a mark in
+its environment, and a guardian, which sees the run's end as the end of a pipe, kills whatever
+carries the mark. This file is also the guardian's program: it is started by path and imports
+nothing heavy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _PAUSE_S = 0.2
 
 
 def tie_children() -> None:
-    """Start the guardian and mark this process's environment. Once per process, before anything is started."""
+    """Start the guardian and mark this process's environment. Once per process, before anything is
+    started."""
     if _MARK in os.environ and os.environ.get(f"{_MARK}_OWNER") == str(os.getpid()):
         return
     token = uuid.uuid4().hex

@@ -1,7 +1,7 @@
-"""Records on their way to the store: buffered by trait and kind, written as parts off the event loop, in order.
+"""Records on their way to the store: in a journal at once, in part files off the event loop.
 
-At most `flush_seconds` of responses and activations and one second (or 50 rows) of verdicts are in memory only; what
-is written of a trait is always preceded by its responses.
+A verdict or an activation never stands in a part file without the text it is of: what is written of
+a trait is always preceded by its responses.
 """
 
 from __future__ import annotations
@@ -13,29 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ResourceError, TraitmillError
-from ..files import write_atomic
 from ..records import Activation, Response, Verdict
-from ..storage.run_record import MANIFEST
-from ..storage.schemas import (
-    KINDS,
-    CaptureFailure,
-    Kind,
-    activation_table,
-    response_table,
-    verdict_table,
-)
-from .job import TraitJob
+from ..storage import KINDS, Kind, response_row, row_table, verdict_row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .trait_run import TraitRun
 
 T = TypeVar("T")
-Record = Response | Verdict | list[Activation | CaptureFailure]
-"""One response's record; a capture's record is the list of its pools."""
 
-VERDICT_SECONDS = 1.0
+_VERDICT_SECONDS = 1.0
 _MAX_ROWS: dict[Kind, int] = {"responses": 1000, "verdicts": 50, "activations": 64}
 _TICK_S = 0.1
 
@@ -46,152 +37,134 @@ class _Buffer:
     records: list[Any] = field(default_factory=list)
 
 
-class Recorder:
-    """Buffers records and appends them to their trait's store on one writer thread."""
+class Writer:
+    """Buffers records and appends them to their trait's parts on one writer thread."""
 
     def __init__(
-        self, flush_seconds: float, on_error: Callable[[TraitJob, TraitmillError], None]
+        self, flush_seconds: float, on_error: Callable[[TraitRun, TraitmillError], None]
     ) -> None:
-        """`on_error(job, error)` hears of a trait whose folder cannot be written; its records are dropped."""
+        """`on_error(run, error)` is called where a folder cannot be written; the records are
+        dropped."""
         self._seconds: dict[Kind, float] = {
             "responses": flush_seconds,
-            "verdicts": min(VERDICT_SECONDS, flush_seconds),
+            "verdicts": min(_VERDICT_SECONDS, flush_seconds),
             "activations": flush_seconds,
         }
         self.on_error = on_error
-        self._buffers: dict[tuple[TraitJob, Kind], _Buffer] = {}
-        self._manifests: set[TraitJob] = set()
+        self._buffers: dict[tuple[TraitRun, Kind], _Buffer] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._full = asyncio.Event()
         self._writing = asyncio.Lock()
 
-    def add(self, job: TraitJob, kind: Kind, record: Record) -> None:
-        """Take a record; it is on disk after the next flush."""
-        buffer = self._buffers.get((job, kind))
-        if buffer is None:
-            buffer = self._buffers[job, kind] = _Buffer(time.monotonic())
+    def add_response(self, run: TraitRun, response: Response) -> None:
+        """Take a response; a kill from now on does not lose it."""
+        self._add_row(run, "responses", response_row(response))
+
+    def add_verdict(self, run: TraitRun, verdict: Verdict) -> None:
+        """Take a verdict; a kill from now on does not lose it."""
+        self._add_row(run, "verdicts", verdict_row(verdict))
+
+    def add_activation(self, run: TraitRun, activation: Activation) -> None:
+        """Take an activation; it is on disk after the next flush."""
+        self._buffer(run, "activations", activation)
+
+    def _add_row(self, run: TraitRun, kind: Kind, row: dict[str, Any]) -> None:
+        try:
+            run.journals[kind].add(row)
+        except TraitmillError as error:
+            self.on_error(run, error)
+        except OSError as error:
+            self.on_error(run, _unwritable(run, error))
+        else:
+            self._buffer(run, kind, row)
+
+    def _buffer(self, run: TraitRun, kind: Kind, record: Any) -> None:
+        buffer = self._buffers.setdefault((run, kind), _Buffer(time.monotonic()))
         buffer.records.append(record)
         if len(buffer.records) >= _MAX_ROWS[kind]:
             self._full.set()
 
-    def write_manifest(self, job: TraitJob) -> None:
-        """Have a trait's manifest written before any record that is flushed later."""
-        self._manifests.add(job)
-        self._full.set()
-
-    async def run(self) -> None:
+    async def work(self) -> None:
         """Flush what is due, until cancelled."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(
-                    _TICK_S
-                ):  # wait_for may lose a cancellation before Python 3.12
+                async with asyncio.timeout(_TICK_S):
                     await self._full.wait()
             self._full.clear()
             now = time.monotonic()
-            for (job, kind), buffer in list(self._buffers.items()):
-                if (
-                    len(buffer.records) >= _MAX_ROWS[kind]
-                    or now - buffer.since >= self._seconds[kind]
-                ):
-                    await self._flush(job, kind)
+            for (run, kind), buffer in list(self._buffers.items()):
+                old = now - buffer.since >= self._seconds[kind]
+                if old or len(buffer.records) >= _MAX_ROWS[kind]:
+                    await self._flush(run, [kind])
 
-    async def flush(self, job: TraitJob | None = None) -> None:
-        """Write everything in hand (of one trait, or of all)."""
-        for owner in dict.fromkeys([*self._manifests, *(owner for owner, _ in self._buffers)]):
-            if job is None or owner is job:
-                await self._flush(owner, *KINDS)
+    async def flush(self, run: TraitRun | None = None) -> None:
+        """Write everything in hand, of one trait or of all."""
+        for owner in dict.fromkeys(owner for owner, _ in self._buffers):
+            if run is None or owner is run:
+                await self._flush(owner, KINDS)
         async with self._writing:  # wait for a write under way
             pass
 
     @asynccontextmanager
-    async def paused(self, job: TraitJob) -> AsyncIterator[None]:
+    async def paused(self, run: TraitRun) -> AsyncIterator[None]:
         """Flush a trait; while the block runs nothing is written, and no index changes."""
-        await self.flush(job)
+        await self.flush(run)
         async with self._writing:
             yield
 
-    async def _flush(self, job: TraitJob, *kinds: Kind) -> None:
-        # A write that has begun is brought to its end, index and all, even when whoever asked for it is cancelled.
-        await asyncio.shield(asyncio.ensure_future(self._write(job, kinds)))
+    async def _flush(self, run: TraitRun, kinds: Iterable[Kind]) -> None:
+        # A write that has begun is brought to its end, index and all, even when cancelled.
+        await asyncio.shield(asyncio.ensure_future(self._write(run, kinds)))
 
-    async def _write(self, job: TraitJob, kinds: Iterable[Kind]) -> None:
+    async def _write(self, run: TraitRun, kinds: Iterable[Kind]) -> None:
         async with self._writing:
-            # A verdict or an activation never stands on disk without the text it is of: should a crash take the text,
-            # a rerun may write another. So all are taken at one moment, and written responses first.
-            manifest = job.view.manifest.as_bytes() if job in self._manifests else None
-            self._manifests.discard(job)
-            taken = {
-                kind: self._buffers.pop((job, kind), None)
-                for kind in dict.fromkeys(("responses", *kinds))
-            }
-            if job.error is not None:
+            # Taken at one moment, and responses first: should a crash take a text, a rerun may
+            # write another, and no verdict of the first may be left.
+            taken: list[tuple[Kind, list[Any], Path | None]] = []
+            for kind in dict.fromkeys(("responses", *kinds)):
+                buffer = self._buffers.pop((run, kind), None)
+                if buffer is not None:
+                    journal = run.journals[kind].rotate() if kind in run.journals else None
+                    taken.append((kind, buffer.records, journal))
+            if run.error is not None:
                 return
             try:
-                if manifest is not None:
-                    await self._on_thread(write_atomic, job.folder / MANIFEST, manifest)
-                for kind, buffer in taken.items():
-                    if buffer is not None:
-                        _note(
-                            job,
-                            kind,
-                            await self._on_thread(_append, job, kind, buffer.records),
-                            buffer.records,
-                        )
+                for kind, records, journal in taken:
+                    path, table = await self.on_thread(_append, run, kind, records, journal)
+                    run.state.note(kind, path, table)
             except TraitmillError as error:
-                self.on_error(job, error)
+                self.on_error(run, error)
             except OSError as error:
-                self.on_error(
-                    job, ResourceError(f"{job.folder} cannot be written: {error.strerror or error}")
-                )
+                self.on_error(run, _unwritable(run, error))
 
-    async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+    async def on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function on the writer thread, after what is being written."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
 
     def close(self) -> None:
-        """Stop the writer thread (flush first)."""
+        """Stop the writer thread. Flush first."""
         self._thread.shutdown(wait=True)
 
 
-def _append(job: TraitJob, kind: Kind, records: list[Any]) -> Path:
-    if kind == "responses":
-        table = response_table(records)
-    elif kind == "verdicts":
-        table = verdict_table(records)
-    else:
-        table = activation_table(
-            job.view.manifest.capture_key, [pool for record in records for pool in record]
-        )
-    return job.view.store.parts.append(kind, table)
-
-
-def _note(job: TraitJob, kind: Kind, path: Path, records: list[Any]) -> None:
-    """Bring the job's indexes up to date with a part just written."""
-    view = job.view
-    if kind == "activations":
-        flat = [pool for record in records for pool in record]
-        for pool, index in view.activations.items():
-            rows = [row for row, record in enumerate(flat) if record.pool == pool]
-            statuses = ["failed" if isinstance(flat[row], CaptureFailure) else "ok" for row in rows]
-            index.add(
-                path,
-                np.array(rows, np.int64),
-                _positions(job, [flat[row].sample_id for row in rows]),
-                statuses,
-            )
-        return
-    index = view.responses if kind == "responses" else view.verdicts
-    ids = [record.sample.id if kind == "responses" else record.sample_id for record in records]
-    scores = [verdict.score for verdict in records] if kind == "verdicts" else []
-    index.add(
-        path,
-        np.arange(len(records)),
-        _positions(job, ids),
-        [record.status for record in records],
-        scores,
+def _unwritable(run: TraitRun, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"{error.filename or run.folder.path} cannot be written: {error.strerror or error}"
     )
 
 
-def _positions(job: TraitJob, ids: list[str]) -> np.ndarray:
-    """Looked up when the part is there: a round added to the plan meanwhile moves positions, ids stay."""
-    return job.view.plan.positions(np.array(ids, "S32"))
+def _append(
+    run: TraitRun, kind: Kind, records: list[Any], journal: Path | None
+) -> tuple[Path, pa.Table]:
+    """Write one part, after the facts that it needs; then its journal is not needed any more."""
+    if kind == "activations":
+        run.save_capture()
+        table = run.state.activation_rows(records)
+    else:
+        if kind == "verdicts":
+            run.save_judge()
+        table = row_table(kind, records)
+    path = run.state.parts[kind].append(table)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
+    return path, table

@@ -1,4 +1,5 @@
-"""A trait's folder, `experiments/<experiment>/<trait>/`: every path in it, and what may happen to it."""
+"""A trait's folder, `experiments/<experiment>/<trait>/`: every path in it, and what may happen to
+it."""
 
 from __future__ import annotations
 
@@ -13,15 +14,16 @@ from ..errors import Step, UsageError
 from ..files import remove_leftovers
 from ..records import Polarity
 from ..settings import DEFAULT_POOL, POOLS
+from ..traits import DEFINITION_FILE
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-DEFINITION_FILE = "trait_definition.json"
+
 LOG_FOLDER = ".logs"
 
 
 def check_name(name: str, what: str) -> str:
     """Return `name` if it is safe as a folder's name. Raise UsageError."""
-    reserved = name in {"report.html", "transfer.parquet"}
+    reserved = name.startswith(("report.", "evaluation."))  # files of the experiment's own
     if _NAME.fullmatch(name) and not reserved:
         return name
     shown = repr(name if len(name) <= 60 else name[:57] + "...")
@@ -154,15 +156,20 @@ class TraitFolder:
             yield self.records / kind
             yield from (self.records / kind).glob("*")
 
-    def check(self) -> None:
-        """Raise UsageError where something we would write to is a link out, no folder, or closed."""
+    def check_links(self) -> None:
+        """Raise UsageError where something we would write through is a link out of the folder."""
         inside = self.path.resolve()
         for folder in self._folders():
             if folder.is_symlink() and not folder.resolve().is_relative_to(inside):
                 raise UsageError(
-                    f"{folder} is a link out of {self.path}; nothing is written there. To keep runs "
+                    f"{folder} is a link out of {self.path}; nothing is written there. To keep "
+                    f"runs "
                     "on another disk, put all of them there and name it with `experiments_dir`"
                 )
+
+    def check_writable(self) -> None:
+        """Raise UsageError where a folder is a file or closed, before any work is done."""
+        for folder in self._folders():
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"{folder} is a file where a folder belongs; move it away")
             if folder.is_dir() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
@@ -237,6 +244,6 @@ def select_traits(
             raise UsageError(
                 f"{folder.path} is a link out of {root}; nothing is read or written there"
             )
-        folder.check()
+        folder.check_links()
         folders[name] = folder
     return folders

@@ -1,31 +1,39 @@
-"""A trait's records: what is done, and reading back what is stored.
+"""Which stored row counts for each planned sample, and reading it back.
 
-The parts are the truth. A key may have several rows (a failed try and its repeat): the first row that is not
-`failed` counts, else the first.
+The parts are the truth. A sample may have several rows (a failed try and its repeat): the first
+row that is not `failed` counts, else the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..records import Response
-from ..traits.plan import PlanTable
-from .parts import Parts, ids_of
-from .schemas import RESPONSE_SCHEMA, STATUSES, Kind, response_of
+from ..traits import Plan
+from .parts import PartSet, ids_of
+from .schemas import STATUSES, Kind
 
 _READ_CHUNK = 256
 PENDING = -1
+MODES = ("integer", "expected", "local_relative")
+COUNTED = ("attempts", "input_tokens", "output_tokens", "hidden_tokens")
+_FACTS: dict[Kind, dict[str, type]] = {
+    "responses": {"cut_off": bool},
+    "verdicts": {"score": float, "mode": np.int8, **dict.fromkeys(COUNTED, np.int32)},
+    "activations": {},
+}
+"""What an index holds of each row beside its status; other columns are read when they are needed.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Index:
-    """Which stored row counts for each planned sample. All arrays are `[n_planned]`."""
+    """Which row of a record set counts for each planned sample. All arrays are `[n_planned]`."""
 
     kind: Kind
     paths: list[Path]
@@ -33,116 +41,110 @@ class Index:
     """int8: PENDING or an index into the kind's statuses."""
     part: np.ndarray
     row: np.ndarray
-    score: np.ndarray
-    """float64, NaN where there is none (verdicts only)."""
+    facts: dict[str, np.ndarray] = field(default_factory=dict)
+    """responses: `cut_off`; verdicts: `score` (NaN where there is none), `mode`, tokens."""
+
+    @property
+    def score(self) -> np.ndarray:
+        return self.facts["score"]
 
     def add(
         self,
         path: Path,
         rows: np.ndarray,
         positions: np.ndarray,
-        statuses: Sequence[str],
-        scores: Sequence[float | None] = (),
+        statuses: np.ndarray,
+        facts: Mapping[str, np.ndarray],
     ) -> None:
-        """Note a part just appended, whose row `rows[i]` belongs to the sample at `positions[i]`."""
-        counts = np.isin(self.status[positions], (PENDING, STATUSES[self.kind].index("failed")))
-        where = positions[counts]
-        self.status[where] = np.array(
-            [STATUSES[self.kind].index(status) for status in statuses], np.int8
-        )[counts]
-        self.part[where], self.row[where] = len(self.paths), rows[counts]
-        if scores:
-            self.score[where] = np.array(scores, float)[counts]
+        """Note rows of a part: `rows[i]` is of the sample at `positions[i]`, -1 for none."""
+        failed = STATUSES[self.kind].index("failed")
+        for good in (True, False):
+            chosen = np.flatnonzero((positions >= 0) & ((statuses != failed) == good))
+            taken = self.status[positions[chosen]]
+            chosen = chosen[(taken == PENDING) | ((taken == failed) & good)]
+            where, first = np.unique(positions[chosen], return_index=True)
+            chosen = chosen[first]
+            self.status[where] = statuses[chosen]
+            self.part[where], self.row[where] = len(self.paths), rows[chosen]
+            for name, values in facts.items():
+                self.facts[name][where] = values[chosen]
         self.paths.append(path)
 
     def having(self, *statuses: str) -> np.ndarray:
-        """bool [n_planned]: samples whose row has one of the statuses."""
+        """Return a mask of the samples whose row has one of the statuses."""
         codes = [STATUSES[self.kind].index(status) for status in statuses]
         return np.isin(self.status, codes)
 
-    def counts(self) -> dict[str, int]:
-        """Samples by status, `pending` first."""
-        names = ("pending", *STATUSES[self.kind])
-        return {name: int((self.status == code - 1).sum()) for code, name in enumerate(names)}
-
-
-class Store:
-    """The records of one trait in its parts."""
-
-    def __init__(self, folder: Path, notice: Callable[[str], None] = lambda _: None) -> None:
-        self.parts = Parts(folder, notice)
-
-    def index(self, kind: Kind, plan: PlanTable, **key: str) -> Index:
-        """Which row counts for each planned sample. `key` picks a verdict set (judge_key=) or an activation set
-        (capture_key=, pool=)."""
-        while True:
-            try:
-                return self._index(kind, plan, key)
-            except FileNotFoundError:  # merged by a run at work since the parts were listed
-                continue
-
-    def _index(self, kind: Kind, plan: PlanTable, key: Mapping[str, str]) -> Index:
-        n = len(plan)
-        out = Index(
-            kind=kind,
-            paths=[],
-            status=np.full(n, PENDING, np.int8),
-            part=np.zeros(n, np.int32),
-            row=np.zeros(n, np.int32),
-            score=np.full(n, np.nan),
-        )
-        columns = ["sample_id", "status", *key, *(["score"] if kind == "verdicts" else [])]
-        names = pa.array(STATUSES[kind])
-        failed = STATUSES[kind].index("failed")
-        for path, table in self.parts.read(kind, columns):
-            wanted = np.ones(table.num_rows, bool)
-            for name, value in key.items():
-                wanted &= pc.equal(table[name], value).to_numpy()
-            position = plan.positions(ids_of(table))
-            status = pc.index_in(table["status"], names).to_numpy()
-            score = table["score"].to_numpy() if kind == "verdicts" else None
-            for good in (True, False):
-                rows = np.flatnonzero(wanted & (position >= 0) & ((status != failed) == good))
-                taken = out.status[position[rows]]
-                rows = rows[(taken == PENDING) | ((taken == failed) & good)]
-                where, first = np.unique(position[rows], return_index=True)
-                rows = rows[first]
-                out.status[where], out.part[where], out.row[where] = (
-                    status[rows],
-                    len(out.paths),
-                    rows,
-                )
-                if score is not None:
-                    out.score[where] = score[rows]
-            out.paths.append(path)
-        return out
-
-    def columns(self, kind: Kind, columns: Sequence[str]) -> list[pa.Table]:
-        """Some columns of all rows stored, repeats and other sets included. Raises ResourceError as `tables` does."""
-        while True:
-            try:
-                return [table for _, table in self.parts.read(kind, columns, whole=True)]
-            except FileNotFoundError:  # as above
-                continue
+    def pending(self) -> np.ndarray:
+        """Return a mask of the samples without a row."""
+        return np.asarray(self.status == PENDING)
 
     def tables(
-        self, index: Index, positions: np.ndarray, columns: Sequence[str]
+        self, parts: PartSet, positions: np.ndarray, columns: Sequence[str]
     ) -> Iterator[pa.Table]:
-        """The rows of `positions`, in that order, a few hundred at a time.
+        """Yield the rows of `positions`, in that order, a few hundred at a time.
 
-        Raises ResourceError when a part's data is damaged; the part is moved aside, so the next run repeats it.
+        Raise ResourceError when a part's data is damaged.
         """
         for start in range(0, len(positions), _READ_CHUNK):
             block = positions[start : start + _READ_CHUNK]
             pieces, slots = [], []
-            for part in np.unique(index.part[block]):
-                slot = np.flatnonzero(index.part[block] == part)
-                pieces.append(self.parts.take(index.paths[part], index.row[block][slot], columns))
+            for part in np.unique(self.part[block]):
+                slot = np.flatnonzero(self.part[block] == part)
+                pieces.append(parts.take(self.paths[part], self.row[block][slot], columns))
                 slots.append(slot)
             yield pa.concat_tables(pieces).take(np.argsort(np.concatenate(slots)))
 
-    def responses(self, trait: str, index: Index, positions: np.ndarray) -> Iterator[Response]:
-        """The stored responses of `positions`, in that order."""
-        for table in self.tables(index, positions, RESPONSE_SCHEMA.names):
-            for row in table.to_pylist():
-                yield response_of(trait, row)
+
+def empty_index(kind: Kind, n: int) -> Index:
+    """Return an index in which every sample is pending."""
+    facts: dict[str, np.ndarray] = {
+        name: np.zeros(n, dtype) for name, dtype in _FACTS[kind].items()
+    }
+    if "score" in facts:
+        facts["score"][:] = np.nan
+    return Index(
+        kind=kind,
+        paths=[],
+        status=np.full(n, PENDING, np.int8),
+        part=np.zeros(n, np.int32),
+        row=np.zeros(n, np.int32),
+        facts=facts,
+    )
+
+
+def build_index(parts: PartSet, plan: Plan, pool: str | None = None) -> Index:
+    """Return which row counts for each planned sample; `pool` picks a pool of an activation set."""
+    while True:
+        index = empty_index(parts.kind, len(plan))
+        try:
+            for path, table in parts.read(_columns(parts.kind)):
+                rows = np.arange(table.num_rows)
+                if pool is not None:
+                    rows = rows[pc.equal(table["pool"], pool).to_numpy()]
+                    table = table.take(rows)
+                note(index, plan, path, table, rows)
+        except FileNotFoundError:  # merged by a run at work since the parts were listed
+            continue
+        return index
+
+
+def _columns(kind: Kind) -> list[str]:
+    own = {
+        "responses": ["finish_reason"],
+        "verdicts": ["score", "mode", *COUNTED],
+        "activations": ["pool"],
+    }
+    return ["sample_id", "status", *own[kind]]
+
+
+def note(index: Index, plan: Plan, path: Path, table: pa.Table, rows: np.ndarray) -> None:
+    """Add rows of a part to an index; `table` holds them, `rows` are their numbers in the part."""
+    statuses = pc.index_in(table["status"], pa.array(STATUSES[index.kind])).to_numpy()
+    facts: dict[str, np.ndarray] = {}
+    if index.kind == "responses":
+        facts["cut_off"] = pc.equal(table["finish_reason"], "length").to_numpy()
+    elif index.kind == "verdicts":
+        facts = {name: table[name].to_numpy() for name in ("score", *COUNTED)}
+        facts["mode"] = pc.index_in(table["mode"], pa.array(MODES)).to_numpy()
+    index.add(path, rows, plan.positions(ids_of(table)), statuses, facts)

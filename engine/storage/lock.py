@@ -1,8 +1,8 @@
-"""One writer per trait folder: a kernel lock for this host, a name in the file for the others."""
+"""One writer per trait folder: a lock of the kernel's on this host, a name in the file for others."""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
 import socket
@@ -12,69 +12,75 @@ from pathlib import Path
 
 from ..errors import LockedError, UsageError
 from ..files import naming_full_disk
+from .folder import TraitFolder
 
-LOCK_FILE = ".lock"
+_NO_KERNEL_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def lock_traits(folders: Sequence[Path], *, force_unlock: bool = False) -> Iterator[None]:
-    """Hold the locks of all folders, taken in sorted order without waiting; one held means none is taken.
+def lock_traits(folders: Sequence[TraitFolder], *, force_unlock: bool = False) -> Iterator[None]:
+    """Hold the locks of all folders, taken in sorted order without waiting; one held, none is
+    taken.
 
-    The kernel frees a dead holder's lock by itself. A lock that names another host is never taken over without
-    `force_unlock`, since nothing here can tell whether that host's run is alive.
+    The kernel frees a dead holder's lock by itself. A lock that names another host is not taken
+    over without `force_unlock`: nothing here can tell whether that host's run is alive. Where the
+    file system has no kernel locks, the lock is a file that its holder removes.
 
-    Raises LockedError naming the holder's pid and host.
+    Raise LockedError naming the holder's pid and host, UsageError where a folder is not writable.
     """
     with ExitStack() as stack:
-        for folder in sorted(folders):
+        for folder in sorted(folders, key=lambda folder: folder.path):
             stack.enter_context(_lock(folder, force_unlock=force_unlock))
         yield
 
 
 @contextmanager
-def _lock(folder: Path, *, force_unlock: bool) -> Iterator[None]:
-    path = folder / LOCK_FILE
+def _lock(folder: TraitFolder, *, force_unlock: bool) -> Iterator[None]:
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    path = folder.lock
+    holder = _read_holder(path)
+    lock = FileLock(path, timeout=0, is_singleton=False, fallback_to_soft=False)
     try:
         with naming_full_disk(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                lock.acquire()
+            except OSError as error:
+                if error.errno not in _NO_KERNEL_LOCKS:
+                    raise
+                lock = SoftFileLock(path.with_suffix(".held"), timeout=0, is_singleton=False)
+                lock.acquire()
+    except Timeout:
+        raise _locked(folder, holder, "wait for it, or stop it and run again") from None
     except OSError as error:
         raise UsageError(
-            f"{folder} cannot be written ({error.strerror}); check its permissions or use --experiments_dir"
+            f"{folder.path} cannot be written ({error.strerror}); check its permissions, or use "
+            "another `experiments_dir`"
         ) from None
-    with os.fdopen(descriptor, "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _locked(
-                folder, _holder(file.read()), "wait for it, or stop it and run again"
-            ) from None
-        holder = _holder(file.read())
+    try:
         if holder and holder.get("host") != socket.gethostname() and not force_unlock:
-            raise _locked(folder, holder, "if that run is dead, run again with --force_unlock")
+            raise _locked(folder, holder, "if that run is dead, run again with `force_unlock`")
+        own = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
         with naming_full_disk(path):
-            _write(
-                file.fileno(),
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(),
-            )
+            path.write_text(own)
         try:
             yield
         finally:
-            _write(file.fileno(), b"")
+            path.write_text("")
+    finally:
+        lock.release()
 
 
-def _write(descriptor: int, data: bytes) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, data, 0)
-
-
-def _holder(data: bytes) -> dict[str, object]:
+def _read_holder(path: Path) -> dict[str, object]:
     try:
-        holder = json.loads(data)
-    except ValueError:
+        holder = json.loads(path.read_bytes())
+    except (OSError, ValueError):
         return {}
-    return holder if isinstance(holder, dict) else {}
+    if not isinstance(holder, dict):
+        return {}
+    return holder
 
 
-def _locked(folder: Path, holder: dict[str, object], remedy: str) -> LockedError:
+def _locked(folder: TraitFolder, holder: dict[str, object], remedy: str) -> LockedError:
     who = f"pid {holder.get('pid', '?')} on {holder.get('host', 'this host')}"
-    return LockedError(f"{folder} is in use by another run ({who}); {remedy}")
+    return LockedError(f"{folder.path} is in use by another run ({who}); {remedy}")

@@ -1,9 +1,8 @@
-"""Records as Arrow tables: the schemas of the Parquet parts, and the way there and back."""
+"""Records as Arrow tables: the schemas of the part files, and the way there and back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,13 +12,12 @@ from ..records import RESPONSE_STATUSES, VERDICT_STATUSES, Activation, Response,
 
 Kind = Literal["responses", "verdicts", "activations"]
 KINDS: tuple[Kind, ...] = ("responses", "verdicts", "activations")
-ACTIVATION_STATUSES = ("ok", "failed")
 STATUSES: dict[Kind, tuple[str, ...]] = {
     "responses": RESPONSE_STATUSES,
     "verdicts": VERDICT_STATUSES,
-    "activations": ACTIVATION_STATUSES,
+    "activations": ("ok", "failed"),
 }
-
+Row = dict[str, Any]
 
 RESPONSE_SCHEMA = pa.schema(
     [
@@ -57,89 +55,115 @@ VERDICT_SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""Activations have no fixed schema: their values' width is a capture set's shape."""
+"""Activations have no fixed schema: the width of their values is the shape of their set."""
+_OF_SAMPLE = (
+    "polarity",
+    "instruction_index",
+    "question_index",
+    "rollout",
+    "instruction",
+    "question",
+    "prompt",
+    "prompt_token_ids",
+    "seed",
+)
+_OF_RESPONSE = (
+    "response",
+    "response_token_ids",
+    "finish_reason",
+    "status",
+    "logprobs",
+    "error",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class CaptureFailure:
-    """A response whose activation could not be stored (a NaN, say); retried by the next run."""
-
-    trait: str
-    sample_id: str
-    pool: str
-    error: str
-
-
-def check_columns(kind: Kind, schema: pa.Schema) -> None:
-    """Raise ArrowInvalid for a part whose columns are not those of its kind."""
-    if kind == "activations":
-        width = schema.field("values").type
-        empty = activation_table("", [])
-        expected = empty.schema.set(
-            empty.schema.get_field_index("values"), pa.field("values", width)
-        )
-        good = pa.types.is_fixed_size_binary(width) and schema.equals(expected)
+def check_schema(kind: Kind, schema: pa.Schema) -> None:
+    """Raise ArrowInvalid for a part file whose columns are not those of its kind."""
+    if kind == "responses":
+        good = schema.equals(RESPONSE_SCHEMA)
+    elif kind == "verdicts":
+        good = schema.equals(VERDICT_SCHEMA)
     else:
-        good = schema.equals(RESPONSE_SCHEMA if kind == "responses" else VERDICT_SCHEMA)
+        width = schema.field("values").type
+        good = pa.types.is_fixed_size_binary(width) and schema.equals(_activation_schema(width))
     if not good:
         raise pa.ArrowInvalid(f"its columns are not those of {kind}")
 
 
-def _text(value: object) -> object:
-    """Arrow refuses lone surrogates; they are kept readable as escapes."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+def _activation_schema(width: pa.DataType) -> pa.Schema:
+    return pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("capture_key", pa.string()),
+            ("pool", pa.string()),
+            ("layers", pa.list_(pa.int32())),
+            ("dim", pa.int32()),
+            ("status", pa.string()),
+            ("values", width),
+            ("error", pa.string()),
+        ]
+    )
 
 
-def response_table(responses: Sequence[Response]) -> pa.Table:
-    """Responses as a table of the responses schema."""
-    rows = [
-        {
-            name: _text(getattr(r, name) if hasattr(r, name) else getattr(r.sample, name))
-            for name in RESPONSE_SCHEMA.names
-            if name != "sample_id"
-        }
-        | {"sample_id": r.sample.id}
-        for r in responses
-    ]
-    return pa.Table.from_pylist(rows, schema=RESPONSE_SCHEMA)
+def _clean(value: Any) -> Any:
+    """Return the value as Arrow takes it: lone surrogates as escapes, tuples as lists."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return list(value) if isinstance(value, tuple) else value
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> pa.Table:
-    """Verdicts as a table of the verdicts schema."""
-    rows = [{name: _text(getattr(v, name)) for name in VERDICT_SCHEMA.names} for v in verdicts]
-    return pa.Table.from_pylist(rows, schema=VERDICT_SCHEMA)
+def response_row(response: Response) -> Row:
+    """Return a row of the responses schema, as plain JSON values."""
+    sample = response.sample
+    row = {name: _clean(getattr(sample, name)) for name in _OF_SAMPLE}
+    row |= {name: _clean(getattr(response, name)) for name in _OF_RESPONSE}
+    return row | {"sample_id": sample.id}
+
+
+def verdict_row(verdict: Verdict) -> Row:
+    """Return a row of the verdicts schema, as plain JSON values."""
+    return {name: _clean(getattr(verdict, name)) for name in VERDICT_SCHEMA.names}
+
+
+def row_table(kind: Kind, rows: Sequence[Row]) -> pa.Table:
+    """Return rows of responses or verdicts as a table."""
+    schema = RESPONSE_SCHEMA if kind == "responses" else VERDICT_SCHEMA
+    return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 def activation_table(
-    capture_key: str, activations: Sequence[Activation | CaptureFailure]
+    capture_key: str,
+    layers: Sequence[int],
+    dim: int,
+    rows: Sequence[tuple[Activation, str]],
 ) -> pa.Table:
-    """Activations of one capture set (one shape) as a table; a failure has null values."""
-    values = next(
-        (a.values for a in activations if isinstance(a, Activation)), np.zeros((0, 0), np.float32)
-    )
-    done = [a if isinstance(a, Activation) else None for a in activations]
-    layers = next((list(a.layers) for a in done if a), [])
-    return pa.table(
-        {
-            "sample_id": pa.array([a.sample_id for a in activations], pa.string()),
-            "capture_key": pa.array([capture_key] * len(done), pa.string()),
-            "pool": pa.array([a.pool for a in activations], pa.string()),
-            "layers": pa.array([layers] * len(done), pa.list_(pa.int32())),
-            "dim": pa.array([values.shape[-1]] * len(done), pa.int32()),
-            "status": pa.array(["ok" if a else "failed" for a in done], pa.string()),
-            "values": pa.array(
-                [np.ascontiguousarray(a.values, "<f4").tobytes() if a else None for a in done],
-                pa.binary(values.nbytes or 4),
-            ),
-            "error": pa.array(
-                ["" if isinstance(a, Activation) else a.error for a in activations], pa.string()
-            ),
-        }
-    )
+    """Return one row for each (activation, pool); a failed capture has null values."""
+    values: list[bytes | None] = []
+    for activation, pool in rows:
+        if activation.error:
+            values.append(None)
+        else:
+            values.append(np.ascontiguousarray(activation.pools[pool], "<f4").tobytes())
+    statuses = ["failed" if activation.error else "ok" for activation, _ in rows]
+    count, width = len(rows), pa.binary(4 * len(layers) * dim)
+    columns = {
+        "sample_id": [activation.sample_id for activation, _ in rows],
+        "capture_key": [capture_key] * count,
+        "pool": [pool for _, pool in rows],
+        "layers": [list(layers)] * count,
+        "dim": [dim] * count,
+        "status": statuses,
+        "values": values,
+        "error": [_clean(activation.error) for activation, _ in rows],
+    }
+    return pa.table(columns, schema=_activation_schema(width))
 
 
-def response_of(trait: str, row: dict[str, Any]) -> Response:
-    """The response a row of the responses schema holds."""
+def response_of(trait: str, row: Row) -> Response:
+    """Return the response that a row of the responses schema holds."""
+    logprobs = row["logprobs"]
+    if logprobs is not None:
+        logprobs = tuple(logprobs)
     sample = Sample(
         trait=trait,
         id=row["sample_id"],
@@ -159,6 +183,6 @@ def response_of(trait: str, row: dict[str, Any]) -> Response:
         response=row["response"],
         response_token_ids=tuple(row["response_token_ids"]),
         finish_reason=row["finish_reason"],
-        logprobs=None if row["logprobs"] is None else tuple(row["logprobs"]),
+        logprobs=logprobs,
         error=row["error"],
     )

@@ -1,36 +1,53 @@
-"""What a trait's records amount to under the settings in force: statuses, scores, what is kept and captured."""
+"""What a trait's records amount to: statuses, scores, what is kept and captured."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from ..errors import UsageError
-from ..records import POLARITIES, Polarity
-from ..traits.plan import PlanTable, load_plan
-from .index import PENDING, Index, Store
-from .parts import ids_of
-from .run_record import Manifest, need_manifest
+from ..records import POLARITIES, Activation, Polarity, Response
+from ..traits import Plan
+from .folder import TraitFolder
+from .index import Index, build_index, empty_index, note
+from .parts import PartSet
+from .run_record import CaptureFacts, JudgeFacts, RunRecord, Selection
+from .schemas import KINDS, RESPONSE_SCHEMA, STATUSES, Kind, activation_table, response_of
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TraitView:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which of a folder's record sets are looked at."""
+
+    judge_key: str
+    judge: JudgeFacts | None = None
+    """None while no verdict of the set is stored."""
+    capture_key: str | None = None
+    capture: CaptureFacts | None = None
+    pools: tuple[str, ...] = ()
+    threshold: float = 50.0
+
+
+@dataclass(slots=True, eq=False)
+class TraitState:
     """One trait's plan with the rows that count. Boolean masks are `[n_planned]`, in plan order."""
 
-    folder: Path
-    manifest: Manifest
-    store: Store
-    plan: PlanTable
+    folder: TraitFolder
+    record: RunRecord
+    plan: Plan
+    choice: Choice
+    parts: Mapping[Kind, PartSet]
     responses: Index
     verdicts: Index
     activations: dict[str, Index]
-    """By pool, for the capture settings in force."""
+    """By pool."""
 
     @property
     def name(self) -> str:
@@ -38,149 +55,214 @@ class TraitView:
 
     @property
     def threshold(self) -> float:
-        return float(self.manifest.settings["view"]["threshold"])
+        return self.choice.threshold
+
+    @property
+    def judge_key(self) -> str:
+        return self.choice.judge_key
+
+    @property
+    def judge(self) -> JudgeFacts | None:
+        return self.choice.judge
+
+    @property
+    def capture_key(self) -> str | None:
+        return self.choice.capture_key
+
+    @property
+    def capture(self) -> CaptureFacts | None:
+        return self.choice.capture
+
+    # --- masks ---
 
     def side(self, polarity: Polarity) -> np.ndarray:
-        """Mask of one polarity."""
+        """Return the mask of one polarity."""
         return np.asarray(self.plan.polarity == POLARITIES.index(polarity))
 
     def passing(self) -> np.ndarray:
-        """Mask of scored responses on the right side of the threshold: pos >= t, neg < t."""
+        """Return the mask of scored responses on their side of the threshold: pos >= t, neg < t."""
         scored = self.responses.having("ok") & self.verdicts.having("scored")
         high = self.verdicts.score >= self.threshold
         return np.asarray(scored & (high == self.side("pos")))
 
+    def unjudged(self) -> np.ndarray:
+        """Return the mask of responses that a judge has not answered for."""
+        answered = self.verdicts.having("scored", "refused", "unparsable", "truncated")
+        return np.asarray(self.responses.having("ok") & ~answered)
+
     def captured(self) -> np.ndarray:
-        """Mask of responses whose every pool is stored."""
-        return np.asarray(
-            np.all([index.having("ok") for index in self.activations.values()], axis=0)
-        )
+        """Return the mask of responses whose every pool is stored."""
+        if not self.activations:
+            return np.zeros(len(self.plan), bool)
+        done = [index.having("ok") for index in self.activations.values()]
+        return np.asarray(np.all(done, axis=0))
 
     def capture_failed(self) -> np.ndarray:
-        """Mask of responses with a pool that could not be stored, and was not since."""
-        return np.asarray(
-            np.any([index.having("failed") for index in self.activations.values()], axis=0)
-        )
+        """Return the mask of responses with a pool that could not be stored."""
+        if not self.activations:
+            return np.zeros(len(self.plan), bool)
+        failed = [index.having("failed") for index in self.activations.values()]
+        return np.asarray(np.any(failed, axis=0))
 
     def kept_uncaptured(self) -> int:
-        """How many kept responses were never captured."""
+        """Return how many kept responses were never captured."""
         return int((self.passing() & ~self.capture_failed() & ~self.captured()).sum())
 
     def any_captured(self) -> bool:
-        return any((index.status != PENDING).any() for index in self.activations.values())
+        return any(not index.pending().all() for index in self.activations.values())
 
     def scores(self, polarity: Polarity) -> np.ndarray:
-        """Scores of one side's scored responses, kept or not."""
+        """Return the scores of one side's scored responses, kept or not."""
         return np.asarray(self.verdicts.score[self.side(polarity) & self.verdicts.having("scored")])
 
-    def cut_off(self) -> np.ndarray:
-        """Mask of responses that reached max_new_tokens, and were taken as they are."""
-        out = np.zeros(len(self.plan), bool)
-        for table in self.store.columns("responses", ["sample_id", "finish_reason"]):
-            ids = ids_of(table)[table["finish_reason"].to_numpy(zero_copy_only=False) == "length"]
-            positions = self.plan.positions(ids)
-            out[positions[positions >= 0]] = True
-        return np.asarray(out & self.responses.having("ok"))
-
     def counts(self) -> dict[str, Any]:
-        """Counted, per polarity: planned, responses and verdicts by status, cut off, captured, kept."""
-        out: dict[str, Any] = {}
-        passing, captured, cut_off = self.passing(), self.captured(), self.cut_off()
+        """Return counts by polarity: planned, responses and verdicts by status, captured, kept."""
+        return {polarity: self._side_counts(polarity) for polarity in POLARITIES}
+
+    def _side_counts(self, polarity: Polarity) -> dict[str, Any]:
+        side = self.side(polarity)
+
+        def count(mask: np.ndarray) -> int:
+            return int((side & mask).sum())
+
         ok = self.responses.having("ok")
-        for polarity in POLARITIES:
-            side = self.side(polarity)
-            verdicts = {
-                name: int((side & self.verdicts.having(name)).sum())
-                for name in self.verdicts.counts()
-                if name != "pending"
-            }
-            out[polarity] = {
-                "planned": int(side.sum()),
-                "responses": {
-                    "pending": int((side & (self.responses.status == PENDING)).sum()),
-                    **{
-                        n: int((side & self.responses.having(n)).sum())
-                        for n in self.responses.counts()
-                        if n != "pending"
-                    },
-                },
-                "verdicts": {
-                    "unjudged": int((side & ok & (self.verdicts.status == PENDING)).sum()),
-                    **verdicts,
-                },
-                "cut_off": int((side & cut_off).sum()),
-                "captured": int((side & captured).sum()),
-                "capture_failed": int((side & self.capture_failed()).sum()),
-                "kept": int((side & passing).sum()),
-            }
-        return out
+        responses = {name: count(self.responses.having(name)) for name in STATUSES["responses"]}
+        verdicts = {name: count(self.verdicts.having(name)) for name in STATUSES["verdicts"]}
+        return {
+            "planned": int(side.sum()),
+            "responses": {"pending": count(self.responses.pending()), **responses},
+            "verdicts": {"unjudged": count(ok & self.verdicts.pending()), **verdicts},
+            "cut_off": count(ok & self.responses.facts["cut_off"]),
+            "captured": count(self.captured()),
+            "capture_failed": count(self.capture_failed()),
+            "kept": count(self.passing()),
+        }
+
+    # --- rows ---
+
+    def tables(
+        self, kind: Kind, positions: np.ndarray, columns: Sequence[str], pool: str = ""
+    ) -> Iterator[pa.Table]:
+        """Yield columns of the rows of `positions`, in that order, a few hundred at a time.
+
+        Raise ResourceError when a part's data is damaged.
+        """
+        index = {"responses": self.responses, "verdicts": self.verdicts}.get(kind)
+        if index is None:
+            index = self.activations[pool]
+        return index.tables(self.parts[kind], positions, columns)
+
+    def read_responses(self, positions: np.ndarray) -> Iterator[Response]:
+        """Yield the stored responses of `positions`, in that order."""
+        for table in self.tables("responses", positions, RESPONSE_SCHEMA.names):
+            for row in table.to_pylist():
+                yield response_of(self.name, row)
+
+    def note(self, kind: Kind, path: Path, table: pa.Table) -> None:
+        """Bring the indexes up to date with a part just written."""
+        if kind == "responses":
+            note(self.responses, self.plan, path, table, np.arange(table.num_rows))
+        elif kind == "verdicts":
+            note(self.verdicts, self.plan, path, table, np.arange(table.num_rows))
+        else:
+            pools = np.asarray(table["pool"].to_pylist())
+            for pool, index in self.activations.items():
+                rows = np.flatnonzero(pools == pool)
+                note(index, self.plan, path, table.take(rows), rows)
+
+    def activation_rows(self, activations: Sequence[Activation]) -> pa.Table:
+        """Return the table of the pools that are not stored yet: no stored row is written again."""
+        facts = self.capture
+        if facts is None or self.capture_key is None:
+            raise ValueError("activations have no facts yet")
+        positions = self.plan.positions(np.array([a.sample_id for a in activations], "S32"))
+        stored = {pool: index.having("ok") for pool, index in self.activations.items()}
+        rows = []
+        for activation, position in zip(activations, positions, strict=True):
+            lacking = [pool for pool in stored if position < 0 or not stored[pool][position]]
+            rows += [(activation, pool) for pool in lacking]
+        return activation_table(self.capture_key, facts.layers, facts.hidden_dim, rows)
+
+    # --- what is wrong ---
+
+    @property
+    def damaged(self) -> list[str]:
+        """Part files that cannot be read, one line each; a run that owns the folder has none."""
+        return [line for parts in self.parts.values() for line in parts.damaged]
+
+    def n_rows(self) -> dict[str, int]:
+        """Return the stored rows of each kind."""
+        return {kind: parts.n_rows() for kind, parts in self.parts.items()}
+
+    def lost_rows(self) -> list[tuple[Kind, int, int]]:
+        """Return (kind, lost, before) where fewer rows are stored than when files were written."""
+        selection = Selection.load(self.folder.selection)
+        if selection is None:
+            return []
+        shown: dict[Kind, bool] = {
+            "responses": True,
+            "verdicts": selection.judge == self.judge_key,
+            "activations": selection.capture == self.capture_key,
+        }
+        found = []
+        for kind, same in shown.items():
+            before = selection.rows.get(kind, 0)
+            lost = before - self.parts[kind].n_rows()
+            if same and lost > 0:
+                found.append((kind, lost, before))
+        return found
+
+    # --- changes ---
+
+    def with_plan(self, plan: Plan) -> TraitState:
+        """Return the state under another plan."""
+        return _indexed(self.folder, self.record, plan, self.choice, self.parts)
+
+    def choose(self, **changes: Any) -> None:
+        """Change what is known of the sets in use: `judge`, `capture`."""
+        self.choice = replace(self.choice, **changes)
 
 
-def load_view(
-    folder: Path,
+def open_state(
+    folder: TraitFolder,
+    record: RunRecord,
+    plan: Plan,
+    choice: Choice,
+    notice: Callable[[str], None] = lambda _: None,
     *,
-    manifest: Manifest | None = None,
-    plan: PlanTable | None = None,
-    store: Store | None = None,
-) -> TraitView:
-    """Index a trait's records. Raises UsageError where no run has been."""
-    manifest = manifest or need_manifest(folder)
-    plan = plan or load_plan(folder, manifest.plan_key)
-    if plan is None:
-        raise UsageError(
-            f"{folder} has no readable plan; run traitmill generate on it again (nothing is redone)"
-        )
-    store = store or Store(folder)
-    return TraitView(
+    owned: bool = False,
+) -> TraitState:
+    """Index a trait's records. `owned` as PartSet has it."""
+    folders = {
+        "responses": folder.responses,
+        "verdicts": folder.verdicts(choice.judge_key),
+        "activations": folder.activations(choice.capture_key or "none"),
+    }
+    parts: dict[Kind, PartSet] = {
+        kind: PartSet(folders[kind], kind, folder.quarantine, notice, owned=owned) for kind in KINDS
+    }
+    return _indexed(folder, record, plan, choice, parts)
+
+
+def _indexed(
+    folder: TraitFolder,
+    record: RunRecord,
+    plan: Plan,
+    choice: Choice,
+    parts: Mapping[Kind, PartSet],
+) -> TraitState:
+    activations = parts["activations"]
+    if choice.capture_key is None:
+        captured = {pool: empty_index("activations", len(plan)) for pool in choice.pools}
+    else:
+        captured = {pool: build_index(activations, plan, pool) for pool in choice.pools}
+    return TraitState(
         folder=folder,
-        manifest=manifest,
-        store=store,
+        record=record,
         plan=plan,
-        responses=store.index("responses", plan),
-        verdicts=store.index("verdicts", plan, judge_key=manifest.judge_key),
-        activations={
-            pool: store.index("activations", plan, capture_key=manifest.capture_key, pool=pool)
-            for pool in manifest.settings["capture"]["pools"]
-        },
+        choice=choice,
+        parts=parts,
+        responses=build_index(parts["responses"], plan),
+        verdicts=build_index(parts["verdicts"], plan),
+        activations=captured,
     )
-
-
-def audit_table(folder: Path) -> pl.DataFrame:
-    """Every generated response of the plan with its verdict, for reading by eye.
-
-    Columns: sample_id, polarity, instruction_index, question_index, rollout, instruction, question, response,
-    finish_reason, response_status, verdict_status (null when unjudged), score (null unless scored), kept.
-    """
-    import polars as pl
-    import pyarrow as pa
-
-    view = load_view(folder)
-    positions = np.flatnonzero(view.responses.status != PENDING)
-    columns = [
-        "sample_id",
-        "polarity",
-        "instruction_index",
-        "question_index",
-        "rollout",
-        "instruction",
-        "question",
-    ]
-    columns += ["response", "finish_reason", "status"]
-    tables = list(view.store.tables(view.responses, positions, columns))
-    frame = (
-        pl.from_arrow(pa.concat_tables(tables))
-        if tables
-        else pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
-    )
-    names = np.array([*_verdict_names(view), ""])
-    status = names[view.verdicts.status[positions]]
-    score = view.verdicts.score[positions]
-    return frame.rename({"status": "response_status"}).with_columns(
-        pl.Series("verdict_status", [name or None for name in status], dtype=pl.String),
-        pl.Series("score", score).fill_nan(None),
-        pl.Series("kept", view.passing()[positions]),
-    )
-
-
-def _verdict_names(view: TraitView) -> list[str]:
-    return [name for name in view.verdicts.counts() if name != "pending"]

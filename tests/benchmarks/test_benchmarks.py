@@ -1,4 +1,5 @@
-"""The benchmarks' arithmetic and pages: what stands in README and docs is what is stored, under its command."""
+"""The benchmarks' arithmetic and pages: what stands in README and docs is what is stored, under its
+command."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from benchmarks import (
 from benchmarks.shapes import SHAPES, check_fits, dummy_model
 from benchmarks.stand import Run, SleepingJudge, whole
 from tests.conftest import ROOT
-from traitmill.engine.models.machine import Shape
+from traitmill.engine.models.config import Shape
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.traits.definition import Trait
 
@@ -299,7 +300,7 @@ def cells(page: str, first: str) -> list[list[str]]:
     return [row for row in found if row[0] == first]
 
 
-# --- what is committed ---------------------------------------------------------------------------------------
+# --- what is committed ---
 
 
 def test_the_committed_page_is_what_the_stored_results_give() -> None:
@@ -360,7 +361,7 @@ def test_every_stored_result_reaches_a_page() -> None:
     assert {path.stem for path in pages.RESULTS.glob("*.json")} <= written
 
 
-# --- pages ---------------------------------------------------------------------------------------------------
+# --- pages ---
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -378,7 +379,8 @@ def test_no_table_stands_without_its_command(tmp_path: Path, full: bool) -> None
 def test_stored_numbers_reach_the_page(tmp_path: Path) -> None:
     page = pages.docs_page(stored(tmp_path))
     (row, *_) = cells(page, "8")
-    # 100 tokens in 10 and 20 s at batch 1, 400 in 5 s at batch 8: 8 and 16 times; 20 and 30 s in all against 10 s.
+    # 100 tokens in 10 and 20 s at batch 1, 400 in 5 s at batch 8: 8 and 16 times; 20 and 30 s in
+    # all against 10 s.
     assert row == [
         "8",
         "5.0",
@@ -536,7 +538,7 @@ def test_pictures_are_the_same_each_time(tmp_path: Path) -> None:
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
 
 
-# --- parts ---------------------------------------------------------------------------------------------------
+# --- parts ---
 
 
 def test_all_parts_fit_the_time_that_is_promised() -> None:
@@ -629,7 +631,8 @@ def test_the_limit_is_bandwidth_for_few_sequences_and_arithmetic_for_many() -> N
     assert roofline.step_seconds(shape, device, 1, 100) == pytest.approx(
         0.015010 + 100 * 131072 / 1e12, rel=1e-3
     )
-    # A thousand: 2 operations for each of the 7.505 G weights a token meets (8.03 G less the 0.525 G input table).
+    # A thousand: 2 operations for each of the 7.505 G weights a token meets (8.03 G less the 0.525
+    # G input table).
     assert roofline.step_seconds(shape, device, 1000, 0) == pytest.approx(
         2 * 7.505e9 * 1000 / 1e14, rel=1e-3
     )

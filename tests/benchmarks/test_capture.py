@@ -1,4 +1,5 @@
-"""The capture benchmarks' methods agree with each other, and the GPU benchmark refuses a machine without one."""
+"""The capture benchmarks' methods agree with each other, and the GPU benchmark refuses a machine
+without one."""
 
 import copy
 import json
@@ -13,7 +14,7 @@ from benchmarks import capture as bench
 from benchmarks import gpu, selfcheck
 from tests.support.oracle import FAMILIES, VOCAB, build
 from traitmill.engine.capture.model import CaptureModel
-from traitmill.engine.models.machine import Shape
+from traitmill.engine.models.config import Shape
 from traitmill.engine.settings import CaptureSettings
 
 

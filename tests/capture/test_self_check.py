@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.support.oracle import BOS, FAMILIES, VOCAB, Oracle, build
+from tests.support.rows import response_row
 from traitmill.engine.capture import model as capture_module
-from traitmill.engine.capture.model import CaptureModel, CaptureRow
+from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.reference import run_alone
 from traitmill.engine.capture.self_check import ONE_IN, Reference, SelfCheck, is_sampled
 from traitmill.engine.errors import ExitCode, SelfCheckError
@@ -30,9 +31,7 @@ def made(tmp_path_factory):
                 response = tuple(map(int, rng.integers(3, VOCAB, rng.integers(3, 15))))
                 logprobs = oracle.logprobs(prompt, response)
                 rows.append(
-                    CaptureRow(
-                        "trait", f"row{index}", prompt, response, len(response) - 1, logprobs
-                    )
+                    response_row(f"row{index}", prompt, response, len(response) - 1, logprobs)
                 )
             known[family] = (path, rows)
         return known[family]
@@ -95,7 +94,7 @@ def test_layers_off_by_one_are_caught(shift, layers, made, monkeypatch):
     moved = [layer + shift for layer in layers]
     monkeypatch.setattr(model, "forward", lambda ids, _layers, take: right(ids, moved, take))
     with pytest.raises(
-        SelfCheckError, match=rf"layer {layers[0]}.*matches layer {layers[0] + shift}.*--blocks"
+        SelfCheckError, match=rf"layer {layers[0]}.*matches layer {layers[0] + shift}.*`blocks`"
     ):
         model.capture(rows)
 
@@ -111,7 +110,7 @@ def test_a_dropped_soft_cap_is_caught(made):
 
 def test_a_second_bos_is_caught_by_its_ids(made):
     path, rows = made("llama")
-    rows = [*rows[:3], replace(rows[3], prompt_token_ids=(BOS, *rows[3].prompt_token_ids))]
+    rows = [*rows[:3], replace(rows[3], prompt_token_ids=(BOS, *rows[3].sample.prompt_token_ids))]
     with pytest.raises(SelfCheckError, match="sample row3 starts with two BOS"):
         load(path, self_check="sample").capture(rows)
     assert not load(path, self_check="off").capture(rows)[3].error
@@ -119,7 +118,7 @@ def test_a_second_bos_is_caught_by_its_ids(made):
 
 def test_tokens_that_generation_did_not_see_are_caught_by_the_logprobs(made):
     path, rows = made("llama")
-    dropped = [replace(row, prompt_token_ids=row.prompt_token_ids[1:]) for row in rows]
+    dropped = [replace(row, prompt_token_ids=row.sample.prompt_token_ids[1:]) for row in rows]
     with pytest.raises(SelfCheckError, match="chat template or BOS"):
         load(path).capture(dropped)
 
@@ -152,7 +151,7 @@ def test_wrong_blocks_are_caught(made):
     path, rows = made("llama")
     model = load(path)
     model._blocks = [block.mlp for block in model._blocks]
-    with pytest.raises(SelfCheckError, match=r"sample row\d, layer -1.*--blocks is wrong"):
+    with pytest.raises(SelfCheckError, match=r"sample row\d, layer -1.*`blocks` is wrong"):
         model.capture(rows)
 
 
@@ -189,7 +188,8 @@ def test_the_first_batch_prefers_rows_with_logprobs_from_shortest_to_longest():
 
 
 def test_noise_of_half_precision_passes_and_a_steady_shift_does_not():
-    """Each response may be 0.1 off; three that are on average 0.09 off are no rounding, likely tokens as they are."""
+    """Each response may be 0.1 off; three that are on average 0.09 off are no rounding, likely
+    tokens as they are."""
     check = SelfCheck(
         "all", "bfloat16", "auto", layers=(0,), pools=("response_mean",), bos=None, capped=False
     )
@@ -208,7 +208,8 @@ def test_noise_of_half_precision_passes_and_a_steady_shift_does_not():
 
 
 def test_unlikely_tokens_may_differ_by_more():
-    """Bfloat16 noise of SmolLM2 at temperature 2, where a token has -10 nats on average, against a fault's 0.2."""
+    """Bfloat16 noise of SmolLM2 at temperature 2, where a token has -10 nats on average, against a
+    fault's 0.2."""
     check = SelfCheck(
         "all", "bfloat16", "auto", layers=(0,), pools=("response_mean",), bos=None, capped=False
     )
@@ -230,7 +231,8 @@ def test_unlikely_tokens_may_differ_by_more():
 
 @pytest.mark.parametrize("experts", [False, True])
 def test_one_token_and_a_router_round_by_more_than_a_mean(experts):
-    """Off by 0.08: too much for a mean, as little as rounding for one token; a mixture of experts doubles both."""
+    """Off by 0.08: too much for a mean, as little as rounding for one token; a mixture of experts
+    doubles both."""
     states = np.ones((2, 4, 8), np.float32)
     reference = Reference(states, None, ())
     factor = 2 if experts else 1
@@ -266,8 +268,7 @@ def test_faults_are_caught_in_half_precision(family, tmp_path, monkeypatch):
         prompt = (BOS, *map(int, rng.integers(3, VOCAB, rng.integers(4, 20))))
         response = tuple(map(int, rng.integers(3, VOCAB, rng.integers(8, 30))))
         rows.append(
-            CaptureRow(
-                "trait",
+            response_row(
                 f"row{index}",
                 prompt,
                 response,
@@ -278,7 +279,9 @@ def test_faults_are_caught_in_half_precision(family, tmp_path, monkeypatch):
     assert not any(result.error for result in load(path, generation_dtype="bfloat16").capture(rows))
 
     def faulty(change):
-        model = load(path, generation_dtype="bfloat16", capture=CaptureSettings(pools=POOLS, layers=(0, 1)))
+        model = load(
+            path, generation_dtype="bfloat16", capture=CaptureSettings(pools=POOLS, layers=(0, 1))
+        )
         change(model)
         with pytest.raises(SelfCheckError):
             model.capture(rows)

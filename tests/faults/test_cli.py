@@ -1,4 +1,5 @@
-"""Bad input met by the commands themselves: one clear message, the right exit code, nothing written."""
+"""Bad input met by the commands themselves: one clear message, the right exit code, nothing
+written."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def on(work: lab.Work) -> list[str]:
 JUDGED_BY_FAKE = ["--judge_model", "fake-judge", "--judge_base_url", "http://127.0.0.1:9/v1"]
 
 
-# --- 14: definitions -------------------------------------------------------------------------------------------
+# --- 14: definitions ---
 
 
 def test_f14_all_faults_of_all_files_are_reported_before_anything_else(
@@ -86,7 +87,7 @@ def test_f14_all_faults_of_all_files_are_reported_before_anything_else(
     assert everything(tmp_path) == before
 
 
-# --- 23: access ------------------------------------------------------------------------------------------------
+# --- 23: access ---
 
 
 def test_f23_an_unknown_model_folder_is_named(traitmill: Traitmill, tmp_path: Path) -> None:
@@ -301,7 +302,7 @@ main()
     assert "Traceback" not in result.stderr
 
 
-# --- 24, 25: folders in use, settings changed ------------------------------------------------------------------
+# --- 24, 25: folders in use, settings changed ---
 
 
 @pytest.mark.parametrize(
@@ -452,8 +453,8 @@ def test_f25_of_several_judges_one_must_be_named(traitmill: Traitmill, copy: lab
     code, said = traitmill("generate", *both, "--n_examples", 30)
     assert code == ExitCode.USAGE
     assert (
-        "judged by fake-judge (--judge_mode auto), judge-b (--judge_mode auto): name one with --judge_model"
-        in said
+        "judged by fake-judge (--judge_mode auto), judge-b (--judge_mode auto): name one with "
+        "--judge_model" in said
     )
 
 
@@ -520,7 +521,7 @@ def test_export_takes_csv_safe_as_generate_does_and_skips_traits_without_a_run(
     assert "holds no run yet" in said
 
 
-# --- 26: hostile names -----------------------------------------------------------------------------------------
+# --- 26: hostile names ---
 
 HOSTILE = (
     "../x",
@@ -605,7 +606,7 @@ def test_f26_what_is_written_through_may_not_lead_out(
     assert not list(outside.iterdir())
 
 
-# --- 27: loading -----------------------------------------------------------------------------------------------
+# --- 27: loading ---
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 LOADERS = {"load", "loads", "Unpickler", "open"}
@@ -663,7 +664,7 @@ def test_f27_the_reader_of_the_source_sees_what_it_should(source: str) -> None:
     assert unsafe_loads(source)
 
 
-# --- 28: secrets -----------------------------------------------------------------------------------------------
+# --- 28: secrets ---
 
 
 @pytest.mark.slow
@@ -705,7 +706,7 @@ def test_f28_keys_and_tokens_reach_no_file_and_no_word(copy: lab.Work, tmp_path:
                 assert secret.encode() not in content, path
 
 
-# --- 29: nothing kept ------------------------------------------------------------------------------------------
+# --- 29: nothing kept ---
 
 
 def test_f29_nothing_kept_is_said_with_the_scores_and_what_to_try(
@@ -726,7 +727,7 @@ def test_f29_nothing_kept_is_said_with_the_scores_and_what_to_try(
     assert code == ExitCode.NOTHING_KEPT
 
 
-# --- 12: what status says --------------------------------------------------------------------------------------
+# --- 12: what status says ---
 
 
 def test_f12_status_names_a_damaged_manifest(traitmill: Traitmill, copy: lab.Work) -> None:

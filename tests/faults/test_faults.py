@@ -18,12 +18,13 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.support import fakes, lab
-from traitmill.cli.session import Outcome
 from traitmill.engine.errors import DefinitionError, ExitCode
-from traitmill.engine.generation.vllm_engine import EngineSize, VllmEngine
+from traitmill.engine.generation.sizing import EngineSize
+from traitmill.engine.generation.vllm_engine import VllmEngine
+from traitmill.engine.outputs.audit import audit_table
 from traitmill.engine.records import Response, Sample
-from traitmill.engine.run.launch import Launch
-from traitmill.engine.storage.state import audit_table, load_view
+from traitmill.engine.run import RunResult, Work
+from traitmill.engine.run.progress import trait_results
 from traitmill.engine.traits.definition import fill, load_traits, parse_definition
 
 
@@ -52,7 +53,7 @@ def prepared(root: Path, **how: object) -> lab.Work:
     return work
 
 
-# --- 01: killed ------------------------------------------------------------------------------------------------
+# --- 01: killed ---
 
 
 @pytest.mark.slow
@@ -95,7 +96,7 @@ def test_f01_a_text_written_anew_after_a_kill_is_judged_and_captured_anew(tmp_pa
     assert lab.duplicates(folder) == 0
 
 
-# --- 02: interrupted -------------------------------------------------------------------------------------------
+# --- 02: interrupted ---
 
 
 @pytest.mark.slow
@@ -138,7 +139,7 @@ def test_f02_a_second_press_leaves_at_once(tmp_path: Path) -> None:
     assert lab.run_to_end(replace(work, hang=False)) == ExitCode.OK
 
 
-# --- 13: disk full ---------------------------------------------------------------------------------------------
+# --- 13: disk full ---
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ def test_f13_a_full_disk_stops_loudly_keeps_what_was_written_and_is_resumable(
     assert "free space and run again" in running.said
     [folder] = work.folders
     for kind in lab.KINDS:
-        for path in (folder / "parquet" / kind).glob("part-*"):
+        for path in fakes.part_files(folder, kind):
             pq.read_table(path, partitioning=None)
     before = lab.row_digests(folder)
     assert lab.run_to_end(work) == ExitCode.OK
@@ -215,7 +216,7 @@ except ResourceError as error:
     assert "ended: the disk is full" in result.stdout
 
 
-# --- 14, 15, 16: definitions -----------------------------------------------------------------------------------
+# --- 14, 15, 16: definitions ---
 
 BROKEN = {
     "syntax": (b'{"instruction": [}', "line 1 column 18"),
@@ -309,11 +310,12 @@ def test_f16_prompts_are_filled_in_one_pass_and_other_braces_stay() -> None:
     )
 
 
-# --- 18, 19, 20: samples ---------------------------------------------------------------------------------------
+# --- 18, 19, 20: samples ---
 
 
 class Odd(fakes.FakeGenerator):
-    """Question 0 gets white space, question 1 is cut off, question 2 does not fit, all others are plain."""
+    """Question 0 gets white space, question 1 is cut off, question 2 does not fit, all others are
+    plain."""
 
     async def generate(self, sample: Sample) -> Response:
         self.calls.append(sample.id)
@@ -332,9 +334,9 @@ class Odd(fakes.FakeGenerator):
 def odd(tmp_path_factory: pytest.TempPathFactory):
     folder = fakes.make_trait(tmp_path_factory.mktemp("odd"), content=fakes.definition(2, 5))
     settings = fakes.settings(20)
-    jobs = fakes.open_jobs([folder], settings)
+    runs = fakes.open_runs([folder], settings)
     judge, capturer = fakes.FakeJudge(settings.judge), fakes.FakeCapture(settings.capture)
-    work = fakes.pipeline(jobs, settings, generator=Odd(), judge=judge, capturer=capturer)
+    work = fakes.pipeline(runs, settings, generator=Odd(), judge=judge, capturer=capturer)
     said: list[str] = []
     work.notice = said.append
     asyncio.run(work.run())
@@ -351,10 +353,10 @@ def test_f18_an_empty_response_is_recorded_and_counted_and_goes_no_further(odd) 
     assert empty["verdict_status"].null_count() == 8
     assert not empty["kept"].any()
     assert not set(empty["sample_id"]) & set(judge.calls)
-    assert not set(empty["sample_id"]) & {row.sample_id for row in capturer.rows}
-    counts = load_view(folder).counts()
+    assert not set(empty["sample_id"]) & {row.sample.id for row in capturer.rows}
+    counts = fakes.state(folder).counts()
     assert [counts[side]["responses"]["empty"] for side in ("pos", "neg")] == [4, 4]
-    assert work.jobs[0].finished
+    assert work.runs[0].finished
 
 
 def test_f19_a_response_cut_at_max_new_tokens_is_kept_as_it_is_and_counted(odd) -> None:
@@ -365,7 +367,7 @@ def test_f19_a_response_cut_at_max_new_tokens_is_kept_as_it_is_and_counted(odd) 
     assert set(cut["response_status"]) == {"ok"}
     assert set(cut["sample_id"]) <= set(judge.calls)
     assert all(
-        row.n_pooled == 150 for row in capturer.rows if row.sample_id in set(cut["sample_id"])
+        row.n_pooled == 150 for row in capturer.rows if row.sample.id in set(cut["sample_id"])
     )
     assert cut["kept"].any()
 
@@ -378,8 +380,9 @@ def test_f20_a_prompt_longer_than_the_context_fails_by_name_and_the_exit_code_te
         assert any(
             id_ in line and "prompt of 9000 tokens, context of 2048" in line for line in said
         )
-    assert work.jobs[0].finished, "the run goes on"
-    assert Outcome(work.jobs, [], interrupted=False).exit_code == ExitCode.FAILED_SAMPLES
+    assert work.runs[0].finished, "the run goes on"
+    result = RunResult(trait_results(work.runs), {}, False, {}, 0.0, None, None)
+    assert result.exit_code == ExitCode.FAILED_SAMPLES
 
 
 async def test_f20_the_engine_refuses_a_prompt_without_room() -> None:
@@ -398,14 +401,23 @@ def test_f20_prompts_that_cannot_fit_do_not_size_the_engine(tmp_path: Path) -> N
     content["questions"] = ["Short?", "x" * 5000, "Also short?"]
     folder = fakes.make_trait(tmp_path, content=content)
     settings = fakes.settings(3)
-    jobs = fakes.open_jobs([folder], settings)
+    runs = fakes.open_runs([folder], settings)
     ref = replace(fakes.REF, config={"hidden_size": 8, "max_position_embeddings": 2048})
-    launch = Launch(jobs, settings, ref, tmp_path / "log", print, generate=True, judge=True)
-    fitting = [len(sample.prompt_token_ids) for sample in jobs[0].samples(list(range(6)))]
-    assert launch._longest() == max(n for n in fitting if n < 2048) + 150
+    work = Work(
+        ref=ref,
+        settings=settings,
+        runs=runs,
+        generates=True,
+        judges=True,
+        captures=True,
+        log=tmp_path / "log",
+        notice=print,
+    )
+    fitting = [len(sample.prompt_token_ids) for sample in runs[0].samples(list(range(6)))]
+    assert work.longest() == max(n for n in fitting if n < 2048) + 150
 
 
-# --- 24: two runs ----------------------------------------------------------------------------------------------
+# --- 24: two runs ---
 
 
 def test_f24_a_second_run_exits_at_once_naming_the_first(tmp_path: Path) -> None:
@@ -430,7 +442,7 @@ def test_f24_a_second_run_exits_at_once_naming_the_first(tmp_path: Path) -> None
     )
 
 
-# --- 29: one side keeps nothing --------------------------------------------------------------------------------
+# --- 29: one side keeps nothing ---
 
 
 def test_f29_a_side_that_keeps_nothing_leaves_the_other_whole_and_has_its_own_exit_code(

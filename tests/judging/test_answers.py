@@ -10,10 +10,7 @@ import pytest
 from traitmill.engine.judging.scoring import (
     Answer,
     Reading,
-    auroc,
-    auroc_interval,
     escape_surrogates,
-    histogram,
     judge_key,
     local_prompt,
     raw_text,
@@ -22,6 +19,7 @@ from traitmill.engine.judging.scoring import (
     whole_numbers,
 )
 from traitmill.engine.settings import JudgeSettings
+from traitmill.engine.statistics import auroc, auroc_interval, histogram
 from traitmill.engine.traits.definition import Trait
 
 TRAIT = Trait("t", (("be", "do not be"),), ("q?",), "Rate {question} {answer}", None)
@@ -212,7 +210,7 @@ def test_f17_lone_surrogates_in_judge_text_are_escaped():
     assert len(raw_text("x" * 100_000)) < 4100
 
 
-# --- separation ----------------------------------------------------------------------------------------------
+# --- separation ---
 
 
 def test_auroc_is_the_share_of_ordered_pairs():

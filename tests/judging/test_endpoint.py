@@ -13,12 +13,12 @@ import pytest
 from tests.support.misbehaving_server import MisbehavingServer, Reply, completion, error
 from traitmill.engine.errors import AccessError, StoppedError, UsageError
 from traitmill.engine.judging import cost
-from traitmill.engine.judging.capabilities import CAP, RAISED_CAP
-from traitmill.engine.judging.endpoint import EndpointJudge, JudgeProfile
+from traitmill.engine.judging.capabilities import CAP, RAISED_CAP, JudgeProfile
+from traitmill.engine.judging.endpoint import EndpointJudge
 from traitmill.engine.judging.scoring import PLAIN_REQUEST, judge_key
 from traitmill.engine.records import Response, Sample
-from traitmill.engine.settings import JudgeSettings, JudgeLimits
-from traitmill.engine.storage.schemas import verdict_table
+from traitmill.engine.settings import JudgeLimits, JudgeSettings
+from traitmill.engine.storage import row_table, verdict_row
 from traitmill.engine.traits.definition import Trait
 
 TRAIT = Trait(
@@ -71,7 +71,7 @@ def known(server, **options):
     return opened(server, "m", profile=PROFILE, **options)
 
 
-# --- profiles ------------------------------------------------------------------------------------------------
+# --- profiles ---
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ async def test_log_probabilities_that_stay_away_stop_the_judge_before_all_is_pai
         assert len(server.log) == 5
     assert {each.status for each in results[:4]} == {"failed"}
     assert {type(each) for each in results[4:]} == {StoppedError}
-    assert "--judge_mode integer" in str(results[4])
+    assert "`judge_mode` integer" in str(results[4])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,9 @@ async def test_log_probabilities_that_stay_away_stop_the_judge_before_all_is_pai
 async def test_a_verdict_set_goes_on_in_the_measurement_it_was_begun_with(begun, asked):
     with MisbehavingServer("gpt-4.1-mini") as server:
         judge = EndpointJudge(
-            JudgeSettings(model="m", mode=asked), JudgeLimits(base_url=server.url, rpm=1e6), mode=begun
+            JudgeSettings(model="m", mode=asked),
+            JudgeLimits(base_url=server.url, rpm=1e6),
+            mode=begun,
         )
         assert (await judge.open()).mode == begun
         assert (await judge.judge(TRAIT, response())).mode == begun
@@ -179,10 +181,12 @@ async def test_a_verdict_set_goes_on_in_the_measurement_it_was_begun_with(begun,
 async def test_a_verdict_set_of_expectations_is_not_continued_with_integers():
     with MisbehavingServer("gpt-5-mini") as server:
         judge = EndpointJudge(
-            JudgeSettings(model="gpt-5-mini"), JudgeLimits(base_url=server.url, rpm=1e6), mode="expected"
+            JudgeSettings(model="gpt-5-mini"),
+            JudgeLimits(base_url=server.url, rpm=1e6),
+            mode="expected",
         )
         with pytest.raises(
-            UsageError, match="verdict set was measured so elsewhere.*--judge_mode integer"
+            UsageError, match="verdict set was measured so elsewhere.*`judge_mode` integer"
         ):
             await judge.open()
         await judge.close()
@@ -191,7 +195,8 @@ async def test_a_verdict_set_of_expectations_is_not_continued_with_integers():
 async def test_a_rejection_of_one_text_changes_nothing_for_the_others():
     """The message is OpenAI's own; it holds the name of a parameter by chance."""
     message = (
-        "Invalid prompt: your prompt was flagged as potentially violating our usage policy. Please try again with a "
+        "Invalid prompt: your prompt was flagged as potentially violating our usage policy. Please "
+        "try again with a "
         "different prompt: https://platform.openai.com/docs/guides/reasoning#advice-on-prompting"
     )
     for code, status in (("invalid_prompt", "refused"), (None, "failed")):
@@ -246,7 +251,7 @@ async def test_a_server_that_rejects_every_form_is_not_asked_for_ever(profile):
 )
 async def test_a_forced_mode_that_cannot_be_had_is_refused(persona, why):
     with MisbehavingServer(persona) as server:
-        with pytest.raises(UsageError, match=f"--judge_mode expected.*{why}"):
+        with pytest.raises(UsageError, match=f"`judge_mode` expected.*{why}"):
             async with opened(server, persona, "expected"):
                 pass
         async with opened(server, persona, "integer") as judge:
@@ -274,7 +279,7 @@ async def test_a_server_that_rejects_without_saying_why_is_asked_plainly():
     assert verdict.score == 80.0
 
 
-# --- faults --------------------------------------------------------------------------------------------------
+# --- faults ---
 
 
 async def test_f03_nothing_is_sent_before_retry_after_ends():
@@ -328,14 +333,14 @@ async def test_f04_beyond_patience_it_stops_resumably():
         assert server.statuses == [200, 429]
     assert results[0].status == "scored"
     assert {type(each) for each in results[1:]} == {StoppedError}
-    assert "2 h 0 min, longer than --judge_patience 60" in str(results[1])
+    assert "2 h 0 min, longer than `judge_patience` 60" in str(results[1])
 
 
 async def test_f04_many_short_waits_add_up():
     limited = error(429, "slow down", code="rate_limit_exceeded", retry_after="0.2")
     with MisbehavingServer(script=lambda _: limited) as server:
         async with known(server, patience=0.5) as judge:
-            with pytest.raises(StoppedError, match="--judge_patience"):
+            with pytest.raises(StoppedError, match="`judge_patience`"):
                 await judge.judge(TRAIT, response())
         assert set(server.statuses) == {429}
         assert len(server.log) <= 4
@@ -489,7 +494,9 @@ async def test_f07_a_call_that_trickles_is_given_up_too():
 
     trickling = await asyncio.start_server(trickle, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{trickling.sockets[0].getsockname()[1]}/v1"
-    judge = EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url), deadline=0.3, backoff=0.001)
+    judge = EndpointJudge(
+        JudgeSettings(model="m"), JudgeLimits(base_url=url), deadline=0.3, backoff=0.001
+    )
     with pytest.raises(AccessError, match="no answer within"):
         await judge.open()
     await judge.close()
@@ -693,7 +700,7 @@ async def test_f08_token_counts_beyond_belief_are_not_believed():
         async with known(server) as judge:
             verdict = await judge.judge(TRAIT, response())
         assert judge.usage.estimated == 2
-    assert verdict_table([verdict])["input_tokens"][0].as_py() < 2**20
+    assert row_table("verdicts", [verdict_row(verdict)])["input_tokens"][0].as_py() < 2**20
 
 
 async def test_f11_an_answer_cut_off_gets_more_room_once():
@@ -723,13 +730,13 @@ async def test_f11_where_answers_are_often_cut_the_room_is_asked_for_at_once():
     assert [seen.body["max_tokens"] for seen in server.log[-25:]] == [RAISED_CAP] * 25
 
 
-# --- access, cost, counts ------------------------------------------------------------------------------------
+# --- access, cost, counts ---
 
 
 async def test_f23_a_missing_key_is_found_without_a_request():
     judge = EndpointJudge(JudgeSettings(), JudgeLimits())
     with pytest.raises(
-        AccessError, match=r"put OPENAI_API_KEY=sk-\.\.\. into \.env.*--judge_model local"
+        AccessError, match=r"put OPENAI_API_KEY=sk-\.\.\. into \.env.*`judge_model` local"
     ):
         await judge.open()
 
@@ -757,7 +764,7 @@ async def test_f23_a_server_that_asks_for_a_key_says_so():
 async def test_f23_an_unknown_model_is_found_at_once():
     missing = error(404, "The model `gpt-6` does not exist", code="model_not_found")
     with MisbehavingServer(script=lambda _: missing) as server:
-        with pytest.raises(AccessError, match=r"has no model gpt-6 .*check --judge_model"):
+        with pytest.raises(AccessError, match=r"has no model gpt-6 .*check `judge_model`"):
             async with opened(server, "gpt-6"):
                 pass
         assert len(server.log) == 1
@@ -776,7 +783,7 @@ async def test_f23_a_stored_profile_outlives_a_hiccup_of_the_list():
 
 async def test_f23_a_model_that_is_not_listed_is_asked_for_before_any_verdict():
     with MisbehavingServer(models=["another"]) as server:
-        with pytest.raises(AccessError, match="has no model m .*check --judge_model"):
+        with pytest.raises(AccessError, match="has no model m .*check `judge_model`"):
             async with known(server):
                 pass
         assert server.statuses == [404]
@@ -837,7 +844,7 @@ async def test_a_key_that_stops_working_stops_everything():
 )
 def test_a_malformed_address_is_a_usage_error(url):
     with pytest.raises(
-        UsageError, match="^--judge_base_url must be like http://HOST:PORT/v1"
+        UsageError, match="^`judge_base_url` must be like http://HOST:PORT/v1"
     ) as caught:
         EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url))
     assert "hunter2" not in str(caught.value)
@@ -871,12 +878,13 @@ async def test_max_cost_stops_resumably_and_is_not_overshot(monkeypatch):
     assert 18 <= len(paid) <= 20
     assert usage.dollars == pytest.approx(0.00105 * len(paid))
     assert {type(each) for each in results[-30:]} == {StoppedError}
-    assert "--max_cost $0.0211 is reached" in str(results[-1])
+    assert "`max_cost` $0.0211 is reached" in str(results[-1])
 
 
 @pytest.mark.parametrize("counts", [True, False])
 async def test_max_cost_holds_for_the_first_calls_and_without_counts(monkeypatch, counts):
-    """Nothing is answered when the first calls leave: each may use its whole cap, 0.00512 dollars, and a prompt."""
+    """Nothing is answered when the first calls leave: each may use its whole cap, 0.00512 dollars,
+    and a prompt."""
     monkeypatch.setattr(cost, "load_prices", lambda _: {"m": cost.Price(10.0, 10.0, 10.0)})
 
     def answered(_):
@@ -892,7 +900,7 @@ async def test_max_cost_holds_for_the_first_calls_and_without_counts(monkeypatch
                 return_exceptions=True,
             )
             usage, sent = judge.usage, len(server.log)
-            with pytest.raises(StoppedError, match="--max_cost"):
+            with pytest.raises(StoppedError, match="`max_cost`"):
                 await judge.judge(TRAIT, response())
         assert sent == len(server.log) == 1  # two might take 2 x 0.0062
     assert usage.estimated == (0 if counts else 1)
@@ -981,5 +989,7 @@ async def test_f28_a_word_in_place_of_a_key_spoils_no_text(monkeypatch, key):
 
 def test_f28_a_password_in_the_address_is_refused_and_not_shown():
     with pytest.raises(UsageError, match="without a name or password") as caught:
-        EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url="http://me:hunter2@127.0.0.1:9/v1"))
+        EndpointJudge(
+            JudgeSettings(model="m"), JudgeLimits(base_url="http://me:hunter2@127.0.0.1:9/v1")
+        )
     assert "hunter2" not in str(caught.value)

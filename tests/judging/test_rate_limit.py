@@ -64,7 +64,7 @@ def busiest(times, window):
     return most
 
 
-# --- headers -------------------------------------------------------------------------------------------------
+# --- headers ---
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_show_seconds(seconds, shown):
     assert show_seconds(seconds) == shown
 
 
-# --- rates ---------------------------------------------------------------------------------------------------
+# --- rates ---
 
 
 @pytest.mark.parametrize("rpm", [0.5, 1, 7, 60, 600, 6000])
@@ -203,7 +203,8 @@ def test_a_pause_is_not_made_up_by_a_burst():
 @pytest.mark.parametrize("rpm", [1, 6, 20, 33, 60, 600])
 @pytest.mark.parametrize("pause", [20, 61, 130])
 def test_the_rate_is_not_exceeded_after_a_pause(rpm, pause):
-    """The head of the line waits at the gate; what it had taken of the allowance must not fill up meanwhile."""
+    """The head of the line waits at the gate; what it had taken of the allowance must not fill up
+    meanwhile."""
 
     async def main():
         line, sent, loop = throttle(rpm=rpm, patience=1e9), [], asyncio.get_running_loop()
@@ -327,7 +328,7 @@ def test_limits_in_headers_only_ever_slow_down():
     assert (line.pace, line._tpm) == (120, 50000)
 
 
-# --- 429 -----------------------------------------------------------------------------------------------------
+# --- 429 ---
 
 
 def test_f03_the_gate_holds_back_everyone_and_then_keeps_the_pace():
@@ -374,7 +375,7 @@ def test_f04_waits_without_an_answer_between_them_add_up_to_the_patience():
         async with line.slot(1):
             pass
 
-    with pytest.raises(StoppedError, match="pause of 2 min 0 s, longer than --judge_patience 100"):
+    with pytest.raises(StoppedError, match="pause of 2 min 0 s, longer than `judge_patience` 100"):
         virtually(main())
 
 
@@ -414,7 +415,8 @@ def test_concurrency_grows_only_while_it_is_the_limit():
 
 
 def after_refusals(outcomes, per_second=10):
-    """Window and pace before and after requests sent one after the other; `outcomes` says which were refused."""
+    """Window and pace before and after requests sent one after the other; `outcomes` says which
+    were refused."""
 
     async def main():
         line = throttle(rpm=600, patience=1e9)
@@ -487,7 +489,8 @@ def test_few_refusals_are_met_by_their_pauses_alone():
 
 @pytest.mark.parametrize("latency", [0.05, 1.0])
 def test_refusals_that_come_whatever_the_pace_do_not_bring_it_to_nothing(latency):
-    """One request in five is refused, with a pause of half a second: 200 answers in minutes, 2,000 in an hour."""
+    """One request in five is refused, with a pause of half a second: 200 answers in minutes, 2,000
+    in an hour."""
 
     async def main(answers):
         line, rng, loop = (
@@ -584,7 +587,8 @@ def test_a_server_with_a_lower_limit_is_found_and_seldom_asked_too_much():
 @pytest.mark.parametrize("latency", [0.05, 0.5])
 @pytest.mark.parametrize("rpm", [600, 1200, 6000])
 def test_f03_a_server_that_enforces_its_limit_is_used_and_seldom_asked_too_much(rpm, latency):
-    """600 in any minute, counted over 6 s and not told, against up to ten times as many allowed; 100 s of warm-up."""
+    """600 in any minute, counted over 6 s and not told, against up to ten times as many allowed;
+    100 s of warm-up."""
 
     async def main():
         line, loop, admitted, refused = (
@@ -616,7 +620,7 @@ def test_f03_a_server_that_enforces_its_limit_is_used_and_seldom_asked_too_much(
     assert 0.8 * 600 <= admitted / 200 * 60 <= 1.05 * 600
 
 
-# --- the end -------------------------------------------------------------------------------------------------
+# --- the end ---
 
 
 def test_stop_reaches_everyone_who_waits():

@@ -6,7 +6,8 @@ import torch
 from tests.support.oracle import FAMILIES
 from traitmill.engine.errors import UsageError
 from traitmill.engine.models import machine as devices
-from traitmill.engine.models.machine import GIB, Shape, token_budget
+from traitmill.engine.models.config import Shape
+from traitmill.engine.models.machine import GIB, token_budget
 
 GEMMA_2B = Shape.from_config(
     {
@@ -43,7 +44,8 @@ def test_parameters_are_counted_as_the_model_has_them(family):
 
 
 def test_sizes_that_config_json_leaves_out_are_transformers_defaults():
-    """google/gemma-3-4b-it's file names neither heads nor vocabulary; the model card says 4 billion (3.88 of text)."""
+    """google/gemma-3-4b-it's file names neither heads nor vocabulary; the model card says 4 billion
+    (3.88 of text)."""
     text = {
         "model_type": "gemma3_text",
         "hidden_size": 2560,
@@ -93,7 +95,8 @@ def test_sizes_have_other_names_in_other_families(raw, layers, hidden, heads):
 
 
 def test_experts_of_deepseek_are_counted():
-    """DeepSeek-V3: 58 of 61 blocks have 256 routed experts of 3 x 7168 x 2048; 671 billion weights in all."""
+    """DeepSeek-V3: 58 of 61 blocks have 256 routed experts of 3 x 7168 x 2048; 671 billion weights
+    in all."""
     shape = Shape.from_config({"model_type": "deepseek_v3"})
     assert shape.experts
     assert (shape.ffn, shape.ffn_stored) == (8 * 2048, 256 * 2048)

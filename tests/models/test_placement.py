@@ -12,12 +12,11 @@ import pytest
 from tests.support import fakes
 from traitmill.engine.errors import ResourceError, SettingsChangedError, UsageError
 from traitmill.engine.models import placement
+from traitmill.engine.models.config import Shape
 from traitmill.engine.models.hub import ModelRef
-from traitmill.engine.models.machine import GIB, Shape
+from traitmill.engine.models.machine import GIB
 from traitmill.engine.models.placement import Placement, choose_placement, place_on_gpus
-from traitmill.engine.run import launch
-from traitmill.engine.run.launch import Launch
-from traitmill.engine.settings import CaptureSettings, JudgeSettings, Execution
+from traitmill.engine.settings import CaptureSettings, Execution, JudgeSettings
 
 GEMMA_2B = {
     "model_type": "gemma2",
@@ -72,7 +71,8 @@ def place(
 
 def test_the_cache_of_few_sequences_holds_one_of_the_engines_length() -> None:
     found = place(GEMMA_2B, 80, sequences=1)
-    # 301 tokens, rounded up to 512 by the engine; vLLM wants spare blocks besides, or does not start.
+    # 301 tokens, rounded up to 512 by the engine; vLLM wants spare blocks besides, or does not
+    # start.
     assert found.mode == "co-resident"
     assert found.kv_cache_bytes is not None
     assert found.kv_cache_bytes >= (512 + 2 * 16) * Shape.from_config(GEMMA_2B).kv_bytes_per_token(
@@ -187,7 +187,7 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
 def test_a_device_that_is_not_here_is_refused_before_anything_loads() -> None:
     run = fakes.settings(execution=Execution(capture_device="cuda:99"))
     with pytest.raises(
-        UsageError, match=r"--capture_device cuda:99: this machine shows \d+ NVIDIA GPUs"
+        UsageError, match=r"`capture_device` cuda:99: this machine shows \d+ NVIDIA GPUs"
     ):
         choose_placement(GEMMA_2B, run, gpu=True, engine=True, sequences=8, tokens_per_sequence=100)
 
@@ -200,7 +200,7 @@ def test_without_a_shared_gpu_there_is_nothing_to_divide() -> None:
     assert (on_cpu.mode, on_cpu.capture_device, on_cpu.capture_tokens) == ("in turn", "cpu", None)
 
 
-# --- what a run does ---------------------------------------------------------------------------------------------
+# --- what a run does ---
 
 
 class Recorded:
@@ -219,7 +219,8 @@ class Recorded:
                 self.size = size
                 how = {name: how[name] for name in ("on_gpu", "sleep_mode")}
                 calls.append(
-                    f"engine {json.dumps(how)} kv={size.kv_cache_bytes is not None} share={size.gpu_share:.2f}"
+                    f"engine {json.dumps(how)} kv={size.kv_cache_bytes is not None} "
+                    f"share={size.gpu_share:.2f}"
                 )
 
             def start(self) -> None:
@@ -286,7 +287,7 @@ def prepare(
         monkeypatch.setattr(room, "free_host_memory", lambda: host * GIB)
     run = fakes.settings(n_examples=6, **changes)
     notices: list[str] = []
-    jobs = fakes.open_jobs([fakes.make_trait(root, "one")], run)
+    runs = fakes.open_runs([fakes.make_trait(root, "one")], run)
     made = Launch(
         jobs,
         run,
@@ -350,7 +351,7 @@ async def test_an_engine_that_cannot_sleep_is_stopped(
     order = ["generates", "engine sleeps not", "engine closes", "capture loads", "captures"]
     assert [call for call in told.calls if call in order] == order
     assert "vLLM cannot sleep: no pinned memory; it is stopped instead" in notices
-    assert made.pipeline.jobs[0].finished
+    assert made.pipeline.runs[0].finished
 
 
 def test_the_cache_gives_way_to_larger_capture_batches_but_keeps_half() -> None:
@@ -390,7 +391,7 @@ async def test_a_second_engine_on_a_gpu_is_refused_before_anything_loads(
     told = Recorded(monkeypatch)
     made, _ = prepare(tmp_path, monkeypatch, [80], judge=JudgeSettings(model="local:other"))
     made._judges = True
-    with pytest.raises(UsageError, match=r"--judge_model local:other: a GPU holds one"):
+    with pytest.raises(UsageError, match=r"`judge_model` local:other: a GPU holds one"):
         await made.run()
     assert not [call for call in told.calls if "closes" not in call]
 
@@ -398,7 +399,8 @@ async def test_a_second_engine_on_a_gpu_is_refused_before_anything_loads(
 async def test_a_set_never_mixes_what_auto_means_on_two_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run captured in bfloat16 with flash-attn; on this machine auto is float32 and eager."""
+    """The first run captured in bfloat16 with flash-attn; on this machine auto is float32 and
+    eager."""
     Recorded(monkeypatch)
     first, _ = prepare(tmp_path, monkeypatch, [80])
     await first.run()
@@ -412,11 +414,11 @@ async def test_a_set_never_mixes_what_auto_means_on_two_devices(
     }
     manifest.save(job.folder)
     again, _ = prepare(tmp_path, monkeypatch, [80], capture=CaptureSettings())
-    again.pipeline.jobs[0].view.activations["response_mean"].status[:] = 0
+    again.pipeline.runs[0].view.activations["response_mean"].status[:] = 0
     again._captures = True
     with pytest.raises(SettingsChangedError) as caught:
         await again.run()
     said = str(caught.value)
     assert "dtype bfloat16 -> float32, attention flash_attention_2 -> eager" in said
-    assert "--capture_dtype float32 --attention eager" in said
+    assert "`capture_dtype` float32 `attention` eager" in said
     assert sorted((job.folder / "parquet" / "activations").iterdir()) == stored

@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 
 from tests.support import fakes
-from traitmill.engine.generation.vllm_engine import VllmEngine, is_checked, size_engine
+from traitmill.engine.generation.sizing import size_engine
+from traitmill.engine.generation.vllm_engine import VllmEngine, is_checked
 from traitmill.engine.judging.local import LocalJudge
-from traitmill.engine.models.hub import find_model, lazy_tokenizer, load_tokenizer
+from traitmill.engine.models.chat import lazy_tokenizer, load_tokenizer
+from traitmill.engine.models.hub import find_model
 from traitmill.engine.records import Sample
 from traitmill.engine.run.backends import Backends
-from traitmill.engine.run.job import open_job
 from traitmill.engine.run.pipeline import Pipeline
 from traitmill.engine.run.watchdog import tie_children
-from traitmill.engine.settings import Sampling, JudgeSettings, SampleCounts, RunSettings, Execution
-from traitmill.engine.storage.index import Store
-from traitmill.engine.storage.state import load_view
+from traitmill.engine.settings import Execution, JudgeSettings, RunSettings, SampleCounts, Sampling
 from traitmill.engine.traits.definition import load_traits
 
 pytestmark = pytest.mark.slow
@@ -78,7 +77,7 @@ class Run:
         self.folders = {name: fakes.make_trait(root, name, content) for name in TRAITS}
         tokenize = lazy_tokenizer(self.ref)
         traits = load_traits(self.folders)
-        self.jobs = [
+        self.runs = [
             open_job(t, self.folders[t.name], self.settings, self.ref, tokenize, print)
             for t in traits
         ]

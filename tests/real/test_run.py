@@ -1,4 +1,5 @@
-"""The commands themselves on real vLLM: a real HTTP judge, real capture, the documented files, no process left."""
+"""The commands themselves on real vLLM: a real HTTP judge, real capture, the documented files, no
+process left."""
 
 from __future__ import annotations
 
@@ -177,7 +178,8 @@ def _name(process: psutil.Process) -> str:
 
 
 def check_recommendation(said: str, folder: Path) -> None:
-    """The method and layer that the evaluation names are printed with their interval and what they are held against."""
+    """The method and layer that the evaluation names are printed with their interval and what they
+    are held against."""
     facts = json.loads(pq.read_metadata(folder / "evaluation.parquet").metadata[b"traitmill"])[
         "recommendation"
     ]

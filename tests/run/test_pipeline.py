@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from tests.support import fakes
-from traitmill.engine.capture.model import CaptureResult, CaptureRow
+from traitmill.engine.capture import CaptureFacts
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
-from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.settings import SampleCounts, Execution, Selection
-from traitmill.engine.storage.state import audit_table, load_view
+from traitmill.engine.outputs.audit import audit_table
+from traitmill.engine.records import Activation, Response, Sample, Verdict
+from traitmill.engine.settings import Execution, SampleCounts
 
 
 def run(folders: list[Path], settings: object = None, **backends: object):
     settings = settings or fakes.settings()
-    jobs = fakes.open_jobs(folders, settings)
-    work = fakes.pipeline(jobs, settings, **backends)
+    runs = fakes.open_runs(folders, settings)
+    work = fakes.pipeline(runs, settings, **backends)
     asyncio.run(work.run())
     return work
 
@@ -85,7 +85,7 @@ def test_a_second_run_does_nothing_and_changes_nothing(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     run([folder])
     before = all_files(folder)
-    generator, judge = fakes.FakeGenerator(), fakes.FakeJudge(fakes.settings().judging)
+    generator, judge = fakes.FakeGenerator(), fakes.FakeJudge(fakes.settings().judge)
     run([folder], generator=generator, judge=judge)
     assert not generator.calls
     assert not judge.calls
@@ -106,21 +106,19 @@ def test_a_larger_n_only_adds_and_a_smaller_one_selects(tmp_path: Path) -> None:
 def test_a_trait_is_exported_while_later_ones_are_still_generated(tmp_path: Path) -> None:
     folders = [fakes.make_trait(tmp_path, name) for name in ("a", "b", "c")]
     settings = fakes.settings(40)
-    jobs = fakes.open_jobs(folders, settings)
-    finished: list[str] = []
+    runs = fakes.open_runs(folders, settings)
 
     class Waiting(fakes.FakeGenerator):
         """The last trait's responses come only after the first trait's files are there."""
 
         async def generate(self, sample: Sample) -> Response:
-            while sample.trait == "c" and "a" not in finished:
+            while sample.trait == "c" and not runs[0].finished:
                 await asyncio.sleep(0.01)
             return await super().generate(sample)
 
-    work = fakes.pipeline(jobs, settings, generator=Waiting(max_in_flight=8))
-    work.on_finished = lambda job: finished.append(job.name)
+    work = fakes.pipeline(runs, settings, generator=Waiting(max_in_flight=8))
     asyncio.run(asyncio.wait_for(work.run(), 60))
-    assert sorted(finished) == ["a", "b", "c"]
+    assert all(run.finished for run in runs)
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "cpu"])
@@ -132,7 +130,10 @@ def test_beside_generation_a_gpus_capture_waits_for_a_calls_worth(
     sizes: list[int] = []
 
     class Counting(fakes.FakeCapture):
-        async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
+        async def open(self) -> CaptureFacts:
+            return replace(fakes.FACTS, device=device)
+
+        async def capture(self, rows: Sequence[Response]) -> list[Activation]:
             sizes.append(len(rows))
             return await super().capture(rows)
 
@@ -141,12 +142,11 @@ def test_beside_generation_a_gpus_capture_waits_for_a_calls_worth(
         settings,
         generator=fakes.FakeGenerator(0.02, 16),
         capturer=Counting(settings.capture),
-        capture_facts=replace(fakes.FACTS, device=device),
     )
     assert not work.errors
     assert sum(sizes) > 280
     if device == "cpu":  # where it comes after generation in a real run
-        assert len(sizes) > 10
+        assert len(sizes) > 5
     else:
         assert sizes[0] == 256
         assert len(sizes) == 2
@@ -186,12 +186,12 @@ def test_one_failing_sample_fails_alone_and_is_retried(tmp_path: Path) -> None:
             return await super().generate(sample)
 
     work = run([folder], generator=Breaking())
-    assert work.jobs[0].finished
-    assert load_view(folder).counts()["pos"]["responses"]["failed"] == 1
+    assert work.runs[0].finished
+    assert fakes.state(folder).counts()["pos"]["responses"]["failed"] == 1
     generator = fakes.FakeGenerator()
     run([folder], generator=generator)
     assert generator.calls == broken
-    assert load_view(folder).counts()["pos"]["responses"]["failed"] == 0
+    assert fakes.state(folder).counts()["pos"]["responses"]["failed"] == 0
 
 
 def test_f22_when_the_engine_dies_what_is_done_is_judged_captured_and_resumable(
@@ -209,7 +209,7 @@ def test_f22_when_the_engine_dies_what_is_done_is_judged_captured_and_resumable(
 
     work = run([folder], fakes.settings(40), generator=Dying(0.002))
     assert isinstance(work.errors["generation"], EngineDiedError)
-    counts = load_view(folder).counts()
+    counts = fakes.state(folder).counts()
     done = sum(counts[s]["responses"]["ok"] for s in ("pos", "neg"))
     assert done > 0
     assert sum(counts[s]["verdicts"]["unjudged"] for s in ("pos", "neg")) == 0
@@ -232,14 +232,14 @@ def test_f05_a_judge_without_quota_stops_alone(tmp_path: Path) -> None:
     settings = fakes.settings()
     work = run([folder], settings, judge=Broke(settings.judge))
     assert isinstance(work.errors["judging"], StoppedError)
-    counts = load_view(folder).counts()
+    counts = fakes.state(folder).counts()
     assert sum(counts[s]["responses"]["pending"] for s in ("pos", "neg")) == 0
     assert sum(counts[s]["captured"] for s in ("pos", "neg")) == sum(
         counts[s]["responses"]["ok"] for s in ("pos", "neg")
     )
     judge = fakes.FakeJudge(settings.judge)
     work = run([folder], settings, judge=judge)
-    assert work.jobs[0].finished
+    assert work.runs[0].finished
     assert len(judge.calls) == sum(counts[s]["verdicts"]["unjudged"] for s in ("pos", "neg"))
 
 
@@ -247,10 +247,10 @@ def test_f05_a_judge_without_quota_stops_alone(tmp_path: Path) -> None:
 def test_a_slow_judge_delays_neither_generation_nor_capture(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(50)
-    jobs = fakes.open_jobs([folder], settings)
-    work = fakes.pipeline(jobs, settings, judge=fakes.FakeJudge(settings.judge, delay=1.0))
+    runs = fakes.open_runs([folder], settings)
+    work = fakes.pipeline(runs, settings, judge=fakes.FakeJudge(settings.judge, delay=1.0))
     asyncio.run(work.run())
-    assert jobs[0].finished
+    assert runs[0].finished
     assert work.clocks["generation"].last < work.clocks["judging"].last
     assert work.clocks["capture"].last < work.clocks["judging"].last
 
@@ -265,7 +265,7 @@ def test_f30_an_activation_that_is_not_finite_is_named_and_left_out(tmp_path: Pa
     work = run(
         [other], settings, capturer=fakes.FakeCapture(settings.capture, bad=frozenset([bad]))
     )
-    assert work.jobs[0].finished
+    assert work.runs[0].finished
     written = json.loads((other / "activations/metadata.json").read_text())
     assert written["sample_ids"] == [id_ for id_ in metadata["sample_ids"] if id_ != bad]
     assert written["n_excluded"] == 1
@@ -281,15 +281,15 @@ def test_f25_settings_that_define_samples_are_refused_with_a_diff(tmp_path: Path
     changed = fakes.settings(sampling=replace(fakes.settings().sampling, temperature=1.0))
     before = all_files(folder)
     with pytest.raises(SettingsChangedError, match=r"temperature: 0\.7 -> 1\.0"):
-        fakes.open_jobs([folder], changed)
+        fakes.open_runs([folder], changed)
     assert all_files(folder) == before
     notices: list[str] = []
-    jobs = fakes.open_jobs([folder], changed, notices, new_run=True)
-    asyncio.run(fakes.pipeline(jobs, changed).run())
+    runs = fakes.open_runs([folder], changed, notices, new_run=True)
+    asyncio.run(fakes.pipeline(runs, changed).run())
     aside = next(folder.glob("run-*"))
     assert (aside / "responses/pos.csv").read_bytes() == before["responses/pos.csv"]
     assert str(aside) in notices[0]
-    assert load_view(folder).manifest.settings["identity"]["temperature"] == 1.0
+    assert fakes.state(folder).record.sampling.temperature == 1.0
 
 
 def test_f25_appended_questions_extend_and_edited_ones_are_refused(tmp_path: Path) -> None:
@@ -298,19 +298,23 @@ def test_f25_appended_questions_extend_and_edited_ones_are_refused(tmp_path: Pat
     fakes.make_trait(tmp_path, content=fakes.definition(2, 6))
     generator = fakes.FakeGenerator()
     work = run([folder], generator=generator)
-    assert work.jobs[0].finished
+    assert work.runs[0].finished
     assert 0 < len(generator.calls) < 40, "questions both plans share are not generated again"
     edited = fakes.definition(2, 6) | {"questions": ["Other?"]}
     fakes.make_trait(tmp_path, content=edited)
     with pytest.raises(SettingsChangedError, match="questions were edited"):
-        fakes.open_jobs([folder], fakes.settings())
+        fakes.open_runs([folder], fakes.settings())
 
 
 def test_a_new_threshold_exports_again_without_any_backend(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     run([folder])
     run(
-        [folder], fakes.settings(selection=Selection(threshold=80)), generator=None, judge=None, capturer=None
+        [folder],
+        fakes.settings(threshold=80.0),
+        generator=None,
+        judge=None,
+        capturer=None,
     )
     for row in read_csv(folder / "responses/pos.csv"):
         assert float(row["trait_score"]) >= 80
@@ -322,12 +326,12 @@ def test_min_kept_adds_whole_rounds_until_enough_pass(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(counts=SampleCounts(n_examples=10, min_kept=25, max_examples=60))
     work = run([folder], settings)
-    counts = load_view(folder).counts()
+    counts = fakes.state(folder).counts()
     for side in ("pos", "neg"):
         assert counts[side]["kept"] >= 25 or counts[side]["planned"] == 60
         assert counts[side]["planned"] % 10 == 0
         assert counts[side]["planned"] > 20
-    assert work.jobs[0].finished
+    assert work.runs[0].finished
     generator = fakes.FakeGenerator()
     run([folder], settings, generator=generator)
     assert not generator.calls, "finished rounds decide; a second run adds none"
@@ -338,25 +342,26 @@ def test_capture_kept_captures_only_what_passes(tmp_path: Path) -> None:
     settings = fakes.settings(capture_rows="kept")
     capturer = fakes.FakeCapture(settings.capture)
     run([folder], settings, capturer=capturer)
-    view = load_view(folder)
+    view = fakes.state(folder)
     assert len(capturer.rows) == int(view.passing().sum()) == int(view.captured().sum())
 
 
 def test_an_interrupt_flushes_and_the_next_run_goes_on(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(100)
-    jobs = fakes.open_jobs([folder], settings)
-    work = fakes.pipeline(jobs, settings, generator=fakes.FakeGenerator(0.05, 16))
+    runs = fakes.open_runs([folder], settings)
+    work = fakes.pipeline(runs, settings, generator=fakes.FakeGenerator(0.05, 16))
 
     async def interrupt() -> None:
-        running = asyncio.create_task(work.run())
+        stop = asyncio.Event()
+        running = asyncio.create_task(work.run(stop))
         while work.clocks["generation"].records < 30:
             await asyncio.sleep(0.01)
-        work.stop()
+        stop.set()
         await running
 
     asyncio.run(interrupt())
-    stored = int((load_view(folder).responses.status >= 0).sum())
+    stored = int((fakes.state(folder).responses.status >= 0).sum())
     assert 30 <= stored < 200
     generator = fakes.FakeGenerator()
     run([folder], settings, generator=generator)
@@ -378,7 +383,7 @@ def test_only_a_scored_verdict_carries_a_number_to_the_csv(tmp_path: Path) -> No
     run([folder], settings, judge=Troubled(settings.judge))
     rows = [
         row
-        for table in (folder / "parquet/verdicts").glob("*.parquet")
+        for table in fakes.part_files(folder, "verdicts")
         for row in pq.read_table(table).to_pylist()
     ]
     assert {row["status"] for row in rows} == {

@@ -1,4 +1,5 @@
-"""What a later run finds: records that fit each other, settings that bind only samples that exist, files that agree."""
+"""What a later run finds: records that fit each other, settings that bind only samples that exist,
+files that agree."""
 
 from __future__ import annotations
 
@@ -14,18 +15,15 @@ import pytest
 import torch
 
 from tests.support import fakes, lab
-from traitmill.engine.capture.model import CaptureResult, CaptureRow
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
-from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.run.job import export_again
-from traitmill.engine.settings import CaptureSettings, Sampling, SampleCounts, RunSettings
-from traitmill.engine.storage.run_record import load_manifest
+from traitmill.engine.records import Activation, Response, Sample, Verdict
+from traitmill.engine.settings import CaptureSettings, RunSettings, SampleCounts, Sampling
 from traitmill.engine.traits.definition import Trait
 
 
 def work_through(folder: Path, settings: object = None, **backends: object):
     settings = settings or fakes.settings()
-    work = fakes.pipeline(fakes.open_jobs([folder], settings), settings, **backends)
+    work = fakes.pipeline(fakes.open_runs([folder], settings), settings, **backends)
     asyncio.run(asyncio.wait_for(work.run(), 60))
     return work
 
@@ -39,16 +37,13 @@ class SlowToStore(fakes.FakeCapture):
         self.fits: list[bool] = []
         self.most = self.now = 0
 
-    async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
+    async def capture(self, rows: Sequence[Response]) -> list[Activation]:
         self.now += 1
         self.most = max(self.most, self.now)
         results = await super().capture(rows)
         await asyncio.sleep(0.15)  # longer than the recorder's tick
-        manifest = load_manifest(self.folder)
-        parts = list(self.folder.glob("parquet/activations/part-*"))
-        self.fits.append(
-            manifest is not None and (not parts or manifest.capture_key in manifest.captures)
-        )
+        sets = [path.parent for path in fakes.part_files(self.folder, "activations")]
+        self.fits.append(all((folder / "facts.json").is_file() for folder in sets))
         self.now -= 1
         return results
 
@@ -74,7 +69,7 @@ def final_files(folder: Path) -> dict[str, bytes]:
 class Broken(fakes.FakeCapture):
     """Cannot be loaded, or dies before its first row."""
 
-    async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
+    async def capture(self, rows: Sequence[Response]) -> list[Activation]:
         raise EngineDiedError("the capture process died")
 
 
@@ -86,12 +81,12 @@ def test_capture_settings_that_gave_no_row_leave_the_activation_set_in_use(
 ) -> None:
     folder = fakes.make_trait(tmp_path)
     work_through(folder, fakes.settings(20))
-    before, settings = final_files(folder), load_manifest(folder).settings["capture"]
+    before, choice = final_files(folder), fakes.state(folder).choice
     changed = fakes.settings(20, capture=CaptureSettings(**other))
     stopped = work_through(folder, changed, capturer=Broken(changed.capture))
     assert stopped.errors
-    assert load_manifest(folder).settings["capture"] == settings
-    export_again(folder, print)
+    assert fakes.state(folder).choice == choice
+    fakes.export_again(folder)
     assert final_files(folder) == before
 
 
@@ -115,10 +110,10 @@ def test_a_pool_added_later_leaves_the_stored_rows_as_they_are(tmp_path: Path) -
     assert lab.duplicates(folder) == 0
     assert before.items() <= after.items()
     assert len(after) > len(before)
-    assert load_manifest(folder).settings["capture"]["pools"] == ["response_mean", "prompt_last"]
+    assert fakes.state(folder).choice.pools == ("response_mean", "prompt_last")
     exported = final_files(folder)
     assert any("prompt_last" in name for name in exported)
-    export_again(folder, print)
+    fakes.export_again(folder)
     assert {**final_files(folder)} == exported
     metadata = json.loads((folder / "activations/metadata.json").read_text())
     assert metadata["pooling"].startswith("response_mean: mean over")
@@ -149,8 +144,8 @@ def test_a_new_run_that_was_stopped_goes_on_and_a_finished_one_is_moved_aside(
     notices: list[str] = []
 
     def new_run(judge: Counted) -> None:
-        jobs = fakes.open_jobs([folder], settings, notices, new_run=True)
-        asyncio.run(fakes.pipeline(jobs, settings, judge=judge).run())
+        runs = fakes.open_runs([folder], settings, notices, new_run=True)
+        asyncio.run(fakes.pipeline(runs, settings, judge=judge).run())
 
     new_run(first := Counted(settings, 15))
     new_run(second := Counted(settings, 1000))
@@ -175,7 +170,7 @@ def test_files_of_another_program_are_moved_aside(tmp_path: Path) -> None:
         (folder / name).write_bytes(data)
     notices: list[str] = []
     settings = fakes.settings(20)
-    asyncio.run(fakes.pipeline(fakes.open_jobs([folder], settings, notices), settings).run())
+    asyncio.run(fakes.pipeline(fakes.open_runs([folder], settings, notices), settings).run())
     [aside] = folder.glob("before-*")
     assert str(aside) in notices[0]
     assert {name: (aside / name).read_bytes() for name in foreign} == foreign
@@ -186,7 +181,7 @@ def test_files_of_another_program_are_moved_aside(tmp_path: Path) -> None:
 def test_records_without_their_manifest_are_used_and_not_moved_aside(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     work_through(folder, fakes.settings(20))
-    (folder / "parquet/manifest.json").unlink()
+    (folder / "parquet/run.json").unlink()
     generator = fakes.FakeGenerator()
     work_through(folder, fakes.settings(20), generator=generator)
     assert not generator.calls
@@ -199,7 +194,7 @@ def test_an_export_leaves_a_persons_own_copies(tmp_path: Path) -> None:
     work_through(folder, fakes.settings(20))
     own = folder / "activations/all_layers_threshold50.pt"
     own.write_bytes(b"mine")
-    export_again(folder, print, threshold=70.0)
+    fakes.export_again(folder, threshold=70.0)
     assert own.read_bytes() == b"mine"
 
 
@@ -215,18 +210,17 @@ class Dies(fakes.FakeGenerator):
 def test_f22_when_the_engine_dies_while_rounds_may_be_added_what_is_done_is_captured(
     tmp_path: Path,
 ) -> None:
-    """Capture waits for the engine to be done with: a dead one is, however many rounds are still wanted."""
+    """Capture waits for the engine to be done with: a dead one is, however many rounds are still
+    wanted."""
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(counts=SampleCounts(n_examples=20, min_kept=19))
-
-    async def room() -> None:
-        return None
-
-    work = work_through(folder, settings, generator=Dies(), before_capture=room)
+    capturer = fakes.FakeCapture(settings.capture)
+    capturer.beside_generation = False
+    work = work_through(folder, settings, generator=Dies(), capturer=capturer)
     assert isinstance(work.errors["generation"], EngineDiedError)
-    view = work.jobs[0].view
+    view = work.runs[0].state
     assert view.captured().sum() == view.responses.having("ok").sum() > 5
-    assert work_through(folder, settings).jobs[0].finished
+    assert work_through(folder, settings).runs[0].finished
 
 
 def test_settings_bind_only_once_there_are_samples(tmp_path: Path) -> None:
@@ -234,11 +228,11 @@ def test_settings_bind_only_once_there_are_samples(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     refused = fakes.settings(sampling=Sampling(model="fake", revision="r0", dtype="float16"))
     other = fakes.settings(sampling=Sampling(model="fake", revision="r0", dtype="float32"))
-    fakes.open_jobs([folder], refused)  # the engine does not start
+    fakes.open_runs([folder], refused)  # the engine does not start
     work_through(folder, other)
-    assert load_manifest(folder).settings["identity"]["dtype"] == "float32"
+    assert fakes.state(folder).record.sampling.dtype == "float32"
     with pytest.raises(SettingsChangedError, match="float16"):
-        fakes.open_jobs([folder], refused)
+        fakes.open_runs([folder], refused)
 
 
 def test_stage_one_alone_on_a_captured_folder_writes_the_tables_and_says_what_lacks(
@@ -251,9 +245,9 @@ def test_stage_one_alone_on_a_captured_folder_writes_the_tables_and_says_what_la
     before = (folder / "responses/pos.csv").read_text()
     alone = replace(fakes.settings(40), capture_rows="none")
     work = work_through(folder, alone)
-    assert not work.jobs[0].error
+    assert not work.runs[0].error
     assert len((folder / "responses/pos.csv").read_text()) > len(before)
-    assert work.jobs[0].exported.uncaptured > 0
+    assert work.runs[0].exported.uncaptured > 0
     assert not (folder / "activations/all_layers.pt").exists(), (
         "a tensor of other rows would not fit the tables"
     )
@@ -261,7 +255,7 @@ def test_stage_one_alone_on_a_captured_folder_writes_the_tables_and_says_what_la
     later = work_through(folder, fakes.settings(40), generator=None, judge=None)
     metadata = json.loads((folder / "activations/metadata.json").read_text())
     tensor = torch.load(folder / "activations/all_layers.pt", weights_only=True)
-    assert later.jobs[0].exported.uncaptured == 0
+    assert later.runs[0].exported.uncaptured == 0
     for sample_id, values in zip(metadata["sample_ids"], tensor, strict=True):
         np.testing.assert_array_equal(values, fakes.expected_values(sample_id, "response_mean"))
 
@@ -271,7 +265,7 @@ def test_f12_a_verdict_whose_text_was_lost_is_an_orphan_though_an_earlier_failur
 ) -> None:
     folder = fakes.make_trait(tmp_path)
     work_through(folder)
-    [path] = sorted((folder / "parquet/responses").glob("part-*"))
+    [path] = fakes.part_files(folder, "responses")
     table = pq.read_table(path, partitioning=None)
     lost = table["sample_id"][0].as_py()
     failed = table.slice(0, 1).set_column(
@@ -281,11 +275,11 @@ def test_f12_a_verdict_whose_text_was_lost_is_an_orphan_though_an_earlier_failur
         pa.concat_tables([failed, table.slice(1)]), path
     )  # as if its second try had been in a damaged part
     notices: list[str] = []
-    fakes.open_jobs([folder], fakes.settings(), notices)
+    fakes.open_runs([folder], fakes.settings(), notices)
     for kind in ("verdicts", "activations"):
         ids = [
             i
-            for p in (folder / "parquet" / kind).glob("part-*")
+            for p in fakes.part_files(folder, kind)
             for i in pq.read_table(p)["sample_id"].to_pylist()
         ]
         assert lost not in ids

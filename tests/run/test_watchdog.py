@@ -14,8 +14,8 @@ import pytest
 from tests.conftest import ROOT
 from traitmill.engine.run.watchdog import marked_pids
 
-# A run that starts a child as vLLM starts its engine: in a session of its own, with a child of its own that does the
-# same, one of them renamed. Signals that ask nicely are ignored.
+# A run that starts a child as vLLM starts its engine: in a session of its own, with a child of its
+# own that does the same, one of them renamed. Signals that ask nicely are ignored.
 PROGRAM = """
 import os, subprocess, sys, time
 from traitmill.engine.run.watchdog import tie_children
@@ -59,7 +59,8 @@ def test_f01_no_process_is_left_ten_seconds_after_the_run_ends(end: signal.Signa
 
 def test_the_run_itself_carries_no_mark(tmp_path: Path) -> None:
     program = (
-        "import os\nfrom traitmill.engine.run.watchdog import marked_pids, tie_children\ntie_children()\n"
+        "import os\nfrom traitmill.engine.run.watchdog import marked_pids, "
+        "tie_children\ntie_children()\n"
         "print(os.getpid() in marked_pids(os.environ['TRAITMILL_RUN']))"
     )
     result = subprocess.run(

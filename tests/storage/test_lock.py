@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 
 from traitmill.engine.errors import LockedError, UsageError
-from traitmill.engine.storage.lock import LOCK_FILE, lock_traits
+from traitmill.engine.storage import TraitFolder, lock_traits
 
 
-def folders(root: Path, *names: str) -> list[Path]:
+def folders(root: Path, *names: str) -> list[TraitFolder]:
     for name in names:
         (root / name).mkdir(exist_ok=True)
-    return [root / name for name in names]
+    return [TraitFolder(root / name) for name in names]
 
 
 def test_the_holder_is_named_while_it_holds_and_forgotten_after(tmp_path: Path) -> None:
     [folder] = folders(tmp_path, "a")
     with lock_traits([folder]):
-        assert json.loads((folder / LOCK_FILE).read_text()) == {
+        assert json.loads(folder.lock.read_text()) == {
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
-    assert (folder / LOCK_FILE).read_text() == ""
+    assert folder.lock.read_text() == ""
     with lock_traits([folder]):
         pass
 
@@ -46,22 +46,22 @@ def test_f24_one_held_lock_means_none_is_taken(tmp_path: Path) -> None:
 
 def test_f24_a_dead_holder_of_this_host_is_taken_over(tmp_path: Path) -> None:
     [folder] = folders(tmp_path, "a")
-    (folder / LOCK_FILE).write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
+    folder.lock.write_text(json.dumps({"pid": 1, "host": socket.gethostname()}))
     with lock_traits([folder]):
-        assert json.loads((folder / LOCK_FILE).read_text())["pid"] == os.getpid()
+        assert json.loads(folder.lock.read_text())["pid"] == os.getpid()
 
 
 def test_f24_another_hosts_lock_needs_force(tmp_path: Path) -> None:
     [folder] = folders(tmp_path, "a")
-    (folder / LOCK_FILE).write_text(json.dumps({"pid": 77, "host": "elsewhere"}))
+    folder.lock.write_text(json.dumps({"pid": 77, "host": "elsewhere"}))
     with (
-        pytest.raises(LockedError, match="pid 77 on elsewhere.*--force_unlock"),
+        pytest.raises(LockedError, match="pid 77 on elsewhere.*`force_unlock`"),
         lock_traits([folder]),
     ):
         pytest.fail("held elsewhere")
-    assert json.loads((folder / LOCK_FILE).read_text())["pid"] == 77
+    assert json.loads(folder.lock.read_text())["pid"] == 77
     with lock_traits([folder], force_unlock=True):
-        assert json.loads((folder / LOCK_FILE).read_text())["pid"] == os.getpid()
+        assert json.loads(folder.lock.read_text())["pid"] == os.getpid()
 
 
 def test_f24_force_does_not_take_a_lock_that_is_held(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_f24_force_does_not_take_a_lock_that_is_held(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "not json", "[]", '{"pid"'])
 def test_a_lock_file_that_says_nothing_is_taken(tmp_path: Path, content: str) -> None:
     [folder] = folders(tmp_path, "a")
-    (folder / LOCK_FILE).write_text(content)
+    folder.lock.write_text(content)
     with lock_traits([folder]):
         pass
 
@@ -85,7 +85,7 @@ def test_a_lock_file_that_says_nothing_is_taken(tmp_path: Path, content: str) ->
 def test_f26_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     [folder] = folders(tmp_path, "a")
     outside = tmp_path / "outside"
-    (folder / LOCK_FILE).symlink_to(outside)
+    folder.lock.symlink_to(outside)
     with pytest.raises(UsageError), lock_traits([folder]):
         pytest.fail("a link")
     assert not outside.exists()

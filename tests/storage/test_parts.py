@@ -1,4 +1,5 @@
-"""What is on disk: parts whole or not at all, damage set aside, merges that may be cut off, one row that counts."""
+"""What is on disk: parts whole or not at all, damage set aside, merges that may be cut off, one row
+that counts."""
 
 from __future__ import annotations
 
@@ -15,44 +16,45 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support import fakes, lab
-from traitmill.engine.storage import parts as parts_module
 from traitmill.engine.errors import ResourceError, UsageError
 from traitmill.engine.records import Response, Verdict
-from traitmill.engine.run.job import TraitJob
+from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.settings import SampleCounts
-from traitmill.engine.storage.parts import Parts
-from traitmill.engine.storage.run_record import MANIFEST, load_manifest
-from traitmill.engine.storage.schemas import KINDS, Kind, response_table, verdict_table
-from traitmill.engine.storage.state import load_view
+from traitmill.engine.storage import KINDS, Kind, PartSet, response_row, row_table, verdict_row
+from traitmill.engine.storage import parts as parts_module
 from traitmill.engine.traits.plan import load_plan
 
 
 def run(
     folder: Path, settings: object = None, notices: list[str] | None = None, **backends: object
-) -> TraitJob:
+) -> TraitRun:
     settings = settings or fakes.settings()
-    jobs = fakes.open_jobs([folder], settings, notices)
-    asyncio.run(fakes.pipeline(jobs, settings, **backends).run())
-    return jobs[0]
+    runs = fakes.open_runs([folder], settings, notices)
+    asyncio.run(fakes.pipeline(runs, settings, **backends).run())
+    return runs[0]
+
+
+def part_set(folder: Path, kind: Kind, *, owned: bool = True) -> PartSet:
+    """The one record set of a kind that a folder has."""
+    root = folder / "parquet" / kind
+    sets = [root] if kind == "responses" else [path for path in root.iterdir() if path.is_dir()]
+    return PartSet(sets[0], kind, folder / "parquet/quarantine", lambda _: None, owned=owned)
 
 
 def small_parts(folder: Path, count: int = 7) -> None:
     """Cut each kind's rows into `count` parts, as a run that was killed leaves them."""
     for kind in KINDS:
-        whole = [
-            pq.read_table(path, partitioning=None)
-            for path in sorted((folder / "parquet" / kind).iterdir())
-        ]
-        table = pa.concat_tables(whole)
-        for path in (folder / "parquet" / kind).iterdir():
+        paths = fakes.part_files(folder, kind)
+        table = pa.concat_tables([pq.read_table(path, partitioning=None) for path in paths])
+        for path in paths:
             path.unlink()
-        writer = Parts(folder)
+        writer = part_set(folder, kind)
         edges = np.linspace(0, len(table), count + 1).astype(int)
         for start, end in pairwise(edges):
-            writer.append(kind, table.slice(start, end - start))
+            writer.append(table.slice(start, end - start))
 
 
-# --- merging --------------------------------------------------------------------------------------------------
+# --- merging ---
 
 
 def test_merged_parts_hold_the_same_rows_in_the_same_order(tmp_path: Path) -> None:
@@ -61,13 +63,13 @@ def test_merged_parts_hold_the_same_rows_in_the_same_order(tmp_path: Path) -> No
     before = {kind: lab.rows(folder, kind) for kind in KINDS}
     small_parts(folder)
     for kind in KINDS:
-        store = Parts(folder)
-        assert len(store.paths(kind)) == 7
-        store.compact(kind)
-        assert [path.name for path in store.paths(kind)] == ["part-00000001-00000007.parquet"]
+        store = part_set(folder, kind)
+        assert len(store.paths()) == 7
+        store.compact()
+        assert [path.name for path in store.paths()] == ["part-00000001-00000007.parquet"]
         assert lab.rows(folder, kind) == before[kind]
         assert (
-            store.append(kind, pq.read_table(store.paths(kind)[0]).slice(0, 1)).name
+            store.append(pq.read_table(store.paths()[0]).slice(0, 1)).name
             == "part-00000008.parquet"
         )
 
@@ -81,7 +83,6 @@ def test_a_merge_cut_off_anywhere_loses_and_repeats_nothing(
     run(folder)
     files, before = lab.final_files(folder), {kind: lab.rows(folder, kind) for kind in KINDS}
     small_parts(folder)
-    store = Parts(folder)
     removed = 0
     unlink = Path.unlink
 
@@ -101,11 +102,11 @@ def test_a_merge_cut_off_anywhere_loses_and_repeats_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", dying)
             try:
-                store.compact(kind)
+                part_set(folder, kind).compact()
             except Cut:
                 assert kept
-        assert len(list((folder / "parquet" / kind).iterdir())) == 1 + kept
-        assert len(load_view(folder).store.parts.paths(kind)) == 1, (
+        assert len(fakes.part_files(folder, kind)) == 1 + kept
+        assert len(fakes.state(folder).parts[kind].paths()) == 1, (
             "a reader without the lock sees each row once"
         )
     generator = fakes.FakeGenerator()
@@ -120,11 +121,11 @@ def test_large_parts_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = fakes.make_trait(tmp_path)
     run(folder)
     small_parts(folder, 4)
-    sizes = [path.stat().st_size for path in Parts(folder).paths("activations")]
+    sizes = [path.stat().st_size for path in part_set(folder, "activations").paths()]
     monkeypatch.setattr(parts_module, "_PART_BYTES", sizes[0] + sizes[1])
     before = lab.rows(folder, "activations")
-    Parts(folder).compact("activations")
-    assert len(Parts(folder).paths("activations")) == 2
+    part_set(folder, "activations").compact()
+    assert len(part_set(folder, "activations").paths()) == 2
     assert lab.rows(folder, "activations") == before
 
 
@@ -133,7 +134,7 @@ def test_a_reader_without_the_lock_outlives_a_merge(
 ) -> None:
     folder = fakes.make_trait(tmp_path)
     run(folder)
-    expected = load_view(folder).counts()
+    expected = fakes.state(folder).counts()
     small_parts(folder)
     read = parts_module._read
     merged = []
@@ -142,15 +143,15 @@ def test_a_reader_without_the_lock_outlives_a_merge(
         if path.name == "part-00000004.parquet" and not merged:
             merged.append(path)
             for kind in KINDS:
-                Parts(folder).compact(kind)
+                part_set(folder, kind).compact()
         return read(path, columns)
 
     monkeypatch.setattr(parts_module, "_read", merging)
-    assert load_view(folder).counts() == expected
+    assert fakes.state(folder).counts() == expected
     assert merged
 
 
-# --- damage ---------------------------------------------------------------------------------------------------
+# --- damage ---
 
 
 def _truncate(path: Path) -> None:
@@ -182,7 +183,7 @@ def test_f12_a_damaged_part_is_set_aside_named_and_its_samples_are_done_again(
     run(folder, fakes.settings(30))
     files, before = lab.final_files(folder), lab.row_digests(folder)
     small_parts(folder)
-    part = Parts(folder).paths(kind)[2]
+    part = part_set(folder, kind).paths()[2]
     healthy = part.read_bytes()
     damage(part)
     (folder / "responses/pos.csv").unlink()  # so that every row is read
@@ -222,7 +223,7 @@ def test_f12_a_new_text_never_inherits_the_verdict_or_activation_of_a_lost_one(
     settings = fakes.settings(30)
     run(folder, settings, judge=Quoting(settings.judge))
     small_parts(folder)
-    _truncate(Parts(folder).paths("responses")[2])
+    _truncate(part_set(folder, "responses").paths()[2])
     notices: list[str] = []
     generator, capturer = Second(), fakes.FakeCapture(settings.capture)
     run(
@@ -242,7 +243,7 @@ def test_f12_a_new_text_never_inherits_the_verdict_or_activation_of_a_lost_one(
     assert generator.calls
     assert {row["sample_id"]: row["raw"] for row in verdicts} == texts
     assert len(verdicts) == len(texts)
-    assert {row.sample_id for row in capturer.rows} == set(generator.calls) & texts.keys()
+    assert {row.sample.id for row in capturer.rows} == set(generator.calls) & texts.keys()
     kept = list((folder / "parquet/quarantine").glob("orphans-*"))
     assert sum(pq.read_metadata(path).num_rows for path in kept) > 0
     assert any("lost" in notice for notice in notices)
@@ -254,12 +255,12 @@ def test_f12_a_footer_damaged_anywhere_is_met(tmp_path: Path, kind: Kind) -> Non
     folder = fakes.make_trait(tmp_path)
     run(folder, fakes.settings(30))
     expected = lab.final_files(folder)
-    [part] = Parts(folder).paths(kind)
+    [part] = part_set(folder, kind).paths()
     whole = part.read_bytes()
     length = int.from_bytes(whole[-8:-4], "little")
     rng = np.random.default_rng(0)
     for at in rng.integers(len(whole) - 8 - length, len(whole), 60):
-        for old in (folder / "parquet" / kind).iterdir():
+        for old in fakes.part_files(folder, kind):
             old.unlink()
         data = bytearray(whole)
         data[at] ^= 1 << rng.integers(8)
@@ -276,7 +277,7 @@ def test_f12_a_part_of_other_columns_is_set_aside_and_named(tmp_path: Path) -> N
     folder = fakes.make_trait(tmp_path)
     run(folder)
     expected = lab.final_files(folder)
-    [part] = Parts(folder).paths("verdicts")
+    [part] = part_set(folder, "verdicts").paths()
     pq.write_table(pq.read_table(part, partitioning=None).drop_columns("hidden_tokens"), part)
     notices: list[str] = []
     assert run(folder, notices=notices).finished
@@ -287,39 +288,35 @@ def test_f12_a_part_of_other_columns_is_set_aside_and_named(tmp_path: Path) -> N
 def test_f12_a_plan_damaged_anywhere_is_made_again(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     run(folder)
-    [path] = (folder / "parquet").glob("plan-*.parquet")
-    whole, key = path.read_bytes(), path.stem.removeprefix("plan-")
+    path = folder / "parquet/plan.parquet"
+    whole = path.read_bytes()
     rng = np.random.default_rng(0)
     for at in rng.integers(0, len(whole), 300):
         data = bytearray(whole)
         data[at] ^= 1 << rng.integers(8)
         path.write_bytes(data)
-        load_plan(folder, key)  # a plan, or None
+        load_plan(path)  # a plan, or None
 
 
-@pytest.mark.parametrize(
-    "path", ["settings.selection.threshold", "settings.capture", "definition.questions"]
-)
-def test_f12_a_manifest_that_lacks_something_is_damaged(tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize("name", ["run.json", "selection.json", "facts.json"])
+def test_f12_a_typed_file_that_lacks_something_is_damaged(tmp_path: Path, name: str) -> None:
     folder = fakes.make_trait(tmp_path)
     run(folder)
-    raw = json.loads((folder / MANIFEST).read_text())
-    *groups, last = path.split(".")
-    inner = raw
-    for group in groups:
-        inner = inner[group]
-    inner["xyz"] = inner.pop(last)
-    (folder / MANIFEST).write_text(json.dumps(raw))
-    with pytest.raises(UsageError, match="is damaged"):
-        load_manifest(folder)
+    for path in (folder / "parquet").rglob(name):
+        raw = json.loads(path.read_text())
+        for key in [key for key in raw if key != "schema_version"][:2]:
+            path.write_text(json.dumps({k: v for k, v in raw.items() if k != key} | {"xyz": 1}))
+            with pytest.raises(UsageError, match="is damaged"):
+                fakes.state(folder)
+            path.write_text(json.dumps(raw))
 
 
 def test_f12_a_reader_without_the_lock_moves_nothing(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     run(folder)
-    part = Parts(folder).paths("verdicts")[0]
+    part = part_set(folder, "verdicts").paths()[0]
     _truncate(part)
-    counts = load_view(folder).counts()
+    counts = fakes.state(folder).counts()
     assert counts["pos"]["verdicts"]["scored"] == 0
     assert part.exists()
     assert not (folder / "parquet/quarantine").exists()
@@ -336,40 +333,38 @@ def test_a_file_that_cannot_be_opened_is_not_taken_for_damaged(
 
     monkeypatch.setattr(pq, "read_schema", refuse)
     with pytest.raises(ResourceError, match="Too many open files"):
-        fakes.open_jobs([folder], fakes.settings())
+        fakes.open_runs([folder], fakes.settings())
     assert not (folder / "parquet/quarantine").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"created": 1}'])
-def test_f12_a_damaged_manifest_is_named_and_nothing_is_touched(
+def test_f12_a_damaged_run_record_is_named_and_nothing_is_touched(
     tmp_path: Path, content: bytes
 ) -> None:
     folder = fakes.make_trait(tmp_path)
     run(folder)
-    (folder / MANIFEST).write_bytes(content)
+    (folder / "parquet/run.json").write_bytes(content)
     before = lab.final_files(folder)
-    with pytest.raises(UsageError, match=r"manifest\.json is damaged"):
-        fakes.open_jobs([folder], fakes.settings())
+    with pytest.raises(UsageError, match=r"run\.json is damaged"):
+        fakes.open_runs([folder], fakes.settings())
     assert lab.final_files(folder) == before
 
 
-def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def test_a_run_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     run(folder)
-    path = folder / MANIFEST
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    path = folder / "parquet/run.json"
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
     with pytest.raises(UsageError, match="newer"):
-        load_manifest(folder)
+        fakes.state(folder)
 
 
 def test_a_damaged_plan_is_made_again(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     run(folder)
     files = lab.final_files(folder)
-    manifest = load_manifest(folder)
-    assert manifest
-    _truncate(folder / f"parquet/plan-{manifest.plan_key}.parquet")
-    assert load_plan(folder, manifest.plan_key) is None
+    _truncate(folder / "parquet/plan.parquet")
+    assert load_plan(folder / "parquet/plan.parquet") is None
     generator = fakes.FakeGenerator()
     assert run(folder, generator=generator).finished
     assert not generator.calls
@@ -391,28 +386,31 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     leftovers = [folder / place / ".something.123.tmp" for place in places]
     for path in leftovers:
         path.write_bytes(b"half")
-    fakes.open_jobs([folder], fakes.settings())
+    fakes.open_runs([folder], fakes.settings())
     assert not [path for path in leftovers if path.exists()]
 
 
-# --- what a crash may find ------------------------------------------------------------------------------------
+# --- what a crash may find ---
 
 
 @pytest.mark.slow
 def test_no_verdict_or_activation_is_on_disk_before_its_response(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a crash between the two leaves a verdict of a text that a rerun replaces by another."""
+    """Otherwise a crash between the two leaves a verdict of a text that a rerun replaces by
+    another."""
     folder = fakes.make_trait(tmp_path)
     appended: list[tuple[str, list[str]]] = []
-    append = Parts.append
+    append = PartSet.append
 
-    def noting(self: Parts, kind, table: pa.Table) -> Path:
-        appended.append((kind, table["sample_id"].to_pylist()))
-        return append(self, kind, table)
+    def noting(self: PartSet, table: pa.Table) -> Path:
+        appended.append((self.kind, table["sample_id"].to_pylist()))
+        return append(self, table)
 
-    monkeypatch.setattr(Parts, "append", noting)
-    settings = fakes.settings(100, execution=replace(fakes.settings().execution, flush_seconds=30.0))
+    monkeypatch.setattr(PartSet, "append", noting)
+    settings = fakes.settings(
+        100, execution=replace(fakes.settings().execution, flush_seconds=30.0)
+    )
     run(folder, settings, generator=fakes.FakeGenerator(0.05, 8))
     written: set[str] = set()
     for kind, ids in appended:
@@ -423,29 +421,27 @@ def test_no_verdict_or_activation_is_on_disk_before_its_response(
 
 
 def test_rounds_added_while_capture_lags_keep_every_row_with_its_sample(tmp_path: Path) -> None:
-    """--min_kept moves positions in the plan while activations of earlier rounds are still on their way."""
+    """`min_kept` moves positions in the plan while activations of earlier rounds are still on their way."""
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(counts=SampleCounts(n_examples=10, min_kept=25, max_examples=60))
     capturer = fakes.FakeCapture(settings.capture, delay=0.3)
     job = run(folder, settings, capturer=capturer)
     assert job.finished
-    assert job.view.manifest.n_planned["pos"] > 10
-    assert len({row.sample_id for row in capturer.rows}) == len(capturer.rows), (
+    assert job.state.plan.n_planned["pos"] > 10
+    assert len({row.sample.id for row in capturer.rows}) == len(capturer.rows), (
         "no row is captured twice"
     )
-    view = load_view(folder)
-    for index in (job.view.activations["response_mean"], view.activations["response_mean"]):
+    view = fakes.state(folder)
+    for index in (job.state.activations["response_mean"], view.activations["response_mean"]):
         np.testing.assert_array_equal(index.having("ok"), view.responses.having("ok"))
     positions = np.flatnonzero(view.captured())
-    for table in view.store.tables(
-        view.activations["response_mean"], positions, ["sample_id", "values"]
-    ):
+    for table in view.tables("activations", positions, ["sample_id", "values"], "response_mean"):
         for row in table.to_pylist():
             expected = fakes.expected_values(row["sample_id"], "response_mean")
             np.testing.assert_array_equal(np.frombuffer(row["values"], "<f4"), expected.ravel())
     assert [i.decode() for i in view.plan.ids[positions]] == [
         row["sample_id"]
-        for table in view.store.tables(view.activations["response_mean"], positions, ["sample_id"])
+        for table in view.tables("activations", positions, ["sample_id"], "response_mean")
         for row in table.to_pylist()
     ]
 
@@ -456,7 +452,8 @@ def test_rounds_added_while_capture_lags_keep_every_row_with_its_sample(tmp_path
 def test_files_of_an_export_cut_off_never_pass_as_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
 ) -> None:
-    """Killed while files were replaced for another threshold, then run with the first threshold again."""
+    """Killed while files were replaced for another threshold, then run with the first threshold
+    again."""
     folder = fakes.make_trait(tmp_path)
     run(folder)
     files = lab.final_files(folder)
@@ -473,7 +470,7 @@ def test_files_of_an_export_cut_off_never_pass_as_finished(
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
         patch.setattr(Path, "replace", dying)
-        run(folder, fakes.settings(view=replace(fakes.settings().view, threshold=80.0)))
+        run(folder, fakes.settings(threshold=80.0))
     assert lab.final_files(folder) != files
     run(folder)
     assert lab.final_files(folder) == files
@@ -483,7 +480,9 @@ def test_text_that_arrow_refuses_is_kept_readable() -> None:
     [job_sample] = [
         fakes.Sample("t", "0" * 32, "pos", 0, 0, 0, "i", "q", "p", (1,), 1)  # type: ignore[attr-defined]
     ]
-    table = response_table([Response(job_sample, "ok", "half \ud800 of a pair")])
+    table = row_table(
+        "responses", [response_row(Response(job_sample, "ok", "half \ud800 of a pair"))]
+    )
     assert table["response"].to_pylist() == [r"half \ud800 of a pair"]
     verdict = Verdict("t", "0" * 32, "k", "unparsable", None, "integer", "m", raw="\udfff")
-    assert verdict_table([verdict])["raw"].to_pylist() == [r"\udfff"]
+    assert row_table("verdicts", [verdict_row(verdict)])["raw"].to_pylist() == [r"\udfff"]

@@ -1,28 +1,34 @@
-"""Deterministic backends behind the pipeline's interfaces: what they answer depends on the sample's id alone."""
+"""Deterministic backends behind the pipeline's interfaces: what they answer depends on the sample's
+id alone."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from traitmill.engine.capture.model import CaptureResult, CaptureRow
 from traitmill.engine.capture.process import CaptureFacts
 from traitmill.engine.judging.scoring import judge_key
 from traitmill.engine.models.hub import ModelRef
-from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.run.backends import Backends
-from traitmill.engine.run.job import TraitJob, open_job
+from traitmill.engine.outputs import Exported
+from traitmill.engine.records import Activation, Response, Sample, Verdict
+from traitmill.engine.run import Backends, export
 from traitmill.engine.run.pipeline import Pipeline
-from traitmill.engine.settings import CaptureSettings, Sampling, JudgeSettings, SampleCounts, RunSettings, Execution, Selection
-from traitmill.engine.storage.lock import lock_traits
+from traitmill.engine.run.prepare import Wanted, open_run
+from traitmill.engine.run.trait_run import TraitRun
+from traitmill.engine.settings import (
+    CaptureSettings,
+    Execution,
+    JudgeSettings,
+    RunSettings,
+    SampleCounts,
+    Sampling,
+)
+from traitmill.engine.storage import TraitFolder, TraitState, load_state
 from traitmill.engine.traits.definition import Trait, load_traits
 
 N_LAYERS, HIDDEN_DIM = 3, 8
@@ -88,7 +94,8 @@ class FakeGenerator:
 
 
 class FakeJudge:
-    """About 2 % of the answers are unparsable; every call is noted in `log` when given (one id a line, synced)."""
+    """About 2 % of the answers are unparsable; every call is noted in `log` when given (one id a
+    line, synced)."""
 
     def __init__(self, judging: JudgeSettings, delay: float = 0.0, log: Path | None = None) -> None:
         self.judging = judging
@@ -121,30 +128,31 @@ class FakeJudge:
 class FakeCapture:
     """`bad` names samples whose activation is not finite."""
 
+    beside_generation = True
+    placement = "alone"
+
     def __init__(
         self, capture: CaptureSettings, delay: float = 0.0, bad: frozenset[str] = frozenset()
     ) -> None:
         self.capture_settings = capture
         self.delay = delay
         self.bad = bad
-        self.rows: list[CaptureRow] = []
+        self.rows: list[Response] = []
 
-    async def capture(self, rows: Sequence[CaptureRow]) -> list[CaptureResult]:
-        self.rows += rows
+    async def open(self) -> CaptureFacts:
+        return FACTS
+
+    async def capture(self, responses: Sequence[Response]) -> list[Activation]:
+        self.rows += responses
         await asyncio.sleep(self.delay * 2 * random.random())
-        return [
-            CaptureResult(row.trait, row.sample_id, error=f"sample {row.sample_id}: NaN at layer 1")
-            if row.sample_id in self.bad
-            else CaptureResult(
-                row.trait,
-                row.sample_id,
-                {
-                    pool: expected_values(row.sample_id, pool)
-                    for pool in self.capture_settings.pools
-                },
-            )
-            for row in rows
-        ]
+        return [self._one(response.sample) for response in responses]
+
+    def _one(self, sample: Sample) -> Activation:
+        if sample.id in self.bad:
+            return Activation(sample.trait, sample.id, error=f"sample {sample.id}: NaN at layer 1")
+        pools = self.capture_settings.pools
+        values = {pool: expected_values(sample.id, pool) for pool in pools}
+        return Activation(sample.trait, sample.id, values)
 
     @property
     def self_check(self) -> dict[str, object]:
@@ -176,67 +184,68 @@ def make_trait(root: Path, name: str = "trait", content: dict[str, object] | Non
 def settings(n_examples: int = 20, **changes: object) -> RunSettings:
     """Fast flushing, fake names; keyword arguments replace whole classes."""
     base: dict[str, object] = {
-        "identity": Sampling(model="fake", revision="r0"),
-        "plan": SampleCounts(n_examples=n_examples),
-        "judging": JudgeSettings(model="fake-judge"),
-        "view": Selection(),
-        "speed": Execution(flush_seconds=0.2),
+        "sampling": Sampling(model="fake", revision="r0"),
+        "counts": SampleCounts(n_examples=n_examples),
+        "judge": JudgeSettings(model="fake-judge"),
+        "execution": Execution(flush_seconds=0.2),
     }
     return RunSettings(**(base | changes))  # type: ignore[arg-type]
 
 
-def open_jobs(
-    folders: Sequence[Path], run: RunSettings, notices: list[str] | None = None, **how: bool
-) -> list[TraitJob]:
+def open_runs(
+    folders: Sequence[Path],
+    run: RunSettings,
+    notices: list[str] | None = None,
+    *,
+    generates: bool = True,
+    judges: bool = True,
+    new_run: bool = False,
+) -> list[TraitRun]:
+    """Open trait folders for a run, as the front door does."""
     traits = load_traits({folder.name: folder for folder in folders})
     notice = (notices if notices is not None else []).append
     return [
-        open_job(t, f, run, REF, tokenize, notice, **how)
-        for t, f in zip(traits, folders, strict=True)
+        open_run(
+            Wanted(
+                trait=trait,
+                folder=TraitFolder(folder),
+                settings=run,
+                generates=generates,
+                judges=judges,
+                new_run=new_run,
+            ),
+            REF,
+            tokenize,
+            notice,
+        )
+        for trait, folder in zip(traits, folders, strict=True)
     ]
 
 
-def pipeline(jobs: Sequence[TraitJob], run: RunSettings, **backends: object) -> Pipeline:
+def pipeline(runs: Sequence[TraitRun], run: RunSettings, **backends: object) -> Pipeline:
+    """A pipeline over deterministic backends; keyword arguments replace some. Build it in the loop."""
     parts: dict[str, object] = {
         "generator": FakeGenerator(),
-        "judge": FakeJudge(run.judging),
+        "judge": FakeJudge(run.judge),
         "capturer": FakeCapture(run.capture),
-        "capture_facts": FACTS,
     }
     notices: list[str] = []
-    return Pipeline(jobs, run, Backends(**(parts | backends)), notices.append)  # type: ignore[arg-type]
+    return Pipeline(runs, run, Backends(**(parts | backends)), notices.append)  # type: ignore[arg-type]
 
 
-def main() -> None:
-    """Run traits to the end in a process of its own, to be killed: `python -m tests.support.fakes ROOT --n 500`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--traits", default="trait")
-    parser.add_argument("--n", type=int, default=20)
-    parser.add_argument("--min_kept", type=int, default=0)
-    parser.add_argument("--delay", type=float, default=0.0)
-    parser.add_argument("--judge_log", type=Path)
-    arguments = parser.parse_args()
-    run = settings(counts=SampleCounts(n_examples=arguments.n, min_kept=arguments.min_kept))
-    folders = [arguments.root / "exp" / name for name in arguments.traits.split(",")]
-    with lock_traits(folders):
-        jobs = open_jobs(folders, run)
-        work = pipeline(
-            jobs,
-            run,
-            generator=FakeGenerator(arguments.delay),
-            judge=FakeJudge(run.judging, arguments.delay, arguments.judge_log),
-            capturer=FakeCapture(run.capture, arguments.delay),
-        )
-        signal.signal(signal.SIGINT, lambda *_: work.stop())
-        signal.signal(signal.SIGTERM, lambda *_: work.stop())
-        print("ready", flush=True)
-        asyncio.run(work.run())
-    errors = [*work.errors.values(), *(job.error for job in jobs if job.error)]
-    for error in errors:
-        print(error, file=sys.stderr)
-    sys.exit(130 if work.interrupted else int(max((e.exit_code for e in errors), default=0)))
+def state(folder: Path) -> TraitState:
+    """What a folder's records amount to, read as `status` reads them."""
+    return load_state(TraitFolder(folder))
 
 
-if __name__ == "__main__":
-    main()
+def export_again(folder: Path, **changes: object) -> Exported:
+    """Export one trait as the command does; its error is raised."""
+    result = export(folder.parent, [folder.name], **changes)  # type: ignore[arg-type]
+    for error in result.errors.values():
+        raise error
+    return result.exported[folder.name]
+
+
+def part_files(folder: Path, kind: str) -> list[Path]:
+    """The part files of a kind, of all its sets, in the order they were written."""
+    return sorted((folder / "parquet" / kind).rglob("part-*.parquet"))

@@ -1,6 +1,8 @@
-"""Whole runs over deterministic backends in real processes, to be killed, interrupted, starved and compared.
+"""Whole runs over deterministic backends in real processes, to be killed, interrupted, starved and
+compared.
 
-The processes come from a fork server that has everything imported, so that each starts in a fraction of a second.
+The processes come from a fork server that has everything imported, so that each starts in a
+fraction of a second.
 """
 
 from __future__ import annotations
@@ -11,30 +13,30 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 
 from tests.support import fakes
-from traitmill.cli.session import Outcome
-from traitmill.engine.errors import TraitmillError
-from traitmill.engine.models.hub import find_model
-from traitmill.engine.outputs.export import histogram  # noqa: F401 - loads what an export needs before the fork
+from traitmill.engine.errors import ExitCode, TraitmillError
 from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.run import pipeline
-from traitmill.engine.run.job import open_job
-from traitmill.engine.run.launch import Launch
-from traitmill.engine.settings import Sampling, SampleCounts, RunSettings, Execution, Selection
-from traitmill.engine.storage.lock import lock_traits
-from traitmill.engine.traits.definition import Trait, load_traits
+from traitmill.engine.run.backends import Backends
+from traitmill.engine.run.commands import generate
+from traitmill.engine.run.loading import Work as Wanted
+from traitmill.engine.run.progress import Listener
+from traitmill.engine.traits.definition import Trait
 
 KINDS = ("responses", "verdicts", "activations")
 FINAL_FILES = (
@@ -69,7 +71,8 @@ class Work:
     wild: str = ""
     """Makes every text another one, as real sampling does."""
     generates: int = 0
-    """Responses after which the model falls silent, so that work is left however late a kill comes; 0 is never."""
+    """Responses after which the model falls silent, so that work is left however late a kill comes;
+    0 is never."""
 
     @property
     def folders(self) -> list[Path]:
@@ -94,18 +97,6 @@ def make_model(root: Path) -> Path:
     return folder
 
 
-def settings(work: Work) -> RunSettings:
-    """The command line's defaults, over the toy model."""
-    ref = find_model(str(make_model(work.root)))
-    return replace(
-        fakes.settings(),
-        sampling=Sampling(model=ref.name, revision=ref.revision),
-        counts=SampleCounts(n_examples=work.n, min_kept=work.min_kept),
-        selection=Selection(threshold=work.threshold),
-        execution=Execution(flush_seconds=work.flush_seconds),
-    )
-
-
 class Generator(fakes.FakeGenerator):
     def __init__(self, work: Work) -> None:
         super().__init__(work.generation_delay, work.in_flight)
@@ -126,8 +117,8 @@ class Generator(fakes.FakeGenerator):
 class Judge(fakes.FakeJudge):
     """At most `judging` calls at once. What it says tells which text it saw."""
 
-    def __init__(self, work: Work, run: RunSettings) -> None:
-        super().__init__(run.judging, work.judge_delay, work.judge_log)
+    def __init__(self, work: Work, wanted: Wanted) -> None:
+        super().__init__(wanted.settings.judge, work.judge_delay, work.judge_log)
         self._slots = asyncio.Semaphore(work.judging)
         self._hang = work.hang
 
@@ -139,41 +130,62 @@ class Judge(fakes.FakeJudge):
             return replace(verdict, raw=response.response)
 
 
-class LabLaunch(Launch):
-    """The real launch, with deterministic backends in place of models."""
-
-    work: Work
-
-    async def _load(self) -> None:
-        self.backends.generator = Generator(self.work)
-        self.backends.judge = Judge(self.work, self._settings)
-        self.backends.capturer = fakes.FakeCapture(self._settings.capture, self.work.capture_delay)
-        self.backends.capture_facts = fakes.FACTS
-
-
 def run(work: Work, ready: Any = None) -> int:
-    """Do the work in this process; returns the exit code the command line would give."""
+    """Do the work in this process; return the exit code the command line would give."""
     if work.drain:
         pipeline._DRAIN_S = work.drain
-    run_settings = settings(work)
-    ref = find_model(str(work.root / "toy"))
-    traits = load_traits({folder.name: folder for folder in work.folders})
+    make_model(work.root)
+    return asyncio.run(_run(work, ready))
+
+
+async def _run(work: Work, ready: Any) -> int:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def press() -> None:
+        if stop.is_set():
+            os._exit(ExitCode.INTERRUPTED)
+        print("stopping")
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, press)
+
+    @asynccontextmanager
+    async def backends(wanted: Wanted) -> AsyncIterator[Backends]:
+        if ready:
+            ready.send("ready")
+        yield Backends(
+            generator=Generator(work),
+            judge=Judge(work, wanted),
+            capturer=fakes.FakeCapture(wanted.settings.capture, work.capture_delay),
+        )
+
+    class Printer(Listener):
+        def notice(self, line: str) -> None:
+            print(line)
+
     try:
-        with lock_traits(work.folders):
-            pairs = zip(traits, work.folders, strict=True)
-            jobs = [open_job(t, f, run_settings, ref, fakes.tokenize, print) for t, f in pairs]
-            launch = LabLaunch(
-                jobs, run_settings, ref, work.root / "log", print, generate=True, judge=True
+        with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenize):
+            result = await generate(
+                work.root / "exp",
+                work.traits,
+                model=str(work.root / "toy"),
+                listener=Printer(),
+                stop=stop,
+                backends=backends,
+                judge_model="fake-judge",
+                judge_base_url="http://127.0.0.1:9/v1",
+                n_examples=work.n,
+                min_kept=work.min_kept,
+                threshold=work.threshold,
+                flush_seconds=work.flush_seconds,
             )
-            launch.work = work
-            asyncio.run(launch.run(on_ready=lambda: ready.send("ready") if ready else None))
     except TraitmillError as error:
         print(error)
         return int(error.exit_code)
-    errors = [*launch.pipeline.errors.values(), *(job.error for job in jobs if job.error)]
-    for error in errors:
+    for error in result.errors:
         print(f"stopped: {error}")
-    return int(Outcome(jobs, errors, launch.pipeline.interrupted).exit_code)
+    return int(result.exit_code)
 
 
 def _child(work: Work, ready: Connection) -> None:
@@ -232,14 +244,24 @@ def run_to_end(work: Work) -> int | None:
     return Running(work).wait()
 
 
-# --- looking at what is on disk, with code of its own ---------------------------------------------------------
+# --- looking at what is on disk, with code of its own ---
 
 
 def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
     """All stored rows of a kind, in the order they were written, repeats included."""
     found: list[dict[str, Any]] = []
-    for path in sorted((folder / "parquet" / kind).glob("part-*.parquet")):
+    for path in sorted((folder / "parquet" / kind).rglob("part-*.parquet")):
         found += pq.read_table(path, partitioning=None).to_pylist()
+    return found
+
+
+def journaled(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Rows of a kind that no part holds yet; a line that a kill cut off is none."""
+    found = []
+    for path in sorted((folder / "parquet" / kind).rglob(".journal-*")):
+        for line in path.read_text().splitlines():
+            if line.endswith("}"):
+                found.append(json.loads(line.partition(" ")[2]))
     return found
 
 
@@ -253,7 +275,8 @@ def row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def row_digests(folder: Path) -> dict[tuple[str, tuple[str, ...]], str]:
-    """(kind, key) -> digest of the row's content. A key that stands twice, with different content, fails here."""
+    """(kind, key) -> digest of the row's content. A key that stands twice, with different content,
+    fails here."""
     out: dict[tuple[str, tuple[str, ...]], str] = {}
     for kind in KINDS:
         for row in rows(folder, kind):
@@ -288,12 +311,13 @@ def phase(folders: Sequence[Path], planned: int) -> str:
     return "capture" if len(counts["activations"]) < ok else "export"
 
 
-# --- the kill harness -----------------------------------------------------------------------------------------
+# --- the kill harness ---
 
 SLOW = ((0.06, 0.02, 0.02), (0.01, 0.12, 0.02), (0.01, 0.02, 0.4))
-"""Seconds of a generation, a judge call and a capture batch: each stage in turn is the one a kill mostly meets."""
-REPEATED_PER_KILL = 32 + 2 * 2 * 50
-"""Judge calls one kill may repeat: 32 in flight, and of each of two traits 50 waiting and 50 being written."""
+"""Seconds of a generation, a judge call and a capture batch: each stage in turn is the one a kill
+mostly meets."""
+REPEATED_PER_KILL = 32
+"""Judge calls one kill may repeat: those in flight."""
 
 
 @dataclass
@@ -319,7 +343,8 @@ class Soaked:
 def soak(
     root: Path, kills: int, seed: int = 0, n: int = 130, traits: Sequence[str] = ("one", "two")
 ) -> Soaked:
-    """Kill runs at `kills` seeded random moments, resume each, and compare all they leave with an undisturbed run."""
+    """Kill runs at `kills` seeded random moments, resume each, and compare all they leave with an
+    undisturbed run."""
     out = Soaked(samples=2 * n * len(traits))
     rng = random.Random(seed)
     template = Work(root, tuple(traits), n)
@@ -361,7 +386,12 @@ def soak(
             if code is not None:
                 break
             judged = sum(
-                len({row["sample_id"] for row in rows(folder, "verdicts")})
+                len(
+                    {
+                        row["sample_id"]
+                        for row in rows(folder, "verdicts") + journaled(folder, "verdicts")
+                    }
+                )
                 for folder in work.folders
             )
             out.most_repeated = max(out.most_repeated, len(calls) - judged)

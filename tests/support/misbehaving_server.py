@@ -1,8 +1,10 @@
-"""A chat-completions server over real HTTP that does as it is told: good answers, and every fault a judge may meet.
+"""A chat-completions server over real HTTP that does as it is told: good answers, and every fault a
+judge may meet.
 
-In a test it runs in a thread (`with MisbehavingServer(...) as server`) and its log can be read while it runs. As a
-program it serves one persona until its input closes, for benchmarks: it prints its URL, and `GET /log` returns
-`[arrival, status]` pairs. Times are `time.monotonic()`, which all processes of one machine share.
+In a test it runs in a thread (`with MisbehavingServer(...) as server`) and its log can be read
+while it runs. As a program it serves one persona until its input closes, for benchmarks: it prints
+its URL, and `GET /log` returns `[arrival, status]` pairs. Times are `time.monotonic()`, which all
+processes of one machine share.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def completion(
     tokens: Iterable[tuple[str, Mapping[str, float]]] | None = None,
     usage: tuple[int, int, int] = (100, 5, 0),
 ) -> Reply:
-    """A good answer. `tokens`: each token with its alternatives' probabilities; `usage`: input, output, hidden."""
+    """A good answer. `tokens`: each token with its alternatives' probabilities; `usage`: input,
+    output, hidden."""
     logprobs = None
     if tokens is not None:
         logprobs = {
@@ -102,7 +105,7 @@ def completion(
     )
 
 
-# --- personas: how a model of a kind answers a request that nothing is wrong with ----------------------------
+# --- personas: how a model of a kind answers a request that nothing is wrong with ---
 
 Persona = Callable[["MisbehavingServer", Seen], Reply]
 
@@ -179,7 +182,8 @@ PERSONAS: dict[str, Persona] = {
 
 
 class MisbehavingServer:
-    """`script`: answers for the first requests, or a function asked each time; None leaves it to the persona."""
+    """`script`: answers for the first requests, or a function asked each time; None leaves it to
+    the persona."""
 
     def __init__(
         self,
@@ -193,9 +197,11 @@ class MisbehavingServer:
         key: str | None = None,
         models: Iterable[str] = (),
     ) -> None:
-        """`rpm`: enforced over any `window` seconds, with a Retry-After until the oldest request leaves it.
+        """`rpm`: enforced over any `window` seconds, with a Retry-After until the oldest request
+        leaves it.
 
-        `key`: the one Authorization accepted, None for any. `models`: what is listed; any other is unknown, if any is.
+        `key`: the one Authorization accepted, None for any. `models`: what is listed; any other is
+        unknown, if any is.
         """
         self._persona = PERSONAS[persona]
         self._answers = None if callable(script) else deque(script)

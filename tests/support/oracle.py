@@ -1,4 +1,5 @@
-"""An independent reference for capture: one row, float32, eager attention, every block called by hand.
+"""An independent reference for capture: one row, float32, eager attention, every block called by
+hand.
 
 It shares no code with the engine: no hooks, no batches, no padding, no `output_hidden_states`.
 """
@@ -85,8 +86,8 @@ BY_LENGTH = {
 
 
 def build(family: str, folder, *, dtype=torch.float32, scale=4.0, seed=0):
-    """Save a tiny random model. Query and key weights are scaled up, so that attention is far from uniform and the
-    outputs depend on who attends to whom."""
+    """Save a tiny random model. Query and key weights are scaled up, so that attention is far from
+    uniform and the outputs depend on who attends to whom."""
     torch.manual_seed(seed)
     config = (FAMILIES | BY_LENGTH)[family]()
     config.dtype = dtype
@@ -118,7 +119,8 @@ class Oracle:
 
     @torch.no_grad()
     def residuals(self, ids):
-        """float32 [n_layers + 1, seq, dim]: embedding output, then each block's, none through the final norm."""
+        """float32 [n_layers + 1, seq, dim]: embedding output, then each block's, none through the
+        final norm."""
         base = self.model.base_model
         layers = base.layers
         token_ids = torch.tensor([ids])

@@ -1,4 +1,5 @@
-"""The shipped trait definitions: they load, and they hold what docs/creating_traits.md asks of a good definition."""
+"""The shipped trait definitions: they load, and they hold what docs/creating_traits.md asks of a
+good definition."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ NAMED_BY_THE_GUIDE = {
     "formality",
     "retrieval_construction",
 }
-# How far apart the two sides of a pair may be, in characters and in words: beyond it, a vector may be one of length.
+# How far apart the two sides of a pair may be, in characters and in words: beyond it, a vector may
+# be one of length.
 PAIR_RATIO = 1.25
 SIDE_RATIO = 1.10
 

@@ -1,0 +1,191 @@
+"""The end of a run on screen: one table, what is remarkable, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from traitmill.engine.errors import ExitCode
+from traitmill.engine.outputs import judge_summary
+from traitmill.engine.records import POLARITIES
+from traitmill.engine.run import RunResult, TraitResult
+from traitmill.engine.settings import DEFAULT_POOL
+
+from .render import command, error_text
+
+_LEVELS = " ▁▂▃▄▅▆▇█"
+_COLUMNS = (
+    "trait",
+    "side",
+    "generated",
+    "judged",
+    "kept",
+    "0 scores 100",
+    "judge AUROC",
+    "activations",
+)
+_NUMBERS = ("generated", "judged", "kept")
+
+
+def print_summary(console: Console, result: RunResult) -> None:
+    """Write what came out of each trait, time, cost, errors and the next command."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for column in _COLUMNS:
+        justify: Any = "right" if column in _NUMBERS else "left"
+        table.add_column(column, justify=justify, no_wrap=column != "trait", overflow="fold")
+    for trait in result.traits.values():
+        for row in _rows(trait):
+            table.add_row(*map(Text, row))
+    console.print(table)
+    for line in _lines(result):
+        console.print(line, markup=False)
+
+
+def _lines(result: RunResult) -> Iterator[str]:
+    yield from _time(result)
+    if result.usage is not None:
+        yield f"judge: {result.usage}"
+    for trait in result.traits.values():
+        yield from _remarks(trait)
+    for error in result.errors:
+        yield f"stopped: {error_text(error)}"
+    if result.log is not None and result.log.exists():
+        yield f"log: {result.log}"
+    yield _next_step(result)
+
+
+def _time(result: RunResult) -> Iterator[str]:
+    parts = [
+        f"{stage} {clock.seconds:.1f} s" for stage, clock in result.clocks.items() if clock.records
+    ]
+    if not parts:
+        return
+    line = f"time: {', '.join(parts)}"
+    generation = result.clocks["generation"]
+    if generation.seconds:
+        line += f" ({generation.tokens / generation.seconds:,.0f} tokens/s)"
+    yield f"{line}; {result.seconds:.1f} s in all"
+
+
+def _rows(trait: TraitResult) -> Iterator[tuple[str, ...]]:
+    counts, judge = trait.state.counts(), judge_summary(trait.state)
+    auroc = {"pos": "-", "neg": ""}
+    if judge["auroc"] is not None:
+        low, high = judge["auroc_interval"]
+        auroc = {"pos": f"{judge['auroc']:.2f}", "neg": f"({low:.2f}-{high:.2f})"}
+    heads = {"pos": (trait.name, _shape(trait)), "neg": ("", "")}
+    for polarity in POLARITIES:
+        side, (name, shape) = counts[polarity], heads[polarity]
+        generated = side["planned"] - side["responses"]["pending"]
+        yield (
+            name,
+            polarity,
+            f"{generated}/{side['planned']}",
+            str(side["verdicts"]["scored"]),
+            str(side["kept"]),
+            " " + _bars(judge["histogram"][polarity]),
+            auroc[polarity],
+            shape,
+        )
+
+
+def _shape(trait: TraitResult) -> str:
+    facts, state = trait.state.capture, trait.state
+    if facts is None or not state.any_captured():
+        return "not captured"
+    kept = int((state.passing() & state.captured()).sum())
+    return f"[{kept}, {len(facts.layers)}, {facts.hidden_dim}]"
+
+
+def _bars(histogram: list[int]) -> str:
+    top = max(histogram) or 1
+    return "".join(_LEVELS[-(-count * (len(_LEVELS) - 1) // top)] for count in histogram)
+
+
+def _remarks(trait: TraitResult) -> Iterator[str]:
+    counts = trait.state.counts()
+    for polarity in POLARITIES:
+        yield from _side_remarks(trait, polarity, counts[polarity])
+    yield from _rounds(trait, counts)
+    judge = judge_summary(trait.state)
+    if judge["auroc"] is not None and judge["auroc_interval"][0] <= 0.5:
+        low, high = judge["auroc_interval"]
+        yield (
+            f"{trait.name}: WARNING: this judge cannot tell the two sides apart (AUROC "
+            f"{judge['auroc']:.2f}, interval {low:.2f} to {high:.2f}); what it keeps means little"
+        )
+    exported = trait.exported
+    if exported is None:
+        return
+    if exported.uncaptured:
+        step = command(trait.folder.step("activations"))
+        yield (
+            f"{trait.name}: {exported.uncaptured} kept responses have no activations, so there is "
+            f"no tensor; capture them with: {step}"
+        )
+    root = trait.folder.path
+    files = ", ".join(str(path.relative_to(root)) for path in exported.files)
+    yield f"{trait.name}: files in {root}/: {files}"
+
+
+def _side_remarks(trait: TraitResult, polarity: str, side: dict[str, Any]) -> Iterator[str]:
+    found = {name: side["responses"][name] for name in ("empty", "overlong", "failed")}
+    found |= {name: n for name, n in side["verdicts"].items() if name != "scored"}
+    found |= {
+        "capture failed": side["capture_failed"],
+        "cut off at --max_new_tokens": side["cut_off"],
+    }
+    problems = [f"{count} {name}" for name, count in found.items() if count]
+    if problems:
+        yield f"{trait.name} {polarity}: {', '.join(problems)}"
+    scored = side["verdicts"]["scored"]
+    answered = sum(side["verdicts"][name] for name in ("refused", "unparsable", "truncated"))
+    if answered and not scored:
+        yield (
+            f"{trait.name}: no {polarity} response has a score: the judge answers, but gives no "
+            f"number. Read its answers (column raw in {trait.folder.records}/verdicts), and try "
+            "another eval_prompt or judge"
+        )
+    if scored and not side["kept"] and not side["verdicts"]["unjudged"]:
+        yield (
+            f"{trait.name}: no {polarity} response passes the threshold "
+            f"{trait.state.threshold:g} (scores above). Try another --threshold with traitmill "
+            "export, stronger instructions, or another judge"
+        )
+
+
+def _rounds(trait: TraitResult, counts: dict[str, Any]) -> Iterator[str]:
+    wanted = trait.settings.counts
+    if not wanted.min_kept or not trait.decided:
+        return
+    kept = [counts[polarity]["kept"] for polarity in POLARITIES]
+    planned = [counts[polarity]["planned"] for polarity in POLARITIES]
+    end = "enough"
+    if min(kept) < wanted.min_kept:
+        end = "traitmill generate adds rounds"
+        if max(planned) >= wanted.limit:
+            end = f"the limit of {wanted.limit} a side is reached"
+    yield (
+        f"{trait.name}: {kept[0]} pos + {kept[1]} neg kept of {planned[0]} + {planned[1]}, "
+        f"--min_kept {wanted.min_kept}: {end}"
+    )
+
+
+def _next_step(result: RunResult) -> str:
+    done = [trait for trait in result.traits.values() if trait.finished]
+    if result.exit_code == ExitCode.INTERRUPTED:
+        return "interrupted; everything above is stored. Run the same command again to go on"
+    if result.errors or not done:
+        return "what is stored is safe; run the same command again to go on"
+    names, folder = [trait.name for trait in done], done[0].folder
+    uncaptured = any(trait.exported and trait.exported.uncaptured for trait in done)
+    if uncaptured or not all(trait.state.any_captured() for trait in done):
+        return f"next: {command(folder.step('activations'), names)}"
+    pools = done[0].state.choice.pools
+    pool = DEFAULT_POOL if DEFAULT_POOL in pools else pools[0]
+    return f"next: {command(folder.step('vectors', pool=pool), names)}"

@@ -1,0 +1,63 @@
+"""Write the pages of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ExitCode, TraitmillError
+from ..settings import DEFAULT_POOL
+from ..storage import lock_traits, select_traits
+from .page import write_experiment_report, write_trait_report
+
+
+@dataclass(frozen=True, slots=True)
+class ReportResult:
+    """Pages written, the experiment's last, and what kept others from being written."""
+
+    pages: tuple[Path, ...]
+    errors: tuple[TraitmillError, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that the command ends with."""
+        return max((error.exit_code for error in self.errors), default=ExitCode.OK)
+
+
+def write_report(
+    experiment: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    pool: str = DEFAULT_POOL,
+    force_unlock: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
+) -> ReportResult:
+    """Write report.html and plots/ for traits of an experiment, and for the experiment.
+
+    `traits` None is all that have a definition. A page that cannot be written does not keep the
+    others from it; without any, the experiment's is not written. `notice` is called with what was
+    left out of the experiment's page. The traits' locks are taken here.
+
+    Raise UsageError for traits that are unknown or cannot be written, LockedError.
+    """
+    folder = Path(experiment)
+    if isinstance(traits, str):
+        traits = [traits]
+    folders = select_traits(folder.parent, folder.name, traits)
+    for each in folders.values():
+        each.check_writable()
+    pages: list[Path] = []
+    errors: list[TraitmillError] = []
+    with lock_traits(list(folders.values()), force_unlock=force_unlock):
+        for each in folders.values():
+            try:
+                pages.append(write_trait_report(each, pool))
+            except TraitmillError as error:
+                errors.append(error)
+        if pages:
+            try:
+                pages.append(write_experiment_report(folder, notice, pool))
+            except TraitmillError as error:
+                errors.append(error)
+    return ReportResult(tuple(pages), tuple(errors))

@@ -1,0 +1,351 @@
+"""The front door: generate, judge, capture and export, each one call on an experiment's folder."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import storage
+from ..errors import ExitCode, TraitmillError
+from ..models import ModelRef, find_model, lazy_tokenizer
+from ..outputs import Exported, export_trait, refuse_lost
+from ..settings import RunSettings, check_threshold
+from ..storage import TraitFolder, lock_traits
+from ..traits import load_traits
+from .backends import Backends
+from .folder_settings import check_judge, recorded_trait, resolve
+from .loading import Work, open_backends
+from .log import new_log
+from .pipeline import Pipeline
+from .prepare import Wanted, open_run
+from .progress import Listener, Progress, RunResult, trait_results
+from .selection import (
+    check_capture_settings,
+    check_machine,
+    generating_model,
+    model_of,
+    select,
+)
+from .trait_run import TraitRun
+
+OpenBackends = Callable[[Work], AbstractAsyncContextManager[Backends]]
+
+
+async def generate(
+    experiment: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    model: str | None = None,
+    new_run: bool = False,
+    force_unlock: bool = False,
+    listener: Listener | None = None,
+    stop: asyncio.Event | None = None,
+    backends: OpenBackends = open_backends,
+    **given: Any,
+) -> RunResult:
+    """Generate responses, judge each as it is finished, capture activations, write the files.
+
+    `experiment` is the folder `experiments/<name>`, `traits` names in it (None: all). `given` are
+    settings by name (see `settings.NAMES`); what is not given on a folder with a run is that run's.
+    Run again, it goes on where it was. `stop`, when set, ends the run early; the result says so.
+
+    Raise UsageError, DefinitionError, AccessError, LockedError or SettingsChangedError before
+    anything loads or is written. What goes wrong later stands in the result.
+    """
+    listener = listener or Listener()
+    folders = select(experiment, traits)
+    definitions = {trait.name: trait for trait in load_traits(_paths(folders))}
+    settings, remarks = resolve(folders, given)
+    check_machine(folders, _any(settings))
+    check_judge(_any(settings))
+    name, said = model_of(folders, model, Path(experiment).name)
+    listener.notice(f"model: {name}{said}")
+    ref = find_model(name)
+    for line in remarks:
+        listener.notice(line)
+    wanted = [
+        Wanted(
+            trait=definitions[name],
+            folder=folders[name],
+            settings=_with_model(settings[name], ref),
+            generates=True,
+            judges=True,
+            new_run=new_run,
+        )
+        for name in folders
+    ]
+    return await _run(wanted, ref, listener, stop, backends, force_unlock=force_unlock)
+
+
+async def judge(
+    experiment: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    force_unlock: bool = False,
+    listener: Listener | None = None,
+    stop: asyncio.Event | None = None,
+    backends: OpenBackends = open_backends,
+    **given: Any,
+) -> RunResult:
+    """Judge stored responses: another judge or an edited prompt adds a verdict set beside the old.
+
+    Nothing is generated, and no verdict is paid for twice. The files are written from the new set;
+    `export(use_judge=...)` goes back to another. Without a judge given, the folder's own is asked.
+    Parameters and errors as `generate` has them.
+    """
+    listener = listener or Listener()
+    folders = select(experiment, traits)
+    edited = {trait.name: trait for trait in load_traits(_paths(folders))}
+    records = {name: storage.need_record(folder) for name, folder in folders.items()}
+    settings, remarks = resolve(folders, {**given, "capture": "none"})
+    check_machine(folders, _any(settings))
+    check_judge(_any(settings))
+    for line in remarks:
+        listener.notice(line)
+    first = _any(settings)
+    if first.judge.is_local:
+        ref = generating_model(records)
+    else:  # a remote judge reads texts: the model that wrote them may be gone
+        sampling = first.sampling
+        ref = ModelRef(sampling.model, sampling.model, sampling.revision, {})
+    wanted = [
+        Wanted(
+            trait=recorded_trait(name, records[name], edited[name]),
+            folder=folders[name],
+            settings=settings[name],
+            generates=False,
+            judges=True,
+        )
+        for name in folders
+    ]
+    return await _run(wanted, ref, listener, stop, backends, force_unlock=force_unlock)
+
+
+async def capture(
+    experiment: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    force_unlock: bool = False,
+    listener: Listener | None = None,
+    stop: asyncio.Event | None = None,
+    backends: OpenBackends = open_backends,
+    **given: Any,
+) -> RunResult:
+    """Capture activations of stored responses, and write the files. Nothing is generated or judged.
+
+    `pool` adds to the pools that are there; `threshold` exports anew. Parameters and errors as
+    `generate` has them.
+    """
+    listener = listener or Listener()
+    folders = select(experiment, traits)
+    records = {name: storage.need_record(folder) for name, folder in folders.items()}
+    settings, _ = resolve(folders, given)
+    for name, folder in folders.items():
+        settings[name] = _with_own_pools(settings[name], folder)
+    check_machine(folders, _any(settings))
+    ref = generating_model(records)
+    wanted = [
+        Wanted(
+            trait=recorded_trait(name, records[name]),
+            folder=folders[name],
+            settings=settings[name],
+            generates=False,
+            judges=False,
+        )
+        for name in folders
+    ]
+    return await _run(wanted, ref, listener, stop, backends, force_unlock=force_unlock)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export wrote, by trait."""
+
+    exported: Mapping[str, Exported]
+    errors: Mapping[str, TraitmillError]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that the command ends with."""
+        codes = [error.exit_code for error in self.errors.values()]
+        if not all(all(each.kept.values()) for each in self.exported.values()):
+            codes.append(ExitCode.NOTHING_KEPT)
+        return max(codes, default=ExitCode.OK)
+
+
+def export(
+    experiment: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    threshold: float | None = None,
+    use_judge: str | None = None,
+    force_unlock: bool = False,
+) -> ExportResult:
+    """Write CSVs, tensors and metadata again from the records, without a model.
+
+    `threshold` and `use_judge` (a judge's model or the key of a verdict set) change what they show.
+    One trait's trouble does not keep the others from being written; with `traits` None, those that
+    have no run are left out. Raise UsageError or LockedError before anything is written.
+    """
+    folders = select(experiment, traits)
+    if threshold is not None:
+        check_threshold(threshold)
+    if traits is None:
+        begun = {name: folder for name, folder in folders.items() if storage.has_run(folder)}
+        folders = begun or folders
+    for folder in folders.values():
+        storage.need_record(folder)
+    exported: dict[str, Exported] = {}
+    errors: dict[str, TraitmillError] = {}
+    with lock_traits(list(folders.values()), force_unlock=force_unlock):
+        for name, folder in folders.items():
+            try:
+                exported[name] = _export_one(folder, threshold, use_judge)
+            except TraitmillError as error:
+                errors[name] = error
+    return ExportResult(exported, errors)
+
+
+def _export_one(folder: TraitFolder, threshold: float | None, use_judge: str | None) -> Exported:
+    state = storage.load_state(folder, use_judge)
+    refuse_lost(state)
+    folder.clean()
+    storage.replay(state.parts["responses"])
+    storage.replay(state.parts["verdicts"])
+    state = state.with_plan(state.plan)
+    if threshold is not None:
+        state.choose(threshold=threshold)
+    return export_trait(state)
+
+
+def _any(settings: Mapping[str, RunSettings]) -> RunSettings:
+    return next(iter(settings.values()))
+
+
+def _paths(folders: Mapping[str, TraitFolder]) -> dict[str, Path]:
+    return {name: folder.path for name, folder in folders.items()}
+
+
+def _with_model(settings: RunSettings, ref: ModelRef) -> RunSettings:
+    sampling = replace(settings.sampling, model=ref.name, revision=ref.revision)
+    return replace(settings, sampling=sampling)
+
+
+def _with_own_pools(settings: RunSettings, folder: TraitFolder) -> RunSettings:
+    """Let a pool stand beside those that the run has: none of its files goes."""
+    own = storage.chosen(folder).pools
+    pools = tuple(dict.fromkeys([*own, *settings.capture.pools]))
+    return replace(settings, capture=replace(settings.capture, pools=pools))
+
+
+# --- the run ---
+
+
+async def _run(
+    wanted: Sequence[Wanted],
+    ref: ModelRef,
+    listener: Listener,
+    stop: asyncio.Event | None,
+    backends: OpenBackends,
+    *,
+    force_unlock: bool,
+) -> RunResult:
+    """Lock the folders, open them, load what is needed, run, take it down."""
+    settings, generates = wanted[0].settings, wanted[0].generates
+    check_capture_settings(settings, ref)
+    stop = stop or asyncio.Event()
+    started = time.monotonic()
+    folders = [each.folder for each in wanted]
+    with lock_traits(folders, force_unlock=force_unlock):
+        tokenize = lazy_tokenizer(ref)
+        runs = [
+            await asyncio.to_thread(open_run, w, ref, tokenize, listener.notice) for w in wanted
+        ]
+        work = _work(runs, ref, listener, generates=generates, judges=wanted[0].judges)
+        if not (work.generates or work.judges or work.captures):
+            listener.notice("everything is done already: no model is loaded")
+            pipeline = Pipeline(runs, settings, Backends(), listener.notice)
+            await pipeline.run(stop)
+            return _result(runs, pipeline, None, started, interrupted=pipeline.interrupted)
+        progress = Progress(work.log, work.captures, runs)
+        listener.began(progress)
+        try:
+            return await _work_through(work, progress, stop, backends, started)
+        finally:
+            listener.ended()
+
+
+async def _work_through(
+    work: Work, progress: Progress, stop: asyncio.Event, backends: OpenBackends, started: float
+) -> RunResult:
+    async with AsyncExitStack() as stack:
+        loading = asyncio.ensure_future(stack.enter_async_context(backends(work)))
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not loading.done():
+            # A model being loaded cannot be stopped; the watchdog ends its process with ours.
+            loading.cancel()
+            return _result(work.runs, None, work.log, started, interrupted=True)
+        progress.backends = loading.result()
+        pipeline = Pipeline(work.runs, work.settings, progress.backends, work.notice)
+        progress.pipeline = pipeline
+        await pipeline.run(stop)
+        usage = progress.usage
+    result = _result(work.runs, pipeline, work.log, started, interrupted=pipeline.interrupted)
+    return replace(result, usage=usage)
+
+
+def _work(
+    runs: Sequence[TraitRun], ref: ModelRef, listener: Listener, *, generates: bool, judges: bool
+) -> Work:
+    """Return what is left to do; rounds that are finished already are stepped over."""
+    for run in runs:
+        while generates and not run.ungenerated() and not len(run.unjudged()):
+            if not run.next_round():
+                break
+    settings = runs[0].settings
+    unjudged = any(len(run.unjudged()) for run in runs)
+    pending = any(run.ungenerated() for run in runs)
+    needs_generator = generates and (pending or bool(settings.counts.min_kept and unjudged))
+    needs_judge = judges and (needs_generator or unjudged)
+    captures = any(len(run.uncaptured()) for run in runs)
+    captures |= needs_generator and settings.capture_rows == "all"
+    captures |= needs_judge and settings.capture_rows == "kept"
+    return Work(
+        ref=ref,
+        settings=settings,
+        runs=runs,
+        generates=needs_generator,
+        judges=needs_judge,
+        captures=captures,
+        log=new_log(runs[0].folder.experiment),
+        notice=listener.notice,
+    )
+
+
+def _result(
+    runs: Sequence[TraitRun],
+    pipeline: Pipeline | None,
+    log: Path | None,
+    started: float,
+    *,
+    interrupted: bool,
+) -> RunResult:
+    errors, clocks = {}, {}
+    if pipeline is not None:
+        errors, clocks = pipeline.errors, pipeline.clocks
+    return RunResult(
+        traits=trait_results(runs),
+        stage_errors=errors,
+        interrupted=interrupted,
+        clocks=clocks,
+        seconds=time.monotonic() - started,
+        usage=None,
+        log=log,
+    )

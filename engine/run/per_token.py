@@ -1,0 +1,140 @@
+"""Every token's state at chosen layers of stored responses, streamed to safetensors shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import storage
+from ..errors import UsageError
+from ..models import (
+    ModelRef,
+    Shape,
+    check_capture,
+    choose_device,
+    choose_dtype,
+    computes_bfloat16,
+    read_config,
+)
+from ..settings import RunSettings
+from ..storage import TraitFolder, TraitState, lock_traits
+from .folder_settings import resolve
+from .selection import generating_model, select
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEstimate:
+    """What a per-token capture will write."""
+
+    responses: int
+    tokens: int
+    n_layers: int
+    n_bytes: int
+
+
+def capture_tokens(
+    experiment: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    confirm: Callable[[TokenEstimate], bool] = lambda _: True,
+    notice: Notice = lambda _: None,
+    force_unlock: bool = False,
+    **given: Any,
+) -> list[str]:
+    """Write `activations/per_token/` in each trait's folder; return a line for each row that
+    failed.
+
+    `given` are settings by name; `layers` is one of them. `confirm` is asked first. Run again, it
+    goes on where it was. Raise UsageError with nothing written where `confirm` says no.
+    """
+    folders = select(experiment, traits)
+    records = {name: storage.need_record(folder) for name, folder in folders.items()}
+    settings, _ = resolve(folders, given)
+    first = next(iter(settings.values()))
+    layers = first.capture.layers
+    if layers is None:
+        raise UsageError(
+            "states of every token need `layers` (such as 10-12): all tokens at all layers are "
+            "rarely wanted"
+        )
+    ref = generating_model(records)
+    device = choose_device(first.execution.capture_device).partition(":")[0]
+    check_capture(ref.config, first.capture, device)
+    config = read_config(ref.config)
+    dtype = choose_dtype(config, first.capture.dtype, bfloat16=computes_bfloat16(device))
+    for folder in folders.values():
+        folder.check_writable()
+    with lock_traits(list(folders.values()), force_unlock=force_unlock):
+        chosen = [_chosen(folder, first.capture_rows) for folder in folders.values()]
+        itemsize = 2
+        if dtype == "float32":
+            itemsize = 4
+        n_layers = len(layers) + first.capture.include_embeddings
+        tokens = sum(_tokens(state, positions) for state, positions in chosen)
+        estimate = TokenEstimate(
+            responses=sum(len(positions) for _, positions in chosen),
+            tokens=tokens,
+            n_layers=n_layers,
+            n_bytes=tokens * n_layers * Shape.from_config(config).hidden * itemsize,
+        )
+        if not confirm(estimate):
+            raise UsageError("nothing was written; name fewer `layers`")
+        return _write(chosen, first, ref, folders, notice)
+
+
+def _chosen(folder: TraitFolder, rows: str) -> tuple[TraitState, np.ndarray]:
+    state = storage.load_state(folder)
+    wanted = state.responses.having("ok")
+    if rows == "kept":
+        wanted = state.passing()
+    return state, np.flatnonzero(wanted)
+
+
+def _tokens(state: TraitState, positions: np.ndarray) -> int:
+    """Return the prompt and response tokens of some responses."""
+    import pyarrow.compute as pc
+
+    columns = ["prompt_token_ids", "response_token_ids"]
+    total = 0
+    for table in state.tables("responses", positions, columns):
+        for name in columns:
+            total += pc.sum(pc.list_value_length(table[name])).as_py()
+    return total
+
+
+def _write(
+    chosen: Sequence[tuple[TraitState, np.ndarray]],
+    settings: RunSettings,
+    ref: ModelRef,
+    folders: Mapping[str, TraitFolder],
+    notice: Notice,
+) -> list[str]:
+    from ..capture.model import CaptureModel
+    from ..capture.per_token import write_per_token
+
+    model = CaptureModel(
+        ref.source,
+        settings.capture,
+        device=settings.execution.capture_device,
+        revision=ref.hub_revision,
+        self_check="off",
+        max_rows=settings.execution.batch_size,
+        blocks=settings.execution.blocks,
+    )
+    faults: list[str] = []
+    for folder, (state, positions) in zip(folders.values(), chosen, strict=True):
+        written = write_per_token(
+            model,
+            list(state.read_responses(positions)),
+            folder.per_token,
+            revision=ref.revision,
+            fault=faults.append,
+        )
+        notice(f"{folder.name}: {written:,} responses written to {folder.per_token}")
+    return faults

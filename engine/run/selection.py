@@ -1,0 +1,85 @@
+"""Which folders a command works on, and what must hold of them before anything loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .. import storage
+from ..errors import UsageError
+from ..models import ModelRef, check_capture, choose_device, find_model, infer_model
+from ..settings import DEFAULTS, RunSettings
+from ..storage import TraitFolder, select_traits
+
+
+def select(experiment: Path | str, traits: Sequence[str] | str | None) -> dict[str, TraitFolder]:
+    """Return the folders of traits (None: all) of an experiment's folder. Raise UsageError."""
+    folder = Path(experiment)
+    if isinstance(traits, str):
+        traits = [traits]
+    return select_traits(folder.parent, folder.name, traits)
+
+
+def check_machine(folders: Mapping[str, TraitFolder], settings: RunSettings) -> None:
+    """Raise UsageError for folders that cannot be written, and for GPUs that are not here."""
+    storage.now()  # refuses a SOURCE_DATE_EPOCH that is no number
+    for folder in folders.values():
+        folder.check_writable()
+    wanted = settings.execution.tensor_parallel_size
+    if wanted > 1:
+        import torch
+
+        here = torch.cuda.device_count()
+        if here < wanted:
+            raise UsageError(
+                f"`tensor_parallel_size` {wanted}: this machine shows {here} NVIDIA GPUs"
+            )
+
+
+def check_capture_settings(settings: RunSettings, ref: ModelRef) -> None:
+    """Raise UsageError for capture settings that do not suit the model or this machine.
+
+    The defaults suit every model, and need not wait for the libraries that tell.
+    """
+    capture, device = settings.capture, settings.execution.capture_device
+    chosen = (capture.layers, capture.include_embeddings, capture.dtype, capture.attention)
+    own = DEFAULTS.capture
+    default = (own.layers, own.include_embeddings, own.dtype, own.attention)
+    if settings.capture_rows == "none":
+        return
+    if chosen != default or device != DEFAULTS.execution.capture_device:
+        check_capture(ref.config, capture, choose_device(device).partition(":")[0])
+
+
+def model_of(
+    folders: Mapping[str, TraitFolder], name: str | None, experiment: str
+) -> tuple[str, str]:
+    """Return the name of the model to generate with, and in words where it comes from.
+
+    It is the one named, the folders' own, or the one that the experiment's name implies.
+    """
+    if name is not None:
+        return name, ""
+    found = [storage.RunRecord.load(folder.run_record) for folder in folders.values()]
+    own = [record.model_argument for record in found if record is not None]
+    said = " (from the run's record or the experiment's name; `gen_model` overrides)"
+    return next(iter(own), infer_model(experiment)), said
+
+
+def generating_model(records: Mapping[str, storage.RunRecord]) -> ModelRef:
+    """Return the one model that generated all responses.
+
+    Raise UsageError where there are several, or it has changed.
+    """
+    made_with = {(record.model_argument, record.sampling.revision) for record in records.values()}
+    if len(made_with) > 1:
+        names = ", ".join(sorted(f"{source} ({revision})" for source, revision in made_with))
+        raise UsageError(f"the traits were made with different models, {names}; run them apart")
+    [(source, revision)] = made_with
+    ref = find_model(source)
+    if ref.revision != revision:
+        raise UsageError(
+            f"model {source} has changed since the responses were generated ({revision} -> "
+            f"{ref.revision}); restore its files, or generate again with `new_run`"
+        )
+    return ref

@@ -1,0 +1,260 @@
+"""One trait's work in a run: what its folder holds, and what is still to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .. import storage
+from ..capture import CaptureFacts
+from ..errors import SettingsChangedError, TraitmillError
+from ..judging import calibration_positions
+from ..outputs import Exported, export_trait, is_exported
+from ..records import POLARITIES, Polarity, Sample
+from ..settings import RunSettings
+from ..storage import KINDS, Journal, JudgeFacts, Kind, TraitFolder, TraitState
+from ..traits import Plan, Trait, load_plan, make_plan, plan_key
+from .backends import Stage
+
+Tokenize = Callable[[str], tuple[int, ...]]
+
+
+@dataclass(slots=True, eq=False)
+class TraitRun:
+    """A trait in a run. `state` is kept up to date as parts are written."""
+
+    trait: Trait
+    folder: TraitFolder
+    settings: RunSettings
+    tokenize: Tokenize
+    state: TraitState
+    journals: dict[Kind, Journal] = field(default_factory=dict)
+    done: Counter[Stage] = field(default_factory=Counter)
+    """Records there are of each stage, counted as they come."""
+    decided: bool = False
+    """Whether enough is kept, or no more rounds are allowed."""
+    finished: bool = False
+    exported: Exported | None = None
+    error: TraitmillError | None = None
+    _saved: JudgeFacts | None = None
+
+    def __post_init__(self) -> None:
+        for kind in ("responses", "verdicts"):
+            self.journals[kind] = Journal(self.state.parts[kind].folder)
+        self.count()
+
+    @property
+    def name(self) -> str:
+        return self.trait.name
+
+    @property
+    def settled(self) -> bool:
+        return self.finished or self.error is not None
+
+    # --- what is to do ---
+
+    def count(self) -> None:
+        """Count what is stored."""
+        state = self.state
+        again = state.responses.pending() | state.responses.having("failed")
+        self.done["generation"] = int((~again).sum())
+        ok = state.responses.having("ok")
+        self.done["judging"] = int((ok & ~state.unjudged()).sum())
+        self.done["capture"] = int((ok & state.captured()).sum())
+
+    def ungenerated(self) -> list[int]:
+        """Return positions to generate: samples that fix a local judge's offset, then the plan's
+        order."""
+        status = self.state.responses
+        waiting = status.pending() | status.having("failed")
+        first = np.zeros_like(waiting)
+        if self.settings.judge.is_local and self.offset is None:
+            first[self.calibration()] = True
+        return [
+            *np.flatnonzero(waiting & first).tolist(),
+            *np.flatnonzero(waiting & ~first).tolist(),
+        ]
+
+    def unjudged(self) -> np.ndarray:
+        """Return positions of stored responses that need a verdict."""
+        return np.flatnonzero(self.state.unjudged())
+
+    def uncaptured(self) -> np.ndarray:
+        """Return positions of stored responses that are to be captured."""
+        rows = self.settings.capture_rows
+        if rows == "none":
+            return np.zeros(0, np.int64)
+        wanted = self.state.passing()
+        if rows == "all":
+            wanted = self.state.responses.having("ok")
+        return np.flatnonzero(wanted & ~self.state.captured())
+
+    def samples(self, positions: list[int]) -> list[Sample]:
+        """Return the samples at some positions of the plan."""
+        return [self.state.plan.sample(place, self.trait, self.tokenize) for place in positions]
+
+    def prompt_lengths(self) -> list[int]:
+        """Return the tokens of each distinct prompt that is still to be generated from."""
+        positions = np.array(self.ungenerated(), np.int64)
+        plan = self.state.plan
+        columns = [plan.polarity, plan.instruction_index, plan.question_index]
+        prompts = np.stack(columns)[:, positions]
+        first = np.unique(prompts, axis=1, return_index=True)[1]
+        return [len(s.prompt_token_ids) for s in self.samples(positions[first].tolist())]
+
+    # --- rounds of min_kept ---
+
+    def next_round(self) -> bool:
+        """Add a round of samples where `min_kept` asks for it; return whether one was added.
+
+        Decided by finished rounds only.
+        """
+        counts, state = self.settings.counts, self.state
+        n_planned: dict[Polarity, int] = {}
+        for polarity in POLARITIES:
+            side = state.side(polarity)
+            n_planned[polarity] = n = int(side.sum())
+            if int((state.passing() & side).sum()) < counts.min_kept:
+                n_planned[polarity] = max(n, min(n + counts.n_examples, counts.limit))
+        if not counts.min_kept or n_planned == state.plan.n_planned:
+            self.decided = True
+            return False
+        plan = planned(self.trait, self.folder, self.settings, n_planned, self.tokenize)
+        self.state = state.with_plan(plan)
+        self.count()
+        return True
+
+    # --- the judge ---
+
+    @property
+    def judge(self) -> JudgeFacts:
+        """The judge in use."""
+        if self.state.judge is None:
+            raise ValueError("the run has no judge")
+        return self.state.judge
+
+    @property
+    def offset(self) -> float | None:
+        """The logit difference that a local judge's scores are measured from, once it is fixed."""
+        return self.judge.offset
+
+    def learn(self, **facts: object) -> None:
+        """Note what was learned of the judge: `profile` and `endpoint`, or `offset`."""
+        self.state.choose(judge=self.judge.model_copy(update=facts))
+
+    def calibration(self) -> list[int]:
+        """Return positions of the samples that fix a local judge's offset."""
+        return calibration_positions(self.state.plan, self.settings.counts.n_examples)
+
+    @property
+    def judge_is_saved(self) -> bool:
+        """Whether what is known of the judge stands beside its verdicts."""
+        return self._saved is self.judge
+
+    def save_judge(self) -> None:
+        """Write what the verdict set is of, unless the file says so already."""
+        judge = self.judge
+        judge.save(self.folder.verdicts(self.state.judge_key) / "facts.json")
+        self._saved = judge
+
+    # --- capture ---
+
+    def begin_capture(self, loaded: CaptureFacts, placement: str) -> None:
+        """Note what captures. Raise SettingsChangedError where the stored rows were made otherwise.
+
+        `auto` depends on the device: one activation set must not hold rows of two dtypes or
+        attention implementations.
+        """
+        known = self.state.capture
+        if known is not None and known.layers:
+            _refuse_other(self.folder, known, loaded)
+            pools = tuple(dict.fromkeys([*known.pools, *self.settings.capture.pools]))
+            self.state.choose(capture=known.model_copy(update={"pools": pools}))
+            return
+        capture = self.settings.capture
+        self.state.choose(
+            capture=storage.CaptureFacts(
+                asked=asked(self.settings),
+                pools=capture.pools,
+                layers=loaded.layers,
+                n_layers=loaded.n_layers,
+                hidden_dim=loaded.hidden_dim,
+                dtype=loaded.dtype,
+                attention=loaded.attention,
+                device=loaded.device,
+                placement=placement,
+                batch_size=self.settings.execution.batch_size or "auto",
+                versions=storage.installed_versions(("torch", "transformers")),
+                begun=self.state.record.created,
+            )
+        )
+
+    def checked(self, self_check: dict[str, object]) -> None:
+        """Note what the self-check has seen."""
+        if self.state.capture is not None:
+            update = {"self_check": dict(self_check)}
+            self.state.choose(capture=self.state.capture.model_copy(update=update))
+
+    def save_capture(self) -> None:
+        """Write what the activation set is of, unless the file says so already."""
+        if self.state.capture is not None and self.state.capture_key is not None:
+            folder = self.folder.activations(self.state.capture_key)
+            self.state.capture.save(folder / "facts.json")
+
+    # --- the end ---
+
+    def finish(self) -> None:
+        """Write the trait's files, unless they are what an export would write; merge small parts.
+
+        Where kept responses were not captured, and this run was not to, there are CSVs alone.
+        """
+        if not is_exported(self.state):
+            self.exported = export_trait(self.state, without_uncaptured=True)
+        for kind in KINDS:
+            self.state.parts[kind].compact()
+        self.finished = True
+
+
+def asked(settings: RunSettings) -> dict[str, object]:
+    """Return the settings that choose an activation set, as plain JSON values."""
+    capture = settings.capture
+    layers = None
+    if capture.layers is not None:
+        layers = list(capture.layers)
+    return {
+        "layers": layers,
+        "include_embeddings": capture.include_embeddings,
+        "dtype": capture.dtype,
+        "attention": capture.attention,
+    }
+
+
+def planned(
+    trait: Trait,
+    folder: TraitFolder,
+    settings: RunSettings,
+    n_planned: dict[Polarity, int],
+    tokenize: Tokenize,
+) -> Plan:
+    """Return the plan for so many samples a side: the stored one when it is the same."""
+    plan = load_plan(folder.plan)
+    if plan is None or plan.key != plan_key(trait, n_planned, settings.sampling):
+        plan = make_plan(trait, n_planned, settings.sampling, tokenize)
+        plan.save(folder.plan)
+    return plan
+
+
+def _refuse_other(folder: TraitFolder, known: storage.CaptureFacts, loaded: CaptureFacts) -> None:
+    names = ("dtype", "attention", "layers", "hidden_dim")
+    found = {name: getattr(loaded, name) for name in names}
+    lines = storage.differing(known.model_dump(include=set(names)), found)
+    if lines:
+        raise SettingsChangedError(
+            f"{folder.path}: capture here would not compute what its activation set holds: "
+            f"{', '.join(lines)}. Capture on a device like the first ({known.device}), or capture "
+            f"all anew as a set of its own, with `capture_dtype` {loaded.dtype} and `attention` "
+            f"{loaded.attention}"
+        )

@@ -1,0 +1,122 @@
+"""Which record sets a folder has, and which of them its files show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import UsageError
+from ..traits import load_plan
+from .folder import TraitFolder
+from .parts import PartSet, ids_of
+from .run_record import CaptureFacts, JudgeFacts, RunRecord, Selection
+from .state import Choice, TraitState, open_state
+
+
+def has_run(folder: TraitFolder) -> bool:
+    """Return whether a run has begun in a folder."""
+    return folder.run_record.is_file()
+
+
+def need_record(folder: TraitFolder) -> RunRecord:
+    """Return what a folder was made with. Raise UsageError where no run has been."""
+    record = RunRecord.load(folder.run_record)
+    if record is None:
+        raise UsageError(f"{folder.path} holds no run yet; make one", folder.step("generate"))
+    return record
+
+
+def verdict_sets(folder: TraitFolder) -> dict[str, JudgeFacts]:
+    """Return the facts of a folder's verdict sets by key, the oldest first."""
+    found = {}
+    for path in (folder.records / "verdicts").glob("*/facts.json"):
+        if facts := JudgeFacts.load(path):
+            found[path.parent.name] = facts
+    return dict(sorted(found.items(), key=lambda item: (item[1].begun, item[0])))
+
+
+def activation_sets(folder: TraitFolder) -> dict[str, CaptureFacts]:
+    """Return the facts of a folder's activation sets by key, the oldest first."""
+    found = {}
+    for path in (folder.records / "activations").glob("*/facts.json"):
+        if facts := CaptureFacts.load(path):
+            found[path.parent.name] = facts
+    return dict(sorted(found.items(), key=lambda item: (item[1].begun, item[0])))
+
+
+def chosen(folder: TraitFolder, use_judge: str | None = None) -> Choice:
+    """Return which record sets a folder's files show, or would show: without files, the newest.
+
+    Raise UsageError where `use_judge` names no verdict set or several.
+    """
+    judges, captures = verdict_sets(folder), activation_sets(folder)
+    selection = Selection.load(folder.selection)
+    judge_key = selection.judge if selection else next(reversed(judges), "none")
+    if use_judge is not None:
+        judge_key = _find_judge(judges, use_judge)
+    capture_key = selection.capture if selection else None
+    if capture_key is None:
+        capture_key = next(reversed(captures), None)
+    capture = captures.get(capture_key or "")
+    pools = capture.pools if capture else ()
+    if selection and selection.capture:
+        pools = selection.pools
+    threshold = selection.threshold if selection else Choice(judge_key="").threshold
+    return Choice(
+        judge_key=judge_key,
+        judge=judges.get(judge_key),
+        capture_key=capture_key,
+        capture=capture,
+        pools=pools,
+        threshold=threshold,
+    )
+
+
+def _find_judge(judges: Mapping[str, JudgeFacts], name: str) -> str:
+    keys = [key for key, facts in judges.items() if name in (key, facts.model)]
+    if len(keys) == 1:
+        return keys[0]
+    what = "names several verdict sets" if keys else "names no verdict set"
+    known = ", ".join(
+        f"{key} ({facts.model}, `judge_mode` {facts.mode}, of {facts.begun})"
+        for key, facts in judges.items()
+    )
+    raise UsageError(f"`use_judge` {name!r} {what} of this run; give one of: {known or 'none yet'}")
+
+
+def load_state(folder: TraitFolder, use_judge: str | None = None) -> TraitState:
+    """Index a trait's records as its files show them, to read. Take no lock, change nothing.
+
+    Raise UsageError where no run has been, or a file of the run is damaged.
+    """
+    record = need_record(folder)
+    plan = load_plan(folder.plan)
+    if plan is None:
+        raise UsageError(
+            f"{folder.path} has no readable plan; generate again (no stored row is redone)",
+            folder.step("generate"),
+        )
+    return open_state(folder, record, plan, chosen(folder, use_judge))
+
+
+def unfinished_sets(state: TraitState) -> list[str]:
+    """Return a line for each verdict set beside the one in use that lacks verdicts."""
+    ok = int(state.responses.having("ok").sum())
+    lines = []
+    for key, facts in verdict_sets(state.folder).items():
+        if key == state.judge_key:
+            continue
+        parts = PartSet(
+            state.folder.verdicts(key),
+            "verdicts",
+            state.folder.quarantine,
+            lambda _: None,
+            owned=False,
+        )
+        stored = {bytes(i) for _, table in parts.read(["sample_id"]) for i in ids_of(table)}
+        judged = sum(bytes(i) in stored for i in state.plan.ids[state.responses.having("ok")])
+        if judged < ok:
+            lines.append(
+                f"judge {facts.model} ({key}) has judged {judged} of {ok} responses; the files "
+                "show another judge"
+            )
+    return lines
