@@ -71,26 +71,41 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
     ranks = [split.rank(scores) for by_layer in first.own for scores in by_layer]
     best = _first_best(ranks)
     i, j = divmod(best, len(vectors.layers))
-    method, layer = vectors.methods[i], vectors.layers[j]
-    choice = f"{method} at layer {layer}, the best of {len(ranks)}"
-    where: Row = {"split": split.name, "method": method, "layer": layer}
+    where: Row = {"method": vectors.methods[i], "layer": vectors.layers[j]}
+    nested = {each.split.name: choose_nested(each.split, each.scores) for each in held}
     rows: list[Row] = []
-    nested = [choose_nested(each.split, each.scores) for each in held]
-    for each, found in zip(held, nested, strict=True):
+    for name, found in nested.items():
         figure: Row = found.auroc._asdict() if found else {}
-        rows.append({"measure": "selected_auroc", **where, "split": each.split.name, **figure})
+        rows.append({"measure": "selected_auroc", "split": name, **where, **figure})
     rows.append({"measure": "candidates", "split": split.name, "value": len(ranks)})
-    if nested[0] is None:
+    where["split"] = split.name
+    choice = "{method} at layer {layer}, the best of {n}".format(n=len(ranks), **where)
+    chosen, *others = nested.values()
+    if chosen is None:
         lack = _too_few(split) or "with two folds left out a side has fewer than 2 rows"
         reason = (
             f"Too few rows for a claim: {lack}; {choice}, has held-out AUROC {ranks[best][0]:.2f} "
             f"for unseen {split.name}s, not corrected for choosing it."
         )
         return Recommendation(**where, reason=reason), rows
-    baselines = _compare(nested[0], first.random[j], first.shuffled[i, j])
-    rows.append({"measure": "over_random", **where, **baselines.margin._asdict()})
-    conclusion = _conclude(choice, nested[0], next(iter(nested[1:]), None), baselines)
-    return Recommendation(**where, **conclusion), rows
+    margin, top = _over_random(chosen, first.random[j])
+    rows.append({"measure": "over_random", **where, **margin._asdict()})
+    random = (
+        f"random vectors {chosen.auroc.value - margin.value:.2f} on average ({margin.value:.2f} "
+        f"less, {margin.low:.2f} to {margin.high:.2f}) and {top:.2f} at their 97.5th percentile"
+    )
+    evidence = _Evidence(chosen, next(iter(others), None), margin, first.shuffled[i, j])
+    auroc, low, high = chosen.auroc
+    return Recommendation(
+        **where,
+        auroc=auroc,
+        low=low,
+        high=high,
+        claim=evidence.claim,
+        general=evidence.general,
+        reason=f"{evidence.opening(choice)}: held-out AUROC (corrected for choosing the best) "
+        f"{chosen}, {evidence.reach}; {evidence.against}, {random}.",
+    ), rows
 
 
 def choose_nested(split: Split, scores: ndarray) -> Nested | None:
@@ -112,68 +127,71 @@ def _first_best(ranks: Sequence[tuple[float, float]]) -> int:
     return max(range(len(ranks)), key=ranks.__getitem__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Baselines:
-    """What a choice is held against."""
+def _over_random(chosen: Nested, random: ndarray) -> tuple[Estimate, float]:
+    """Return by how much the choice beats the mean of random vectors, and their 97.5th percentile.
 
-    margin: Estimate
-    """By how much it beats the mean of random vectors."""
-    random_mean: float
-    random_top: float
-    """97.5th percentile of random vectors."""
-    shuffled: float | None
-    """Mean AUROC with shuffled labels; None where they could not be shuffled."""
-
-
-def _compare(chosen: Nested, random: ndarray, shuffled: ndarray) -> _Baselines:
-    """Compare with random vectors `[vectors, n]` and AUROCs with shuffled labels `[shuffles]`.
-
-    Paired: the choice and random vectors are measured on the same draws of groups, so what makes a
-    draw easy for all of them drops out.
+    `random` is `[vectors, n]`. Paired: both are measured on the same draws of groups, so what makes
+    a draw easy for all of them drops out.
     """
     split = chosen.split
     values = [split.auroc(each) for each in random]
     draws = np.mean([split.auroc_draws(each) for each in random], axis=0)
-    mean = float(np.mean(values))
-    margin = estimate(chosen.auroc.value - mean, chosen.draws - draws)
-    top = float(np.percentile(values, 97.5))
-    return _Baselines(margin, mean, top, float(shuffled.mean()) if shuffled.size else None)
+    margin = estimate(chosen.auroc.value - float(np.mean(values)), chosen.draws - draws)
+    return margin, float(np.percentile(values, 97.5))
 
 
-def _conclude(choice: str, chosen: Nested, other: Nested | None, baselines: _Baselines) -> Row:
-    """Return the fields of a recommendation: AUROC, whether it is a claim, and how far it goes."""
-    split, margin = chosen.split, baselines.margin
-    lack = _too_few(split)
-    chance, against = 0.5, "labels could not be shuffled"
-    if baselines.shuffled is not None:
-        chance = max(chance, baselines.shuffled)
-        against = f"shuffled labels give {baselines.shuffled:.2f}"
-    claim = not lack and chosen.auroc.low > chance and margin.low > 0
-    general = False
-    only = ""
-    beyond = f"unseen {'instruction' if split.name == 'question' else 'question'}s not tested"
-    if other is not None:
-        enough = other.split.n_groups >= MIN_OTHER_GROUPS
-        general = claim and enough and other.auroc.low > 0.5
-        beyond = f"and {other}"
-        if not enough:
-            beyond += f", of which there are only {other.split.n_groups}"
-        if not general:
-            only = f", for these {other.split.name}s only"
-    opening = f"Use {choice}{only}"
-    if lack:
-        opening = f"Too few rows for a claim: {lack}; {choice}"
-    elif not claim:
-        opening = f"No claim; {choice}"
-    sentence = (
-        f"{opening}: held-out AUROC (corrected for choosing the best) {chosen}, {beyond}; "
-        f"{against}, random vectors {baselines.random_mean:.2f} on average ({margin.value:.2f} "
-        f"less, {margin.low:.2f} to {margin.high:.2f}) and {baselines.random_top:.2f} at their "
-        "97.5th percentile."
-    )
-    auroc, low, high = chosen.auroc
-    found = {"auroc": auroc, "low": low, "high": high, "claim": claim, "general": general}
-    return {**found, "reason": sentence}
+@dataclass(frozen=True, slots=True, eq=False)
+class _Evidence:
+    """What makes a choice a claim, or does not."""
+
+    chosen: Nested
+    other: Nested | None
+    """By the other split; None where that cannot be measured."""
+    margin: Estimate
+    """By how much the choice beats the mean of random vectors."""
+    shuffled: ndarray
+    """AUROC with shuffled labels, `[shuffles]`."""
+
+    @property
+    def claim(self) -> bool:
+        chance = 0.5
+        if self.shuffled.size:
+            chance = max(chance, float(self.shuffled.mean()))
+        beats = self.chosen.auroc.low > chance and self.margin.low > 0
+        return beats and not _too_few(self.chosen.split)
+
+    @property
+    def general(self) -> bool:
+        if self.other is None or self.other.split.n_groups < MIN_OTHER_GROUPS:
+            return False
+        return self.claim and self.other.auroc.low > 0.5
+
+    def opening(self, choice: str) -> str:
+        lack = _too_few(self.chosen.split)
+        if lack:
+            return f"Too few rows for a claim: {lack}; {choice}"
+        if not self.claim:
+            return f"No claim; {choice}"
+        if self.other is None or self.general:
+            return f"Use {choice}"
+        return f"Use {choice}, for these {self.other.split.name}s only"
+
+    @property
+    def reach(self) -> str:
+        """What is known of unseen groups of the other split."""
+        if self.other is None:
+            untested = {"question": "instruction", "instruction": "question"}
+            return f"unseen {untested[self.chosen.split.name]}s not tested"
+        few = ""
+        if self.other.split.n_groups < MIN_OTHER_GROUPS:
+            few = f", of which there are only {self.other.split.n_groups}"
+        return f"and {self.other}{few}"
+
+    @property
+    def against(self) -> str:
+        if not self.shuffled.size:
+            return "labels could not be shuffled"
+        return f"shuffled labels give {self.shuffled.mean():.2f}"
 
 
 def _too_few(split: Split) -> str:

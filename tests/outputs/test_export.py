@@ -283,9 +283,9 @@ def test_the_tensors_bytes_are_torchs_own(tmp_path: Path) -> None:
     assert (folder / "activations/all_layers.pt").read_bytes() == buffer.getvalue()
 
 
-def test_a_runs_metadata_numbers_each_rows_texts(tmp_path):
-    folder, settings = fakes.make_trait(tmp_path), fakes.settings(60)
-    asyncio.run(fakes.pipeline(fakes.open_jobs([folder], settings), settings).run())
+def test_a_runs_metadata_numbers_each_rows_texts(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    run(folder)
     definition = json.loads((folder / "trait_definition.json").read_text())
     metadata = planted.read_metadata(folder)
     numbers = iter(zip(metadata["instruction_index"], metadata["question_index"], strict=True))
