@@ -124,7 +124,7 @@ def balanced_accuracy(scores: ndarray, labels: ndarray, weights: ndarray) -> nda
 
 
 def cohens_d(scores: ndarray, labels: ndarray, weights: ndarray) -> ndarray:
-    """Return the gap of the sides' means in pooled standard deviations (Cohen 1988, section 2.2)."""
+    """Return the gap of the means in pooled standard deviations (Cohen 1988, section 2.2)."""
     gap, within, count = np.zeros((3, len(weights)))
     for sign, side in ((1, labels), (-1, ~labels)):
         mine = weights * side
@@ -149,8 +149,8 @@ def _ratio(above: ndarray, below: ndarray) -> ndarray:
 def effective_groups(labels: ndarray, groups: ndarray) -> float:
     """Return how many equally large groups the side with fewer amounts to.
 
-    (sum m)^2 / sum m^2 over a side's group sizes m (Kish 1965, Survey Sampling, section 8.2). A side
-    has at least as many rows, but rows of one group can be as alike as copies, and then a side
+    (sum m)^2 / sum m^2 over a side's group sizes m (Kish 1965, Survey Sampling, section 8.2). A
+    side has at least as many rows, but rows of one group can be as alike as copies, and then a side
     tells no more than so many single rows would.
     """
     found = []
@@ -174,10 +174,10 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 def estimate(value: float, draws: ndarray, n: float | None = None) -> Estimate:
     """Return a figure with the percentiles of its draws, which always hold the value itself.
 
-    For shares and AUROCs `n` is given, and the interval holds Wilson's too: percentiles alone shrink
-    to a point when all held-out rows are right. An AUROC's variance is at most
-    A (1 - A) / min(n_pos, n_neg) for independent rows (Birnbaum & Klose 1957, Annals of Mathematical
-    Statistics 28). Rows of one group are not independent, so n is the number of groups
+    For shares and AUROCs `n` is given, and the interval holds Wilson's too: percentiles alone
+    shrink to a point when all held-out rows are right. An AUROC's variance is at most
+    A (1 - A) / min(n_pos, n_neg) for independent rows (Birnbaum & Klose 1957, Annals of
+    Mathematical Statistics 28). Rows of one group are not independent, so n is the number of groups
     (`effective_groups`): the interval is on the safe side.
     """
     low = high = value

@@ -31,13 +31,13 @@ class Activations:
 
     trait: str
     values: np.ndarray
-    """float32 `[n, n_layers, hidden_dim]`, residual stream units; mapped from the file, read-only."""
+    """float32 `[n, n_layers, hidden_dim]`, residual stream units; mapped from the file."""
     labels: np.ndarray
     """bool `[n]`: True is pos."""
     questions: np.ndarray
     """int `[n]`: the question, as numbered in the definition; questions of one text are one."""
     instructions: np.ndarray
-    """int `[n]`: the instruction pair, as numbered in the definition; pairs sharing a text are one."""
+    """int `[n]`: the instruction pair, numbered likewise; pairs that share a text are one."""
     layers: tuple[int, ...]
     """The block index of each layer of `values`; -1 is the embedding output."""
     pool: str
@@ -61,11 +61,14 @@ class Activations:
         return len(self.labels) - self.n_pos
 
     def __repr__(self) -> str:
-        n, n_layers, dim = self.values.shape
-        return (
-            f"Activations({self.trait}: {self.n_pos} pos + {self.n_neg} neg, {n_layers} layers x "
-            f"{dim}, {self.pool})"
-        )
+        rows = f"{self.n_pos} pos + {self.n_neg} neg"
+        shape = f"{len(self.layers)} layers x {self.values.shape[2]}"
+        return f"Activations({self.trait}: {rows}, {shape}, {self.pool})"
+
+    def rows_at(self, layer: int) -> np.ndarray:
+        """Return float64 `[n, hidden_dim]`, a copy."""
+        rows: np.ndarray = self.values[:, self.layers.index(layer)].astype(np.float64)
+        return rows
 
 
 def load_activations(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL) -> Activations:
@@ -100,7 +103,7 @@ def load_activations(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL)
 
 
 def load_tensor(path: Path) -> torch.Tensor:
-    """Return a float32 tensor from a `.pt` file, mapped, never unpickling code. Raise UsageError."""
+    """Return a float32 tensor from a `.pt` file, mapped. Raise UsageError; never unpickle code."""
     import torch
 
     try:

@@ -90,7 +90,7 @@ class Metadata(BaseModel):
 
     @classmethod
     def read(cls, folder: TraitFolder) -> Self:
-        """Return a folder's metadata. Raise UsageError, naming every fault, where it is unusable."""
+        """Return a folder's metadata. Raise UsageError that names every fault."""
         path, anew = folder.metadata, folder.step("export")
         try:
             found = cls.model_validate_json(path.read_bytes())

@@ -172,7 +172,8 @@ def _spread(values: ndarray, *percentiles: float) -> Row:
 def _cosines(vectors: Vectors) -> Iterator[Row]:
     """Yield the cosine of each vector to those of its layer and to that of the next layer."""
     unit = vectors.values.astype(np.float64)
-    unit /= np.maximum(np.linalg.norm(unit, axis=2, keepdims=True), 1e-300)
+    norms = np.linalg.norm(unit, axis=2, keepdims=True)
+    unit /= np.maximum(norms, 1e-300)
     for index, layer in enumerate(vectors.layers):
         between = unit[:, index] @ unit[:, index].T
         for row, method in enumerate(vectors.methods):
@@ -189,9 +190,11 @@ def _scores(
     activations: Activations, vectors: Vectors, best: Recommendation, held: HeldOut
 ) -> Iterator[Row]:
     """Yield each row's held-out score by the recommended method and layer."""
-    i, j = vectors.methods.index(best.method), vectors.layers.index(best.layer)
+    i = vectors.methods.index(best.method)
+    j = vectors.layers.index(best.layer)
     where = {"split": best.split, "method": best.method, "layer": best.layer}
-    for sample_id, score in zip(activations.sample_ids, held.own[i, j], strict=True):
+    scores = held.own[i, j]
+    for sample_id, score in zip(activations.sample_ids, scores, strict=True):
         yield {"measure": "held_out_score", **where, "other": sample_id, "value": score}
 
 

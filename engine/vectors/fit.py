@@ -39,7 +39,8 @@ class Vectors:
                 f"there is no {method} vector at layer {layer}: fitted are "
                 f"{', '.join(self.methods)} at layers {_span(self.layers)}"
             )
-        return np.asarray(self.values[self.methods.index(method), self.layers.index(layer)])
+        i, j = self.methods.index(method), self.layers.index(layer)
+        return np.asarray(self.values[i, j])
 
 
 def fit_vectors(
@@ -89,10 +90,12 @@ def _fit_one(method: Method, at: LayerRows, sides: Sides) -> tuple[ndarray, dict
     vector = direction.weights @ at.centred
     norm = float(np.linalg.norm(vector))
     projected = at.centred @ vector
+    pos, neg = projected[labels], projected[~labels]
     intercept = direction.intercept
     if intercept is None:
-        intercept = -(projected[labels].mean() + projected[~labels].mean()) / 2
+        intercept = -(pos.mean() + neg.mean()) / 2
     right = (projected + intercept > 0) == labels
+    hits = right[labels].mean() + right[~labels].mean()
     separation = 0.0
     if norm:
         separation = float(sides.gap @ projected / norm)
@@ -100,7 +103,7 @@ def _fit_one(method: Method, at: LayerRows, sides: Sides) -> tuple[ndarray, dict
         "norm": norm,
         "bias": float(intercept - vector @ at.mean),
         "bias_meaning": "vector . activation + bias > 0 says pos",
-        "accuracy": float((right[labels].mean() + right[~labels].mean()) / 2),
+        "accuracy": float(hits / 2),
         "separation": separation,
         "measured_on": "the rows the vector was fitted to: accuracy is the mean of both sides' "
         "share of right calls, separation the distance of the means along the vector in "

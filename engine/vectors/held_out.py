@@ -58,14 +58,23 @@ def held_out(
     shuffles = {split.name: shuffles_of(split, seed) for split in splits[:1]}
 
     def refit(at: LayerRows) -> list[list[ndarray]]:
-        return [_refit(at, cells, methods, split, shuffles.get(split.name, [])) for split in splits]
+        found = []
+        for split in splits:
+            wanted = shuffles.get(split.name, [])
+            found.append(_refit(at, cells, methods, split, wanted))
+        return found
 
     by_layer = map_layers(refit, activations, vectors.layers)
     held = []
     for split, parts in zip(splits, zip(*by_layer, strict=True), strict=True):
         scores, random, shuffled = zip(*parts, strict=True)
-        stacked = np.stack(scores, axis=1), np.stack(random), np.stack(shuffled, axis=1)
-        held.append(HeldOut(split, *stacked))
+        found = HeldOut(
+            split=split,
+            scores=np.stack(scores, axis=1),
+            random=np.stack(random),
+            shuffled=np.stack(shuffled, axis=1),
+        )
+        held.append(found)
     return held
 
 
@@ -124,9 +133,11 @@ class _Fold:
         """
         sides = Sides(self._rows, labels[self._train], self._cells)
         projected = self._cross @ METHODS[method].fit(sides).weights
-        pos, neg = projected[self._train & labels], projected[self._train & ~labels]
+        pos = projected[self._train & labels]
+        neg = projected[self._train & ~labels]
+        middle = (pos.mean() + neg.mean()) / 2
         spread = np.sqrt((pos.var() + neg.var()) / 2) or 1.0
-        return np.asarray((projected - (pos.mean() + neg.mean()) / 2) / spread)
+        return np.asarray((projected - middle) / spread)
 
 
 def random_directions(dim: int, layer: int, count: int) -> ndarray:
@@ -134,12 +145,15 @@ def random_directions(dim: int, layer: int, count: int) -> ndarray:
 
     A larger count starts with the smaller.
     """
-    directions = np.random.default_rng([0, layer + 1]).standard_normal((count, dim))
-    return np.asarray(directions / np.linalg.norm(directions, axis=1, keepdims=True))
+    rng = np.random.default_rng([0, layer + 1])
+    directions = rng.standard_normal((count, dim))
+    norms = np.linalg.norm(directions, axis=1, keepdims=True)
+    return np.asarray(directions / norms)
 
 
 def _random_scores(at: LayerRows, split: Split) -> ndarray:
-    projected = at.centred @ random_directions(at.centred.shape[1], at.layer, RANDOM_VECTORS).T
+    dim = at.centred.shape[1]
+    projected = at.centred @ random_directions(dim, at.layer, RANDOM_VECTORS).T
     signs = np.empty(projected.shape)
     for test in split.tests():
         gaps = contrast(split.labels[~test]) @ projected[~test]

@@ -77,7 +77,8 @@ def _probe(sides: Sides) -> Direction:
     from scipy.special import expit
 
     sign = np.where(sides.labels, 1.0, -1.0)
-    point = _Fit(np.zeros(len(sign)), np.zeros(len(sign)), 0.0)
+    zeros = np.zeros(len(sign))
+    point = _Fit(zeros, zeros, 0.0)
     steps = 0
     while True:
         residual = PROBE_C * sign * expit(-sign * (point.latent + point.intercept))
@@ -86,7 +87,8 @@ def _probe(sides: Sides) -> Direction:
         if converged or steps == PROBE_STEPS:
             break
         steps += 1
-        step, best = _newton_step(sides.rows.gram, point, residual), point.loss(sign)
+        step = _newton_step(sides.rows.gram, point, residual)
+        best = point.loss(sign)
         for size in 0.5 ** np.arange(30):
             trial = point.plus(step, size)
             if trial.loss(sign) <= best * (1 + 1e-12):
@@ -105,13 +107,15 @@ def _newton_step(gram: ndarray, point: _Fit, residual: ndarray) -> _Fit:
     from scipy.special import expit
 
     odds = point.latent + point.intercept
-    root = np.sqrt(PROBE_C * np.maximum(expit(odds) * expit(-odds), 1e-300))
+    variance = np.maximum(expit(odds) * expit(-odds), 1e-300)
+    root = np.sqrt(PROBE_C * variance)
     matrix = root[:, None] * gram * root
     diagonal = np.arange(len(gram))
     matrix[diagonal, diagonal] += 1
     right = np.stack([root * odds + residual / root, root], axis=1)
     factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
-    along, ones = (root[:, None] * cho_solve(factor, right, check_finite=False)).T
+    solved = cho_solve(factor, right, check_finite=False)
+    along, ones = (root[:, None] * solved).T
     target = along.sum() / ones.sum()
     weights = along - target * ones - point.weights
     return _Fit(weights, gram @ weights, target - point.intercept)
@@ -126,9 +130,9 @@ def _ica(sides: Sides) -> Direction:
     """
     sources, converged = sides.rows.sources
     n, k = sources.shape
-    variance = sources[sides.labels].var(axis=0) + sources[~sides.labels].var(axis=0)
-    separation = np.abs(sides.gap @ sources) / (np.sqrt(variance) + 1e-12)
-    chosen = int(separation.argmax())
+    pos, neg = sources[sides.labels], sources[~sides.labels]
+    spread = np.sqrt(pos.var(axis=0) + neg.var(axis=0)) + 1e-12
+    chosen = int(np.abs(sides.gap @ sources / spread).argmax())
     facts = {"components": k, "component": chosen, "converged": converged}
     return Direction(sides.towards_pos(sources[:, chosen] / n), facts=facts)
 

@@ -136,7 +136,8 @@ def _over_random(chosen: Nested, random: ndarray) -> tuple[Estimate, float]:
     split = chosen.split
     values = [split.auroc(each) for each in random]
     draws = np.mean([split.auroc_draws(each) for each in random], axis=0)
-    margin = estimate(chosen.auroc.value - float(np.mean(values)), chosen.draws - draws)
+    gain = chosen.auroc.value - float(np.mean(values))
+    margin = estimate(gain, chosen.draws - draws)
     return margin, float(np.percentile(values, 97.5))
 
 

@@ -56,7 +56,7 @@ def map_layers(
     from threadpoolctl import threadpool_limits
 
     def one(layer: int) -> T:
-        centred = activations.values[:, activations.layers.index(layer)].astype(np.float64)
+        centred = activations.rows_at(layer)
         mean = centred.mean(axis=0)
         centred -= mean
         return function(LayerRows(layer, centred, mean, centred @ centred.T))
@@ -141,11 +141,14 @@ def independent_components(gram: ndarray) -> tuple[ndarray, bool]:
     Of at most 10 principal components, the leading eigenvectors of the Gram matrix `[n, n]`.
     """
     values, vectors = leading(gram, min(ICA_COMPONENTS, len(gram) - 1))
-    k = max(1, int((values > 1e-10 * values[-1]).sum()))
+    own_variance = values > 1e-10 * values[-1]
+    k = max(1, int(own_variance.sum()))
     white = vectors[:, -k:] * np.sqrt(len(gram))
     # LAPACK is free to flip an eigenvector; the seeded start must not mean another one then.
-    white *= np.sign(white[np.abs(white).argmax(axis=0), range(k)])
-    return fast_ica(white, np.random.default_rng(0).standard_normal((k, k)))
+    largest = np.abs(white).argmax(axis=0)
+    white *= np.sign(white[largest, range(k)])
+    start = np.random.default_rng(0).standard_normal((k, k))
+    return fast_ica(white, start)
 
 
 def leading(matrix: ndarray, count: int) -> tuple[ndarray, ndarray]:
@@ -169,10 +172,11 @@ def fast_ica(white: ndarray, start: ndarray) -> tuple[ndarray, bool]:
     for _ in range(ICA_STEPS):
         squashed = np.tanh(unmixing @ z)
         slope = 1 - np.einsum("ij,ij->i", squashed, squashed) / len(white)
-        new = _decorrelated(squashed @ white / len(white) - slope[:, None] * unmixing)
-        overlap = np.einsum("ij,ij->i", new, unmixing)
-        unmixing = new
-        settled = bool(np.abs(np.abs(overlap) - 1).max() < ICA_TOLERANCE)
+        step = squashed @ white / len(white) - slope[:, None] * unmixing
+        before, unmixing = unmixing, _decorrelated(step)
+        turned = np.einsum("ij,ij->i", unmixing, before)
+        change = np.abs(np.abs(turned) - 1).max()
+        settled = bool(change < ICA_TOLERANCE)
         if settled:
             break
     return white @ unmixing.T, settled

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -50,7 +48,8 @@ class Split:
     @property
     def smaller_side(self) -> int:
         """How many rows the side with fewer has."""
-        return int(min(self.labels.sum(), (~self.labels).sum()))
+        n_pos = int(self.labels.sum())
+        return min(n_pos, len(self.labels) - n_pos)
 
     def tests(self) -> list[ndarray]:
         """Return the folds as masks `[n]` of held-out rows."""
@@ -67,13 +66,14 @@ class Split:
         """Return AUROC, accuracy and Cohen's d."""
         n = effective_groups(self.labels, self.groups)
 
-        def measured(figure: Callable[[ndarray], ndarray], n: float | None) -> Estimate:
-            return estimate(float(figure(once(len(scores)))[0]), figure(self.draws), n)
-
+        labels, unit = self.labels, once(len(scores))
+        accuracy = balanced_accuracy(scores, labels, unit)
+        accuracies = balanced_accuracy(scores, labels, self.draws)
+        gap, gaps = cohens_d(scores, labels, unit), cohens_d(scores, labels, self.draws)
         return {
-            "auroc": measured(partial(fold_auroc, scores, self.labels, self.folds), n),
-            "accuracy": measured(partial(balanced_accuracy, scores, self.labels), 2 * n),
-            "cohens_d": measured(partial(cohens_d, scores, self.labels), None),
+            "auroc": estimate(self.auroc(scores), self.auroc_draws(scores), n),
+            "accuracy": estimate(float(accuracy[0]), accuracies, 2 * n),
+            "cohens_d": estimate(float(gap[0]), gaps),
         }
 
     def rank(self, scores: ndarray, among: ndarray | None = None) -> tuple[float, float]:
@@ -83,10 +83,11 @@ class Split:
         """
         if among is None:
             among = np.ones(len(scores), bool)
-        scores, labels, weights = scores[among], self.labels[among], once(int(among.sum()))
-        auroc = fold_auroc(scores, labels, self.folds[among], weights)[0]
-        found = [auroc, cohens_d(scores, labels, weights)[0]]
-        first, second = np.nan_to_num(found, nan=-np.inf)
+        scores, labels = scores[among], self.labels[among]
+        weights = once(len(scores))
+        auroc = fold_auroc(scores, labels, self.folds[among], weights)
+        gap = cohens_d(scores, labels, weights)
+        first, second = np.nan_to_num([auroc[0], gap[0]], nan=-np.inf)
         return float(first), float(second)
 
 
@@ -110,9 +111,10 @@ def why_not(labels: ndarray, folds: ndarray) -> str:
     """Return why rows so labelled cannot be held out by fold; empty where they can."""
     if not _trainable(labels, folds, 1):
         return "without one fold a side has fewer than 2 rows"
-    if not any(len(set(labels[folds == fold])) == 2 for fold in np.unique(folds)):
-        return "no fold has rows of both sides"
-    return ""
+    for fold in np.unique(folds):
+        if len(set(labels[folds == fold])) == 2:
+            return ""
+    return "no fold has rows of both sides"
 
 
 def _trainable(labels: ndarray, folds: ndarray, left_out: int) -> bool:

@@ -75,8 +75,9 @@ def update_transfer(
         for target, (other, _) in sound.items():
             figure, note = _measure(source, best, own, other)
             rows.append((source.name, target.name, pool, method, layer, *figure, note))
-    kinds = [pl.String] * 4 + [pl.Int32] + [pl.Float64] * 3 + [pl.String]
-    table = pl.DataFrame(rows, schema=dict(zip(COLUMNS, kinds, strict=True)), orient="row")
+    schema = dict.fromkeys(COLUMNS, pl.String) | {"layer": pl.Int32}
+    schema |= dict.fromkeys(("value", "low", "high"), pl.Float64)
+    table = pl.DataFrame(rows, schema, orient="row")
     made_from = {folder.name: own.sha256 for folder, (own, _) in sound.items()}
     write_table(path, table, {"activations_sha256": made_from})
     return path
@@ -104,15 +105,16 @@ def _measure(
         facts = {}
     if facts.get("activations_sha256") != own.sha256:
         return NOTHING, "its vector is missing or of other activations; fit it again"
-    rows = target.values[:, target.layers.index(best.layer)].astype(np.float64)
-    return _estimate(rows @ vector.astype(np.float64), target), ""
+    scores = target.rows_at(best.layer) @ vector.astype(np.float64)
+    return _estimate(scores, target), ""
 
 
 def _estimate(scores: ndarray, target: Activations) -> Estimate:
     """Return the AUROC of a target's rows, all compared with all, by scores `[n]`."""
     labels, together = target.labels, np.zeros(len(scores), int)
     groups = np.unique(target.questions, return_inverse=True)[1]
-    draws = draw_groups(groups, np.random.default_rng([0, int(groups.max()) + 1]))
+    rng = np.random.default_rng([0, int(groups.max()) + 1])
+    draws = draw_groups(groups, rng)
     value = fold_auroc(scores, labels, together, once(len(scores)))[0]
     drawn = fold_auroc(scores, labels, together, draws)
     return estimate(float(value), drawn, effective_groups(labels, groups))
@@ -132,7 +134,8 @@ def read_transfer(
     if not path.is_file():
         return None
     traits = evaluated_traits(experiment, pool) or [TraitFolder(experiment / "all")]
-    table, facts = read_table(path, COLUMNS, traits[0].step("vectors", pool=pool))
+    step = traits[0].step("vectors", pool=pool)
+    table, facts = read_table(path, COLUMNS, step)
     made_from = facts["activations_sha256"]
     stale = [name for name in made_from if _digest(experiment / name, pool) != made_from[name]]
     if stale:
@@ -140,8 +143,9 @@ def read_transfer(
             f"the transfer table is of earlier activations of {', '.join(stale)}, which are left "
             "out; fit the traits' vectors again to bring it up to date"
         )
-    current = table.filter(~pl.col("trait").is_in(stale) & ~pl.col("target").is_in(stale))
-    return current if len(current) else None
+    for column in ("trait", "target"):
+        table = table.filter(~pl.col(column).is_in(stale))
+    return table if len(table) else None
 
 
 def _digest(folder: Path, pool: str) -> str | None:
