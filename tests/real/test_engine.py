@@ -14,6 +14,7 @@ from tests.support import fakes
 from traitmill.engine.generation.sizing import size_engine
 from traitmill.engine.generation.vllm_engine import VllmEngine, is_checked
 from traitmill.engine.judging.local import LocalJudge
+from traitmill.engine.models import fast_bfloat16
 from traitmill.engine.models.chat import lazy_tokenizer, load_tokenizer
 from traitmill.engine.models.hub import find_model
 from traitmill.engine.records import Sample
@@ -186,17 +187,18 @@ def test_sampled_tokens_come_from_the_nucleus(run: Run) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(run.ref.source, dtype=torch.bfloat16)
+    dtype = torch.bfloat16 if fast_bfloat16("cpu") else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(run.ref.source, dtype=dtype)
     outside = total = 0
     for row in run.spy.rows:
-        ids = torch.tensor([[*row.prompt_token_ids, *row.response_token_ids]])
+        ids = torch.tensor([[*row.sample.prompt_token_ids, *row.response_token_ids]])
         with torch.inference_mode():
             logits = (
-                model(ids).logits[0, len(row.prompt_token_ids) - 1 : -1].float()
+                model(ids).logits[0, len(row.sample.prompt_token_ids) - 1 : -1].float()
                 / run.settings.sampling.temperature
             )
         probabilities = logits.softmax(-1)
-        chosen = probabilities.gather(-1, ids[0, len(row.prompt_token_ids) :, None])
+        chosen = probabilities.gather(-1, ids[0, len(row.sample.prompt_token_ids) :, None])
         likelier = torch.where(probabilities > chosen, probabilities, 0.0).sum(-1)
         outside += int(
             (likelier > run.settings.sampling.top_p + 0.03).sum()
@@ -209,12 +211,12 @@ def test_sampled_tokens_come_from_the_nucleus(run: Run) -> None:
 def test_the_local_judge_is_what_it_says(run: Run) -> None:
     for job in run.runs:
         view = load_state(job.folder)
-        offset = view.manifest.judges[view.manifest.judge_key]["offset"]
+        offset = view.judge.offset
         columns = ["sample_id", "status", "score", "raw", "mode"]
         judged = np.flatnonzero(view.verdicts.status >= 0)
         rows = [
             row
-            for table in view.store.tables(view.verdicts, judged, columns)
+            for table in view.tables("verdicts", judged, columns)
             for row in table.to_pylist()
         ]
         margins = {}
