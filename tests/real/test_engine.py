@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.support import fakes
@@ -129,7 +130,10 @@ class Run:
             for i, ids in enumerate(prompts)
         ]
         self.crowded = await asyncio.gather(*map(self.engine.generate, samples))
+        children = psutil.Process().children(recursive=True)
+        self.cores = [child for child in children if "EngineCore" in child.name()]
         await self.engine.close()
+        self.left = [child.status() for child in self.cores if child.is_running()]
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +151,11 @@ def test_everything_arrives(run: Run) -> None:
         for side in ("pos", "neg"):
             assert counts[side]["responses"]["ok"] + counts[side]["responses"]["empty"] == 18
             assert counts[side]["verdicts"]["unjudged"] == 0
+
+
+def test_t32_an_ended_engine_is_reaped_before_capture_begins(run: Run) -> None:
+    assert len(run.cores) == 1
+    assert run.left == []
 
 
 def test_running_sequences_stay_near_the_cap_until_the_queue_is_empty(run: Run) -> None:
