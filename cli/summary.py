@@ -53,14 +53,25 @@ def print_summary(console: Console, result: RunResult, *, goes_on: bool = False)
 
 def _lines(result: RunResult) -> Iterator[str]:
     yield from _time(result)
-    if result.usage is not None:
-        yield f"judge: {result.usage}"
+    yield from _cost(result)
     for trait in result.traits.values():
         yield from _remarks(trait)
     for error in result.errors:
         yield f"stopped: {error_text(error)}"
     if result.log is not None and result.log.exists():
         yield f"log: {result.log}"
+
+
+def _cost(result: RunResult) -> Iterator[str]:
+    """Yield what a remote judge has used, and what all of it will cost by that."""
+    if result.usage is None:
+        return
+    left = sum(int(trait.state.unjudged().sum()) for trait in result.traits.values())
+    dollars = result.usage.projected(left)
+    said = f"judge: {result.usage}"
+    if left and dollars is not None:
+        said += f", ${dollars:.4f} expected in all"
+    yield said
 
 
 def _time(result: RunResult) -> Iterator[str]:

@@ -35,8 +35,11 @@ def write_report(
 ) -> ReportResult:
     """Write report.html and plots/ for traits of an experiment, and for the experiment.
 
-    A page that cannot be written does not keep the others from it. Raise UsageError for traits that
-    are unknown, LockedError.
+    `traits` None is all that have a definition. A page that cannot be written does not keep the
+    others from it; without any, the experiment's is not written. `notice` is called with what was
+    left out of the experiment's page. The traits' locks are taken here.
+
+    Raise UsageError for traits that are unknown or cannot be written, LockedError.
     """
     folder = Path(experiment)
     if isinstance(traits, str):

@@ -1,128 +1,204 @@
-"""The numbers of a page: looked up in a trait's evaluation and metadata, each with the place it
-comes from."""
+"""The figures of a page, from a trait's evaluation, metadata and responses.
+
+A figure is a row of `evaluation.parquet` as a dict: `value` with its 95 % interval or range, `low`
+to `high`. None is not measured.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import UsageError
-from ..vectors.evaluation import Evaluation
-from .plots import Curve
+from ..judging import find_price
+from ..outputs import Metadata
+from ..records import POLARITIES
+from ..storage import TraitFolder
+from ..vectors import METHODS, MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, read_evaluation
+
+if TYPE_CHECKING:
+    import polars as pl
+
+AUDITED = 4
+"""Responses shown of each side: so many kept, left out, and without a score."""
+SHOWN_ELSEWHERE = {
+    "counts",
+    "cost",
+    "files_sha256",
+    "instruction_index",
+    "judge auroc",
+    "judge auroc_interval",
+    "judge histogram",
+    "layers",
+    "question_index",
+    "sample_ids",
+    "sha256",
+}
+"""What metadata.json holds beside settings."""
+
+Figure = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A number on the page: its full value, how it is shown, and where it stands in the files."""
+class TraitFigures:
+    """What the files of one trait say.
 
-    value: float
-    text: str
-    source: str
-    """`metadata:a/b`, `evaluation:measure/split/method/layer/other/column`,
-    `transfer:trait/target/column`, `responses:sample_id/column`, `prices:model`."""
-    low: Number | None = None
-    high: Number | None = None
+    Raise UsageError where metadata or evaluation is missing or stale.
+    """
 
-
-def in_full(value: float) -> str:
-    """As short as it can be without losing a digit: {:g} would make a seed of 20261123 into
-    2.02611e+07."""
-    short = f"{value:g}"
-    if isinstance(value, int):
-        return str(value)
-    return short if float(short) == value else repr(value)
-
-
-class Figures:
-    """Looks numbers up in one trait's evaluation and metadata."""
-
-    def __init__(self, evaluation: Evaluation, metadata: Mapping[str, Any]) -> None:
-        self.evaluation = evaluation
-        self._metadata = metadata
-        self._rows = {
-            (row["measure"], row["split"], row["method"], row["layer"], row["other"]): row
-            for row in evaluation.table.iter_rows(named=True)
-        }
-
-    def measured(
-        self,
-        measure: str,
-        split: str = "",
-        method: str = "",
-        layer: int | None = None,
-        other: str = "",
-        digits: int = 2,
-    ) -> Number:
-        """A figure of the evaluation, with its interval where it has one."""
-        row = self._rows[
-            measure, split, method, layer, other
-        ]  # a null is NaN, which the page calls "not measured"
-        source = f"evaluation:{measure}/{split}/{method}/{'' if layer is None else layer}/{other}"
-
-        def number(column: str) -> Number | None:
-            value = row[column]
-            return (
-                None
-                if value is None
-                else Number(value, f"{value:.{digits}f}", f"{source}/{column}")
-            )
-
-        value = np.nan if row["value"] is None else float(row["value"])
-        return Number(
-            value, f"{value:.{digits}f}", f"{source}/value", number("low"), number("high")
-        )
-
-    def layer(self, measure: str, split: str, method: str, layer: int) -> Number:
-        """A layer as a number, traced to a row that is about it."""
-        return Number(layer, str(layer), f"evaluation:{measure}/{split}/{method}/{layer}//layer")
-
-    def meta(self, *path: str | int, text: str = "") -> Number:
-        """A figure of metadata.json, in full unless `text` is a format. Raises UsageError where
-        there is no number."""
-        value: Any = self._metadata
-        source = "/".join(map(str, path))
-        try:
-            for key in path:
-                value = value[key]
-        except (KeyError, IndexError, TypeError):
-            value = None
-        if not isinstance(value, int | float):
-            raise UsageError(
-                f"metadata.json of {self.evaluation.trait} holds no number under {source}; export "
-                f"it anew"
-            )
-        return Number(value, text.format(value) if text else in_full(value), f"metadata:{source}")
-
-    def curve(self, measure: str, split: str, method: str) -> Curve:
-        """A method's figures by layer."""
-        rows = [self._rows[key] for key in self._rows if key[:3] == (measure, split, method)]
-        columns = (
-            np.array([row[name] for row in rows], float) for name in ("value", "low", "high")
-        )
-        return Curve([row["layer"] for row in rows], *columns)
-
-    def methods(self) -> list[str]:
-        return list(dict.fromkeys(key[2] for key in self._rows if key[0] == "cosine"))
-
-    def layers(self) -> list[int]:
-        return list(
-            dict.fromkeys(key[3] for key in self._rows if key[0] == "cosine" and key[3] is not None)
-        )
-
-    def splits(self) -> list[str]:
+    def __init__(self, folder: TraitFolder, pool: str) -> None:
+        self.name = folder.name
+        self.metadata = Metadata.read(folder)
+        evaluation = read_evaluation(folder, self.metadata, pool)
+        self.notes = evaluation.notes
+        self.best = evaluation.recommendation
+        self._table = evaluation.table
+        cosines = self._table.filter(measure="cosine")
+        self.methods = list(cosines["method"].unique(maintain_order=True))
+        self.fitted = [name for name in self.methods if METHODS[name].fit is not None]
+        """The methods without random vectors, which are a baseline."""
+        self.layers = list(cosines["layer"].unique(maintain_order=True))
+        held_out = self._table.filter(measure="auroc")
+        self.splits = list(held_out["split"].unique(maintain_order=True))
         """What was held out, the split that chose first."""
-        return list(dict.fromkeys(key[1] for key in self._rows if key[0] == "auroc"))
 
-    def counts(self, kind: str) -> list[str]:
-        """The names under which metadata.json counts a side's responses or verdicts."""
-        counted = self._metadata["counts"].get("pos")
-        found = counted.get(kind) if isinstance(counted, dict) else None
-        if not isinstance(found, dict):
-            raise UsageError(
-                f"metadata.json of {self.evaluation.trait} holds no counts/pos/{kind}; export it "
-                f"anew"
-            )
-        return list(found)
+    def rows(self, measure: str, **where: Any) -> pl.DataFrame:
+        """Return the figures of a measure with these split, method, layer or other."""
+        return self._table.filter(measure=measure, **where)
+
+    def find(self, measure: str, **where: Any) -> Figure:
+        """Return the only such figure; one that was not measured where there is no row of it."""
+        found = self.rows(measure, **where).to_dicts()
+        if not found:
+            return {"value": None, "low": None, "high": None}
+        return dict(found[0])
+
+    def peak(self, method: str) -> Figure:
+        """Return the highest AUROC by layer of a method, by the first split."""
+        rows = self.rows("auroc", split=self.splits[0], method=method)
+        return dict(rows.row(int(rows["value"].to_numpy().argmax()), named=True))
+
+    @property
+    def comparison_layer(self) -> int:
+        """Where methods are compared: the recommended layer, else the middle one."""
+        if self.best:
+            return self.best.layer
+        return int(self.layers[len(self.layers) // 2])
+
+
+# --- of the evaluation ---
+
+
+def choice(figures: TraitFigures) -> dict[str, Any]:
+    """Return what the recommendation rests on; nothing where there is none."""
+    best = figures.best
+    if best is None:
+        return {}
+    split = best.split
+    other_split = {"question": "instruction", "instruction": "question"}[split]
+    at = {"split": split, "method": best.method, "layer": best.layer}
+    n_pos = int(figures.find("rows", other="pos")["value"])
+    n_neg = int(figures.find("rows", other="neg")["value"])
+    n_groups = int(figures.find("groups", split=split)["value"])
+    return {
+        "n_pos": n_pos,
+        "n_neg": n_neg,
+        "n_groups": n_groups,
+        "too_few": min(n_pos, n_neg) < MIN_CLAIM_ROWS or n_groups < MIN_CLAIM_GROUPS,
+        "candidates": int(figures.find("candidates")["value"]),
+        "auroc": figures.find("auroc", **at),
+        "selected": figures.find("selected_auroc", split=split),
+        "shuffled": figures.find("shuffled_auroc", **at),
+        "random": figures.find("random_auroc", split=split, layer=best.layer),
+        "over_random": figures.find("over_random"),
+        "other_split": other_split,
+        "other": figures.find("selected_auroc", split=other_split),
+    }
+
+
+def method_rows(figures: TraitFigures) -> list[dict[str, Any]]:
+    """Return each method's figures at its best layer, the recommended one's at that layer."""
+    if not figures.splits:
+        return []
+    rows = []
+    for method in figures.methods:
+        layer = figures.peak(method)["layer"]
+        if figures.best and figures.best.method == method:
+            layer = figures.best.layer
+        at = {"method": method, "layer": layer}
+        first = {**at, "split": figures.splits[0]}
+        rows.append(
+            {
+                **at,
+                "auroc": [figures.find("auroc", **at, split=split) for split in figures.splits],
+                "accuracy": figures.find("accuracy", **first),
+                "cohens_d": figures.find("cohens_d", **first),
+                "shuffled": figures.find("shuffled_auroc", **first),
+            }
+        )
+    return rows
+
+
+# --- of the metadata ---
+
+
+def yields(metadata: Metadata) -> dict[str, list[int]]:
+    """Return counts of pos and neg by what became of the responses, without lines of zeros."""
+    found: dict[str, list[int]] = {}
+    for side in POLARITIES:
+        counts = metadata.counts[side]
+        named = {"planned": counts["planned"]}
+        for kind, word in (("responses", "response"), ("verdicts", "verdict")):
+            for status, count in counts[kind].items():
+                named[f"{word}: {status}"] = count
+        named["passed the judge"] = counts["kept"]
+        named["captured"] = counts["captured"]
+        named["capture failed"] = counts["capture_failed"]
+        for name, count in named.items():
+            found.setdefault(name, []).append(count)
+    found = {name: sides for name, sides in found.items() if any(sides)}
+    # What passed and could not be captured is in no file: it is not kept.
+    found["kept"] = [metadata.n_examples_pos, metadata.n_examples_neg]
+    return found
+
+
+def dollars(metadata: Metadata) -> float | None:
+    """Return what judging cost at most: verdicts do not say which tokens a cache made cheaper."""
+    price = find_price(metadata.judge["model"] or "")
+    if price is None:
+        return None
+    cost = metadata.cost
+    return price.dollars(cost["input tokens"], 0, cost["output tokens"])
+
+
+def settings(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and value of what metadata.json holds and the page does not show elsewhere."""
+    for key, value in values.items():
+        name = f"{path}{key}"
+        if name in SHOWN_ELSEWHERE or value is None:
+            continue
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{name} ")
+        elif isinstance(value, list):
+            yield name, ", ".join(map(str, value))
+        else:
+            yield name, str(value).removesuffix(".0")
+
+
+# --- of the responses ---
+
+
+def audit(responses: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return rows of `audit_table` to read: of each side, evenly spread over the scores."""
+    rows = []
+    for side in POLARITIES:
+        mine = responses.filter(polarity=side).sort("score", "sample_id")
+        scored = mine.drop_nulls("score")
+        kept = scored.filter(kept=True)
+        left_out = scored.filter(kept=False)
+        unscored = mine.filter(mine["score"].is_null())
+        for stratum in (kept, left_out, unscored):
+            count = min(AUDITED, len(stratum))
+            spread = np.linspace(0, len(stratum) - 1, count).round().astype(int)
+            rows += stratum[spread].to_dicts()
+    return rows

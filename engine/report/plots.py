@@ -1,37 +1,34 @@
-"""The report's pictures. Each is one matplotlib figure, saved as SVG and PNG, and put into the page
-as inline SVG."""
+"""The pictures of a page: which ones it shows, and how each is drawn."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..records import POLARITIES
+from .numbers import TraitFigures
+
 if TYPE_CHECKING:
+    import polars as pl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 10.0
+NAMES = ("scores", "auroc", "projections", "cosines", "neighbours", "transfer")
+"""Of all pictures that any page can have."""
+WIDTH = 8.5
 """Inches, of all but the heat maps: one width, one size of letters on the page."""
-# Colours of a figure on white. In the page each becomes a CSS variable, so that a dark page can
-# have its own.
-PAPER, INK, MUTED, GRID = "#ffffff", "#1b1f24", "#6b7079", "#d5d8dd"
+INK, MUTED, GRID = "#1b1f24", "#6b7079", "#d5d8dd"
 SERIES = ("#1f6feb", "#c2570c", "#11804f", "#8a3ffc", "#c4314b", "#7a8088")
-_VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    GRID: "grid",
-    **{colour: f"series-{i}" for i, colour in enumerate(SERIES)},
-}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "traitmill",
-    "font.size": 10,
+    "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
@@ -44,37 +41,159 @@ STYLE = {
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "legend.frameon": False,
-    "axes.titlesize": 10,
+    "lines.markersize": 3,
+    "axes.titlesize": 9,
     "axes.titleweight": "bold",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture in three forms."""
+    """One picture as two files."""
 
     name: str
-    title: str
     alt: str
     """What a reader who cannot see it needs to know."""
-    inline: str
-    """An `<svg>` element for the page, coloured by CSS variables."""
+    inches: float
+    """Width."""
     svg: bytes
+    """Without a background: a dark page shows it inverted, with its hues turned back."""
     png: bytes
+    """On white."""
+
+    @property
+    def address(self) -> str:
+        """The SVG as a `data:` URI."""
+        return f"data:image/svg+xml;base64,{b64encode(self.svg).decode()}"
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A method's figures by layer, each `[n_layers]`."""
+# --- which pictures a page shows ---
 
-    layers: Sequence[int]
-    values: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
+
+def trait_pictures(figures: TraitFigures, responses: pl.DataFrame) -> list[Picture]:
+    """Return scores, AUROC and projections where rows were held out, and how vectors agree."""
+    pictures = [score_histogram(responses, figures.metadata.threshold)]
+    if figures.splits and figures.fitted:
+        pictures.append(auroc_by_layer(figures))
+    if figures.best:
+        pictures.append(projection_histogram(figures))
+    pictures.append(method_cosines(figures))
+    if len(figures.layers) > 1:
+        pictures.append(neighbour_cosines(figures))
+    return pictures
+
+
+def score_histogram(responses: pl.DataFrame, threshold: float) -> Picture:
+    """Draw the judge's scores of both sides, kept or not, with the threshold."""
+    scored = responses.drop_nulls("score")
+    pos, neg = (scored.filter(polarity=side)["score"].to_numpy() for side in POLARITIES)
+    alt = (
+        f"Histogram of judge scores from 0 to 100 for {len(pos)} pos and {len(neg)} neg "
+        f"responses; a dashed line marks the threshold {threshold:g}."
+    )
+    with _panels(2.6) as (figure, ((axes,),)):
+        _histogram(axes, pos, neg, np.arange(0, 101, 5))
+        _mark(axes, threshold, "threshold")
+        axes.set(xlabel="judge's score", xlim=(0, 100))
+        return _picture(figure, "scores", alt)
+
+
+def projection_histogram(figures: TraitFigures) -> Picture:
+    """Draw held-out projections of both sides on the recommended vector."""
+    scores = figures.rows("held_out_score")["value"].to_numpy()
+    pos, neg = np.split(scores, [figures.metadata.n_examples_pos])
+    alt = (
+        f"Histogram of held-out projections: pos has mean {pos.mean():.2f}, neg {neg.mean():.2f}, "
+        "in training standard deviations from the midpoint."
+    )
+    with _panels(2.6) as (figure, ((axes,),)):
+        _histogram(axes, pos, neg, np.histogram_bin_edges(scores, 30))
+        _mark(axes, 0, "midpoint of training")
+        axes.set(xlabel="held-out projection, training standard deviations")
+        return _picture(figure, "projections", alt)
+
+
+def auroc_by_layer(figures: TraitFigures) -> Picture:
+    """Draw held-out AUROC by layer: one row of panels a split, one column a fitted method."""
+    splits = figures.splits
+    methods = figures.fitted
+    peaks = []
+    for method in methods:
+        peak = figures.peak(method)
+        peaks.append(f"{method} peaks at {peak['value']:.2f} at layer {peak['layer']}")
+    alt = f"Held-out AUROC by layer with 95 % intervals, unseen {splits[0]}s: {'; '.join(peaks)}."
+    with _panels(1.9 * len(splits) + 0.3, len(splits), len(methods)) as (figure, panels):
+        for row, split in zip(panels, splits, strict=True):
+            for axes, method in zip(row, methods, strict=True):
+                _auroc_panel(axes, figures, split, method)
+            row[0].set_ylabel(f"AUROC,\nunseen {split}s")
+        for axes, method in zip(panels[0], methods, strict=True):
+            axes.set_title(method)
+        for axes in panels[-1]:
+            axes.set_xlabel("layer")
+        axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.02)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        return _picture(figure, "auroc", alt)
+
+
+def _auroc_panel(axes: Axes, figures: TraitFigures, split: str, method: str) -> None:
+    """Draw a method's curve and band, the other methods in grey, and the band of random vectors."""
+    _band(axes, figures.rows("random_auroc", split=split), MUTED)
+    for other in figures.fitted:
+        rows = figures.rows("auroc", split=split, method=other)
+        axes.plot(rows["layer"], rows["value"], color=MUTED, linewidth=0.6)
+    rows = figures.rows("auroc", split=split, method=method)
+    colour = SERIES[figures.methods.index(method)]
+    _band(axes, rows, colour)
+    axes.plot(rows["layer"], rows["value"], "o-", color=colour)
+    axes.axhline(0.5, color=MUTED, linestyle=":", linewidth=1)
+    if figures.best and figures.best.method == method:
+        _mark(axes, figures.best.layer)
+
+
+def neighbour_cosines(figures: TraitFigures) -> Picture:
+    """Draw the cosine of each layer's vector with the next layer's, one curve a method."""
+    means = []
+    with _panels(2.6) as (figure, ((axes,),)):
+        for method, colour in zip(figures.methods, SERIES, strict=False):
+            rows = figures.rows("cosine_next_layer", method=method)
+            axes.plot(rows["layer"], rows["value"], "o-", color=colour, label=method)
+            means.append(f"{method} {rows['value'].mean():.2f}")
+        low = min(-0.1, axes.get_ylim()[0])
+        axes.set(xlabel="layer", ylabel="cosine with next layer", ylim=(low, 1.05))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        alt = f"Cosine between each layer's vector and the next one's; means: {', '.join(means)}."
+        return _picture(figure, "neighbours", alt)
+
+
+def method_cosines(figures: TraitFigures) -> Picture:
+    """Draw the cosines between the methods' vectors at the layer where they are compared."""
+    layer = figures.comparison_layer
+    listed = []
+    cosines = figures.rows("cosine", layer=layer)
+    for method, other, value in cosines.select("method", "other", "value").iter_rows():
+        if method < other:
+            listed.append(f"{method} and {other} {value:.2f}")
+    pairs = ", ".join(listed) or "one method only"
+    alt = f"Cosine between the methods' vectors at layer {layer}: {pairs}."
+    return _heat_map("cosines", alt, figures.methods, cosines["value"], least=-1)
+
+
+def transfer_picture(table: pl.DataFrame) -> Picture:
+    """Draw each trait's vector on each trait's rows; pairs that were not measured stay blank."""
+    alt = "AUROC of each trait's vector on each trait's responses, as listed in the table below."
+    names = list(table["trait"].unique(maintain_order=True))
+    return _heat_map("transfer", alt, names, table["value"], least=0)
+
+
+# --- parts of pictures ---
 
 
 @contextmanager
-def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+def _panels(
+    height: float, rows: int = 1, columns: int = 1, width: float = WIDTH
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """Yield an empty figure of so many inches, and its axes `[rows, columns]`."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -82,222 +201,91 @@ def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Fig
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure, figure.subplots(1, columns, sharey=columns > 1, squeeze=False)[0]
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        yield figure, axes
 
 
-def _picture(figure: Figure, name: str, title: str, alt: str) -> Picture:
-    svg, png = BytesIO(), BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(png, format="png", dpi=120, metadata={"Software": None})
+def _picture(figure: Figure, name: str, alt: str) -> Picture:
+    """Return the figure as files, with a legend above it."""
+    svg = BytesIO()
+    png = BytesIO()
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+    figure.savefig(png, format="png", dpi=140, metadata={"Software": None})
+    figure.set_layout_engine("none")  # the layout stays as worked out for the first file
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Picture(
-        name,
-        title,
-        alt,
-        _inline(svg.getvalue().decode(), name, alt),
-        svg.getvalue(),
-        png.getvalue(),
+        name=name,
+        alt=alt,
+        inches=figure.get_figwidth(),
+        svg=svg.getvalue(),
+        png=png.getvalue(),
     )
 
 
-def _inline(svg: str, name: str, alt: str) -> str:
-    """For the page: no prologue, ids that are unique in the page, width left to CSS, colours as
-    variables, a title."""
-    from markupsafe import escape
-
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r'^<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg)
-    svg = re.sub(r'^<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg)
-    svg = re.sub(PAPER, "none", svg, flags=re.IGNORECASE)
-    for colour, variable in _VARIABLES.items():
-        svg = re.sub(colour, f"var(--{variable})", svg, flags=re.IGNORECASE)
-    title = f'<title id="{name}-title">{escape(alt)}</title>'
-    return re.sub(
-        r"^<svg ([^>]*)>",
-        rf'<svg role="img" aria-labelledby="{name}-title" \1>{title}'.replace("\\n", " "),
-        svg,
-        count=1,
-    )
-
-
-def score_histogram(scores: Mapping[str, np.ndarray], threshold: float) -> Picture:
-    """Judge scores of both sides, `[n]` each, kept or not, with the threshold."""
-    with _figure(WIDTH, 2.8) as (figure, (axes,)):
-        _sides(axes, scores, np.arange(0, 101, 5))
-        axes.axvline(threshold, color=INK, linestyle="--", linewidth=1.2, label="threshold")
-        axes.set(xlabel="judge's score", ylabel="responses", xlim=(0, 100))
-        _legend(figure, axes)
-        alt = (
-            f"Histogram of judge scores from 0 to 100 for {len(scores['pos'])} pos and "
-            f"{len(scores['neg'])} neg "
-            f"responses; a dashed line marks the threshold {threshold:g}."
-        )
-        return _picture(figure, "scores", "Judge's scores", alt)
-
-
-def projection_histogram(scores: Mapping[str, np.ndarray], where: str) -> Picture:
-    """Held-out projections of both sides, `[n]` each, in training standard deviations from the
-    midpoint."""
-    together = np.concatenate(list(scores.values()))
-    with _figure(WIDTH, 2.8) as (figure, (axes,)):
-        _sides(axes, scores, np.linspace(together.min(), together.max() + 1e-9, 31))
-        axes.axvline(0, color=INK, linestyle="--", linewidth=1.2, label="midpoint of training")
-        axes.set(xlabel="held-out projection, training standard deviations", ylabel="responses")
-        _legend(figure, axes)
-        alt = (
-            f"Histogram of held-out projections on {where}: pos has mean "
-            f"{scores['pos'].mean():.2f}, neg "
-            f"{scores['neg'].mean():.2f}, in training standard deviations from the midpoint."
-        )
-        return _picture(figure, "projections", f"Held-out projections on {where}", alt)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Beside the axes, where it hides nothing."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
-
-
-def _sides(axes: Axes, scores: Mapping[str, np.ndarray], bins: np.ndarray) -> None:
-    for index, (side, values) in enumerate(scores.items()):
+def _histogram(axes: Axes, pos: np.ndarray, neg: np.ndarray, bins: np.ndarray) -> None:
+    for label, scores, colour in zip(POLARITIES, (pos, neg), SERIES, strict=False):
         axes.hist(
-            values,
-            bins=bins.tolist(),
-            color=SERIES[index],
+            scores,
+            bins.tolist(),
+            color=colour,
             alpha=0.6,
-            label=side,
-            ec=SERIES[index],
-            lw=0.8,
+            edgecolor=colour,
+            label=label,
         )
+    axes.set_ylabel("responses")
 
 
-def auroc_by_layer(
-    splits: Mapping[str, Mapping[str, Curve]], random: Mapping[str, Curve], best: int | None
+def _mark(axes: Axes, x: float, label: str | None = None) -> None:
+    axes.axvline(
+        x,
+        color=INK,
+        linestyle="--",
+        linewidth=1,
+        label=label,
+    )
+
+
+def _band(axes: Axes, rows: pl.DataFrame, colour: str) -> None:
+    axes.fill_between(
+        rows["layer"],
+        rows["low"],
+        rows["high"],
+        color=colour,
+        alpha=0.25,
+        linewidth=0,
+    )
+
+
+def _heat_map(
+    name: str, alt: str, names: Sequence[str], values: pl.Series, least: float
 ) -> Picture:
-    """Held-out AUROC by layer, one panel a split and one curve a method, each with its 95 % band."""
-    with _figure(WIDTH, 3.6, len(splits)) as (figure, panels):
-        for axes, (split, curves) in zip(panels, splits.items(), strict=True):
-            band = random[split]
-            axes.fill_between(
-                band.layers,
-                band.low,
-                band.high,
-                color=SERIES[5],
-                alpha=0.22,
-                linewidth=0,
-                label="random vectors",
-            )
-            for index, (method, curve) in enumerate(curves.items()):
-                axes.plot(
-                    curve.layers,
-                    curve.values,
-                    color=SERIES[index],
-                    marker="o",
-                    markersize=3,
-                    label=method,
-                )
-                axes.fill_between(
-                    curve.layers,
-                    curve.low,
-                    curve.high,
-                    color=SERIES[index],
-                    alpha=0.09,
-                    linewidth=0,
-                )
-            axes.axhline(0.5, color=MUTED, linestyle=":", linewidth=1)
-            if best is not None:
-                axes.axvline(best, color=INK, linestyle="--", linewidth=1, label="recommended")
-            axes.set(
-                title=f"unseen {split}s", xlabel="layer", ylim=(min(0.4, axes.get_ylim()[0]), 1.02)
-            )
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        panels[0].set_ylabel("AUROC")
-        _legend(figure, panels[0])
-        tops = [
-            f"{method} peaks at {curve.values.max():.2f} at layer "
-            f"{curve.layers[int(curve.values.argmax())]}"
-            for method, curve in next(iter(splits.values())).items()
-        ]
-        alt = (
-            f"Held-out AUROC by layer with 95 % intervals for unseen "
-            f"{' and '.join(f'{s}s' for s in splits)}: " + "; ".join(tops)
-        )
-        return _picture(figure, "auroc", "Held-out AUROC by layer", alt + ".")
+    """Draw a square of values up to 1, row by row, with the numbers in the cells."""
+    from matplotlib.colors import LinearSegmentedColormap
 
-
-def neighbour_cosines(curves: Mapping[str, Curve]) -> Picture:
-    """Cosine of each layer's vector with the next layer's, one curve a method."""
-    with _figure(WIDTH, 2.8) as (figure, (axes,)):
-        for index, (method, curve) in enumerate(curves.items()):
-            axes.plot(
-                curve.layers,
-                curve.values,
-                color=SERIES[index],
-                marker="o",
-                markersize=3,
-                label=method,
-            )
-        axes.set(
-            xlabel="layer",
-            ylabel="cosine with next layer",
-            ylim=(min(-0.1, axes.get_ylim()[0]), 1.05),
-        )
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        _legend(figure, axes)
-        means = [f"{method} {curve.values.mean():.2f}" for method, curve in curves.items()]
-        alt = (
-            "Cosine between each layer's vector and the next one's; means: "
-            + ", ".join(means)
-            + "."
-        )
-        return _picture(figure, "neighbours", "Agreement of neighbouring layers", alt)
-
-
-def heat_map(
-    name: str,
-    title: str,
-    alt: str,
-    matrix: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    span: tuple[float, float],
-    labels: tuple[str, str] = ("", ""),
-) -> Picture:
-    """A matrix with its values written in the cells; NaN cells stay blank."""
-    import matplotlib as mpl
-
-    size = 0.62 * max(len(rows), len(columns)) + 2.2
-    with _figure(size + 0.8, size - 0.4) as (figure, (axes,)):
+    matrix = values.to_numpy().reshape(len(names), len(names))
+    colours = LinearSegmentedColormap.from_list(
+        "", [f"{SERIES[1]}b0", "#ffffff00", f"{SERIES[0]}b0"]
+    )
+    side = 0.62 * len(names) + 1.2
+    with _panels(side - 0.4, width=side + 0.8) as (figure, ((axes,),)):
         axes.grid(visible=False)
-        colours = mpl.colormaps["RdBu_r" if span[0] < 0 else "PuOr"]
         axes.pcolormesh(
             matrix,
             cmap=colours,
-            vmin=span[0],
-            vmax=span[1],
-            edgecolors="face",
-            linewidth=0.3,
+            vmin=least,
+            vmax=1,
+            edgecolors=GRID,
+            linewidth=0.6,
         )
         for row, column in np.argwhere(np.isfinite(matrix)):
-            share = (matrix[row, column] - span[0]) / (span[1] - span[0])
-            red, green, blue, _ = colours(share)
-            bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
-            axes.text(
-                column + 0.5,
-                row + 0.5,
-                f"{matrix[row, column]:.2f}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="#000000" if bright else "#fefefe",  # not PAPER, which the page leaves out
-            )
-        axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=30, ha="right")
-        axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+            said = f"{matrix[row, column]:.2f}"
+            axes.text(column + 0.5, row + 0.5, said, ha="center", va="center")
+        ticks = np.arange(len(names)) + 0.5
+        axes.set_xticks(ticks, names, rotation=30, ha="right")
+        axes.set_yticks(ticks, names)
         axes.tick_params(length=0, labelcolor=INK)
         axes.spines[:].set_visible(False)
-        axes.set(xlabel=labels[0], ylabel=labels[1])
         axes.invert_yaxis()
-        return _picture(figure, name, title, alt)
+        return _picture(figure, name, alt)

@@ -434,7 +434,7 @@ def test_the_same_files_give_the_same_page(experiment, monkeypatch):
 def test_missing_and_stale_inputs_leave_nothing_half_written(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "audit_table", responses_of)
     folder = planted.write_trait(tmp_path / "exp" / "poem")
-    with pytest.raises(UsageError, match="traitmill vectors --experiment exp --trait poem"):
+    with pytest.raises(UsageError, match="traitmill vectors `experiment` exp `trait` poem"):
         report.write_trait_report(folder)
     assert not (folder / "report.html").exists()
     assert not (folder / "plots").exists()
@@ -505,13 +505,13 @@ def test_commands_write_vectors_evaluation_and_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "audit_table", responses_of)
     for name in ("a", "b"):
         planted.write_trait(tmp_path / "exp" / name, n_layers=3)
-    where = ("--experiment", "exp", "--experiments-dir", str(tmp_path), "--traits", "all")
-    result = call("vectors", *where, "--methods", "mean_diff, pca", "--layers", "0,2")
+    where = ("`experiment`", "exp", "--experiments-dir", str(tmp_path), "`traits`", "all")
+    result = call("vectors", *where, "`methods`", "mean_diff, pca", "`layers`", "0,2")
     assert result.return_value == 0, result.output
     assert "Use mean_diff" in result.output or "Use pca" in result.output
     names = {path.name for path in (tmp_path / "exp" / "a" / "vectors").glob("*.pt")}
     assert names == {"mean_diff_layer0.pt", "mean_diff_layer2.pt", "pca_layer0.pt", "pca_layer2.pt"}
-    result = call("report", *where[:4], "--trait", "a")
+    result = call("report", *where[:4], "`trait`", "a")
     assert result.return_value == 0, result.output
     for path in ("report.html", "a/report.html", "evaluation.parquet"):
         assert (tmp_path / "exp" / path).is_file()
@@ -521,14 +521,14 @@ def test_one_trait_in_trouble_does_not_hold_up_the_others(tmp_path):
     for name in ("a", "b"):
         planted.write_trait(tmp_path / "exp" / name, n_layers=1)
     (tmp_path / "exp" / "a" / "activations" / "metadata.json").unlink()
-    where = ("--experiment", "exp", "--experiments_dir", str(tmp_path), "--methods", "mean_diff")
-    result = call("vectors", *where, "--traits", "all")
+    where = ("`experiment`", "exp", "`experiments_dir`", str(tmp_path), "`methods`", "mean_diff")
+    result = call("vectors", *where, "`traits`", "all")
     assert result.return_value == 2
     assert not (tmp_path / "exp" / "a" / "vectors").exists()
     assert (tmp_path / "exp" / "b" / "vectors" / "mean_diff_layer0.pt").is_file()
-    alone = call("vectors", *where, "--trait", "a")
+    alone = call("vectors", *where, "`trait`", "a")
     assert isinstance(alone.exception, UsageError)
-    unknown = call("vectors", *where[:4], "--trait", "b", "--methods", "mean_dif")
+    unknown = call("vectors", *where[:4], "`trait`", "b", "`methods`", "mean_dif")
     assert "did you mean mean_diff?" in str(unknown.exception)
 
 
@@ -538,7 +538,7 @@ def test_a_page_in_trouble_does_not_hold_up_the_others(tmp_path, monkeypatch):
         measure(planted.write_trait(tmp_path / "exp" / name, n_layers=1), ("mean_diff",))
     (tmp_path / "exp" / "a" / "evaluation.parquet").write_bytes(b"PAR1")
     result = call(
-        "report", "--experiment", "exp", "--experiments_dir", str(tmp_path), "--traits", "all"
+        "report", "`experiment`", "exp", "`experiments_dir`", str(tmp_path), "`traits`", "all"
     )
     assert result.return_value == 2
     assert not (tmp_path / "exp" / "a" / "report.html").exists()
@@ -567,11 +567,11 @@ def test_run_writes_the_pages_of_the_traits_it_could_fit(tmp_path, monkeypatch):
 
 def test_a_narrower_call_says_what_the_evaluation_no_longer_covers(tmp_path):
     planted.write_trait(tmp_path / "exp" / "a", n_layers=3)
-    where = ("--experiment", "exp", "--experiments_dir", str(tmp_path), "--trait", "a")
-    assert "no longer covers" not in call("vectors", *where, "--methods", "mean_diff,pca").output
-    narrower = call("vectors", *where, "--methods", "mean_diff", "--layers", "1")
+    where = ("`experiment`", "exp", "`experiments_dir`", str(tmp_path), "`trait`", "a")
+    assert "no longer covers" not in call("vectors", *where, "`methods`", "mean_diff,pca").output
+    narrower = call("vectors", *where, "`methods`", "mean_diff", "`layers`", "1")
     assert "the evaluation no longer covers pca, 2 layers, measured before" in narrower.output
-    assert "no longer covers" not in call("vectors", *where, "--methods", "mean_diff,pca").output
+    assert "no longer covers" not in call("vectors", *where, "`methods`", "mean_diff,pca").output
 
 
 def test_held_out_scores_are_split_by_side(experiment):

@@ -1,4 +1,4 @@
-"""Trait folders with planted directions: the exported files a run would leave, written without one."""
+"""Trait folders with planted directions: the files a run would leave, written without one."""
 
 from __future__ import annotations
 
@@ -40,14 +40,13 @@ def write_trait(
     side_by: str = "question",
     pools: Sequence[str] = ("response_mean",),
 ) -> Path:
-    """A trait folder. Rows are unit noise; a side lies `signal[layer]` from the other along the
-    planted direction.
+    """A trait folder. Rows are unit noise.
 
-    Questions shift their rows by a vector of their own (`question_spread` a coordinate), so that
-    rows of one question are alike; with `side_spread`, each side of each question (or instruction,
-    `side_by`) has a shift of its own too, so that sides can be told apart on questions that were
-    seen and on no others. `direction` numbers the planted directions, so that traits can have
-    different ones.
+    A side is `signal[layer]` from the other along the planted direction. Questions shift their rows
+    by a vector of their own (`question_spread` a coordinate), so that rows of one question are
+    alike; with `side_spread`, each side of each question (or instruction, `side_by`) has a shift of
+    its own too, so that sides can be told apart on questions that were seen and on no others.
+    `direction` numbers the planted directions, so that traits can have different ones.
     """
     rng = np.random.default_rng(seed)
     strengths = [signal] * n_layers if isinstance(signal, float | int) else list(signal)
@@ -103,33 +102,31 @@ def write_trait(
     for pool in pools:
         suffix = "" if pool == "response_mean" else f".{pool}"
         torch.save(values, folder / "activations" / f"all_layers{suffix}.pt")
+    per_row = np.arange(n_per_side)
+    sampling = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "max_new_tokens": 150, "seed": SEED}
     metadata = {
+        "schema_version": 2,
         "model": MODEL,
+        "revision": "0123abc",
         "trait": folder.name,
         "n_examples": 2 * n_per_side,
         "n_examples_pos": n_per_side,
         "n_examples_neg": n_per_side,
+        "n_excluded": 0,
         "n_layers": n_layers,
         "hidden_dim": dim,
         "layers": list(range(n_layers)),
-        "pools": list(pools),
-        "threshold": 50.0,
-        "extraction_date": "2026-01-02T03:04:05Z",
-        "sample_ids": ids,
-        "instruction_index": 2 * (np.arange(n_per_side) % n_pairs).tolist(),
-        "question_index": 2 * (np.arange(n_per_side) // n_pairs % n_questions).tolist(),
+        "layer_convention": "index i is the residual stream leaving decoder block i",
         "storage_type": "token_averaged",
         "pooling": "mean over the response's tokens",
+        "pools": list(pools),
+        "threshold": 50.0,
         "batch_size": 8,
         "dtype": "float32",
         "attention": "eager",
-        "sampling": {
-            "temperature": 0.7,
-            "top_p": 0.9,
-            "top_k": 0,
-            "max_new_tokens": 150,
-            "seed": SEED,
-        },
+        "placement": "alone",
+        "extraction_date": "2026-01-02T03:04:05Z",
+        "sampling": {**sampling, "dtype": "auto"},
         "judge": {
             "model": JUDGE,
             "mode": "auto",
@@ -141,49 +138,45 @@ def write_trait(
                 "neg": [9, 8, 7, 6, 4, 3, 2, 1, 0, 0],
             },
         },
-        "counts": {
-            side: {
-                "planned": n_per_side + 5,
-                "responses": {
-                    "pending": 0,
-                    "ok": n_per_side + 4,
-                    "empty": 1,
-                    "overlong": 0,
-                    "failed": 0,
-                },
-                "verdicts": {
-                    "unjudged": 0,
-                    "scored": n_per_side + 4,
-                    "refused": 0,
-                    "unparsable": 0,
-                    "truncated": 0,
-                    "failed": 0,
-                },
-                "captured": n_per_side + 4,
-                "capture_failed": 0,
-                "kept": n_per_side,
-            }
-            for side in ("pos", "neg")
-        },
+        "counts": {side: _counts(n_per_side) for side in ("pos", "neg")},
         "cost": COST,
         "self_check": {"checked": 8, "passed": True},
         "versions": {"torch": "2.13.0"},
-        "schema_version": 1,
+        "sample_ids": ids,
+        "instruction_index": 2 * (per_row % n_pairs).tolist(),
+        "question_index": 2 * (per_row // n_pairs % n_questions).tolist(),
     }
     write_metadata(folder, metadata)
     return folder
 
 
+def _counts(n_per_side: int) -> dict:
+    """What became of one side's responses: some did not pass."""
+    responses = {"pending": 0, "ok": n_per_side + 4, "empty": 1, "overlong": 0, "failed": 0}
+    verdicts = {"unjudged": 0, "scored": n_per_side + 4}
+    verdicts |= dict.fromkeys(("refused", "unparsable", "truncated", "failed"), 0)
+    return {
+        "planned": n_per_side + 5,
+        "responses": responses,
+        "verdicts": verdicts,
+        "captured": n_per_side + 4,
+        "capture_failed": 0,
+        "kept": n_per_side,
+    }
+
+
 def write_metadata(folder: Path, metadata: dict) -> None:
-    """metadata.json with the hashes of the files as they are now."""
+    """metadata.json with the hashes of the files as they are now, and its own."""
     files = [*folder.glob("responses/*.csv"), *folder.glob("activations/*.pt")]
     hashes = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
     }
-    (folder / "activations" / "metadata.json").write_text(
-        json.dumps({**metadata, "files_sha256": hashes})
-    )
+    content = {**metadata, "files_sha256": hashes}
+    content.pop("sha256", None)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path = folder / "activations" / "metadata.json"
+    path.write_text(json.dumps({**content, "sha256": digest}))
 
 
 def read_metadata(folder: Path) -> dict:
