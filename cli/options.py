@@ -248,11 +248,14 @@ def arguments(options: Mapping[str, Any], *, all_traits: bool = False) -> dict[s
 
     `all_traits`: without --trait and --traits, all traits are meant. Raise UsageError.
     """
+    from traitmill.engine.storage import check_name
+
     source = click.get_current_context().get_parameter_source
     typed = {name for name in options if source(name) is ParameterSource.COMMANDLINE}
     chosen = {"experiment", "experiments_dir", "trait", "traits"}
     given = {name: options[name] for name in typed - chosen}
-    given["experiment"] = options["experiments_dir"] / options["experiment"]
+    name = check_name(options["experiment"], "experiment")  # never a path out of the folder
+    given["experiment"] = options["experiments_dir"] / name
     given["traits"] = _traits(options["trait"], options["traits"], all_traits=all_traits)
     return given
 
