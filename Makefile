@@ -1,6 +1,6 @@
 # make demo and make test set everything up by themselves; nothing is downloaded when it is done already.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check bench bench-table bench-gpu soak clean
+.PHONY: help setup demo test test-fast check measures bench bench-table bench-gpu soak clean
 SHELL := /bin/bash
 
 COMMA := ,
@@ -50,6 +50,9 @@ check: setup  ## lint, format, types and import directions
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+measures: setup  ## how long and how dense the engine's code is
+	@$(BIN)/python tools/measures.py engine cli
 
 bench: setup  ## every benchmark, tables and plots in docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.all

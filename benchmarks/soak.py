@@ -103,7 +103,7 @@ def count(root: Path, kind: str) -> int:
     """Rows of a kind that are stored now, while the run may be at work."""
     total = 0
     for name in TRAITS:
-        for path in (root / "exp" / name / "parquet" / kind).glob("part-*.parquet"):
+        for path in (root / "exp" / name / "parquet" / kind).rglob("part-*.parquet"):
             try:
                 total += pq.read_metadata(path).num_rows
             except (FileNotFoundError, pa.ArrowInvalid):  # merged into another just now

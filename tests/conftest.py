@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from traitmill.cli.main import main
+from traitmill.engine.models import fast_bfloat16
 
 Traitmill = Callable[..., tuple[int, str]]
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +71,8 @@ def vllm_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "2048",
     ]
     command += ["--max-num-seqs", "32"]
+    if not fast_bfloat16("cpu"):
+        command += ["--dtype", "float32"]
     with log.open("wb") as file:
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:

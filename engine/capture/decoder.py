@@ -47,7 +47,7 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
         ) from None
     text_config = config.get_text_config()
     attention.require_causal(text_config)
-    chosen = attention.choose_dtype(config, dtype, bfloat16=attention.computes_bfloat16(kind))
+    chosen = attention.dtype_on(config, dtype, kind)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(
             f"model type {config.model_type} has no causal language model in transformers; take "

@@ -56,11 +56,11 @@ class CaptureModel:
         self_check: Mode = "sample",
         generation_dtype: str = "auto",
         max_rows: int | None = None,
-        tokens: int | None = None,
+        token_budget: int | None = None,
         threads: int | None = None,
         blocks: str | None = None,
     ) -> None:
-        """Load weights. `tokens` fixes the batch budget (else it comes from free memory),
+        """Load weights. `token_budget` fixes the batch budget (else it comes from free memory),
         `max_rows` caps rows, `threads` sets torch's, `blocks` is the path of the decoder blocks
         where they are not found. What the self-check allows depends on `generation_dtype`, vLLM's.
 
@@ -85,7 +85,7 @@ class CaptureModel:
         self._rope = length_dependent_rope(text_config)
         self._itemsize = self._model.dtype.itemsize
         growth = self._shape.score_growth(self._itemsize) if self.attention == "eager" else 0.0
-        limit, self.arithmetic = self._limit(tokens)
+        limit, self.arithmetic = self._limit(token_budget)
         self._budget = Budget(limit, max_rows=max_rows, growth=growth)
         bos = text_config.bos_token_id
         self._check = SelfCheck(

@@ -131,7 +131,7 @@ def _load(
         device=execution.capture_device,
         self_check=execution.self_check,
         generation_dtype=generation_dtype,
-        tokens=token_budget,
+        token_budget=token_budget,
         max_rows=execution.batch_size,
         threads=len(os.sched_getaffinity(0)),
         blocks=execution.blocks,

@@ -115,7 +115,7 @@ class Client:
             )
         # aiohttp's transport takes half the processor time of the default, where every request
         # walks all connections
-        connections = httpx2.JudgeLimits(
+        connections = httpx2.Limits(
             max_connections=_MOST_CONNECTIONS, max_keepalive_connections=_MOST_CONNECTIONS
         )
         self._client = openai.AsyncOpenAI(

@@ -44,22 +44,35 @@ def read_config(raw: Mapping[str, Any]) -> Any:
         ) from None
 
 
-@cache
 def computes_bfloat16(device: str) -> bool:
-    """Return whether `device` (cpu or cuda) has bfloat16 arithmetic.
+    """Return whether `device` (cpu or cuda) has bfloat16 arithmetic: GPUs before Ampere have not."""
+    import torch
 
-    GPUs before Ampere have not, and a CPU without instructions for it is several times slower in
-    bfloat16 than in float32 (docs/decisions/011-bfloat16-on-cpu.md).
+    return device != "cuda" or bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@cache
+def fast_bfloat16(device: str) -> bool:
+    """Return whether bfloat16 is the faster dtype on `device`, cpu or cuda.
+
+    A CPU without instructions for it is several times slower in bfloat16 than in float32
+    (docs/decisions/011-bfloat16-on-cpu.md).
     """
     if device == "cuda":
-        import torch
-
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return computes_bfloat16(device)
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return True
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def dtype_on(config: Any, requested: str, device: str) -> str:
+    """Return the compute dtype on `device`, cpu or cuda; `choose_dtype` has the rules."""
+    fast = computes_bfloat16(device)
+    if requested == "auto":
+        fast = fast_bfloat16(device)
+    return choose_dtype(config, requested, bfloat16=fast)
 
 
 def has_soft_cap(text_config: Any) -> bool:
@@ -176,7 +189,7 @@ def generation_dtype(config: Any, requested: str, *, gpu: bool) -> str:
     """
     if requested != "auto" or gpu:
         return requested
-    return choose_dtype(config, "auto", bfloat16=computes_bfloat16("cpu"))
+    return dtype_on(config, "auto", "cpu")
 
 
 def generation_itemsize(config: Any, requested: str, *, bfloat16: bool) -> int:
@@ -211,7 +224,7 @@ def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str)
     text_config = config.get_text_config()
     require_causal(text_config)
     check_layers(capture.layers, int(text_config.num_hidden_layers))
-    dtype = choose_dtype(config, capture.dtype, bfloat16=computes_bfloat16(device))
+    dtype = dtype_on(config, capture.dtype, device)
     flash = device == "cuda" and flash_with_soft_cap()
     choose_attention(text_config, capture.attention, device=device, dtype=dtype, flash=flash)
 

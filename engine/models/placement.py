@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..settings import RunSettings
-from .config import Shape, choose_dtype, computes_bfloat16, generation_itemsize, read_config
+from .config import Shape, computes_bfloat16, dtype_on, generation_itemsize, read_config
 from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, gpu_memory
 
 GPU_BATCHED_TOKENS = 8192
@@ -159,7 +159,7 @@ def choose_placement(
     if not gpu:  # sharing the cores gains nothing
         return Placement("in turn", "generation on all cores first, capture after it", device)
     read, kind = read_config(config), choose_device(device).partition(":")[0]
-    capture_dtype = choose_dtype(read, settings.capture.dtype, bfloat16=computes_bfloat16(kind))
+    capture_dtype = dtype_on(read, settings.capture.dtype, kind)
     return place_on_gpus(
         Shape.from_config(read),
         totals=gpu_memory(),

@@ -16,8 +16,7 @@ from ..models import (
     Shape,
     check_capture,
     choose_device,
-    choose_dtype,
-    computes_bfloat16,
+    dtype_on,
     read_config,
 )
 from ..settings import RunSettings
@@ -67,7 +66,7 @@ def capture_tokens(
     device = choose_device(first.execution.capture_device).partition(":")[0]
     check_capture(ref.config, first.capture, device)
     config = read_config(ref.config)
-    dtype = choose_dtype(config, first.capture.dtype, bfloat16=computes_bfloat16(device))
+    dtype = dtype_on(config, first.capture.dtype, device)
     for folder in folders.values():
         folder.check_writable()
     with lock_traits(list(folders.values()), force_unlock=force_unlock):

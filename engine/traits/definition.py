@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,16 @@ from ..errors import DefinitionError
 from ..records import POLARITIES, Polarity
 
 DEFINITION_FILE = "trait_definition.json"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "missing",
+}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLACEHOLDER = re.compile(r"\{(question|answer)\}")
 
 
@@ -30,22 +42,22 @@ class Trait:
     yes_no_prompt: str | None = None
 
     def instruction(self, polarity: Polarity, index: int) -> str:
-        return self.instructions[index][POLARITIES.index(polarity)]
+        pair = self.instructions[index]
+        return pair[POLARITIES.index(polarity)]
 
     def as_json(self) -> dict[str, Any]:
         """Return the definition as its file holds it."""
-        out: dict[str, Any] = {
+        found = {
             "instruction": [{"pos": pos, "neg": neg} for pos, neg in self.instructions],
             "questions": list(self.questions),
             "eval_prompt": self.eval_prompt,
+            "yes_no_prompt": self.yes_no_prompt,
         }
-        if self.yes_no_prompt is not None:
-            out["yes_no_prompt"] = self.yes_no_prompt
-        return out
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def fill(template: str, *, question: str, answer: str) -> str:
-    """Fill `{question}` and `{answer}` in one pass: nothing inside is expanded, other braces stay."""
+    """Fill `{question}` and `{answer}` in one pass; other braces stay."""
     values = {"question": question, "answer": answer}
     return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)
 
@@ -55,29 +67,23 @@ def build_prompt(instruction: str, question: str) -> str:
     return f"{instruction}\n\n{question}"
 
 
-# --- the file ---
-
-
-def _checked_text(text: str) -> str:
+def _check_text(text: str, placeholders: tuple[str, ...] = ()) -> str:
+    faults = []
     if not text.strip():
-        raise PydanticCustomError("empty", "is empty")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise PydanticCustomError(
-            "surrogate",
-            "holds a lone surrogate (a broken \\ud... escape), which no text file can carry",
+        faults.append("is empty")
+    if _SURROGATE.search(text):
+        faults.append(
+            "holds a lone surrogate (a broken \\ud... escape), which no text file can carry"
         )
+    faults += [f"lacks the placeholder {name}" for name in placeholders if name not in text]
+    if faults:
+        raise PydanticCustomError("text", "\n".join(faults))
     return text
 
 
-def _checked_template(text: str) -> str:
-    lacking = [name for name in ("question", "answer") if "{" + name + "}" not in text]
-    if lacking:
-        raise PydanticCustomError("placeholder", ",".join(lacking))
-    return text
-
-
-Text = Annotated[str, AfterValidator(_checked_text)]
-Template = Annotated[Text, AfterValidator(_checked_template)]
+_check_template = partial(_check_text, placeholders=("{question}", "{answer}"))
+Text = Annotated[str, AfterValidator(_check_text)]
+Template = Annotated[str, AfterValidator(_check_template)]
 
 
 class _Pair(BaseModel):
@@ -124,17 +130,14 @@ def load_traits(folders: Mapping[str, Path]) -> list[Trait]:
 def parse_definition(name: str, data: bytes, path: str) -> Trait:
     """Check one file's bytes. Raise DefinitionError with each fault as `path: key: what`."""
     faults: list[str] = []
-    if data.startswith(b"\xef\xbb\xbf"):
+    if data.startswith(_BYTE_ORDER_MARK):
         faults.append("starts with a byte order mark; save it as plain UTF-8")
-        data = data[3:]
+        data = data.removeprefix(_BYTE_ORDER_MARK)
     found = None
     try:
         # No number belongs here; as floats, thousands of digits are of the wrong type too.
-        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_pairs(faults), parse_int=float)
-        if isinstance(raw, dict):
-            found = _File.model_validate(raw)
-        else:
-            faults.append("must be a JSON object")
+        raw = json.loads(data.decode(), object_pairs_hook=partial(_once, faults), parse_int=float)
+        found = _File.model_validate(raw)
     except UnicodeDecodeError as error:
         faults.append(f"is not UTF-8 (byte {error.start})")
     except json.JSONDecodeError as error:
@@ -147,52 +150,44 @@ def parse_definition(name: str, data: bytes, path: str) -> Trait:
     if faults or found is None:
         raise DefinitionError([f"{path}: {fault}" for fault in faults])
     pairs = tuple((pair.pos, pair.neg) for pair in found.instruction)
-    return Trait(name, pairs, tuple(found.questions), found.eval_prompt, found.yes_no_prompt)
+    return Trait(
+        name=name,
+        instructions=pairs,
+        questions=tuple(found.questions),
+        eval_prompt=found.eval_prompt,
+        yes_no_prompt=found.yes_no_prompt,
+    )
 
 
-def _pairs(faults: list[str]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """Return json's hook for objects that notes keys given twice."""
-
-    def hook(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in items]
-        for key in dict.fromkeys(keys):
-            if keys.count(key) > 1:
-                faults.append(f"{key}: appears {keys.count(key)} times in one object")
-        return dict(items)
-
-    return hook
-
-
-_WANTED = {
-    "string_type": "a string",
-    "list_type": "a list",
-    "model_type": 'an object {"pos": ..., "neg": ...}',
-    "dict_type": 'an object {"pos": ..., "neg": ...}',
-}
+def _once(faults: list[str], items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's items as a dict; note the keys that are given twice."""
+    keys = [key for key, _ in items]
+    for key, count in Counter(keys).items():
+        if count > 1:
+            faults.append(f"{key}: appears {count} times in one object")
+    return dict(items)
 
 
 def _readable(fault: Any) -> list[str]:
-    """Return one of pydantic's errors as `key: what`, a line for each placeholder that is missing."""
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+    """Return one of pydantic's errors as lines of `key: what`."""
+    where = fault["loc"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where)
     key = key.removeprefix(".")
-    kind = fault["type"]
-    if kind == "placeholder":
-        names = fault["msg"].split(",")
-        return [f"{key}: lacks the placeholder {{{name}}}" for name in names]
-    if kind == "too_short":
-        return [f"{key}: is empty; give at least one"]
-    if kind == "missing":
-        wanted = _WANTED["string_type"]
-        if key in ("instruction", "questions"):
-            wanted = _WANTED["list_type"]
-        return [f"{key}: must be {wanted}, not missing"]
-    if kind in _WANTED:
-        return [f"{key}: must be {_WANTED[kind]}, not {_kind(fault['input'])}"]
-    return [f"{key}: {fault['msg']}"]
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", bool: "a boolean", str: "a string"}
-    if value is None:
-        return "missing"
-    return names.get(type(value), "a number")
+    one, wanted = "one", "a string"
+    match where:
+        case ():
+            return ["must be a JSON object"]
+        case ("questions",):
+            wanted = "a list of strings"
+        case ("instruction",):
+            one, wanted = "one pair", 'a list of {"pos": ..., "neg": ...}'
+        case ("instruction", _):
+            wanted = '{"pos": ..., "neg": ...}'
+    if fault["type"] == "text":
+        return [f"{key}: {line}" for line in fault["msg"].splitlines()]
+    if fault["type"] == "too_short":
+        return [f"{key}: is empty; give at least {one}"]
+    found = _KINDS[type(fault["input"])]
+    if fault["type"] == "missing":
+        found = "missing"
+    return [f"{key}: must be {wanted}, not {found}"]

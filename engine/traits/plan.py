@@ -1,4 +1,4 @@
-"""The planned samples of a trait: ids, seeds and order, as columns at 50 bytes a sample.
+"""The planned samples of a trait: ids, seeds and order, as columns at 56 bytes a sample.
 
 The plan is stored beside the records, so that neither a finished run started again nor an export
 has to load a tokenizer to know which samples belong to the run.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +21,25 @@ from ..records import POLARITIES, Polarity, Sample
 from ..settings import Sampling
 from .definition import Trait, build_prompt
 
-_COLUMNS = ("polarity", "instruction_index", "question_index", "rollout", "seed")
+Counts = Mapping[Polarity, int]
 Tokenize = Callable[[str], tuple[int, ...]]
+_LARGEST_SEED = 2**63 - 1
+_COLUMNS = {
+    "ids": "S32",
+    "polarity": "i4",
+    "instruction_index": "i4",
+    "question_index": "i4",
+    "rollout": "i4",
+    "seed": "i8",
+}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Columns over the planned samples, in plan order (polarity, instruction, k)."""
 
     key: str
     """Hash of all that decides the plan."""
-    n_planned: dict[Polarity, int]
-    """Samples of each side."""
     ids: np.ndarray
     """`S32` [n]: sample ids as hex."""
     polarity: np.ndarray
@@ -40,22 +49,28 @@ class Plan:
     rollout: np.ndarray
     """How many earlier samples of the side share the instruction and the question."""
     seed: np.ndarray
-    _sorted: np.ndarray = field(init=False, repr=False)
-    """int64 [n]: positions in the order of their ids."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_sorted", np.argsort(self.ids))
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def n_planned(self) -> dict[Polarity, int]:
+        """Samples of each side."""
+        return {
+            polarity: int((self.polarity == side).sum()) for side, polarity in enumerate(POLARITIES)
+        }
+
+    @cached_property
+    def _by_id(self) -> np.ndarray:
+        """Positions in the order of their ids, int64 [n]."""
+        return np.argsort(self.ids)
+
     def positions(self, ids: np.ndarray) -> np.ndarray:
         """Return where each id stands in the plan, int64 [len(ids)]; -1 for ids outside it."""
-        if not len(self.ids):
-            return np.full(len(ids), -1, dtype=np.int64)
-        found = np.searchsorted(self.ids, ids, sorter=self._sorted)
-        candidates = self._sorted[np.minimum(found, len(self) - 1)]
-        return np.where(self.ids[candidates] == ids, candidates, -1)
+        found = np.searchsorted(self.ids, ids, sorter=self._by_id)
+        last = len(self) - 1
+        places = self._by_id[np.minimum(found, last)]
+        return np.where(self.ids[places] == ids, places, -1)
 
     def sample(self, position: int, trait: Trait, tokenize: Tokenize) -> Sample:
         """Return the sample at a position; `tokenize` is called with its prompt."""
@@ -80,82 +95,60 @@ class Plan:
         )
 
     def save(self, path: Path) -> None:
-        """Write the plan as one Parquet file."""
+        """Write the plan as one Parquet file; the file's metadata holds its key."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {"sample_id": pa.array(self.ids.astype("U32"), pa.string())}
-        columns |= {name: pa.array(getattr(self, name)) for name in _COLUMNS}
-        table = pa.table(columns).replace_schema_metadata(
-            {"key": self.key, "n_planned": json.dumps(self.n_planned)}
-        )
+        columns = {name: pa.array(getattr(self, name)) for name in _COLUMNS}
+        columns["ids"] = columns["ids"].cast(pa.string())
+        table = pa.table(columns, metadata={"key": self.key})
         with atomic_file(path) as file:
             pq.write_table(table, file, write_page_checksum=True)
 
 
 def load_plan(path: Path) -> Plan | None:
-    """Return a stored plan; None when there is none or it cannot be read (it can be made again)."""
+    """Return a stored plan; None where there is none or it is damaged (it can be made again)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.exists():
-        return None
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read(columns=["sample_id", *_COLUMNS])
-        facts = table.schema.metadata
-        return Plan(
-            key=facts[b"key"].decode(),
-            n_planned=json.loads(facts[b"n_planned"]),
-            ids=np.asarray(table["sample_id"].to_numpy(), dtype="S32"),
-            **{name: table[name].to_numpy() for name in _COLUMNS},
-        )
+            table = file.read()
+        columns = {name: np.asarray(table[name], kind) for name, kind in _COLUMNS.items()}
+        return Plan(table.schema.metadata[b"key"].decode(), **columns)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def plan_key(trait: Trait, n_planned: Mapping[Polarity, int], sampling: Sampling) -> str:
+def plan_key(trait: Trait, n_planned: Counts, sampling: Sampling) -> str:
     """Return a hash of all that decides the plan; a stored plan with the same key is the plan."""
-    content = [trait.instructions, trait.questions, dict(n_planned), asdict(sampling)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    counts = [n_planned[polarity] for polarity in POLARITIES]
+    content = [trait.instructions, trait.questions, counts, asdict(sampling)]
+    return _digest(content).hex()[:16]
 
 
-def make_plan(
-    trait: Trait, n_planned: Mapping[Polarity, int], sampling: Sampling, tokenize: Tokenize
-) -> Plan:
+def make_plan(trait: Trait, n_planned: Counts, sampling: Sampling, tokenize: Tokenize) -> Plan:
     """Plan a trait's samples, ordered (polarity, instruction, k), question = k mod n_questions.
 
     A larger `n_planned` has a superset of a smaller one's ids. `tokenize` turns a prompt into token
     ids and is called once for each distinct prompt.
     """
-    ids: list[bytes] = []
-    rows: list[tuple[int, int, int, int, int]] = []
-    tokens: dict[str, tuple[int, ...]] = {}
+    tokenize = cache(tokenize)
+    rows = []
     for side, polarity in enumerate(POLARITIES):
-        seen: dict[tuple[int, ...], int] = {}
+        earlier: Counter[tuple[int, ...]] = Counter()
         counts = counts_per_instruction(n_planned[polarity], len(trait.instructions))
         for instruction_index, count in enumerate(counts):
             instruction = trait.instruction(polarity, instruction_index)
             for k in range(count):
                 rollout, question_index = divmod(k, len(trait.questions))
-                prompt = build_prompt(instruction, trait.questions[question_index])
-                if prompt not in tokens:
-                    tokens[prompt] = tokenize(prompt)
-                occurrence = seen.get(tokens[prompt], 0)
-                seen[tokens[prompt]] = occurrence + 1
-                id_, seed = sample_id(polarity, tokens[prompt], occurrence, sampling)
-                ids.append(id_.encode())
-                rows.append((side, instruction_index, question_index, rollout, seed))
-    columns = np.array(rows, np.int64).reshape(len(rows), len(_COLUMNS)).T
-    named = dict(zip(_COLUMNS, columns, strict=True))
-    whole = {name: values.astype(np.int32) for name, values in named.items() if name != "seed"}
-    return Plan(
-        key=plan_key(trait, n_planned, sampling),
-        n_planned=dict(n_planned),
-        ids=np.array(ids, "S32"),
-        seed=named["seed"],
-        **whole,
-    )
+                token_ids = tokenize(build_prompt(instruction, trait.questions[question_index]))
+                id_, seed = sample_id(polarity, token_ids, earlier[token_ids], sampling)
+                earlier[token_ids] += 1
+                rows.append((id_, side, instruction_index, question_index, rollout, seed))
+    table = np.array(rows, list(_COLUMNS.items()))
+    columns = {name: table[name].copy() for name in _COLUMNS}
+    return Plan(plan_key(trait, n_planned, sampling), **columns)
 
 
 def counts_per_instruction(n_examples: int, n_instructions: int) -> list[int]:
@@ -185,6 +178,12 @@ def sample_id(
         sampling.max_new_tokens,
         sampling.seed,
     ]
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=True)
-    digest = hashlib.sha256(text.encode()).digest()
-    return digest[:16].hex(), int.from_bytes(digest[:8], "big") & (2**63 - 1)
+    digest = _digest(content)
+    seed = int.from_bytes(digest[:8], "big") & _LARGEST_SEED
+    return digest[:16].hex(), seed
+
+
+def _digest(content: object) -> bytes:
+    """Return the sha256 of canonical JSON."""
+    text = json.dumps(content, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from tests.support.oracle import BOS, BY_LENGTH, FAMILIES, VOCAB, Oracle, build
+from tests.support.rows import response_row
 from traitmill.engine.capture import decoder
 from traitmill.engine.capture import model as capture
 from traitmill.engine.capture.batching import Batch
 from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.pooling import LayerHooks, padded_ids, pool_weights
 from traitmill.engine.errors import AccessError, ResourceError, UsageError
+from traitmill.engine.models.config import choose_attention, choose_dtype, require_causal
 from traitmill.engine.settings import POOLS, CaptureSettings
 
 
@@ -26,9 +28,7 @@ def make_rows(n=9, seed=0):
     for index in range(n):
         prompt = (BOS, *map(int, rng.integers(3, VOCAB, rng.integers(1, 20))))
         response = tuple(map(int, rng.integers(3, VOCAB, rng.integers(2, 15))))
-        rows.append(
-            CaptureRow("trait", f"row{index}", prompt, response, len(response) - (index % 3 == 0))
-        )
+        rows.append(response_row(f"row{index}", prompt, response, len(response) - (index % 3 == 0)))
     return rows
 
 
@@ -47,7 +47,9 @@ def folder(tmp_path_factory):
 
 
 def load(path, **options):
-    capture = options.pop("capture", CaptureSettings(pools=POOLS, include_embeddings=True))
+    dtype = options.pop("dtype", "auto")
+    default = CaptureSettings(pools=POOLS, include_embeddings=True, dtype=dtype)
+    capture = options.pop("capture", default)
     return CaptureModel(
         path, capture, **{"self_check": "off", "token_budget": 64, "threads": 1, **options}
     )
@@ -64,14 +66,15 @@ def test_pools_equal_the_reference_in_any_batch(family, folder):
     path, oracle = folder(family)
     rows = make_rows()
     expected = [
-        oracle.pools(row.prompt_token_ids, row.response_token_ids, row.n_pooled) for row in rows
+        oracle.pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)
+        for row in rows
     ]
     model = load(path)
     for budget, order in ((1, range(9)), (64, range(9)), (10_000, range(8, -1, -1))):
         model.budget.now = model.budget.limit = budget
         results = model.capture([rows[index] for index in order])
         for index, result in zip(order, results, strict=True):
-            assert (result.sample_id, result.error) == (rows[index].sample_id, "")
+            assert (result.sample_id, result.error) == (rows[index].sample.id, "")
             assert set(result.pools) == set(POOLS)
             for pool, values in result.pools.items():
                 assert values.dtype == np.float32
@@ -92,9 +95,9 @@ def test_the_reference_depends_on_attention(family, folder):
 def test_the_last_layer_is_before_the_final_norm(folder):
     path, oracle = folder("llama")
     row = make_rows(1)[0]
-    ids = torch.tensor([[*row.prompt_token_ids, *row.response_token_ids]])
+    ids = torch.tensor([[*row.sample.prompt_token_ids, *row.response_token_ids]])
     normed = oracle.model(ids, output_hidden_states=True).hidden_states[-1][
-        0, len(row.prompt_token_ids) - 1
+        0, len(row.sample.prompt_token_ids) - 1
     ]
     found = load(path).capture([row])[0].pools["prompt_last"][-1]
     assert relative(found, oracle.model.model.norm(torch.tensor(found)).detach().numpy()) > 0.1
@@ -109,10 +112,10 @@ def test_the_last_layer_is_before_the_final_norm(folder):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_stays_close_to_the_float32_reference(family, tmp_path):
     path = build(family, tmp_path, dtype=torch.bfloat16, scale=1.0)
-    oracle, rows, model = Oracle(path), make_rows(), load(path)
+    oracle, rows, model = Oracle(path), make_rows(), load(path, dtype="bfloat16")
     assert model.dtype == "bfloat16"
     for row, result in zip(rows, model.capture(rows), strict=True):
-        expected = oracle.pools(row.prompt_token_ids, row.response_token_ids, row.n_pooled)
+        expected = oracle.pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)
         for pool, values in result.pools.items():
             norms = np.linalg.norm(values, axis=-1) * np.linalg.norm(expected[pool], axis=-1)
             assert ((values * expected[pool]).sum(-1) / norms).min() >= 0.999
@@ -123,11 +126,11 @@ def test_rows_of_all_lengths_keep_their_own_rope(family, tmp_path, monkeypatch):
     """The reference is loaded anew for each row, since transformers' modules remember the rows
     before."""
     path, rows = build(family, tmp_path), make_rows(12)
-    lengths = [len(row.prompt_token_ids) + len(row.response_token_ids) for row in rows]
+    lengths = [len(row.sample.prompt_token_ids) + len(row.response_token_ids) for row in rows]
     assert sum(length > 16 for length in lengths) >= 4
     assert sum(length < 16 for length in lengths) >= 2
     expected = [
-        Oracle(path).pools(row.prompt_token_ids, row.response_token_ids, row.n_pooled)
+        Oracle(path).pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)
         for row in rows
     ]
 
@@ -157,7 +160,7 @@ def test_a_subset_of_layers_ends_the_forward_early(folder):
     model._model.lm_head.register_forward_hook(lambda *_: ran.append("head"))
     row = make_rows(1)[0]
     values = model.capture([row])[0].pools["response_mean"]
-    expected = oracle.pools(row.prompt_token_ids, row.response_token_ids, row.n_pooled)[
+    expected = oracle.pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)[
         "response_mean"
     ]
     assert model.layers == (0, 2)
@@ -185,14 +188,16 @@ def test_prompt_pools_alone_run_no_response_token(folder):
     path, oracle = folder("llama")
     model = load(path, capture=CaptureSettings(pools=("prompt_mean",)))
     row = make_rows(1)[0]
-    assert model.tokens_run(row) == len(row.prompt_token_ids)
+    assert model.tokens_run(row) == len(row.sample.prompt_token_ids)
     found = model.capture([row])[0].pools["prompt_mean"]
-    assert relative(found, oracle.pools(row.prompt_token_ids, (), 0)["prompt_mean"][1:]) < 1e-5
+    assert (
+        relative(found, oracle.pools(row.sample.prompt_token_ids, (), 0)["prompt_mean"][1:]) < 1e-5
+    )
 
 
 def test_rows_without_tokens_get_an_error_and_others_are_safe(folder):
     rows = make_rows(3)
-    rows[1] = CaptureRow("trait", "mute", rows[1].prompt_token_ids, (2,), 0)
+    rows[1] = response_row("mute", rows[1].sample.prompt_token_ids, (2,), 0)
     results = load(folder("llama")[0]).capture(rows)
     assert [bool(result.error) for result in results] == [False, True, False]
     assert "sample mute" in results[1].error
@@ -215,7 +220,7 @@ def test_f21_out_of_memory_in_the_forward_loses_no_row(folder, monkeypatch):
 
     monkeypatch.setattr(model._model, "forward", short_of_memory)
     for row, result in zip(rows, model.capture(rows), strict=True):
-        expected = oracle.pools(row.prompt_token_ids, row.response_token_ids, row.n_pooled)
+        expected = oracle.pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)
         assert relative(result.pools["response_mean"], expected["response_mean"]) < 1e-5
     assert refused
     count = len(refused)
@@ -236,7 +241,7 @@ def test_f30_nan_names_sample_and_layer_and_leaves_others(folder, monkeypatch):
     rows = [
         row
         for row in rows
-        if row is rows[4] or poison not in row.prompt_token_ids + row.response_token_ids
+        if row is rows[4] or poison not in row.sample.prompt_token_ids + row.response_token_ids
     ]
     assert len(rows) >= 4
     launch, running = model.forward, []
@@ -306,12 +311,12 @@ def test_pool_weights_pick_the_right_tokens():
 def test_blocks_that_are_not_found_name_the_option(folder):
     model = load(folder("llama")[0])._model
     model.config.num_hidden_layers = 2
-    with pytest.raises(UsageError, match=r"--blocks model\.layers"):
+    with pytest.raises(UsageError, match=r"`blocks` model\.layers"):
         decoder.find_blocks(model)
     model.config.num_hidden_layers = 3
     assert decoder.find_blocks(model, "model.layers") == list(model.model.layers)
     for path in ("model.nowhere", "model.norm"):
-        with pytest.raises(UsageError, match=f"--blocks {path}"):
+        with pytest.raises(UsageError, match=f"`blocks` {path}"):
             decoder.find_blocks(model, path)
 
 
@@ -330,7 +335,7 @@ def test_a_folder_without_weights_is_an_access_error(folder, tmp_path):
 
 def test_soft_cap_models_never_get_an_implementation_that_drops_the_cap():
     capped, plain = FAMILIES["gemma2"](), FAMILIES["llama"]()
-    choose = attention.choose_attention
+    choose = choose_attention
     assert choose(capped, "auto", device="cpu", dtype="bfloat16") == "eager"
     assert (
         choose(capped, "auto", device="cuda", dtype="bfloat16", flash=True) == "flash_attention_2"
@@ -348,7 +353,7 @@ def test_soft_cap_models_never_get_an_implementation_that_drops_the_cap():
     )
     with pytest.raises(UsageError, match=r"flash-attn knows from 2\.6 on"):
         choose(capped, "flash_attention_2", device="cuda", dtype="bfloat16", flash=False)
-    with pytest.raises(UsageError, match="needs a GPU and --capture_dtype"):
+    with pytest.raises(UsageError, match="needs a GPU and `capture_dtype`"):
         choose(plain, "flash_attention_2", device="cpu", dtype="bfloat16")
 
 
@@ -360,21 +365,21 @@ def test_dtype_follows_the_model_and_is_never_float16_for_gemma():
         (torch.float32, "float32"),
     ):
         config.dtype = own
-        assert attention.choose_dtype(config, "auto") == expected
+        assert choose_dtype(config, "auto") == expected
     config.dtype = torch.bfloat16
-    assert attention.choose_dtype(config, "auto", bfloat16=False) == "float32"
-    with pytest.raises(UsageError, match="--capture_dtype float16 overflows"):
-        attention.choose_dtype(config, "float16")
+    assert choose_dtype(config, "auto", bfloat16=False) == "float32"
+    with pytest.raises(UsageError, match="`capture_dtype` float16 overflows"):
+        choose_dtype(config, "float16")
     with pytest.raises(UsageError, match="unknown"):
-        attention.choose_dtype(config, "int8")
+        choose_dtype(config, "int8")
 
 
 def test_a_model_that_looks_ahead_is_refused():
     config = FAMILIES["gemma3"]()
-    attention.require_causal(config)
+    require_causal(config)
     config.use_bidirectional_attention = True
     with pytest.raises(UsageError, match="later tokens"):
-        attention.require_causal(config)
+        require_causal(config)
 
 
 def test_a_model_with_a_vision_tower_is_captured_at_its_text_blocks(tmp_path):

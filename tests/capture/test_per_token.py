@@ -40,7 +40,7 @@ def append(model, rows, folder, faults=None):
 
 def test_states_equal_the_reference(folder, tmp_path, monkeypatch):
     model, oracle, rows = load(folder), Oracle(folder), make_rows()
-    tokens = sum(len(row.prompt_token_ids) + len(row.response_token_ids) for row in rows)
+    tokens = sum(len(row.sample.prompt_token_ids) + len(row.response_token_ids) for row in rows)
     total = estimate_bytes(tokens, 3, 32, 4)
     monkeypatch.setattr(per_token, "SHARD_BYTES", total // 4)
     assert append(model, rows, tmp_path) == 9
@@ -54,13 +54,15 @@ def test_states_equal_the_reference(folder, tmp_path, monkeypatch):
     assert sum(sizes.values()) == total
     assert max(sizes.values()) <= total // 4
     for row in rows:
-        entry = index["rows"][f"trait/{row.sample_id}"]
+        entry = index["rows"][f"trait/{row.sample.id}"]
         assert (entry["prompt_tokens"], entry["response_tokens"]) == (
-            len(row.prompt_token_ids),
+            len(row.sample.prompt_token_ids),
             len(row.response_token_ids),
         )
         found = shards[entry["shard"]][entry["key"]]
-        expected = oracle.residuals([*row.prompt_token_ids, *row.response_token_ids])[[0, 1, 4]]
+        expected = oracle.residuals([*row.sample.prompt_token_ids, *row.response_token_ids])[
+            [0, 1, 4]
+        ]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -106,7 +108,7 @@ def test_f30_a_row_that_is_not_finite_is_named_and_left_out(folder, tmp_path):
     rows = [
         row
         for row in rows
-        if row is rows[4] or poison not in row.prompt_token_ids + row.response_token_ids
+        if row is rows[4] or poison not in row.sample.prompt_token_ids + row.response_token_ids
     ]
     running = []
     model._model.register_forward_pre_hook(
@@ -124,7 +126,7 @@ def test_f30_a_row_that_is_not_finite_is_named_and_left_out(folder, tmp_path):
     assert len(faults) == 1
     assert "sample row4: NaN or infinity at layer 3" in faults[0]
     index = read_index(tmp_path)
-    assert set(index["rows"]) == {f"trait/{row.sample_id}" for row in rows} - {"trait/row4"}
+    assert set(index["rows"]) == {f"trait/{row.sample.id}" for row in rows} - {"trait/row4"}
     for path in tmp_path.glob("*.safetensors"):
         assert all(np.isfinite(tensor).all() for tensor in load_file(path).values())
     hook.remove()
@@ -162,12 +164,12 @@ def test_the_command_writes_what_it_estimates_once(generated, tmp_path, monkeypa
     job, model = generated
     code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0,2")
     assert code == ExitCode.OK, said
-    oracle, folder = Oracle(model), job.folder / "activations" / "per_token"
+    oracle, folder = Oracle(model), job.folder.path / "activations" / "per_token"
     index = read_index(folder)
     assert index["revision"] == find_model(model).revision
     table = [
         row
-        for path in (job.folder / "parquet" / "responses").iterdir()
+        for path in (job.folder.path / "parquet" / "responses").glob("part-*")
         for row in pq.read_table(path).to_pylist()
     ]
     assert len(table) == len(index["rows"]) == 8
@@ -189,7 +191,7 @@ def test_the_command_writes_what_it_estimates_once(generated, tmp_path, monkeypa
 def test_the_command_asks_for_layers(generated, tmp_path, monkeypatch, capfd):
     code, said = command(monkeypatch, capfd, tmp_path)
     assert code == ExitCode.USAGE
-    assert "--per_token needs --layers" in said
+    assert "states of every token need --layers" in said
 
 
 def test_the_command_refuses_a_model_that_has_changed(generated, tmp_path, monkeypatch, capfd):
@@ -198,7 +200,7 @@ def test_the_command_refuses_a_model_that_has_changed(generated, tmp_path, monke
     code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0,2")
     assert code == ExitCode.USAGE
     assert "has changed since the responses were generated" in said
-    assert not (job.folder / "activations").exists()
+    assert not (job.folder.path / "activations").exists()
 
 
 def test_f30_the_command_ends_with_failed_samples(generated, tmp_path, monkeypatch, capfd):
@@ -216,4 +218,4 @@ def test_f30_the_command_ends_with_failed_samples(generated, tmp_path, monkeypat
     assert code == ExitCode.FAILED_SAMPLES
     assert said.count("NaN or infinity at layer 0") == 8
     assert "0 responses written" in said
-    assert read_index(job.folder / "activations" / "per_token") == {}
+    assert read_index(job.folder.path / "activations" / "per_token") == {}

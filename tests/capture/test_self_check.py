@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.support.oracle import BOS, FAMILIES, VOCAB, Oracle, build
+from tests.support.rows import response_row
 from traitmill.engine.capture import model as capture_module
 from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.reference import run_alone
@@ -30,9 +31,7 @@ def made(tmp_path_factory):
                 response = tuple(map(int, rng.integers(3, VOCAB, rng.integers(3, 15))))
                 logprobs = oracle.logprobs(prompt, response)
                 rows.append(
-                    CaptureRow(
-                        "trait", f"row{index}", prompt, response, len(response) - 1, logprobs
-                    )
+                    response_row(f"row{index}", prompt, response, len(response) - 1, logprobs)
                 )
             known[family] = (path, rows)
         return known[family]
@@ -95,7 +94,7 @@ def test_layers_off_by_one_are_caught(shift, layers, made, monkeypatch):
     moved = [layer + shift for layer in layers]
     monkeypatch.setattr(model, "forward", lambda ids, _layers, take: right(ids, moved, take))
     with pytest.raises(
-        SelfCheckError, match=rf"layer {layers[0]}.*matches layer {layers[0] + shift}.*--blocks"
+        SelfCheckError, match=rf"layer {layers[0]}.*matches layer {layers[0] + shift}.*`blocks`"
     ):
         model.capture(rows)
 
@@ -109,9 +108,13 @@ def test_a_dropped_soft_cap_is_caught(made):
         model.capture(rows)
 
 
+def with_prompt(row, ids):
+    return replace(row, sample=replace(row.sample, prompt_token_ids=tuple(ids)))
+
+
 def test_a_second_bos_is_caught_by_its_ids(made):
     path, rows = made("llama")
-    rows = [*rows[:3], replace(rows[3], prompt_token_ids=(BOS, *rows[3].prompt_token_ids))]
+    rows = [*rows[:3], with_prompt(rows[3], (BOS, *rows[3].sample.prompt_token_ids))]
     with pytest.raises(SelfCheckError, match="sample row3 starts with two BOS"):
         load(path, self_check="sample").capture(rows)
     assert not load(path, self_check="off").capture(rows)[3].error
@@ -119,7 +122,7 @@ def test_a_second_bos_is_caught_by_its_ids(made):
 
 def test_tokens_that_generation_did_not_see_are_caught_by_the_logprobs(made):
     path, rows = made("llama")
-    dropped = [replace(row, prompt_token_ids=row.prompt_token_ids[1:]) for row in rows]
+    dropped = [with_prompt(row, row.sample.prompt_token_ids[1:]) for row in rows]
     with pytest.raises(SelfCheckError, match="chat template or BOS"):
         load(path).capture(dropped)
 
@@ -152,7 +155,7 @@ def test_wrong_blocks_are_caught(made):
     path, rows = made("llama")
     model = load(path)
     model._blocks = [block.mlp for block in model._blocks]
-    with pytest.raises(SelfCheckError, match=r"sample row\d, layer -1.*--blocks is wrong"):
+    with pytest.raises(SelfCheckError, match=r"sample row\d, layer -1.*`blocks` is wrong"):
         model.capture(rows)
 
 
@@ -269,8 +272,7 @@ def test_faults_are_caught_in_half_precision(family, tmp_path, monkeypatch):
         prompt = (BOS, *map(int, rng.integers(3, VOCAB, rng.integers(4, 20))))
         response = tuple(map(int, rng.integers(3, VOCAB, rng.integers(8, 30))))
         rows.append(
-            CaptureRow(
-                "trait",
+            response_row(
                 f"row{index}",
                 prompt,
                 response,
@@ -322,7 +324,7 @@ def test_the_reference_keeps_its_index_where_any_device_takes_it():
 
     with pytest.raises(InterruptedError):
         run_alone(
-            Spread(), [torch.nn.Sampling()], (1, 2, 3), (4, 5), n_pooled=2, pools=(), logprobs=True
+            Spread(), [torch.nn.Identity()], (1, 2, 3), (4, 5), n_pooled=2, pools=(), logprobs=True
         )
     assert seen == [("meta", "cpu", [2, 3])]
 

@@ -18,6 +18,7 @@ from traitmill.engine.judging.endpoint import EndpointJudge
 from traitmill.engine.judging.scoring import PLAIN_REQUEST, judge_key
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.settings import JudgeLimits, JudgeSettings
+from traitmill.engine.storage import row_table, verdict_row
 from traitmill.engine.traits.definition import Trait
 
 TRAIT = Trait(
@@ -159,7 +160,7 @@ async def test_log_probabilities_that_stay_away_stop_the_judge_before_all_is_pai
         assert len(server.log) == 5
     assert {each.status for each in results[:4]} == {"failed"}
     assert {type(each) for each in results[4:]} == {StoppedError}
-    assert "--judge_mode integer" in str(results[4])
+    assert "`judge_mode` integer" in str(results[4])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ async def test_a_verdict_set_of_expectations_is_not_continued_with_integers():
             mode="expected",
         )
         with pytest.raises(
-            UsageError, match="verdict set was measured so elsewhere.*--judge_mode integer"
+            UsageError, match="verdict set was measured so elsewhere.*`judge_mode` integer"
         ):
             await judge.open()
         await judge.close()
@@ -250,7 +251,7 @@ async def test_a_server_that_rejects_every_form_is_not_asked_for_ever(profile):
 )
 async def test_a_forced_mode_that_cannot_be_had_is_refused(persona, why):
     with MisbehavingServer(persona) as server:
-        with pytest.raises(UsageError, match=f"--judge_mode expected.*{why}"):
+        with pytest.raises(UsageError, match=f"`judge_mode` expected.*{why}"):
             async with opened(server, persona, "expected"):
                 pass
         async with opened(server, persona, "integer") as judge:
@@ -332,14 +333,14 @@ async def test_f04_beyond_patience_it_stops_resumably():
         assert server.statuses == [200, 429]
     assert results[0].status == "scored"
     assert {type(each) for each in results[1:]} == {StoppedError}
-    assert "2 h 0 min, longer than --judge_patience 60" in str(results[1])
+    assert "2 h 0 min, longer than `judge_patience` 60" in str(results[1])
 
 
 async def test_f04_many_short_waits_add_up():
     limited = error(429, "slow down", code="rate_limit_exceeded", retry_after="0.2")
     with MisbehavingServer(script=lambda _: limited) as server:
         async with known(server, patience=0.5) as judge:
-            with pytest.raises(StoppedError, match="--judge_patience"):
+            with pytest.raises(StoppedError, match="`judge_patience`"):
                 await judge.judge(TRAIT, response())
         assert set(server.statuses) == {429}
         assert len(server.log) <= 4
@@ -699,7 +700,7 @@ async def test_f08_token_counts_beyond_belief_are_not_believed():
         async with known(server) as judge:
             verdict = await judge.judge(TRAIT, response())
         assert judge.usage.estimated == 2
-    assert verdict_table([verdict])["input_tokens"][0].as_py() < 2**20
+    assert row_table("verdicts", [verdict_row(verdict)])["input_tokens"][0].as_py() < 2**20
 
 
 async def test_f11_an_answer_cut_off_gets_more_room_once():
@@ -735,7 +736,7 @@ async def test_f11_where_answers_are_often_cut_the_room_is_asked_for_at_once():
 async def test_f23_a_missing_key_is_found_without_a_request():
     judge = EndpointJudge(JudgeSettings(), JudgeLimits())
     with pytest.raises(
-        AccessError, match=r"put OPENAI_API_KEY=sk-\.\.\. into \.env.*--judge_model local"
+        AccessError, match=r"put OPENAI_API_KEY=sk-\.\.\. into \.env.*`judge_model` local"
     ):
         await judge.open()
 
@@ -763,7 +764,7 @@ async def test_f23_a_server_that_asks_for_a_key_says_so():
 async def test_f23_an_unknown_model_is_found_at_once():
     missing = error(404, "The model `gpt-6` does not exist", code="model_not_found")
     with MisbehavingServer(script=lambda _: missing) as server:
-        with pytest.raises(AccessError, match=r"has no model gpt-6 .*check --judge_model"):
+        with pytest.raises(AccessError, match=r"has no model gpt-6 .*check `judge_model`"):
             async with opened(server, "gpt-6"):
                 pass
         assert len(server.log) == 1
@@ -782,7 +783,7 @@ async def test_f23_a_stored_profile_outlives_a_hiccup_of_the_list():
 
 async def test_f23_a_model_that_is_not_listed_is_asked_for_before_any_verdict():
     with MisbehavingServer(models=["another"]) as server:
-        with pytest.raises(AccessError, match="has no model m .*check --judge_model"):
+        with pytest.raises(AccessError, match="has no model m .*check `judge_model`"):
             async with known(server):
                 pass
         assert server.statuses == [404]
@@ -843,7 +844,7 @@ async def test_a_key_that_stops_working_stops_everything():
 )
 def test_a_malformed_address_is_a_usage_error(url):
     with pytest.raises(
-        UsageError, match="^--judge_base_url must be like http://HOST:PORT/v1"
+        UsageError, match="^`judge_base_url` must be like http://HOST:PORT/v1"
     ) as caught:
         EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url))
     assert "hunter2" not in str(caught.value)
@@ -877,7 +878,7 @@ async def test_max_cost_stops_resumably_and_is_not_overshot(monkeypatch):
     assert 18 <= len(paid) <= 20
     assert usage.dollars == pytest.approx(0.00105 * len(paid))
     assert {type(each) for each in results[-30:]} == {StoppedError}
-    assert "--max_cost $0.0211 is reached" in str(results[-1])
+    assert "`max_cost` $0.0211 is reached" in str(results[-1])
 
 
 @pytest.mark.parametrize("counts", [True, False])
@@ -899,7 +900,7 @@ async def test_max_cost_holds_for_the_first_calls_and_without_counts(monkeypatch
                 return_exceptions=True,
             )
             usage, sent = judge.usage, len(server.log)
-            with pytest.raises(StoppedError, match="--max_cost"):
+            with pytest.raises(StoppedError, match="`max_cost`"):
                 await judge.judge(TRAIT, response())
         assert sent == len(server.log) == 1  # two might take 2 x 0.0062
     assert usage.estimated == (0 if counts else 1)

@@ -9,16 +9,17 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from tests.support import fakes, lab
 from tests.support.misbehaving_server import MisbehavingServer, Seen, completion, error
-from traitmill.cli import display
-from traitmill.cli.session import Outcome
+from traitmill.cli import display, summary
 from traitmill.engine.errors import (
     AccessError,
     EngineDiedError,
@@ -29,7 +30,12 @@ from traitmill.engine.errors import (
 )
 from traitmill.engine.judging.local import LocalJudge, calibration_positions
 from traitmill.engine.records import Sample
-from traitmill.engine.settings import Execution, JudgeLimits, JudgeSettings, RunSettings, Sampling
+from traitmill.engine.run import Backends, Listener, RunResult, Work, commands
+from traitmill.engine.run.loading import _Loader
+from traitmill.engine.run.pipeline import Pipeline
+from traitmill.engine.run.prepare import Wanted
+from traitmill.engine.settings import JudgeLimits, JudgeSettings, RunSettings, Sampling
+from traitmill.engine.storage import TraitFolder, verdict_sets
 from traitmill.engine.traits.definition import Trait, load_traits
 from traitmill.engine.traits.plan import make_plan
 
@@ -44,36 +50,69 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-class Judged(Launch):
-    """The real launch and the real remote judge; generation and capture are deterministic."""
-
-    async def _load(self) -> None:
-        if self._judges:
-            await self._open_endpoint()
-        self.backends.generator = fakes.FakeGenerator() if self._generate else None
-        self.backends.capturer = fakes.FakeCapture(self._settings.capture)
-        self.backends.capture_facts = fakes.FACTS
+@asynccontextmanager
+async def judged(work: Work) -> AsyncIterator[Backends]:
+    """The real remote judge; generation and capture are deterministic."""
+    loader = _Loader(work)
+    backends = Backends()
+    try:
+        if work.judges:
+            backends = await loader._open_endpoint()
+        yield replace(
+            backends,
+            generator=fakes.FakeGenerator() if work.generates else None,
+            capturer=fakes.FakeCapture(work.settings.capture),
+        )
+    finally:
+        await loader.close()
 
 
 def judged_by(
     url: str, model: str = "gpt-4.1-mini", mode: str = "auto", n: int = 10, **changes: object
 ) -> RunSettings:
-    execution = Execution(flush_seconds=0.2, limits=JudgeLimits(base_url=url, rpm=1e6))
     return fakes.settings(
-        n, judge=JudgeSettings(model=model, mode=mode), execution=execution, **changes
+        n,
+        judge=JudgeSettings(model=model, mode=mode),
+        limits=JudgeLimits(base_url=url, rpm=1e6),
+        **changes,
     )
 
 
-def launch(folder: Path, settings: RunSettings, *, reopen: bool = False) -> Judged:
+async def go(
+    folders: list[Path],
+    settings: RunSettings,
+    *,
+    generates: bool = True,
+    judges: bool = True,
+    stop: asyncio.Event | None = None,
+    backends=judged,
+) -> RunResult:
+    traits = load_traits({folder.name: folder for folder in folders})
+    wanted = [
+        Wanted(
+            trait=trait,
+            folder=TraitFolder(folder),
+            settings=settings,
+            generates=generates,
+            judges=judges,
+        )
+        for trait, folder in zip(traits, folders, strict=True)
+    ]
+    with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenize):
+        return await commands._run(
+            wanted, fakes.REF, Listener(), stop, backends, force_unlock=False
+        )
+
+
+def launch(folder: Path, settings: RunSettings, *, reopen: bool = False) -> RunResult:
     if reopen:
-        (trait,) = load_traits({folder.name: folder})
         settings = replace(settings, capture_rows="none")
-        runs = [reopen_job(trait, folder, settings, fakes.tokenize, print)]
-    else:
-        runs = fakes.open_runs([folder], settings)
-    out = Judged(runs, settings, fakes.REF, folder / "log", print, generate=not reopen, judge=True)
-    asyncio.run(out.run())
-    return out
+    return asyncio.run(go([folder], settings, generates=not reopen))
+
+
+def judge_key_of(folder: Path) -> str:
+    """Of the verdict set that the files show."""
+    return fakes.state(folder).judge_key
 
 
 def csv_rows(folder: Path) -> list[dict[str, str]]:
@@ -99,14 +138,14 @@ def test_f05_without_quota_from_the_first_call_on_generation_and_capture_finish(
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer(script=script) as server:
         run = launch(folder, judged_by(server.url))
-    assert isinstance(run.pipeline.errors["judging"], StoppedError)
-    assert "no quota left" in str(run.pipeline.errors["judging"])
+    assert isinstance(run.stage_errors["judging"], StoppedError)
+    assert "no quota left" in str(run.stage_errors["judging"])
     counts = all_counts(folder)
     assert counts["pending"] == 0
     assert counts["captured"] == counts["ok"] > 0
     with MisbehavingServer() as server:
         run = launch(folder, judged_by(server.url))
-    assert not run.pipeline.errors
+    assert not run.stage_errors
     assert all_counts(folder)["scored"] == counts["ok"]
 
 
@@ -137,15 +176,14 @@ def test_f23_a_judge_that_cannot_be_had_leaves_the_verdict_set_in_use(tmp_path: 
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer(models=["gpt-4.1-mini"]) as server:
         launch(folder, judged_by(server.url))
-        before = load_manifest(folder)
+        before, sets = judge_key_of(folder), verdict_sets(TraitFolder(folder))
         kept = csv_rows(folder)
         assert kept
         for how in ({"reopen": True}, {"reopen": False}):
             with pytest.raises(AccessError, match="has no model typo"):
                 launch(folder, judged_by(server.url, "typo"), **how)
-            after = load_manifest(folder)
-            assert (after.judge_key, after.judges) == (before.judge_key, before.judges)
-            assert after.settings["judging"] == before.settings["judging"]
+            assert judge_key_of(folder) == before
+            assert verdict_sets(TraitFolder(folder)) == sets
             fakes.export_again(folder)
             assert csv_rows(folder) == kept
 
@@ -164,25 +202,30 @@ def test_the_local_judge_is_placed_by_the_initial_plan_though_rounds_were_added(
         assert [plan.ids[position] for position in calibration_positions(plan, 50)] == wanted
 
 
-def test_another_judge_is_taken_up_with_its_first_verdict(tmp_path: Path) -> None:
+def test_t50_another_judge_is_shown_once_it_has_judged_all(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer() as server:
         launch(folder, judged_by(server.url))
-        first = load_manifest(folder)
-    with MisbehavingServer(
-        script=[None, *[NO_QUOTA] * 60]
-    ) as server:  # the probe is answered, no verdict is
+        first, kept = judge_key_of(folder), csv_rows(folder)
+    # The probe and five verdicts are answered, then there is no quota.
+    with MisbehavingServer(script=[*[None] * 6, *[NO_QUOTA] * 60]) as server:
         launch(folder, judged_by(server.url, "another"), reopen=True)
-        assert load_manifest(folder).judge_key == first.judge_key
+    assert judge_key_of(folder) == first
+    exported = fakes.export_again(folder)
+    assert csv_rows(folder) == kept
+    assert re.search(r"judge another .* has judged [1-9]\d* of \d\d", " ".join(exported.remarks))
+    exported = fakes.export_again(folder, use_judge="another")
+    assert exported.unjudged > 0
+    assert exported.judge.startswith("another")
+    fakes.export_again(folder, use_judge=first)
     with MisbehavingServer() as server:
         launch(folder, judged_by(server.url, "another"), reopen=True)
-        second = load_manifest(folder)
-        assert second.judge_key != first.judge_key
-        assert second.settings["judging"]["model"] == "another"
-        assert set(second.judges) == {first.judge_key, second.judge_key}
+        second = judge_key_of(folder)
+        assert second != first
+        assert set(verdict_sets(TraitFolder(folder))) == {first, second}
         asked = len(server.log)
         launch(folder, judged_by(server.url), reopen=True)  # back, with all its verdicts there
-        assert load_manifest(folder).judge_key == first.judge_key
+        assert judge_key_of(folder) == first
         assert len(server.log) == asked
 
 
@@ -206,31 +249,26 @@ def test_a_profile_belongs_to_its_endpoint_and_the_measurement_to_its_verdict_se
         other = fakes.make_trait(tmp_path, "other")
         launch(other, judged_by(server.url, "m"))
         settings = judged_by(server.url, "m", n=40)
-        runs = fakes.open_runs([folder, other], settings)
-        run = Judged(runs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
         with pytest.raises(UsageError, match="trait as integer, other as expected.*one by one"):
-            asyncio.run(run.run())
+            asyncio.run(go([folder, other], settings))
 
 
 def test_capture_alone_keeps_the_verdict_set_that_was_chosen(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer() as server:
         launch(folder, judged_by(server.url, mode="integer"))
-        first = load_manifest(folder).judge_key
+        first = judge_key_of(folder)
         (folder / "trait_definition.json").write_text(
             json.dumps(fakes.definition() | {"eval_prompt": "Other {question} {answer}"})
         )
         launch(folder, judged_by(server.url, mode="integer"), reopen=True)
     with pytest.raises(
-        UsageError, match=rf"{first} \(gpt-4.1-mini, --judge_mode integer, of 20\d\d-"
+        UsageError, match=rf"{first} \(gpt-4.1-mini, `judge_mode` integer, of 20\d\d-"
     ):
         fakes.export_again(folder, use_judge="gpt-4.1-mini")
     fakes.export_again(folder, use_judge=first)
-    (trait,) = load_traits({folder.name: folder})
-    job = reopen_job(
-        trait, folder, judged_by("http://127.0.0.1:9/v1"), fakes.tokenize, print, judge=False
-    )
-    assert job.view.manifest.judge_key == load_manifest(folder).judge_key == first
+    asyncio.run(go([folder], judged_by("http://127.0.0.1:9/v1"), generates=False, judges=False))
+    assert judge_key_of(folder) == first
 
 
 def test_answers_under_way_when_judging_stops_are_kept(tmp_path: Path) -> None:
@@ -245,53 +283,61 @@ def test_answers_under_way_when_judging_stops_are_kept(tmp_path: Path) -> None:
         server._script = script
         run = launch(folder, judged_by(server.url))
         paid = server.statuses.count(200) - 1
-    assert isinstance(run.pipeline.errors["judging"], StoppedError)
+    assert isinstance(run.stage_errors["judging"], StoppedError)
     assert paid >= 7
     assert all_counts(folder)["scored"] == paid
 
 
-def asked_after(server: MisbehavingServer, run: Judged, act: Callable[[], None]) -> list[Seen]:
-    """Run to the end, `act` once 40 requests were sent; those sent more than 0.1 s later."""
-    acted: list[float] = []
-
-    async def main() -> None:
-        going = asyncio.create_task(run.run())
-        while len(server.log) < 40:
-            await asyncio.sleep(0.01)
-        acted.append(time.monotonic())
-        act()
-        await going
-
-    asyncio.run(asyncio.wait_for(main(), 60))
-    return [seen for seen in server.log if seen.at > acted[0] + 0.1]
+async def asked_after(server: MisbehavingServer, going: asyncio.Task, act) -> list[Seen]:
+    """`act` once 40 requests were sent, run to the end; requests sent more than 0.1 s later."""
+    while len(server.log) < 40:
+        await asyncio.sleep(0.01)
+    acted = time.monotonic()
+    act()
+    await asyncio.wait_for(going, 60)
+    return [seen for seen in server.log if seen.at > acted + 0.1]
 
 
 def test_f02_an_interrupt_asks_nothing_more_and_keeps_what_was_asked(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
-    with MisbehavingServer("gpt-5-mini", latency=0.5) as server:
+
+    async def main(server: MisbehavingServer) -> RunResult:
+        stop = asyncio.Event()
         settings = judged_by(server.url, "gpt-5-mini", n=150)
-        runs = fakes.open_runs([folder], settings)
-        run = Judged(runs, settings, fakes.REF, folder / "log", print, generate=True, judge=True)
-        late = asked_after(server, run, run.pipeline.stop)
-        assert not late
+        going = asyncio.create_task(go([folder], settings, stop=stop))
+        assert not await asked_after(server, going, stop.set)
+        return await going
+
+    with MisbehavingServer("gpt-5-mini", latency=0.5) as server:
+        result = asyncio.run(main(server))
         assert 40 <= len(server.log) < 250
-        assert (
-            all_counts(folder)["scored"] == server.statuses.count(200) - 1
-        )  # the probe is no verdict
-    assert not run.pipeline.errors
+        # The probe is no verdict.
+        assert all_counts(folder)["scored"] == server.statuses.count(200) - 1
+    assert result.interrupted
+    assert not result.stage_errors
 
 
 def test_f13_a_trait_that_cannot_be_written_is_not_paid_for(tmp_path: Path) -> None:
     good, bad = fakes.make_trait(tmp_path, "good"), fakes.make_trait(tmp_path, "bad")
-    with MisbehavingServer("gpt-5-mini", latency=0.2) as server:
-        settings = judged_by(server.url, "gpt-5-mini", n=200)
-        runs = fakes.open_runs([bad, good], settings)
-        run = Judged(runs, settings, fakes.REF, tmp_path / "log", print, generate=True, judge=True)
-        late = asked_after(
-            server,
-            run,
-            lambda: run.pipeline._fail_trait(runs[0], ResourceError("the disk is full")),
-        )
+    made: list[Pipeline] = []
+
+    class Seeing(Pipeline):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)  # type: ignore[arg-type]
+            made.append(self)
+
+    def fail() -> None:
+        made[0]._fail_trait(made[0].runs[0], ResourceError("the disk is full"))
+
+    async def main(server: MisbehavingServer) -> list[Seen]:
+        going = asyncio.create_task(go([bad, good], judged_by(server.url, "gpt-5-mini", n=200)))
+        return await asked_after(server, going, fail)
+
+    with (
+        MisbehavingServer("gpt-5-mini", latency=0.2) as server,
+        patch("traitmill.engine.run.commands.Pipeline", Seeing),
+    ):
+        late = asyncio.run(main(server))
         texts = {row["response"] for row in lab.rows(good, "responses")}
         assert late
         assert all(any(text in seen.prompt for text in texts) for seen in late)
@@ -302,7 +348,7 @@ def test_f29_a_side_that_is_refused_as_a_whole_is_explained(tmp_path: Path) -> N
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer("gpt-5-mini", script=lambda _: completion("REFUSAL")) as server:
         run = launch(folder, judged_by(server.url, "gpt-5-mini"))
-    said = "\n".join(display._remarks(run.pipeline.runs[0]))
+    said = "\n".join(summary._remarks(run.traits["trait"]))
     for side in SIDES:
         assert f"no {side} response has a score: the judge answers, but gives no number" in said
 
@@ -339,12 +385,18 @@ def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path
 
     async def main():
         judge = LocalJudge(Words(), Words(), settings.judge, "words", lambda *_: None)
-        ids = runs[0].view.plan.ids
+        ids = runs[0].state.plan.ids
         judge.open_trait(
             "trait", [ids[position].decode() for position in runs[0].calibration()], None
         )
-        work = fakes.pipeline(runs, settings, generator=Dying(max_in_flight=8), judge=judge)
-        work.backends.on_skipped, work.backends.on_starved = judge.skip, judge.give_up
+        work = fakes.pipeline(
+            runs,
+            settings,
+            generator=Dying(max_in_flight=8),
+            judge=judge,
+            on_skipped=judge.skip,
+            on_starved=judge.give_up,
+        )
         await asyncio.wait_for(work.run(), 60)
         return work
 
@@ -380,16 +432,15 @@ def on(folder: Path) -> list[object]:
 
 
 def test_a_remote_judge_needs_no_generation_model(traitmill, finished: Path) -> None:
-    before = load_manifest(finished)
-    assert before.source_name == "fake"
+    before = judge_key_of(finished)
     with MisbehavingServer("gpt-5-mini") as server:
         limits = ["--judge_base_url", server.url, "--judge_rpm", "100000"]
         code, said = traitmill("judge", *on(finished), "--judge_model", "gpt-5-mini", *limits)
     assert code == ExitCode.NOTHING_KEPT, said  # 80 for each, so no neg response is kept
-    assert load_manifest(finished).judge_key != before.judge_key
+    assert judge_key_of(finished) != before
     assert {row["trait_score"] for row in csv_rows(finished)} == {"80"}
     code, said = traitmill("export", *on(finished), "--use_judge", "gpt-4.1-mini")
-    assert f"by judge gpt-4.1-mini ({before.judge_key})" in said
+    assert f"by judge gpt-4.1-mini ({before})" in said
     code, said = traitmill("activations", *on(finished))
     assert code == ExitCode.ACCESS, "capture does need it"
 
@@ -469,27 +520,17 @@ def test_f19_responses_cut_off_are_counted_in_the_summary_and_the_status(
         assert re.search(rf"trait {side}: (.*, )?{cut[side]} cut off at --max_new_tokens", said)
 
 
-def test_the_expected_cost_stands_in_the_plain_line_and_in_the_summary_of_an_unfinished_run(
+def test_the_expected_cost_stands_in_the_summary_of_an_unfinished_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer(script=[*[None] * 6, *[NO_QUOTA] * 60]) as server:
         settings = judged_by(server.url, n=20)
-        run = launch(
-            folder,
-            replace(
-                settings,
-                execution=replace(settings.execution, limits=replace(LIMITS, base_url=server.url)),
-            ),
-        )
-    usage, judgeable = run.usage, all_counts(folder)["ok"]
+        limits = replace(settings.limits, concurrency=1)
+        result = launch(folder, replace(settings, limits=limits))
+    usage, judgeable = result.usage, all_counts(folder)["ok"]
+    assert usage is not None
     assert 0 < usage.requests < judgeable
     dollars = usage.dollars * judgeable / usage.requests
-    assert f"${dollars:.4f} expected in all" in display._line(run)
-    shown = display.Display(sys.stdout)
-    shown.summary(
-        run,
-        Outcome(run.pipeline.jobs, list(run.pipeline.errors.values()), interrupted=False),
-        folder / "log",
-    )
+    display.Display(sys.stdout).summary(result)
     assert f"judge: {usage}, ${dollars:.4f} expected in all" in capfd.readouterr().out

@@ -375,7 +375,7 @@ def test_f04_waits_without_an_answer_between_them_add_up_to_the_patience():
         async with line.slot(1):
             pass
 
-    with pytest.raises(StoppedError, match="pause of 2 min 0 s, longer than --judge_patience 100"):
+    with pytest.raises(StoppedError, match="pause of 2 min 0 s, longer than `judge_patience` 100"):
         virtually(main())
 
 

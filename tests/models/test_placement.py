@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import fakes
-from traitmill.engine.errors import ResourceError, SettingsChangedError, UsageError
-from traitmill.engine.models import placement
+from traitmill.engine.errors import SettingsChangedError, UsageError
+from traitmill.engine.models import config, placement
 from traitmill.engine.models.config import Shape
 from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import GIB
 from traitmill.engine.models.placement import Placement, choose_placement, place_on_gpus
+from traitmill.engine.run import Work, loading, open_backends
+from traitmill.engine.run.pipeline import Pipeline
+from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.settings import CaptureSettings, Execution, JudgeSettings
 
 GEMMA_2B = {
@@ -51,7 +53,6 @@ LLAMA_70B = {
 def place(
     raw: dict[str, Any],
     *totals_gib: int,
-    host_gib: int = 256,
     tp: int = 1,
     device: str = "auto",
     sequences: int = 256,
@@ -61,7 +62,6 @@ def place(
         totals=[gib * GIB for gib in totals_gib],
         tensor_parallel=tp,
         capture_device=device,
-        host_free=host_gib * GIB,
         itemsize=2,
         capture_itemsize=2,
         sequences=sequences,
@@ -81,21 +81,19 @@ def test_the_cache_of_few_sequences_holds_one_of_the_engines_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "total", "host", "mode"),
+    ("raw", "total", "mode"),
     [
-        (GEMMA_2B, 80, 256, "co-resident"),
-        (GEMMA_2B, 24, 64, "co-resident"),
-        (GEMMA_2B, 12, 64, "sleep"),
-        (GEMMA_2B, 12, 4, "in turn"),
-        (GEMMA_9B, 141, 256, "co-resident"),
-        (GEMMA_9B, 40, 64, "sleep"),
-        (GEMMA_9B, 40, 16, "in turn"),
-        (GEMMA_9B, 22, 256, "in turn"),
-        (LLAMA_70B, 80, 256, "in turn"),
+        (GEMMA_2B, 80, "co-resident"),
+        (GEMMA_2B, 24, "co-resident"),
+        (GEMMA_2B, 12, "in turn"),
+        (GEMMA_9B, 141, "co-resident"),
+        (GEMMA_9B, 40, "in turn"),
+        (GEMMA_9B, 22, "in turn"),
+        (LLAMA_70B, 80, "in turn"),
     ],
 )
-def test_one_gpu_policy(raw: dict[str, Any], total: int, host: int, mode: str) -> None:
-    found = place(raw, total, host_gib=host)
+def test_one_gpu_policy(raw: dict[str, Any], total: int, mode: str) -> None:
+    found = place(raw, total)
     assert (found.mode, found.capture_device) == (mode, "cuda")
     assert found.line.endswith("untested on GPU")
     if mode != "co-resident":  # who is alone on a GPU looks for itself
@@ -127,7 +125,7 @@ def test_one_gpu_policy(raw: dict[str, Any], total: int, host: int, mode: str) -
         (GEMMA_9B, (80, 80), 2, "cuda:1", "co-resident", "cuda:1"),
         (GEMMA_9B, (80, 80), 2, "auto", "co-resident", "cuda"),
         (GEMMA_9B, (80, 12), 1, "auto", "in turn", "cuda"),  # the second is too small for the model
-        (LLAMA_70B, (80, 80), 2, "auto", "sleep", "cuda"),
+        (LLAMA_70B, (80, 80), 2, "auto", "in turn", "cuda"),
         (LLAMA_70B, (80, 80, 80, 80), 4, "auto", "co-resident", "cuda"),
         (LLAMA_70B, (80, 80, 80, 80), 4, "cuda:0", "in turn", "cuda:0"),
     ],
@@ -177,6 +175,8 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
     monkeypatch.setattr(placement, "place_on_gpus", record)
     monkeypatch.setattr(placement, "gpu_memory", lambda: [80 * GIB])
     monkeypatch.setattr(placement, "computes_bfloat16", lambda _: bfloat16)
+    for name in ("computes_bfloat16", "fast_bfloat16"):
+        monkeypatch.setattr(config, name, lambda _: bfloat16)
     run = fakes.settings(capture=CaptureSettings(dtype=requested))
     choose_placement(
         GEMMA_2B | {"dtype": own}, run, gpu=True, engine=True, sequences=8, tokens_per_sequence=100
@@ -187,7 +187,7 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
 def test_a_device_that_is_not_here_is_refused_before_anything_loads() -> None:
     run = fakes.settings(execution=Execution(capture_device="cuda:99"))
     with pytest.raises(
-        UsageError, match=r"--capture_device cuda:99: this machine shows \d+ NVIDIA GPUs"
+        UsageError, match=r"`capture_device` cuda:99: this machine shows \d+ NVIDIA GPUs"
     ):
         choose_placement(GEMMA_2B, run, gpu=True, engine=True, sequences=8, tokens_per_sequence=100)
 
@@ -204,7 +204,7 @@ def test_without_a_shared_gpu_there_is_nothing_to_divide() -> None:
 
 
 class Recorded:
-    """An engine and a worker that write down what they are told."""
+    """An engine and a capture process that write down what they are told."""
 
     calls: list[str]
 
@@ -217,9 +217,8 @@ class Recorded:
             ) -> None:
                 super().__init__()
                 self.size = size
-                how = {name: how[name] for name in ("on_gpu", "sleep_mode")}
                 calls.append(
-                    f"engine {json.dumps(how)} kv={size.kv_cache_bytes is not None} "
+                    f"engine gpu={how['on_gpu']} kv={size.kv_cache_bytes is not None} "
                     f"share={size.gpu_share:.2f}"
                 )
 
@@ -231,16 +230,14 @@ class Recorded:
                     calls.append("generates")
                 return await super().generate(sample)
 
-            async def sleep(self) -> None:
-                calls.append("engine sleeps")
-
             async def close(self) -> None:
                 calls.append("engine closes")
 
-        class Worker(fakes.FakeCapture):
+        class Process(fakes.FakeCapture):
             def __init__(
                 self,
-                _ref: object,
+                _source: str,
+                _revision: object,
                 capture: CaptureSettings,
                 execution: Execution,
                 *,
@@ -248,7 +245,8 @@ class Recorded:
                 **_: object,
             ) -> None:
                 super().__init__(capture)
-                calls.append(f"worker {speed.capture_device} budget={token_budget is not None}")
+                bounded = token_budget is not None
+                calls.append(f"capture {execution.capture_device} budget={bounded}")
 
             async def start(self) -> Any:
                 calls.append("capture loads")
@@ -261,97 +259,73 @@ class Recorded:
                 return await super().capture(rows)
 
             async def close(self) -> None:
-                calls.append("worker closes")
+                calls.append("capture closes")
 
-        monkeypatch.setattr(launch, "VllmEngine", Engine)
-        monkeypatch.setattr(launch, "CaptureWorker", Worker)
-        monkeypatch.setattr(launch, "tie_children", lambda: None)
+        monkeypatch.setattr(loading, "VllmEngine", Engine)
+        monkeypatch.setattr(loading, "CaptureProcess", Process)
+        monkeypatch.setattr(loading, "tie_children", lambda: None)
 
     def before(self, first: str, second: str) -> bool:
         return self.calls.index(first) < self.calls.index(second)
 
 
-def prepare(
+async def run(
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
     totals: list[int],
     *,
-    host: int = 256,
+    judges: bool = False,
     **changes: Any,
-) -> tuple[Launch, list[str]]:
-    """A launch of two small traits on a machine with these GPUs, judged by the fake."""
-    monkeypatch.setattr(launch, "on_gpu", lambda: bool(totals))
+) -> tuple[TraitRun, list[str]]:
+    """Run a small trait to the end on a machine with these GPUs, judged by the fake."""
+    monkeypatch.setattr(loading, "on_gpu", lambda: bool(totals))
     monkeypatch.setattr(placement, "gpu_memory", lambda: [gib * GIB for gib in totals])
     monkeypatch.setattr(placement, "computes_bfloat16", lambda _: True)
-    for room in (launch, placement):
-        monkeypatch.setattr(room, "free_host_memory", lambda: host * GIB)
-    run = fakes.settings(n_examples=6, **changes)
+    monkeypatch.setattr(placement, "dtype_on", lambda *_: "bfloat16")
+    monkeypatch.setattr(loading, "free_host_memory", lambda: 256 * GIB)
+    settings = fakes.settings(n_examples=6, **changes)
     notices: list[str] = []
-    runs = fakes.open_runs([fakes.make_trait(root, "one")], run)
-    made = Launch(
-        jobs,
-        run,
-        ModelRef("fake", "fake", "r0", GEMMA_2B),
-        root / "log",
-        notices.append,
-        generate=True,
-        judge=False,
+    runs = fakes.open_runs([fakes.make_trait(root, "one")], settings)
+    work = Work(
+        ref=ModelRef("fake", "fake", "r0", GEMMA_2B),
+        settings=settings,
+        runs=runs,
+        generates=True,
+        judges=judges,
+        captures=True,
+        log=root / "log",
+        notice=notices.append,
     )
-    return made, notices
+    async with open_backends(work) as backends:
+        pipeline = Pipeline(runs, settings, backends, notices.append)
+        await pipeline.run()
+    assert not pipeline.errors
+    return runs[0], notices
 
 
-@pytest.mark.parametrize("mode", ["co-resident", "apart", "sleep", "in turn"])
+@pytest.mark.parametrize("mode", ["co-resident", "apart", "in turn"])
 async def test_a_run_on_gpus_does_what_the_policy_says(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    totals, host = {
-        "co-resident": ([80], 256),
-        "apart": ([12, 12], 64),
-        "sleep": ([12], 64),
-        "in turn": ([12], 4),
-    }[mode]
+    totals = {"co-resident": [80], "apart": [12, 12], "in turn": [12]}[mode]
     told = Recorded(monkeypatch)
-    made, notices = prepare(tmp_path, monkeypatch, totals, host=host)
-    await made.run()
+    one, notices = await run(tmp_path, monkeypatch, totals)
     shared = mode == "co-resident"
-    (engine,) = (call for call in told.calls if call.startswith("engine {"))
-    assert engine.startswith(
-        f'engine {{"on_gpu": true, "sleep_mode": {json.dumps(mode == "sleep")}}} kv={shared}'
-    )
+    (engine,) = (call for call in told.calls if call.startswith("engine gpu="))
+    assert engine.startswith(f"engine gpu=True kv={shared}")
     assert engine.endswith("share=0.92") != shared
-    assert f"worker {'cuda:1' if mode == 'apart' else 'cuda'} budget={shared}" in told.calls
-    if mode in ("sleep", "in turn"):
-        left = "engine sleeps" if mode == "sleep" else "engine closes"
-        order = ["engine starts", "generates", left, "capture loads", "captures"]
+    assert f"capture {'cuda:1' if mode == 'apart' else 'cuda'} budget={shared}" in told.calls
+    if mode == "in turn":
+        order = ["engine starts", "generates", "engine closes", "capture loads", "captures"]
         assert [call for call in told.calls if call in order] == order
-        assert told.calls.count("engine closes") == 1
     else:
         assert told.before("capture loads", "generates")
         assert told.before("captures", "engine closes")
-        assert "engine sleeps" not in told.calls
     assert any(note.endswith("untested on GPU") for note in notices)
     assert any(note.startswith("capture on ") for note in notices)
-    (job,) = made.pipeline.jobs
-    assert job.view.manifest.captures[job.view.manifest.capture_key]["placement"] == mode
-    assert job.finished
-
-
-async def test_an_engine_that_cannot_sleep_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = Recorded(monkeypatch)
-    made, notices = prepare(tmp_path, monkeypatch, [12], host=64)
-
-    async def fails(_: object) -> None:
-        told.calls.append("engine sleeps not")
-        raise ResourceError("vLLM cannot sleep: no pinned memory")
-
-    monkeypatch.setattr(launch.VllmEngine, "sleep", fails)
-    await made.run()
-    order = ["generates", "engine sleeps not", "engine closes", "capture loads", "captures"]
-    assert [call for call in told.calls if call in order] == order
-    assert "vLLM cannot sleep: no pinned memory; it is stopped instead" in notices
-    assert made.pipeline.runs[0].finished
+    assert one.state.capture is not None
+    assert one.state.capture.placement == mode
+    assert one.finished
 
 
 def test_the_cache_gives_way_to_larger_capture_batches_but_keeps_half() -> None:
@@ -375,50 +349,42 @@ async def test_on_cpu_capture_waits_until_generation_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = Recorded(monkeypatch)
-    made, _ = prepare(tmp_path, monkeypatch, [], host=256)
-    await made.run()
+    await run(tmp_path, monkeypatch, [])
     order = ["generates", "engine closes", "captures"]
     assert [call for call in told.calls if call in order] == order
-    assert told.before(
-        "capture loads", "generates"
-    )  # weights alone, where they fit beside the engine
-    assert "worker auto budget=False" in told.calls
+    # The weights alone are there before, where they fit beside the engine.
+    assert told.before("capture loads", "generates")
+    assert "capture auto budget=False" in told.calls
 
 
 async def test_a_second_engine_on_a_gpu_is_refused_before_anything_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = Recorded(monkeypatch)
-    made, _ = prepare(tmp_path, monkeypatch, [80], judge=JudgeSettings(model="local:other"))
-    made._judges = True
-    with pytest.raises(UsageError, match=r"--judge_model local:other: a GPU holds one"):
-        await made.run()
-    assert not [call for call in told.calls if "closes" not in call]
+    with pytest.raises(UsageError, match=r"`judge_model` local:other: a GPU holds one"):
+        await run(
+            tmp_path, monkeypatch, [80], judges=True, judge=JudgeSettings(model="local:other")
+        )
+    assert not told.calls
 
 
 async def test_a_set_never_mixes_what_auto_means_on_two_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run captured in bfloat16 with flash-attn; on this machine auto is float32 and
-    eager."""
+    """The first run captured in bfloat16 with flash-attn; here auto is float32 and eager."""
     Recorded(monkeypatch)
-    first, _ = prepare(tmp_path, monkeypatch, [80])
-    await first.run()
-    (job,) = first.pipeline.jobs
-    manifest = job.view.manifest
-    stored = sorted((job.folder / "parquet" / "activations").iterdir())
-    manifest.captures[manifest.capture_key] |= {
-        "dtype": "bfloat16",
-        "attention": "flash_attention_2",
-        "device": "cuda",
-    }
-    manifest.save(job.folder)
-    again, _ = prepare(tmp_path, monkeypatch, [80], capture=CaptureSettings())
-    again.pipeline.runs[0].view.activations["response_mean"].status[:] = 0
-    again._captures = True
+    one, _ = await run(tmp_path, monkeypatch, [80])
+    key, facts = one.state.capture_key, one.state.capture
+    assert key is not None
+    assert facts is not None
+    path = one.folder.activations(key) / "facts.json"
+    changed = {"dtype": "bfloat16", "attention": "flash_attention_2", "device": "cuda"}
+    facts.model_copy(update=changed).save(path)
+    stored = sorted(path.parent.iterdir())
+    one.state.choose(capture=facts.model_copy(update=changed))
     with pytest.raises(SettingsChangedError) as caught:
-        await again.run()
+        one.begin_capture(fakes.FACTS, "alone")
     said = str(caught.value)
-    assert "dtype bfloat16 -> float32, attention flash_attention_2 -> eager" in said
-    assert "--capture_dtype float32 --attention eager" in said
-    assert sorted((job.folder / "parquet" / "activations").iterdir()) == stored
+    assert "dtype: 'bfloat16' -> 'float32', attention: 'flash_attention_2' -> 'eager'" in said
+    assert "`capture_dtype` float32 and `attention` eager" in said
+    assert sorted(path.parent.iterdir()) == stored

@@ -8,19 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.support import fakes
 from traitmill.engine.generation.sizing import size_engine
 from traitmill.engine.generation.vllm_engine import VllmEngine, is_checked
 from traitmill.engine.judging.local import LocalJudge
+from traitmill.engine.models import fast_bfloat16
 from traitmill.engine.models.chat import lazy_tokenizer, load_tokenizer
 from traitmill.engine.models.hub import find_model
 from traitmill.engine.records import Sample
 from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.pipeline import Pipeline
+from traitmill.engine.run.prepare import Wanted, open_run
 from traitmill.engine.run.watchdog import tie_children
 from traitmill.engine.settings import Execution, JudgeSettings, RunSettings, SampleCounts, Sampling
+from traitmill.engine.storage import TraitFolder, load_state
 from traitmill.engine.traits.definition import load_traits
 
 pytestmark = pytest.mark.slow
@@ -76,10 +80,20 @@ class Run:
         }
         self.folders = {name: fakes.make_trait(root, name, content) for name in TRAITS}
         tokenize = lazy_tokenizer(self.ref)
-        traits = load_traits(self.folders)
         self.runs = [
-            open_job(t, self.folders[t.name], self.settings, self.ref, tokenize, print)
-            for t in traits
+            open_run(
+                Wanted(
+                    trait=trait,
+                    folder=TraitFolder(self.folders[trait.name]),
+                    settings=self.settings,
+                    generates=True,
+                    judges=True,
+                ),
+                self.ref,
+                tokenize,
+                print,
+            )
+            for trait in load_traits(self.folders)
         ]
         size = size_engine(self.ref, self.settings.execution, 300, on_gpu=False, free_bytes=4 << 30)
         size = replace(size, max_num_batched_tokens=size.max_model_len)
@@ -90,21 +104,21 @@ class Run:
         self.spy = fakes.FakeCapture(self.settings.capture)
 
     async def work(self) -> None:
-        by_name = {job.name: job for job in self.jobs}
+        by_name = {one.name: one for one in self.runs}
         judge = LocalJudge(
             self.engine,
             load_tokenizer(self.ref),
             self.settings.judge,
             self.ref.name,
-            lambda trait, offset: by_name[trait].freeze_offset(offset),
+            lambda trait, offset: by_name[trait].learn(offset=offset),
         )
-        for job in self.jobs:
-            job.plan_work(generate=True)
-            judge.open_trait(
-                job.name, (job.view.plan.ids[p].decode() for p in job.calibration()), None
-            )
-        backends = Backends(self.engine, judge, self.spy, fakes.FACTS, on_skipped=judge.skip)
-        self.pipeline = Pipeline(self.jobs, self.settings, backends)
+        for one in self.runs:
+            ids = [one.state.plan.ids[place].decode() for place in one.calibration()]
+            judge.open_trait(one.name, ids, None)
+        backends = Backends(
+            generator=self.engine, judge=judge, capturer=self.spy, on_skipped=judge.skip
+        )
+        self.pipeline = Pipeline(self.runs, self.settings, backends)
         await self.pipeline.run()
         long = Sample(
             "first", "0" * 32, "pos", 0, 0, 0, "i", "q", "p", tuple(range(5, 5 + 1000)), 1
@@ -116,7 +130,10 @@ class Run:
             for i, ids in enumerate(prompts)
         ]
         self.crowded = await asyncio.gather(*map(self.engine.generate, samples))
+        children = psutil.Process().children(recursive=True)
+        self.cores = [child for child in children if "EngineCore" in child.name()]
         await self.engine.close()
+        self.left = [child.status() for child in self.cores if child.is_running()]
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +145,17 @@ def run(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Run:
 
 def test_everything_arrives(run: Run) -> None:
     assert not run.pipeline.errors
-    for job in run.jobs:
+    for job in run.runs:
         assert job.finished
-        counts = load_view(job.folder).counts()
+        counts = load_state(job.folder).counts()
         for side in ("pos", "neg"):
             assert counts[side]["responses"]["ok"] + counts[side]["responses"]["empty"] == 18
             assert counts[side]["verdicts"]["unjudged"] == 0
+
+
+def test_t32_an_ended_engine_is_reaped_before_capture_begins(run: Run) -> None:
+    assert len(run.cores) == 1
+    assert run.left == []
 
 
 def test_running_sequences_stay_near_the_cap_until_the_queue_is_empty(run: Run) -> None:
@@ -144,16 +166,14 @@ def test_running_sequences_stay_near_the_cap_until_the_queue_is_empty(run: Run) 
 
 
 def test_capture_sees_the_token_ids_that_vllm_saw_and_sampled(run: Run) -> None:
-    seen = {(row.trait, row.sample_id): row for row in run.spy.rows}
+    seen = {(row.sample.trait, row.sample.id): row for row in run.spy.rows}
     tokenizer = load_tokenizer(run.ref)
-    for job in run.jobs:
-        view = load_view(job.folder)
-        stored = Store(job.folder).responses(
-            job.name, view.responses, np.flatnonzero(view.responses.having("ok"))
-        )
+    for job in run.runs:
+        view = load_state(job.folder)
+        stored = view.read_responses(np.flatnonzero(view.responses.having("ok")))
         for response in stored:
             row = seen[job.name, response.sample.id]
-            assert row.prompt_token_ids == response.sample.prompt_token_ids
+            assert row.sample.prompt_token_ids == response.sample.prompt_token_ids
             assert row.response_token_ids == response.response_token_ids
             assert (
                 tokenizer.decode(response.response_token_ids, skip_special_tokens=True)
@@ -176,17 +196,18 @@ def test_sampled_tokens_come_from_the_nucleus(run: Run) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(run.ref.source, dtype=torch.bfloat16)
+    dtype = torch.bfloat16 if fast_bfloat16("cpu") else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(run.ref.source, dtype=dtype)
     outside = total = 0
     for row in run.spy.rows:
-        ids = torch.tensor([[*row.prompt_token_ids, *row.response_token_ids]])
+        ids = torch.tensor([[*row.sample.prompt_token_ids, *row.response_token_ids]])
         with torch.inference_mode():
             logits = (
-                model(ids).logits[0, len(row.prompt_token_ids) - 1 : -1].float()
+                model(ids).logits[0, len(row.sample.prompt_token_ids) - 1 : -1].float()
                 / run.settings.sampling.temperature
             )
         probabilities = logits.softmax(-1)
-        chosen = probabilities.gather(-1, ids[0, len(row.prompt_token_ids) :, None])
+        chosen = probabilities.gather(-1, ids[0, len(row.sample.prompt_token_ids) :, None])
         likelier = torch.where(probabilities > chosen, probabilities, 0.0).sum(-1)
         outside += int(
             (likelier > run.settings.sampling.top_p + 0.03).sum()
@@ -197,14 +218,14 @@ def test_sampled_tokens_come_from_the_nucleus(run: Run) -> None:
 
 
 def test_the_local_judge_is_what_it_says(run: Run) -> None:
-    for job in run.jobs:
-        view = load_view(job.folder)
-        offset = view.manifest.judges[view.manifest.judge_key]["offset"]
+    for job in run.runs:
+        view = load_state(job.folder)
+        offset = view.judge.offset
         columns = ["sample_id", "status", "score", "raw", "mode"]
         judged = np.flatnonzero(view.verdicts.status >= 0)
         rows = [
             row
-            for table in view.store.tables(view.verdicts, judged, columns)
+            for table in view.tables("verdicts", judged, columns)
             for row in table.to_pylist()
         ]
         margins = {}

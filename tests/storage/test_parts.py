@@ -421,7 +421,7 @@ def test_no_verdict_or_activation_is_on_disk_before_its_response(
 
 
 def test_rounds_added_while_capture_lags_keep_every_row_with_its_sample(tmp_path: Path) -> None:
-    """--min_kept moves positions in the plan while activations of earlier rounds are still on their way."""
+    """`min_kept` moves positions in the plan while activations of earlier rounds are still on their way."""
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(counts=SampleCounts(n_examples=10, min_kept=25, max_examples=60))
     capturer = fakes.FakeCapture(settings.capture, delay=0.3)
@@ -435,9 +435,7 @@ def test_rounds_added_while_capture_lags_keep_every_row_with_its_sample(tmp_path
     for index in (job.state.activations["response_mean"], view.activations["response_mean"]):
         np.testing.assert_array_equal(index.having("ok"), view.responses.having("ok"))
     positions = np.flatnonzero(view.captured())
-    for table in view.tables(
-        "activations", positions, ["sample_id", "values"], "response_mean"
-    ):
+    for table in view.tables("activations", positions, ["sample_id", "values"], "response_mean"):
         for row in table.to_pylist():
             expected = fakes.expected_values(row["sample_id"], "response_mean")
             np.testing.assert_array_equal(np.frombuffer(row["values"], "<f4"), expected.ravel())
@@ -482,7 +480,9 @@ def test_text_that_arrow_refuses_is_kept_readable() -> None:
     [job_sample] = [
         fakes.Sample("t", "0" * 32, "pos", 0, 0, 0, "i", "q", "p", (1,), 1)  # type: ignore[attr-defined]
     ]
-    table = row_table("responses", [response_row(Response(job_sample, "ok", "half \ud800 of a pair"))])
+    table = row_table(
+        "responses", [response_row(Response(job_sample, "ok", "half \ud800 of a pair"))]
+    )
     assert table["response"].to_pylist() == [r"half \ud800 of a pair"]
     verdict = Verdict("t", "0" * 32, "k", "unparsable", None, "integer", "m", raw="\udfff")
     assert row_table("verdicts", [verdict_row(verdict)])["raw"].to_pylist() == [r"\udfff"]

@@ -1,131 +1,167 @@
-"""The shipped trait definitions: they load, and they hold what docs/creating_traits.md asks of a
-good definition."""
+"""What is refused in a trait_definition.json, word for word, and what is left alone."""
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, fill, load_traits
+from traitmill.engine.errors import DefinitionError, ExitCode
+from traitmill.engine.traits.definition import (
+    DEFINITION_FILE,
+    Trait,
+    build_prompt,
+    fill,
+    load_traits,
+    parse_definition,
+)
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-NAMED_BY_THE_GUIDE = {
-    "refusal",
-    "uncertainty",
-    "verbosity",
-    "sycophancy",
-    "formality",
-    "retrieval_construction",
+SOUND: dict[str, Any] = {
+    "instruction": [{"pos": "p", "neg": "n"}],
+    "questions": ["q?"],
+    "eval_prompt": "{question} {answer}",
 }
-# How far apart the two sides of a pair may be, in characters and in words: beyond it, a vector may
-# be one of length.
-PAIR_RATIO = 1.25
-SIDE_RATIO = 1.10
+PAIRS = 'a list of {"pos": ..., "neg": ...}'
+SURROGATE = "holds a lone surrogate (a broken \\ud... escape), which no text file can carry"
+LACKS_BOTH = ["lacks the placeholder {question}", "lacks the placeholder {answer}"]
 
 
-def _shipped(experiment: str) -> list[Trait]:
-    folders = sorted(
-        path.parent for path in (EXPERIMENTS / experiment).glob(f"*/{DEFINITION_FILE}")
-    )
-    return load_traits({folder.name: folder for folder in folders})
+def file(**changes: object) -> bytes:
+    return json.dumps(SOUND | changes).encode()
 
 
-LIBRARY, DEMO = _shipped("library"), _shipped("demo")
-each_trait = pytest.mark.parametrize("trait", [*LIBRARY, *DEMO], ids=lambda trait: trait.name)
+def faults(data: bytes) -> list[str]:
+    with pytest.raises(DefinitionError) as caught:
+        parse_definition("t", data, "F")
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert all(fault.startswith("F: ") for fault in caught.value.faults)
+    return [fault.removeprefix("F: ") for fault in caught.value.faults]
 
 
-def _plain(text: str) -> str:
-    """Lower case, without punctuation or repeated blanks, so that near-copies are seen as copies."""
-    return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\xef\xbb\xbf" + file(), ["starts with a byte order mark; save it as plain UTF-8"]),
+        (b"\xff{}", ["is not UTF-8 (byte 0)"]),
+        (b"{,}", ["line 1 column 2: Expecting property name enclosed in double quotes"]),
+        (b"", ["line 1 column 1: Expecting value"]),
+        (b"[1]", ["must be a JSON object"]),
+        (b"null", ["must be a JSON object"]),
+        (b"[" * 100_000, ["is nested too deeply"]),
+        (file()[:-1] + b', "questions": ["b?"]}', ["questions: appears 2 times in one object"]),
+        (
+            file().replace(b'"neg": "n"', b'"neg": "n", "pos": "x", "pos": "y"'),
+            ["pos: appears 3 times in one object"],
+        ),
+    ],
+)
+def test_f14_what_is_no_json_object_of_its_own_keys(data: bytes, expected: list[str]) -> None:
+    assert faults(data) == expected
 
 
-def _copies(texts: list[str]) -> list[str]:
-    return [text for text, count in Counter(map(_plain, texts)).items() if count > 1]
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([], "instruction: is empty; give at least one pair"),
+        ("x", f"instruction: must be {PAIRS}, not a string"),
+        (None, f"instruction: must be {PAIRS}, not missing"),
+        ({}, f"instruction: must be {PAIRS}, not an object"),
+        (10**400, f"instruction: must be {PAIRS}, not a number"),
+        ([["a", "b"]], 'instruction[0]: must be {"pos": ..., "neg": ...}, not a list'),
+        ([True], 'instruction[0]: must be {"pos": ..., "neg": ...}, not a boolean'),
+        ([{"pos": "x"}], "instruction[0].neg: must be a string, not missing"),
+        ([{"pos": 1, "neg": "y"}], "instruction[0].pos: must be a string, not a number"),
+        ([{"pos": "x", "neg": " "}], "instruction[0].neg: is empty"),
+    ],
+)
+def test_f14_instructions(value: object, expected: str) -> None:
+    assert faults(file(instruction=value)) == [expected]
 
 
-def _ratio(one: float, other: float) -> float:
-    return max(one, other) / min(one, other)
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([], ["questions: is empty; give at least one"]),
+        ("a?", ["questions: must be a list of strings, not a string"]),
+        (["a?", " \n", "b?"], ["questions[1]: is empty"]),
+        (["\ud800?"], [f"questions[0]: {SURROGATE}"]),
+        (
+            [3, True, None, [], {}],
+            [
+                "questions[0]: must be a string, not a number",
+                "questions[1]: must be a string, not a boolean",
+                "questions[2]: must be a string, not missing",
+                "questions[3]: must be a string, not a list",
+                "questions[4]: must be a string, not an object",
+            ],
+        ),
+    ],
+)
+def test_f14_questions(value: object, expected: list[str]) -> None:
+    assert faults(file(questions=value)) == expected
 
 
-def test_the_library_holds_the_guides_traits_and_more() -> None:
-    names = {trait.name for trait in LIBRARY}
-    assert names >= NAMED_BY_THE_GUIDE
-    assert len(names) >= 9
+@pytest.mark.parametrize("key", ["eval_prompt", "yes_no_prompt"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("none", LACKS_BOTH),
+        ("{question} { answer }", LACKS_BOTH[1:]),
+        ("{answer}", LACKS_BOTH[:1]),
+        (" ", ["is empty", *LACKS_BOTH]),
+        ("\udfff", [SURROGATE, *LACKS_BOTH]),
+        (4.5, ["must be a string, not a number"]),
+    ],
+)
+def test_f15_prompts_of_the_judge(key: str, value: object, expected: list[str]) -> None:
+    assert faults(file(**{key: value})) == [f"{key}: {fault}" for fault in expected]
 
 
-def test_the_demo_holds_its_two_traits() -> None:
-    assert [trait.name for trait in DEMO] == ["fairy_tale", "poem"]
-
-
-@each_trait
-def test_counts(trait: Trait) -> None:
-    assert len(trait.instructions) == 5
-    assert len(trait.questions) == 20
-
-
-@each_trait
-def test_nothing_is_said_twice(trait: Trait) -> None:
-    assert _copies(list(trait.questions)) == []
-    assert _copies([text for pair in trait.instructions for text in pair]) == []
-
-
-def test_library_traits_share_no_question() -> None:
-    assert _copies([question for trait in LIBRARY for question in trait.questions]) == []
-
-
-@each_trait
-def test_pairs_are_matched_in_length(trait: Trait) -> None:
-    for pos, neg in trait.instructions:
-        assert _ratio(len(pos), len(neg)) <= PAIR_RATIO, (pos, neg)
-        assert _ratio(len(pos.split()), len(neg.split())) <= PAIR_RATIO, (pos, neg)
-    pos_words, neg_words = (
-        sum(len(pair[side].split()) for pair in trait.instructions) for side in (0, 1)
-    )
-    assert _ratio(pos_words, neg_words) <= SIDE_RATIO
-
-
-@each_trait
-def test_questions_do_not_name_the_trait(trait: Trait) -> None:
-    # Five letters catch the word's other forms: "uncer" finds uncertain, "empat" finds empathise.
-    stems = [word[:5] for word in trait.name.split("_")]
-    told = [
-        question
-        for question in trait.questions
-        for stem in stems
-        if re.search(rf"\b{stem}", question.lower())
+def test_f14_all_faults_come_at_once_in_the_files_order() -> None:
+    several = {"instruction": [], "questions": ["", 1], "eval_prompt": "no placeholders"}
+    assert faults(b"\xef\xbb\xbf" + json.dumps(several).encode()) == [
+        "starts with a byte order mark; save it as plain UTF-8",
+        "instruction: is empty; give at least one pair",
+        "questions[0]: is empty",
+        "questions[1]: must be a string, not a number",
+        "eval_prompt: lacks the placeholder {question}",
+        "eval_prompt: lacks the placeholder {answer}",
     ]
-    assert told == []
-
-
-@each_trait
-def test_texts_are_clean(trait: Trait) -> None:
-    texts = [*trait.questions, *(text for pair in trait.instructions for text in pair)]
-    for text in texts:
-        assert text == " ".join(text.split()), text
-        assert "{" not in text, text
-        assert text.rstrip('"')[-1] in ".?!", text
-
-
-@each_trait
-def test_judge_prompts_ask_for_one_readable_answer(trait: Trait) -> None:
-    assert trait.yes_no_prompt is not None
-    for prompt in (trait.eval_prompt, trait.yes_no_prompt):
-        assert prompt.count("{question}") == 1
-        assert prompt.count("{answer}") == 1
-        filled = fill(prompt, question="What is <q>?", answer="It is {question}.")
-        assert "What is <q>?" in filled
-        assert "It is {question}." in filled
-    assert trait.eval_prompt.endswith("Answer with a single integer from 0 to 100.")
-    assert trait.yes_no_prompt.endswith("Answer Yes or No.")
-
-
-@each_trait
-def test_eval_prompts_anchor_their_scale(trait: Trait) -> None:
-    anchors = [
-        int(number) for number in re.findall(r"^(\d+): \S", trait.eval_prompt, flags=re.MULTILINE)
+    assert [fault.partition(":")[0] for fault in faults(b"{}")] == [
+        "instruction",
+        "questions",
+        "eval_prompt",
     ]
-    assert anchors == [0, 25, 50, 75, 100]
+
+
+def test_f14_files_that_are_not_there_or_closed_are_in_the_same_report(tmp_path: Path) -> None:
+    for name, data in (("sound", file()), ("broken", file(questions=[]))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / DEFINITION_FILE).write_bytes(data)
+    (tmp_path / "folder" / DEFINITION_FILE).mkdir(parents=True)
+    folders = {name: tmp_path / name for name in ("missing", "folder", "sound", "broken")}
+    with pytest.raises(DefinitionError) as caught:
+        load_traits(folders)
+    missing, closed, broken = caught.value.faults
+    assert missing.startswith(f"{tmp_path}/missing/{DEFINITION_FILE}: missing; write it")
+    assert closed == f"{tmp_path}/folder/{DEFINITION_FILE}: cannot be read: Is a directory"
+    assert broken.endswith(f"broken/{DEFINITION_FILE}: questions: is empty; give at least one")
+    [trait] = load_traits({"sound": tmp_path / "sound"})
+    assert trait == Trait("sound", (("p", "n"),), ("q?",), "{question} {answer}")
+
+
+@pytest.mark.parametrize("extra", [{}, {"yes_no_prompt": "{question} {answer} Yes?"}])
+def test_a_definition_comes_back_as_its_file_holds_it(extra: dict[str, str]) -> None:
+    trait = parse_definition("t", file(note="ours", **extra), "F")
+    assert trait.as_json() == SOUND | extra
+    assert parse_definition("t", file(yes_no_prompt=None), "F").yes_no_prompt is None
+    assert (trait.instruction("pos", 0), trait.instruction("neg", 0)) == ("p", "n")
+
+
+def test_f16_placeholders_are_filled_once_and_other_braces_stay() -> None:
+    template = '{"score": {0}} {{question}} {answer!r} A={answer}'
+    filled = fill(template, question="{answer}", answer=r"{question} \1")
+    assert filled == r'{"score": {0}} {{answer}} {answer!r} A={question} \1'
+    assert build_prompt("Do {answer}.", "Why?") == "Do {answer}.\n\nWhy?"

@@ -1,0 +1,29 @@
+"""Responses of chosen token ids, for tests of capture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from traitmill.engine.records import Response, Sample
+
+
+def response_row(
+    name: str,
+    prompt: Sequence[int],
+    response: Sequence[int],
+    n_pooled: int,
+    logprobs: Sequence[float] | None = None,
+) -> Response:
+    """A response named `name`, of which `n_pooled` tokens count: all, or all but a closing end token."""
+    sample = Sample("trait", name, "pos", 0, 0, 0, "i", "q", "p", tuple(prompt), 1)
+    reason = "length" if n_pooled == len(response) else "stop"
+    made = Response(
+        sample,
+        "ok",
+        "text",
+        tuple(response),
+        reason,
+        logprobs=None if logprobs is None else tuple(logprobs),
+    )
+    assert made.n_pooled == n_pooled
+    return made
