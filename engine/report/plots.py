@@ -117,7 +117,7 @@ def projection_histogram(figures: TraitFigures) -> Picture:
 
 
 def auroc_by_layer(figures: TraitFigures) -> Picture:
-    """Draw held-out AUROC by layer: one row of panels a split, one column a fitted method."""
+    """Draw held-out AUROC by layer: one row of panels a split, one column a method."""
     splits = figures.splits
     methods = figures.methods
     peaks = []
@@ -202,7 +202,7 @@ def _panels(
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         yield figure, axes
@@ -210,13 +210,15 @@ def _panels(
 
 def _picture(figure: Figure, name: str, alt: str) -> Picture:
     """Return the figure as files, with a legend above it."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     svg = BytesIO()
     png = BytesIO()
     handles, labels = figure.axes[-1].get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+    ConstrainedLayoutEngine().execute(figure)  # once for both files
     figure.savefig(png, format="png", dpi=140, metadata={"Software": None})
-    figure.set_layout_engine("none")  # the layout stays as worked out for the first file
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Picture(
         name=name,

@@ -20,6 +20,7 @@ from tests.report.pages import (
 )
 from tests.support import planted
 from traitmill.engine.errors import UsageError
+from traitmill.engine.report import page as page_module
 from traitmill.engine.report import write_experiment_report, write_trait_report
 from traitmill.engine.storage import TraitFolder
 from traitmill.engine.vectors import update_transfer
@@ -162,6 +163,28 @@ def test_the_sample_to_read_is_stratified(experiment):
     assert {f"score {end}" for end in ends} <= {row[1] for row in scored}
     refused = [row for row in shown if row not in scored]
     assert refused == [[side, "no score: refused", "left out"] for side in ("pos", "neg")]
+
+
+def test_responses_without_a_verdict_say_why(tmp_path, monkeypatch):
+    folder = write_trait(tmp_path / "exp" / "poem", n_layers=1)
+    kept = responses_of(folder).filter(kept=True)
+    whys = [("ok", "truncated"), ("ok", None), ("empty", None)]
+    lost = [
+        {"sample_id": f"x{i}", "response_status": response, "verdict_status": verdict}
+        for i, (response, verdict) in enumerate(whys)
+    ]
+    row = {**kept.to_dicts()[0], "score": None, "kept": False, "response": "long " * 400}
+    added = pl.DataFrame([{**row, **each} for each in lost], schema=kept.schema)
+    responses = pl.concat([kept, added])
+    monkeypatch.setattr(page_module, "audit_table", lambda _: responses)
+    page = Page(write_trait_report(folder))
+    assert [said for side, said, _ in page.responses if side == "pos"][4:] == [
+        "no score: truncated",
+        "no score: not judged",
+        "no score: empty",
+    ]
+    assert [row[2] for row in page.responses if row[0] == "neg"] == ["kept"] * 4
+    assert f"<blockquote>{'long ' * 300} …</blockquote>" in page.html
 
 
 def test_the_experiment_lists_its_traits_and_what_transfers(experiment):
