@@ -30,9 +30,8 @@ import numpy as np
 from scipy.stats import norm
 
 from benchmarks.common import machine, parser, record, shown, spread, table
-from traitmill.engine.outputs.load import Activations
-from traitmill.engine.vectors.evaluation import evaluate_vectors
-from traitmill.engine.vectors.fit import fit_vectors
+from traitmill.engine.outputs import Activations, Metadata
+from traitmill.engine.vectors import evaluate_vectors, fit_vectors
 
 
 def activations(rows: int, layers: int, dim: int, seed: int = 0) -> Activations:
@@ -56,7 +55,14 @@ def activations(rows: int, layers: int, dim: int, seed: int = 0) -> Activations:
     }
     questions, pairs = np.tile(k % 20, 2), np.tile(k % 5, 2)
     return Activations(
-        "bench", values, labels, questions, pairs, tuple(range(layers)), "response_mean", metadata
+        "bench",
+        values,
+        labels,
+        questions,
+        pairs,
+        tuple(range(layers)),
+        "response_mean",
+        Metadata.model_construct(**metadata),
     )
 
 
@@ -229,7 +235,14 @@ def simulated(
     }
     data = values.astype(np.float32)
     return Activations(
-        "simulated", data, labels, asked, pairs, (0, 1, 2), "response_mean", metadata
+        "simulated",
+        data,
+        labels,
+        asked,
+        pairs,
+        (0, 1, 2),
+        "response_mean",
+        Metadata.model_construct(**metadata),
     ), direction
 
 

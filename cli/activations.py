@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import (
-    GroupedCommand,
-    capture_options,
-    capture_rows_option,
-    help_all,
-    machine_options,
-    option,
-    selected,
-    selection_options,
-    threshold_option,
-    typed,
-)
-from .session import leave, run_to_end
+from traitmill.engine.errors import ExitCode
 
+from . import options
+from .render import say
+from .session import prepare_environment, run_to_end
 
-@click.command(cls=GroupedCommand)
-@selection_options
-@threshold_option
-@capture_rows_option
-@capture_options
-@option(
-    "--per_token",
-    is_flag=True,
-    help="Instead write every token's state at --layers, as safetensors shards.",
-    group="Capture",
+if TYPE_CHECKING:
+    from traitmill.engine.run import TokenEstimate
+
+ASK_ABOVE = 10 << 30
+"""Bytes of states of every token from which a person is asked first."""
+PER_TOKEN = options.Option(
+    "per_token",
+    "Instead write every token's state at --layers, as safetensors shards.",
+    "Capture",
     common=True,
-)
-@option(
-    "--yes",
     is_flag=True,
-    help="Do not ask before writing many gigabytes (--per_token).",
-    group="Capture",
 )
-@machine_options
-@help_all
-def command(*, per_token: bool, yes: bool, force_unlock: bool, **options: Any) -> None:
+YES = options.Option(
+    "yes", "Do not ask before writing many gigabytes (--per_token).", "Capture", is_flag=True
+)
+PARAMS = (
+    *options.SELECTION,
+    options.THRESHOLD,
+    options.CAPTURE_ROWS,
+    *options.CAPTURE,
+    PER_TOKEN,
+    YES,
+    *options.MACHINE,
+)
+
+
+@click.command(cls=options.GroupedCommand, params=PARAMS)
+def command(**given: Any) -> int:
     """Capture activations of stored responses, and write the files. Nothing is generated or judged.
 
     --pool adds to the pools that are there. What else is not given stays as the run had it. With
@@ -49,15 +48,28 @@ def command(*, per_token: bool, yes: bool, force_unlock: bool, **options: Any) -
     """
     from traitmill.engine import run
 
-    experiment, traits = selected(options)
-    given = typed(options)
-    if per_token:
-        from .per_token import write_states
+    arguments = options.arguments(given)
+    yes = arguments.pop("yes", False)
+    if arguments.pop("per_token", False):
+        return _capture_tokens(arguments, yes=yes)
+    return run_to_end(run.capture, arguments).exit_code
 
-        leave(write_states(experiment, traits, given, yes=yes, force_unlock=force_unlock))
-    result = run_to_end(
-        lambda listener, stop: run.capture(
-            experiment, traits, force_unlock=force_unlock, listener=listener, stop=stop, **given
+
+def _capture_tokens(arguments: Mapping[str, Any], *, yes: bool) -> ExitCode:
+    """Say how much will be written, ask above a limit, then write it."""
+    from traitmill.engine.run import capture_tokens
+
+    def confirm(estimate: TokenEstimate) -> bool:
+        click.echo(
+            f"{estimate.responses:,} responses, {estimate.tokens:,} tokens, {estimate.n_layers} "
+            f"layers: about {estimate.n_bytes / 2**30:.2f} GiB"
         )
-    )
-    leave(result.exit_code)
+        return yes or estimate.n_bytes <= ASK_ABOVE or click.confirm("write that much?")
+
+    prepare_environment()
+    faults = capture_tokens(**arguments, confirm=confirm, notice=say)
+    for line in faults:
+        click.echo(line, err=True)
+    if faults:
+        return ExitCode.FAILED_SAMPLES
+    return ExitCode.OK

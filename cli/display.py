@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import ExitStack
-from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from traitmill.engine.run import STAGES, Listener, Progress, RunResult, redirected
-from traitmill.engine.run import Stage as StageName
+from traitmill.engine.run import STAGES, Listener, Progress, Stage, redirected
 
+from .output import open_text
 from .render import options_in
 
 _PLAIN_EVERY_S = 10.0
@@ -24,51 +24,44 @@ _BAR = 24
 class Display(Listener):
     """Progress and notices on a terminal; plain lines elsewhere.
 
-    While models are loaded, what libraries write goes to the run's log.
+    It writes to a copy of standard output: while models are loaded, what libraries write there goes
+    to the run's log.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._console = _console(stream)
-        self._own = self._console
+    def __init__(self) -> None:
+        stream = open_text(os.dup(1))
+        self.console = Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
         self._stack = ExitStack()
 
     def notice(self, line: str) -> None:
         """Write one line above the progress."""
-        self._console.print(options_in(line), markup=False)
+        self.console.print(options_in(line), markup=False)
 
     def began(self, progress: Progress) -> None:
         """Send libraries' output to the log, and show progress from a thread.
 
         The event loop never waits for a terminal.
         """
-        out, _ = self._stack.enter_context(redirected(progress.log))
-        self._console = _console(out)
+        self._stack.enter_context(redirected(progress.log))
         over = threading.Event()
         thread = threading.Thread(target=self._watch, args=(progress, over), daemon=True)
         thread.start()
-        self._stack.callback(thread.join)
+        self._stack.callback(thread.join, 2 * _REDRAW_S)
         self._stack.callback(over.set)
 
     def ended(self) -> None:
         """Stop drawing, and give the screen back."""
         self._stack.close()
-        self._console = self._own
-
-    def summary(self, result: RunResult) -> None:
-        """Write what came out, and what to do next."""
-        from .summary import print_summary
-
-        print_summary(self._console, result)
 
     def _watch(self, progress: Progress, over: threading.Event) -> None:
-        if not self._console.is_terminal:
+        if not self.console.is_terminal:
             while not over.wait(_PLAIN_EVERY_S):
                 if progress.elapsed:
                     self.notice(_line(progress))
             return
         # The process's own stdout belongs to the log; rich would bring it back to the screen.
         with Live(
-            console=self._console,
+            console=self.console,
             auto_refresh=False,
             transient=True,
             redirect_stdout=False,
@@ -78,11 +71,7 @@ class Display(Listener):
                 live.update(_table(progress), refresh=True)
 
 
-def _console(stream: TextIO) -> Console:
-    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
-
-
-def _shown(progress: Progress) -> list[StageName]:
+def _shown(progress: Progress) -> list[Stage]:
     return [stage for stage in STAGES if stage != "capture" or progress.captures]
 
 
@@ -117,7 +106,7 @@ def _line(progress: Progress) -> str:
     return f"{'; '.join(parts)}; kept {kept['pos']} pos + {kept['neg']} neg"
 
 
-def _rate(progress: Progress, stage: StageName) -> str:
+def _rate(progress: Progress, stage: Stage) -> str:
     clock = progress.clocks[stage]
     if not clock.records or not clock.seconds:
         return ""
@@ -126,7 +115,7 @@ def _rate(progress: Progress, stage: StageName) -> str:
     return f"{clock.tokens / clock.seconds:,.0f} tokens/s"
 
 
-def _time_left(progress: Progress, stage: StageName, left: int) -> str:
+def _time_left(progress: Progress, stage: Stage, left: int) -> str:
     clock = progress.clocks[stage]
     if clock.records < 8 or not clock.seconds or left <= 0:
         return ""

@@ -5,74 +5,68 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from traitmill.engine.errors import ExitCode, ResourceError, TraitmillError, UsageError
 
-from .options import GroupedCommand, help_all, judge_options, option, typed
-from .render import error_text
-from .session import leave, prepare_environment
-
-if TYPE_CHECKING:
-    from traitmill.engine.settings import RunSettings
+from . import options
+from .render import error_text, say
+from .session import prepare_environment
 
 _LEAST_DISK = 5 << 30
+PARAMS = (
+    options.Option(
+        "experiment",
+        "Check its trait definitions, and the model its name implies.",
+        "What",
+        common=True,
+    ),
+    options.EXPERIMENTS_DIR,
+    options.GEN_MODEL,
+    *options.JUDGE,
+)
 
 
-@click.command(cls=GroupedCommand)
-@option(
-    "--experiment",
-    help="Check its trait definitions, and the model its name implies.",
-    group="What",
-    common=True,
-)
-@option("--gen_model", help="Check this generation model.", group="What", common=True)
-@option(
-    "--experiments_dir",
-    type=click.Path(path_type=Path),
-    default=Path("experiments"),
-    help="Where experiments live.  [experiments]",
-    group="What",
-)
-@judge_options
-@help_all
-def command(
-    experiment: str | None, gen_model: str | None, experiments_dir: Path, **options: Any
-) -> None:
+@click.command(cls=options.GroupedCommand, params=PARAMS)
+def command(**given: Any) -> int:
     """Check packages, device, disk, the model's access and the judge (one or two cheap calls).
 
     Loads no weights.
     """
+    prepare_environment()
+    worst = ExitCode.OK
+    for name, check in _checks(given):
+        try:
+            say(f"ok    {name}: {check()}")
+        except TraitmillError as error:
+            say(f"FAIL  {name}: {error_text(error)}")
+            worst = max(worst, error.exit_code)
+    return worst
+
+
+def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what is checked: a name, and a function that returns what was found or raises."""
     from traitmill.engine.settings import apply
 
-    prepare_environment()
-    given = typed(options)
-    if "judge_base_url" not in given and os.environ.get("OPENAI_BASE_URL"):
-        given["judge_base_url"] = os.environ["OPENAI_BASE_URL"]
-    settings = apply(given)
-    name = gen_model or ""
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("packages", _packages),
-        ("device", _device),
-        ("disk", lambda: _disk(experiments_dir)),
-        ("model", lambda: _model(experiment or "", name)),
-        ("judge", lambda: _judge(settings, experiment or "", name)),
-    ]
+    judge = {option.name for option in options.JUDGE}
+    wanted = {name: value for name, value in given.items() if name in judge and value is not None}
+    address = os.environ.get("OPENAI_BASE_URL")
+    if address:
+        wanted.setdefault("judge_base_url", address)
+    settings = apply(wanted)
+    experiment, model = given["experiment"], given["gen_model"]
+    yield "packages", _packages
+    yield "device", _device
+    yield "disk", lambda: _disk(given["experiments_dir"])
     if experiment is not None:
-        checks.insert(3, ("traits", lambda: _traits(experiments_dir / experiment)))
-    worst = ExitCode.OK
-    for what, check in checks:
-        try:
-            click.echo(f"ok    {what}: {check()}")
-        except TraitmillError as error:
-            click.echo(f"FAIL  {what}: {error_text(error)}")
-            worst = max(worst, error.exit_code)
-    leave(worst)
+        yield "traits", lambda: _traits(given["experiments_dir"], experiment)
+    yield "model", lambda: _model(_model_name(model, experiment))
+    yield "judge", lambda: _judge(settings, _model_name(model, experiment))
 
 
 def _packages() -> str:
@@ -98,60 +92,60 @@ def _device() -> str:
     import torch
 
     free, total = torch.cuda.mem_get_info()
-    return (
-        f"{torch.cuda.get_device_name()}, {free / GIB:.0f} of {total / GIB:.0f} GiB free; {memory}"
-    )
+    name = torch.cuda.get_device_name()
+    return f"{name}, {free / GIB:.0f} of {total / GIB:.0f} GiB free; {memory}"
 
 
 def _disk(experiments_dir: Path) -> str:
-    folder = next(
-        path for path in (experiments_dir, *experiments_dir.absolute().parents) if path.is_dir()
-    )
+    absolute = experiments_dir.absolute()
+    folder = next(path for path in (absolute, *absolute.parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
+    line = f"{free / 2**30:.1f} GiB free under {folder}"
     if free < _LEAST_DISK:
-        raise ResourceError(
-            f"only {free / 2**30:.1f} GiB free under {folder}; activations take gigabytes, free "
-            f"some"
-        )
-    return f"{free / 2**30:.0f} GiB free under {folder}"
+        raise ResourceError(f"only {line}; activations take gigabytes, free some")
+    return line
 
 
-def _traits(experiment: Path) -> str:
-    from traitmill.engine.run.selection import select
+def _traits(experiments_dir: Path, experiment: str) -> str:
+    from traitmill.engine.storage import select_traits
     from traitmill.engine.traits import load_traits
 
-    folders = select(experiment, None)
+    folders = select_traits(experiments_dir, experiment, None)
     for folder in folders.values():
         folder.check_writable()
     traits = load_traits({name: folder.path for name, folder in folders.items()})
     return ", ".join(trait.name for trait in traits)
 
 
-def _model(experiment: str, gen_model: str) -> str:
-    from traitmill.engine.models import check_weights, find_model, infer_model, load_tokenizer
+def _model_name(named: str | None, experiment: str | None) -> str:
+    from traitmill.engine.models import infer_model
 
-    name = gen_model or infer_model(experiment)
+    return named or infer_model(experiment or "")
+
+
+def _model(name: str) -> str:
+    from traitmill.engine.models import check_weights, find_model, load_tokenizer
+
     ref = find_model(name)
     check_weights(ref)
-    chat = "a base model: prompts go in raw"
+    prompts = "a base model: prompts go in raw"
     if load_tokenizer(ref).chat_template:
-        chat = "with a chat template"
-    return f"{name}, revision {ref.revision}, context {ref.context_length or 'unstated'}, {chat}"
+        prompts = "with a chat template"
+    context = ref.context_length or "unstated"
+    return f"{name}, revision {ref.revision}, context {context}, {prompts}"
 
 
-def _judge(settings: RunSettings, experiment: str, gen_model: str) -> str:
-    from traitmill.engine.judging import EndpointJudge
-    from traitmill.engine.models import find_model, infer_model
+def _judge(settings: Any, model: str) -> str:
+    from traitmill.engine.judging import EndpointJudge, need_words
+    from traitmill.engine.models import find_model
     from traitmill.engine.run import check_judge
-    from traitmill.engine.run.loading import find_judge
 
     check_judge(settings)
     name = settings.judge.model
     if name == "local":
-        find_judge(name, find_model(gen_model or infer_model(experiment)))
-        return f"{name}: the loaded model's own Yes against No, no key needed"
+        need_words(find_model(model))
     if settings.judge.is_local:
-        return f"{name}: that model's own Yes against No, no key needed"
+        return f"{name}: the model's own Yes against No, no key needed"
 
     async def probe() -> str:
         judge = EndpointJudge(settings.judge, settings.limits)

@@ -6,51 +6,42 @@ from typing import Any
 
 import click
 
-from .options import GroupedCommand, force_unlock, option, selected, selection_options
-from .render import complain, options_in
-from .session import leave
+from . import options
+from .options import Option
+from .render import complain, say
+
+PARAMS = (
+    *options.SELECTION,
+    Option("threshold", "A new threshold.  [the last one used]", "Files", common=True, type=float),
+    Option(
+        "use_judge",
+        "Verdict set to use: a judge's model name or key.  [the last one used]",
+        "Files",
+        common=True,
+    ),
+    options.FORCE_UNLOCK,
+)
 
 
-@click.command(cls=GroupedCommand)
-@selection_options
-@option(
-    "--threshold",
-    type=float,
-    help="A new threshold.  [the last one used]",
-    group="Files",
-    common=True,
-)
-@option(
-    "--use_judge",
-    help="Verdict set to use: a judge's model name or key.  [the last one used]",
-    group="Files",
-    common=True,
-)
-@force_unlock
-def command(
-    threshold: float | None, use_judge: str | None, *, force_unlock: bool, **options: Any
-) -> None:
-    """Write CSVs, tensors and metadata again, with another threshold or verdict set. Takes seconds."""
+@click.command(cls=options.GroupedCommand, params=PARAMS)
+def command(**given: Any) -> int:
+    """Write CSVs, tensors and metadata again, with another threshold or verdict set.
+
+    Takes seconds, and no model.
+    """
     from traitmill.engine import run
 
-    experiment, traits = selected(options)
-    result = run.export(
-        experiment,
-        traits,
-        threshold=threshold,
-        use_judge=use_judge,
-        force_unlock=force_unlock,
-    )
+    arguments = options.arguments(given)
+    result = run.export(**arguments)
     for name, exported in result.exported.items():
-        shape = ""
-        if exported.shape is not None:
-            shape = f", all_layers.pt {list(exported.shape)}"
         kept = f"{exported.kept['pos']} pos + {exported.kept['neg']} neg"
-        click.echo(f"{name}: kept {kept} by judge {exported.judge}{shape} in {experiment / name}")
+        line = f"{name}: kept {kept} by judge {exported.judge}"
+        if exported.shape is not None:
+            line += f", all_layers.pt {list(exported.shape)}"
+        say(f"{line} in {arguments['experiment'] / name}")
         if exported.unjudged:
-            click.echo(f"  {exported.unjudged} responses are not judged by it")
+            say(f"  {exported.unjudged} responses are not judged by it")
         for remark in exported.remarks:
-            click.echo(f"  {options_in(remark)}")
-    for error in result.errors.values():
-        complain(error)
-    leave(result.exit_code)
+            say(f"  {remark}")
+    complain(*result.errors.values())
+    return result.exit_code

@@ -6,24 +6,15 @@ from typing import Any
 
 import click
 
-from .options import (
-    GroupedCommand,
-    force_unlock,
-    help_all,
-    judge_options,
-    selected,
-    selection_options,
-    typed,
+from . import options
+from .session import run_to_end
+
+
+@click.command(
+    cls=options.GroupedCommand,
+    params=[*options.SELECTION, *options.JUDGE, options.FORCE_UNLOCK],
 )
-from .session import leave, run_to_end
-
-
-@click.command(cls=GroupedCommand)
-@selection_options
-@judge_options
-@force_unlock
-@help_all
-def command(*, force_unlock: bool, **options: Any) -> None:
+def command(**given: Any) -> int:
     """Judge stored responses: a new judge or an edited eval_prompt adds a verdict set beside the
     old.
 
@@ -33,11 +24,4 @@ def command(*, force_unlock: bool, **options: Any) -> None:
     """
     from traitmill.engine import run
 
-    experiment, traits = selected(options)
-    given = typed(options)
-    result = run_to_end(
-        lambda listener, stop: run.judge(
-            experiment, traits, force_unlock=force_unlock, listener=listener, stop=stop, **given
-        )
-    )
-    leave(result.exit_code)
+    return run_to_end(run.judge, options.arguments(given)).exit_code

@@ -9,9 +9,10 @@ from importlib import import_module
 
 import click
 
-from traitmill.engine.errors import ExitCode, TraitmillError
+from traitmill.engine.errors import ExitCode, ResourceError
 
-from .render import complain
+from .output import is_full, safe_streams
+from .render import as_error, complain
 
 COMMANDS = {
     "run": "generate, fit vectors and write the report, in one resumable command",
@@ -33,14 +34,13 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f".{cmd_name}", __package__).command
-        assert isinstance(command, click.Command)  # noqa: S101 - our own modules
+        command: click.Command = import_module(f".{cmd_name}", __package__).command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -48,11 +48,10 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={
-        "token_normalize_func": lambda token: token.replace(
-            "-", "_"
-        ),  # --batch-size is --batch_size
+        # --batch-size is --batch_size
+        "token_normalize_func": lambda token: token.replace("-", "_"),
         "help_option_names": ["-h", "--help"],
-        "max_content_width": 110,
+        "max_content_width": 100,
     },
 )
 @click.version_option(package_name="traitmill")
@@ -61,26 +60,41 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors a user can act on are one clear message and an exit code."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # ends as Ctrl-C does, whatever is under way
+    """Run the command line: errors a user can act on are one clear message and an exit code."""
+    # SIGTERM ends as Ctrl-C does, whatever is under way.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with safe_streams() as out:
+        code = _run()
+        out.flush()
+        if is_full(out):
+            complain(ResourceError("the disk is full under the output; part of it is lost"))
+            code = code or ExitCode.RESOURCES
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
-        code = cli.main(standalone_mode=False)
-    except TraitmillError as error:
-        complain(error)
-        code = error.exit_code
+        return int(cli.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as exit_:
-        code = exit_.exit_code
-    except click.Abort:
-        code = ExitCode.INTERRUPTED
+        return exit_.exit_code
+    except SystemExit as left:
+        return int(left.code or 0)
+    except (click.Abort, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
     except click.ClickException as error:
         error.show()
-        code = ExitCode.USAGE
-    except KeyboardInterrupt:
-        code = ExitCode.INTERRUPTED
-    except Exception:  # noqa: BLE001 - the last stop: an internal error is shown whole and has its own exit code
-        traceback.print_exc()
-        click.echo("traitmill: internal error (above); what was stored is safe", err=True)
-        code = ExitCode.INTERNAL
-    sys.exit(int(code or 0))
+        return ExitCode.USAGE
+    except Exception as error:  # noqa: BLE001 - the last stop, for every error
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    while isinstance(error, ExceptionGroup):  # of a task group: its first is the cause
+        error = error.exceptions[0]
+    known = as_error(error)
+    if known is not None:
+        complain(known)
+        return known.exit_code
+    traceback.print_exception(error)
+    click.echo("traitmill: internal error (above); what was stored is safe", err=True)
+    return ExitCode.INTERNAL

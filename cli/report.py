@@ -6,44 +6,30 @@ from typing import Any
 
 import click
 
-from traitmill.engine.settings import DEFAULT_POOL, POOLS
+from . import options
+from .render import complain, say
+from .vectors import POOL
 
-from .options import GroupedCommand, force_unlock, option, selected, selection_options
-from .render import complain
-from .session import leave
+OPEN = options.Option("open", "Open the page in the browser.", "Pages", common=True, is_flag=True)
 
 
-@click.command(cls=GroupedCommand)
-@selection_options
-@option(
-    "--pool",
-    type=click.Choice(POOLS),
-    default=DEFAULT_POOL,
-    show_default=True,
-    help="Which activations.",
-    group="Pages",
+@click.command(
+    cls=options.GroupedCommand,
+    params=[*options.SELECTION, OPEN, POOL, options.FORCE_UNLOCK],
 )
-@option(
-    "--open",
-    "open_",
-    is_flag=True,
-    help="Open the page in the browser.",
-    group="Pages",
-    common=True,
-)
-@force_unlock
-def command(*, open_: bool, **options: Any) -> None:
+def command(**given: Any) -> int:
     """Write report.html and plots/ for each trait, and for the experiment."""
     from traitmill.engine.report import write_report
 
-    experiment, traits = selected(options)
-    result = write_report(experiment, traits, notice=click.echo, **options)
+    arguments = options.arguments(given)
+    wants_open = arguments.pop("open", False)
+    result = write_report(**arguments, notice=say)
     for page in result.pages:
-        click.echo(page)
-    for error in result.errors:
-        complain(error)
-    if open_ and result.pages:
-        one = traits is not None and len(traits) == 1
-        page = result.pages[0] if one else result.pages[-1]
-        click.launch(str(page))
-    leave(result.exit_code)
+        say(str(page))
+    complain(*result.errors)
+    if wants_open and result.pages:
+        number = -1  # the experiment's
+        if len(arguments["traits"] or ()) == 1:
+            number = 0
+        click.launch(str(result.pages[number]))
+    return result.exit_code

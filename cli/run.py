@@ -2,74 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from traitmill.engine.errors import ExitCode
 
-from .generate import command as generate_command
-from .generate import generate
+from .generate import PARAMS, generate_arguments
 from .options import GroupedCommand
-from .render import complain
-from .session import leave
+from .render import complain, say
+from .session import run_to_end
 
 
-def run(**options: Any) -> ExitCode:
+@click.command(cls=GroupedCommand, params=PARAMS)
+def command(**given: Any) -> int:
+    """Everything: generate, judge, capture, fit vectors, evaluate them, write report.html.
+
+    Takes the options of traitmill generate. The same command run again goes on where it was.
+    """
+    arguments = generate_arguments(given)
+    if arguments.get("capture") == "none":
+        say("`extract_activations` False: there is nothing to fit vectors to; stage 1 only")
+    return run_all(arguments)
+
+
+def run_all(arguments: Mapping[str, Any]) -> ExitCode:
     """Run stage 1 and, for the traits it finished, stage 3 and the pages."""
-    if not options["extract_activations"]:
-        click.echo(
-            "--extract_activations False: there will be nothing to fit vectors to; stopping after "
-            "stage 1"
-        )
-    experiment = options["experiments_dir"] / options["experiment"]
-    force_unlock = options["force_unlock"]
-    result = generate(**options)
+    from traitmill.engine import run
+
+    result = run_to_end(run.generate, arguments, goes_on=True)
     finished = [
         trait for trait in result.traits.values() if trait.finished and trait.state.any_captured()
     ]
-    if result.interrupted or not finished:
+    if not finished:
         return result.exit_code
+    pool = finished[0].settings.capture.pools[0]
+    force_unlock = bool(arguments.get("force_unlock"))
+    names = [trait.name for trait in finished]
+    code = _fit_and_report(arguments["experiment"], names, pool=pool, force_unlock=force_unlock)
+    return max(result.exit_code, code)
+
+
+def _fit_and_report(experiment: Any, names: list[str], **how: Any) -> ExitCode:
+    """Fit and show traits; one trait's trouble does not keep the others from it."""
     from traitmill.engine.report import write_report
     from traitmill.engine.vectors import fit_experiment
 
     from .vectors import say_fitted
 
-    pool = finished[0].settings.capture.pools[0]
-    fitted = fit_experiment(
-        experiment,
-        [trait.name for trait in finished],
-        pool=pool,
-        force_unlock=force_unlock,
-        on_fitted=say_fitted,
-        notice=click.echo,
-    )
-    errors = list(fitted.errors.values())
-    code = max(result.exit_code, fitted.exit_code)
-    if fitted.fitted:
-        pages = write_report(
-            experiment,
-            list(fitted.fitted),
-            pool=pool,
-            force_unlock=force_unlock,
-            notice=click.echo,
-        )
-        errors += pages.errors
-        code = max(code, pages.exit_code)
-        for page in pages.pages:
-            click.echo(f"report: {page}")
-    for error in errors:
-        complain(error)
-    return ExitCode(code)
-
-
-@click.command(cls=GroupedCommand)
-def command(**options: Any) -> None:
-    """Everything: generate, judge, capture, fit vectors, evaluate them, write report.html.
-
-    Takes the options of traitmill generate. The same command run again goes on where it was.
-    """
-    leave(run(**options))
-
-
-command.params = list(generate_command.params)
+    fitted = fit_experiment(experiment, names, on_fitted=say_fitted, notice=say, **how)
+    complain(*fitted.errors.values())
+    if not fitted.fitted:
+        return fitted.exit_code
+    result = write_report(experiment, list(fitted.fitted), notice=say, **how)
+    for page in result.pages:
+        say(f"report: {page}")
+    complain(*result.errors)
+    return max(fitted.exit_code, result.exit_code)

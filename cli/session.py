@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from traitmill.engine.errors import ExitCode
 
 if TYPE_CHECKING:
-    from traitmill.engine.run import Listener, RunResult
+    from traitmill.engine.run import RunResult
 
 
 def prepare_environment() -> None:
@@ -25,33 +24,35 @@ def prepare_environment() -> None:
 
 
 def run_to_end(
-    call: Callable[[Listener, asyncio.Event], Awaitable[RunResult]],
+    call: Callable[..., Awaitable[RunResult]],
+    arguments: Mapping[str, Any],
+    *,
+    goes_on: bool = False,
 ) -> RunResult:
-    """Run one of the engine's commands with a display; Ctrl-C or SIGTERM ends it early.
+    """Call one of the engine's commands with a display, and write its summary.
 
-    The first press lets the run flush what it has, the second leaves at once.
+    The first Ctrl-C or SIGTERM lets the run store what is in hand, the second leaves at once.
+    `goes_on`: the caller does the next step itself.
     """
     from .display import Display
+    from .summary import print_summary
 
     prepare_environment()
-    display = Display(sys.stdout)
-    presses = 0
+    display = Display()
 
     async def run() -> RunResult:
-        stop = asyncio.Event()
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def press() -> None:
-            nonlocal presses
-            presses += 1
-            if presses > 1:
+            if stop.is_set():
+                display.ended()
                 os._exit(ExitCode.INTERRUPTED)
-            display.notice("stopping: flushing what is in hand (press again to leave at once)")
+            display.notice("stopping: storing what is in hand (press again to leave at once)")
             stop.set()
 
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, press)
-        return await call(display, stop)
+        return await call(**arguments, listener=display, stop=stop)
 
     try:
         result = asyncio.run(run())
@@ -59,14 +60,8 @@ def run_to_end(
         display.ended()
         # asyncio puts back the system's own handler.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    display.summary(result)
+    print_summary(display.console, result, goes_on=goes_on)
+    if result.interrupted:
+        # A thread may still be loading a model, and would be waited for.
+        os._exit(ExitCode.INTERRUPTED)
     return result
-
-
-def leave(code: ExitCode) -> None:
-    """End the process. An interrupted run does not wait for a thread that still loads a model."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == ExitCode.INTERRUPTED:
-        os._exit(code)
-    sys.exit(int(code))

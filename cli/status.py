@@ -4,108 +4,127 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from traitmill.engine.errors import ExitCode
+from traitmill.engine.errors import ExitCode, TraitmillError
 
-from .options import GroupedCommand, option, selected, selection_options
-from .render import options_in
-from .session import leave
+from . import options
+from .render import complain, error_text, say
 
 if TYPE_CHECKING:
-    from traitmill.engine.storage import TraitState
+    from traitmill.engine.storage import TraitFolder, TraitState
 
 _WIDE = 240
 """Columns of a table that is not shown on a terminal."""
-_COLUMNS = ("trait", "side", "planned", "generated", "judged", "captured", "kept", "other", "MB")
 _LEFT = ("trait", "side", "other", "model", "judge")
+_COLUMNS = (
+    *("trait", "side", "planned", "generated", "judged", "captured", "kept", "other", "MB"),
+    *("model", "judge"),
+)
+JSON = options.Option("json", "For programs.", "Output", common=True, is_flag=True)
 
 
-@click.command(cls=GroupedCommand)
-@selection_options
-@option("--json", "as_json", is_flag=True, help="For programs.", group="Output", common=True)
-def command(*, as_json: bool, **options: Any) -> None:
-    """Planned, generated, judged, captured and kept, by status, per trait (default: all traits)."""
-    from traitmill.engine.run.selection import select
-    from traitmill.engine.storage import has_run, load_state
+@click.command(cls=options.GroupedCommand, params=[*options.SELECTION, JSON])
+def command(**given: Any) -> int:
+    """Planned, generated, judged, captured and kept, by status, per trait (default: all traits).
 
-    experiment, traits = selected(options, default_all=True)
-    folders = select(experiment, traits)
-    states = {}
+    Damaged files and lost rows are named, and the exit code is not 0.
+    """
+    from traitmill.engine.storage import has_run, select_traits
+
+    arguments = options.arguments(given, all_traits=True)
+    experiment = arguments["experiment"]
+    folders = select_traits(experiment.parent, experiment.name, arguments["traits"])
+    found: dict[str, dict[str, Any] | None] = {}
+    code = ExitCode.OK
     for name, folder in folders.items():
-        states[name] = load_state(folder) if has_run(folder) else None
-    found = {name: _facts(state) if state else None for name, state in states.items()}
-    if as_json:
+        try:
+            found[name] = None
+            if has_run(folder):
+                found[name], worse = _facts(folder)
+                code = max(code, worse)
+        except TraitmillError as error:
+            complain(error)
+            code = max(code, error.exit_code)
+    if given["json"]:
         text = {"experiment": experiment.name, "traits": found}
         click.echo(json.dumps(text, indent=1, ensure_ascii=False))
     else:
         _print(experiment.name, found)
-    damaged = any(facts and facts["damaged"] for facts in found.values())
-    leave(ExitCode.RESOURCES if damaged else ExitCode.OK)
+    return code
 
 
-def _facts(state: TraitState) -> dict[str, Any]:
-    from traitmill.engine.outputs import judge_summary
-    from traitmill.engine.storage import unfinished_sets, verdict_sets
+def _facts(folder: TraitFolder) -> tuple[dict[str, Any], ExitCode]:
+    """Return what a trait's run holds, and what a fault in it means to the exit code."""
+    from traitmill.engine.outputs import judge_summary, refuse_lost
+    from traitmill.engine.storage import load_state, unfinished_sets, verdict_sets
 
-    root = state.folder.path
-    sizes = {}
-    for name in ("parquet", "responses", "activations", "vectors"):
-        files = [path for path in (root / name).rglob("*") if path.is_file()]
-        sizes[name] = sum(path.stat().st_size for path in files)
-    return {
+    state = load_state(folder)
+    faults, code = [], ExitCode.OK
+    try:
+        refuse_lost(state)
+    except TraitmillError as error:
+        faults, code = [error_text(error)], error.exit_code
+    facts = {
         "created": state.record.created,
         "counts": state.counts(),
         "judge": judge_summary(state),
-        "judges": {key: facts.model_dump() for key, facts in verdict_sets(state.folder).items()},
+        "judges": {key: judge.model_dump() for key, judge in verdict_sets(folder).items()},
         "run": state.record.model_dump(),
         "threshold": state.threshold,
-        "bytes": sizes,
-        "quarantined": len(list(state.folder.quarantine.glob("*"))),
-        "damaged": state.damaged,
+        "bytes": _sizes(state),
+        "quarantined": len(list(folder.quarantine.glob("*"))),
+        "faults": faults,
         "remarks": unfinished_sets(state),
     }
+    return facts, code
 
 
-def _print(experiment: str, found: dict[str, dict[str, Any] | None]) -> None:
+def _sizes(state: TraitState) -> dict[str, int]:
+    """Return the bytes of each of the trait's folders."""
+    sizes = {}
+    for name in ("parquet", "responses", "activations", "vectors"):
+        files = [path for path in (state.folder.path / name).rglob("*") if path.is_file()]
+        sizes[name] = sum(path.stat().st_size for path in files)
+    return sizes
+
+
+def _print(experiment: str, found: Mapping[str, dict[str, Any] | None]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=experiment, title_justify="left")
-    for column in (*_COLUMNS, "model", "judge"):
-        table.add_column(column, justify="left" if column in _LEFT else "right")
+    for column in _COLUMNS:
+        justify: Any = "left" if column in _LEFT else "right"
+        table.add_column(column, justify=justify)
     for name, facts in found.items():
         if facts is None:
             table.add_row(name, "", "no run yet")
             continue
         megabytes = f"{sum(facts['bytes'].values()) / 1e6:.1f}"
         model, judge = facts["run"]["sampling"]["model"], facts["judge"]["model"] or "-"
-        for polarity, side in facts["counts"].items():
-            head, tail = ("", ""), ("", "", "")
-            if polarity == "pos":
-                head, tail = (name, polarity), (megabytes, model, judge)
-            table.add_row(head[0], polarity, *_cells(side), *tail)
+        pos, neg = _cells(facts["counts"]["pos"]), _cells(facts["counts"]["neg"])
+        table.add_row(*map(Text, [name, "pos", *pos, megabytes, model, judge]))
+        table.add_row(*map(Text, ["", "neg", *neg]))
     # Without a terminal there is no width to keep to: who reads it wants the whole of it.
-    width = None if sys.stdout.isatty() else _WIDE
+    width = None
+    if not sys.stdout.isatty():
+        width = _WIDE
     Console(highlight=False, width=width).print(table)
     for name, facts in found.items():
-        if facts is None:
-            continue
-        for line in [*facts["damaged"], *facts["remarks"]]:
-            click.echo(f"{name}: {options_in(line)}")
+        if facts is not None:
+            for line in [*facts["faults"], *facts["remarks"]]:
+                say(f"{name}: {line}")
 
 
-def _cells(side: dict[str, Any]) -> list[str]:
+def _cells(side: Mapping[str, Any]) -> list[str]:
     """Return the counts of one side, and what is neither generated nor scored."""
-    other = {name: n for name, n in side["responses"].items() if n and name != "ok"}
-    other |= {name: n for name, n in side["verdicts"].items() if n and name != "scored"}
-    counts = (
-        side["planned"],
-        side["responses"]["ok"],
-        side["verdicts"]["scored"],
-        side["captured"],
-        side["kept"],
-    )
-    return [*map(str, counts), ", ".join(f"{count} {name}" for name, count in other.items())]
+    responses, verdicts = side["responses"], side["verdicts"]
+    counts = [side["planned"], responses["ok"], verdicts["scored"], side["captured"], side["kept"]]
+    other = [f"{n} {name}" for name, n in responses.items() if n and name != "ok"]
+    other += [f"{n} {name}" for name, n in verdicts.items() if n and name != "scored"]
+    return [*map(str, counts), ", ".join(other)]

@@ -32,8 +32,11 @@ _COLUMNS = (
 _NUMBERS = ("generated", "judged", "kept")
 
 
-def print_summary(console: Console, result: RunResult) -> None:
-    """Write what came out of each trait, time, cost, errors and the next command."""
+def print_summary(console: Console, result: RunResult, *, goes_on: bool = False) -> None:
+    """Write what came out of each trait, time, cost, errors and the next command.
+
+    `goes_on`: the caller does what comes next by itself.
+    """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for column in _COLUMNS:
         justify: Any = "right" if column in _NUMBERS else "left"
@@ -44,6 +47,8 @@ def print_summary(console: Console, result: RunResult) -> None:
     console.print(table)
     for line in _lines(result):
         console.print(line, markup=False)
+    if not goes_on or result.exit_code:
+        console.print(_next_step(result), markup=False)
 
 
 def _lines(result: RunResult) -> Iterator[str]:
@@ -55,7 +60,6 @@ def _lines(result: RunResult) -> Iterator[str]:
         yield f"stopped: {error_text(error)}"
     if result.log is not None and result.log.exists():
         yield f"log: {result.log}"
-    yield _next_step(result)
 
 
 def _cost(result: RunResult) -> Iterator[str]:

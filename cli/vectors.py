@@ -6,59 +6,44 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from traitmill.engine.settings import DEFAULT_POOL, POOLS
+from traitmill.engine.settings import POOLS
 
-from .options import (
-    GroupedCommand,
-    Layers,
-    force_unlock,
-    option,
-    selected,
-    selection_options,
-)
-from .render import complain, options_in
-from .session import leave
+from . import options
+from .options import Option
+from .render import complain, say
 
 if TYPE_CHECKING:
     from traitmill.engine.vectors import FittedTrait
 
+POOL = Option("pool", f"Which activations.  [{POOLS[0]}]", "Activations", type=click.Choice(POOLS))
+PARAMS = (
+    *options.SELECTION,
+    Option(
+        "methods",
+        "Comma-separated; pca is there too.  [mean_diff,probe,ica,gradient]",
+        "Vectors",
+        common=True,
+    ),
+    Option(
+        "layers",
+        "Layers to fit, such as 5,10-15.  [all captured]",
+        "Vectors",
+        common=True,
+        type=options.Layers(),
+    ),
+    Option(
+        "format",
+        "pt: one file a vector; safetensors: one file a method.  [pt]",
+        "Vectors",
+        type=click.Choice(["pt", "safetensors"]),
+    ),
+    POOL,
+    options.FORCE_UNLOCK,
+)
 
-@click.command(cls=GroupedCommand)
-@selection_options
-@option(
-    "--methods",
-    default="mean_diff,probe,ica,gradient",
-    show_default=True,
-    help="Comma-separated; pca is there too.",
-    group="Vectors",
-    common=True,
-)
-@option(
-    "--layers",
-    type=Layers(),
-    help="Layers to fit, such as 5,10-15.  [all captured]",
-    group="Vectors",
-    common=True,
-)
-@option(
-    "--pool",
-    type=click.Choice(POOLS),
-    default=DEFAULT_POOL,
-    show_default=True,
-    help="Which activations.",
-    group="Vectors",
-)
-@option(
-    "--format",
-    "format_",
-    type=click.Choice(["pt", "safetensors"]),
-    default="pt",
-    show_default=True,
-    help="pt: one file a vector; safetensors: one file a method.",
-    group="Vectors",
-)
-@force_unlock
-def command(methods: str, format_: Any, **options: Any) -> None:
+
+@click.command(cls=options.GroupedCommand, params=PARAMS)
+def command(**given: Any) -> int:
     """Fit trait vectors from captured activations, measure them on held-out questions and
     instructions.
 
@@ -66,35 +51,28 @@ def command(methods: str, format_: Any, **options: Any) -> None:
     """
     from traitmill.engine.vectors import fit_experiment
 
-    experiment, traits = selected(options)
-    result = fit_experiment(
-        experiment,
-        traits,
-        methods=[name.strip() for name in methods.split(",") if name.strip()],
-        format=format_,
-        on_fitted=say_fitted,
-        notice=click.echo,
-        **options,
-    )
-    for error in result.errors.values():
-        complain(error)
-    leave(result.exit_code)
+    arguments = options.arguments(given)
+    if "methods" in arguments:
+        names = arguments["methods"].split(",")
+        arguments["methods"] = [name.strip() for name in names if name.strip()]
+    result = fit_experiment(**arguments, on_fitted=say_fitted, notice=say)
+    complain(*result.errors.values())
+    return result.exit_code
 
 
 def say_fitted(name: str, fitted: FittedTrait) -> None:
     """Write what one trait's vectors are worth."""
     vectors, evaluation = fitted.vectors, fitted.evaluation
-    click.echo(
+    say(
         f"{name}: {len(vectors.methods)} methods x {len(vectors.layers)} layers from "
         f"{fitted.n_pos} pos and {fitted.n_neg} neg -> {fitted.folder}"
     )
-    sentences = list(evaluation.notes)
     if evaluation.recommendation:
-        sentences.insert(0, evaluation.recommendation.reason)
+        say(f"  {evaluation.recommendation.reason}")
+    for note in evaluation.notes:
+        say(f"  {note}")
     if fitted.dropped:
-        sentences.append(
-            f"the evaluation no longer covers {fitted.dropped}, measured before; to compare all, "
+        say(
+            f"  the evaluation no longer covers {fitted.dropped}, measured before; to compare all, "
             "fit them together"
         )
-    for sentence in sentences:
-        click.echo(f"  {options_in(sentence)}")

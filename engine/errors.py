@@ -45,11 +45,12 @@ class Step:
         call = {
             "run": "generate",
             "activations": "capture",
-            "vectors": "fit_vectors",
+            "vectors": "fit_experiment",
             "report": "write_report",
         }
         named = "".join(f", {name}={value!r}" for name, value in self.settings)
-        return f"traitmill.{call.get(self.name, self.name)}({str(self.folder)!r}{named})"
+        experiment, trait = str(self.folder.parent), self.folder.name
+        return f"traitmill.{call.get(self.name, self.name)}({experiment!r}, {trait!r}{named})"
 
 
 class TraitmillError(Exception):

@@ -6,6 +6,14 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+BOOTSTRAPS = 1000
+Z = 1.959963984540054
+"""Normal quantile of a 95 % interval."""
 
 
 def auroc(pos: Sequence[float], neg: Sequence[float]) -> float:
@@ -58,3 +66,125 @@ def histogram(scores: Iterable[float]) -> list[int]:
     for score in scores:
         counts[min(9, int(score // 10))] += 1
     return counts
+
+
+# --- held-out scores, weighted ---
+#
+# `weights` is float32 `[draws, n]`: how often each draw counts a row. A figure is `[draws]`.
+
+
+class Estimate(NamedTuple):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def once(n: int) -> ndarray:
+    """Return weights `[1, n]` that count every row once."""
+    return np.ones((1, n), np.float32)
+
+
+def draw_groups(groups: ndarray, rng: np.random.Generator) -> ndarray:
+    """Return bootstrap weights `[BOOTSTRAPS, n]`: whole groups, drawn with replacement.
+
+    `groups` is int `[n]`, numbered from 0 without gaps.
+    """
+    count = int(groups.max()) + 1
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=BOOTSTRAPS)
+    return np.asarray(drawn[:, groups].astype(np.float32))
+
+
+def fold_auroc(scores: ndarray, labels: ndarray, folds: ndarray, weights: ndarray) -> ndarray:
+    """Return the chance that a pos row scores above a neg row of its own fold, ties counted half.
+
+    Only rows of one fold are compared, since each fold's scores come from a direction of its own:
+    pooling folds would compare scales. scores, labels (bool) and folds (int) are `[n]`; NaN where a
+    draw leaves no pair.
+    """
+    won = np.zeros(len(weights))
+    pairs = np.zeros(len(weights))
+    for fold in np.unique(folds):
+        pos = np.flatnonzero(labels & (folds == fold))
+        neg = np.flatnonzero(~labels & (folds == fold))
+        order = np.sign(scores[pos][:, None] - scores[neg]).astype(np.float32)
+        ahead = order / 2 + np.float32(0.5)
+        of_pos, of_neg = weights[:, pos], weights[:, neg]
+        won += ((of_pos @ ahead) * of_neg).sum(axis=1)
+        pairs += of_pos.sum(axis=1) * of_neg.sum(axis=1)
+    return _ratio(won, pairs)
+
+
+def balanced_accuracy(scores: ndarray, labels: ndarray, weights: ndarray) -> ndarray:
+    """Return the mean of the two sides' shares of rows on the right side of 0."""
+    right = ((scores > 0) == labels).astype(float)
+    pos, neg = (_mean(right, weights * side) for side in (labels, ~labels))
+    return np.asarray((pos + neg) / 2)
+
+
+def cohens_d(scores: ndarray, labels: ndarray, weights: ndarray) -> ndarray:
+    """Return the gap of the means in pooled standard deviations (Cohen 1988, section 2.2)."""
+    gap, within, count = np.zeros((3, len(weights)))
+    for sign, side in ((1, labels), (-1, ~labels)):
+        mine = weights * side
+        mean = _mean(scores, mine)
+        gap = gap + sign * mean
+        within = within + mine @ scores**2 - mine.sum(axis=1) * mean**2
+        count = count + mine.sum(axis=1)
+    spread = np.sqrt(np.maximum(within, 0) / np.maximum(count - 2, 1))
+    return _ratio(gap, spread)
+
+
+def _mean(values: ndarray, weights: ndarray) -> ndarray:
+    return _ratio(weights @ values, weights.sum(axis=1))
+
+
+def _ratio(above: ndarray, below: ndarray) -> ndarray:
+    """Return above / below, NaN where nothing is divided by."""
+    nothing = np.full(len(below), np.nan)
+    return np.asarray(np.divide(above, below, out=nothing, where=below > 0))
+
+
+def effective_groups(labels: ndarray, groups: ndarray) -> float:
+    """Return how many equally large groups the side with fewer amounts to.
+
+    (sum m)^2 / sum m^2 over a side's group sizes m (Kish 1965, Survey Sampling, section 8.2). A
+    side has at least as many rows, but rows of one group can be as alike as copies, and then a side
+    tells no more than so many single rows would.
+    """
+    found = []
+    for side in (labels, ~labels):
+        sizes = np.unique(groups[side], return_counts=True)[1]
+        found.append(sizes.sum() ** 2 / (sizes**2).sum())
+    return float(min(found))
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Return the 95 % score interval of a share of n.
+
+    Wilson 1927, J. American Statistical Association 22.
+    """
+    scale = 1 + Z**2 / n
+    centre = (share + Z**2 / (2 * n)) / scale
+    half = Z / scale * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def estimate(value: float, draws: ndarray, n: float | None = None) -> Estimate:
+    """Return a figure with the percentiles of its draws, which always hold the value itself.
+
+    For shares and AUROCs `n` is given, and the interval holds Wilson's too: percentiles alone
+    shrink to a point when all held-out rows are right. An AUROC's variance is at most
+    A (1 - A) / min(n_pos, n_neg) for independent rows (Birnbaum & Klose 1957, Annals of
+    Mathematical Statistics 28). Rows of one group are not independent, so n is the number of groups
+    (`effective_groups`): the interval is on the safe side.
+    """
+    low = high = value
+    kept = draws[np.isfinite(draws)]
+    if len(kept):
+        low, high = (float(np.percentile(kept, share)) for share in (2.5, 97.5))
+    if n is not None:
+        least, most = wilson(value, n)
+        low, high = min(low, least), max(high, most)
+    return Estimate(value, min(low, value), max(high, value))

@@ -31,15 +31,13 @@ class Activations:
 
     trait: str
     values: np.ndarray
-    """float32 `[n, n_layers, hidden_dim]`, residual stream units; mapped from the file, read-only.
-    """
+    """float32 `[n, n_layers, hidden_dim]`, residual stream units; mapped from the file."""
     labels: np.ndarray
     """bool `[n]`: True is pos."""
     questions: np.ndarray
     """int `[n]`: the question, as numbered in the definition; questions of one text are one."""
     instructions: np.ndarray
-    """int `[n]`: the instruction pair, as numbered in the definition; pairs sharing a text are one.
-    """
+    """int `[n]`: the instruction pair, numbered likewise; pairs that share a text are one."""
     layers: tuple[int, ...]
     """The block index of each layer of `values`; -1 is the embedding output."""
     pool: str
@@ -52,8 +50,7 @@ class Activations:
     @property
     def sha256(self) -> str:
         """Of the tensor's file: what vectors and evaluations are tied to."""
-        name = TraitFolder(Path()).tensor(self.pool)
-        return self.metadata.files_sha256[str(name)]
+        return self.metadata.tensor_sha256(self.pool) or ""
 
     @property
     def n_pos(self) -> int:
@@ -64,11 +61,14 @@ class Activations:
         return len(self.labels) - self.n_pos
 
     def __repr__(self) -> str:
-        n, n_layers, dim = self.values.shape
-        return (
-            f"Activations({self.trait}: {self.n_pos} pos + {self.n_neg} neg, {n_layers} layers x "
-            f"{dim}, {self.pool})"
-        )
+        rows = f"{self.n_pos} pos + {self.n_neg} neg"
+        shape = f"{len(self.layers)} layers x {self.values.shape[2]}"
+        return f"Activations({self.trait}: {rows}, {shape}, {self.pool})"
+
+    def rows_at(self, layer: int) -> np.ndarray:
+        """Return float64 `[n, hidden_dim]`, a copy."""
+        rows: np.ndarray = self.values[:, self.layers.index(layer)].astype(np.float64)
+        return rows
 
 
 def load_activations(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL) -> Activations:
@@ -103,7 +103,7 @@ def load_activations(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL)
 
 
 def load_tensor(path: Path) -> torch.Tensor:
-    """Return a float32 tensor from a `.pt` file, mapped, never unpickling code. Raise UsageError."""
+    """Return a float32 tensor from a `.pt` file, mapped. Raise UsageError; never unpickle code."""
     import torch
 
     try:
@@ -156,15 +156,21 @@ def _check_sides(folder: TraitFolder, counts: list[int]) -> None:
 def _check_shape(
     folder: TraitFolder, pool: str, values: np.ndarray, metadata: Metadata, counts: list[int]
 ) -> None:
+    """Raise UsageError where tensor, tables and metadata are not of the same rows."""
     expected = (sum(counts), len(metadata.layers), metadata.hidden_dim)
-    lists = (metadata.sample_ids, metadata.question_index, metadata.instruction_index)
-    agree = values.shape == expected and all(len(each) == len(values) for each in lists)
-    if not agree or counts != [metadata.n_examples_pos, metadata.n_examples_neg]:
+    said = [metadata.n_examples_pos, metadata.n_examples_neg]
+    if values.shape != expected or counts != said:
         raise UsageError(
             f"{folder.tensor(pool)} has shape {list(values.shape)}, but metadata.json and the CSVs "
-            f"say {list(expected)} ({counts[0]} pos, {counts[1]} neg); write them anew",
+            f"say {list(expected)} ({said[0]} pos, {said[1]} neg); write them anew",
             folder.step("export"),
         )
+    for name in ("sample_ids", "instruction_index", "question_index"):
+        if len(getattr(metadata, name)) != len(values):
+            raise UsageError(
+                f"{folder.metadata} does not give the {name} of every kept response; write it anew",
+                folder.step("export"),
+            )
 
 
 def _check_finite(path: Path, values: np.ndarray, metadata: Metadata) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,7 +31,7 @@ POOLING = {
 class Metadata(BaseModel):
     """activations/metadata.json. Row i of each tensor is row i of pos.csv, then of neg.csv."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     schema_version: int = SCHEMA_VERSION
     model: str
@@ -44,8 +45,10 @@ class Metadata(BaseModel):
     n_layers: int
     hidden_dim: int
     layers: list[int]
+    """The block index of each layer; -1 is the embedding output."""
     layer_convention: str
     storage_type: str
+    """`token_averaged` where a pool is a mean, else `single_token`."""
     pooling: str
     pools: list[str]
     threshold: float
@@ -56,13 +59,16 @@ class Metadata(BaseModel):
     extraction_date: str
     sampling: dict[str, Any]
     judge: dict[str, Any]
-    counts: dict[str, Any]
+    counts: dict[str, dict[str, Any]]
+    """By polarity: planned, responses and verdicts by status, captured, kept."""
     cost: dict[str, int]
     self_check: dict[str, Any] | None
     versions: dict[str, str]
     files_sha256: dict[str, str]
+    """By path in the trait's folder: both CSVs and every tensor."""
     sample_ids: list[str]
     instruction_index: list[int]
+    """Of each row in the definition, as `question_index`."""
     question_index: list[int]
     sha256: str = ""
     """Of all the keys above, as canonical JSON."""
@@ -72,6 +78,10 @@ class Metadata(BaseModel):
         content = self.model_dump(exclude={"sha256"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def tensor_sha256(self, pool: str) -> str | None:
+        """Return that of a pool's tensor; None for one that was not captured."""
+        return self.files_sha256.get(TraitFolder(Path()).tensor(pool).as_posix())
+
     def write(self, folder: TraitFolder) -> None:
         """Write the file, with its checksum, whole or not at all."""
         whole = self.model_copy(update={"sha256": self.checksum()})
@@ -80,31 +90,38 @@ class Metadata(BaseModel):
 
     @classmethod
     def read(cls, folder: TraitFolder) -> Self:
-        """Return a folder's metadata. Raise UsageError, with what to do, where it cannot be used."""
-        path = folder.metadata
-        anew = folder.step("export")
+        """Return a folder's metadata. Raise UsageError that names every fault."""
+        path, anew = folder.metadata, folder.step("export")
         try:
             found = cls.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            step = "generate"
-            if folder.run_record.is_file():
-                step = "activations"
+            step = "activations" if folder.run_record.is_file() else "generate"
             raise UsageError(
                 f"{folder.path} has no activations; make them", folder.step(step)
             ) from None
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror})") from None
         except ValidationError as error:
-            faults = error.errors(include_url=False, include_context=False, include_input=False)
-            lacking = [str(fault["loc"][0]) for fault in faults if fault["type"] == "missing"]
-            wrong = {str(fault["loc"][0]) for fault in faults if fault["loc"]} - set(lacking)
-            said = "is not a JSON object of ours"
-            if lacking:
-                said = f"lacks {', '.join(lacking)}"
-            elif wrong:
-                said = f"holds something else than it should under {', '.join(sorted(wrong))}"
-            raise UsageError(f"{path} {said}; write it anew", anew) from None
+            raise UsageError(f"{path} {_faults(error)}; write it anew", anew) from None
         if found.sha256 != found.checksum():
             raise UsageError(
                 f"{path} was changed since it was written (its checksum differs); write it anew",
                 anew,
             )
         return found
+
+
+def _faults(error: ValidationError) -> str:
+    """Return every fault of a file in words."""
+    by_kind: dict[str, list[str]] = {}
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        if not fault["loc"]:
+            return "is not a JSON object"
+        kind = _KINDS.get(fault["type"], "holds something else than it should under")
+        by_kind.setdefault(kind, []).append(str(fault["loc"][0]))
+    return ", and ".join(
+        f"{kind} {', '.join(dict.fromkeys(keys))}" for kind, keys in by_kind.items()
+    )
+
+
+_KINDS = {"missing": "lacks", "extra_forbidden": "holds unknown keys"}

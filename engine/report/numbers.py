@@ -6,7 +6,7 @@ to `high`. None is not measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..judging import find_price
 from ..outputs import Metadata
 from ..records import POLARITIES
 from ..storage import TraitFolder
-from ..vectors import METHODS, MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, read_evaluation
+from ..vectors import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, read_evaluation
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,8 +55,6 @@ class TraitFigures:
         self._table = evaluation.table
         cosines = self._table.filter(measure="cosine")
         self.methods = list(cosines["method"].unique(maintain_order=True))
-        self.fitted = [name for name in self.methods if METHODS[name].fit is not None]
-        """The methods without random vectors, which are a baseline."""
         self.layers = list(cosines["layer"].unique(maintain_order=True))
         held_out = self._table.filter(measure="auroc")
         self.splits = list(held_out["split"].unique(maintain_order=True))
@@ -73,10 +71,15 @@ class TraitFigures:
             return {"value": None, "low": None, "high": None}
         return dict(found[0])
 
+    def count(self, measure: str, **where: Any) -> int:
+        """Return the only such figure, of a count."""
+        return int(self.rows(measure, **where)["value"].item())
+
     def peak(self, method: str) -> Figure:
         """Return the highest AUROC by layer of a method, by the first split."""
         rows = self.rows("auroc", split=self.splits[0], method=method)
-        return dict(rows.row(int(rows["value"].to_numpy().argmax()), named=True))
+        top = rows["value"].to_numpy().argmax()
+        return dict(rows.row(int(top), named=True))
 
     @property
     def comparison_layer(self) -> int:
@@ -94,48 +97,47 @@ def choice(figures: TraitFigures) -> dict[str, Any]:
     best = figures.best
     if best is None:
         return {}
-    split = best.split
-    other_split = {"question": "instruction", "instruction": "question"}[split]
-    at = {"split": split, "method": best.method, "layer": best.layer}
-    n_pos = int(figures.find("rows", other="pos")["value"])
-    n_neg = int(figures.find("rows", other="neg")["value"])
-    n_groups = int(figures.find("groups", split=split)["value"])
-    return {
-        "n_pos": n_pos,
-        "n_neg": n_neg,
-        "n_groups": n_groups,
-        "too_few": min(n_pos, n_neg) < MIN_CLAIM_ROWS or n_groups < MIN_CLAIM_GROUPS,
-        "candidates": int(figures.find("candidates")["value"]),
+    at = {"split": best.split, "method": best.method, "layer": best.layer}
+    random = {"split": best.split, "layer": best.layer}
+    other_split = "instruction"
+    if best.split == other_split:
+        other_split = "question"
+    found: dict[str, Any] = {
+        "n_pos": figures.count("rows", other="pos"),
+        "n_neg": figures.count("rows", other="neg"),
+        "n_groups": figures.count("groups", split=best.split),
+        "candidates": figures.count("candidates"),
         "auroc": figures.find("auroc", **at),
-        "selected": figures.find("selected_auroc", split=split),
+        "selected": figures.find("selected_auroc", split=best.split),
         "shuffled": figures.find("shuffled_auroc", **at),
-        "random": figures.find("random_auroc", split=split, layer=best.layer),
+        "random": figures.find("random_auroc", **random),
         "over_random": figures.find("over_random"),
-        "other_split": other_split,
         "other": figures.find("selected_auroc", split=other_split),
+        "other_split": other_split,
     }
+    few_rows = min(found["n_pos"], found["n_neg"]) < MIN_CLAIM_ROWS
+    few_groups = found["n_groups"] < MIN_CLAIM_GROUPS
+    found["too_few"] = few_rows or few_groups
+    return found
 
 
 def method_rows(figures: TraitFigures) -> list[dict[str, Any]]:
     """Return each method's figures at its best layer, the recommended one's at that layer."""
-    if not figures.splits:
-        return []
     rows = []
     for method in figures.methods:
+        if not figures.splits:
+            break
         layer = figures.peak(method)["layer"]
         if figures.best and figures.best.method == method:
             layer = figures.best.layer
         at = {"method": method, "layer": layer}
-        first = {**at, "split": figures.splits[0]}
-        rows.append(
-            {
-                **at,
-                "auroc": [figures.find("auroc", **at, split=split) for split in figures.splits],
-                "accuracy": figures.find("accuracy", **first),
-                "cohens_d": figures.find("cohens_d", **first),
-                "shuffled": figures.find("shuffled_auroc", **first),
-            }
-        )
+        row: dict[str, Any] = dict(at)
+        row["auroc"] = []
+        for split in figures.splits:
+            row["auroc"].append(figures.find("auroc", split=split, **at))
+        for measure in ("accuracy", "cohens_d", "shuffled_auroc"):
+            row[measure] = figures.find(measure, split=figures.splits[0], **at)
+        rows.append(row)
     return rows
 
 
@@ -171,18 +173,20 @@ def dollars(metadata: Metadata) -> float | None:
     return price.dollars(cost["input tokens"], 0, cost["output tokens"])
 
 
-def settings(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+def settings(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
     """Yield name and value of what metadata.json holds and the page does not show elsewhere."""
     for key, value in values.items():
         name = f"{path}{key}"
         if name in SHOWN_ELSEWHERE or value is None:
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             yield from settings(value, f"{name} ")
         elif isinstance(value, list):
             yield name, ", ".join(map(str, value))
-        else:
+        elif isinstance(value, float):
             yield name, str(value).removesuffix(".0")
+        else:
+            yield name, str(value)
 
 
 # --- of the responses ---
@@ -199,6 +203,7 @@ def audit(responses: pl.DataFrame) -> list[dict[str, Any]]:
         unscored = mine.filter(mine["score"].is_null())
         for stratum in (kept, left_out, unscored):
             count = min(AUDITED, len(stratum))
-            spread = np.linspace(0, len(stratum) - 1, count).round().astype(int)
-            rows += stratum[spread].to_dicts()
+            spread = np.linspace(0, len(stratum) - 1, count)
+            chosen = spread.round().astype(int)
+            rows += stratum[chosen].to_dicts()
     return rows

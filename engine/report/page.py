@@ -59,7 +59,7 @@ def write_experiment_report(
         try:
             figures = TraitFigures(folder, pool)
         except TraitmillError as error:
-            notice(f"{folder.name} is left out of the experiment's report: {error}")
+            notice(f"{folder.name} is left out of the experiment's report: {error.message}")
             continue
         models.add(figures.metadata.model)
         link = ""

@@ -23,7 +23,9 @@ NAMES = ("scores", "auroc", "projections", "cosines", "neighbours", "transfer")
 """Of all pictures that any page can have."""
 WIDTH = 8.5
 """Inches, of all but the heat maps: one width, one size of letters on the page."""
-INK, MUTED, GRID = "#1b1f24", "#6b7079", "#d5d8dd"
+INK = "#1b1f24"
+MUTED = "#6b7079"
+GRID = "#d5d8dd"
 SERIES = ("#1f6feb", "#c2570c", "#11804f", "#8a3ffc", "#c4314b", "#7a8088")
 STYLE = {
     "svg.fonttype": "none",
@@ -73,7 +75,7 @@ class Picture:
 def trait_pictures(figures: TraitFigures, responses: pl.DataFrame) -> list[Picture]:
     """Return scores, AUROC and projections where rows were held out, and how vectors agree."""
     pictures = [score_histogram(responses, figures.metadata.threshold)]
-    if figures.splits and figures.fitted:
+    if figures.splits:
         pictures.append(auroc_by_layer(figures))
     if figures.best:
         pictures.append(projection_histogram(figures))
@@ -86,7 +88,8 @@ def trait_pictures(figures: TraitFigures, responses: pl.DataFrame) -> list[Pictu
 def score_histogram(responses: pl.DataFrame, threshold: float) -> Picture:
     """Draw the judge's scores of both sides, kept or not, with the threshold."""
     scored = responses.drop_nulls("score")
-    pos, neg = (scored.filter(polarity=side)["score"].to_numpy() for side in POLARITIES)
+    pos = scored.filter(polarity="pos")["score"].to_numpy()
+    neg = scored.filter(polarity="neg")["score"].to_numpy()
     alt = (
         f"Histogram of judge scores from 0 to 100 for {len(pos)} pos and {len(neg)} neg "
         f"responses; a dashed line marks the threshold {threshold:g}."
@@ -114,9 +117,9 @@ def projection_histogram(figures: TraitFigures) -> Picture:
 
 
 def auroc_by_layer(figures: TraitFigures) -> Picture:
-    """Draw held-out AUROC by layer: one row of panels a split, one column a fitted method."""
+    """Draw held-out AUROC by layer: one row of panels a split, one column a method."""
     splits = figures.splits
-    methods = figures.fitted
+    methods = figures.methods
     peaks = []
     for method in methods:
         peak = figures.peak(method)
@@ -139,7 +142,7 @@ def auroc_by_layer(figures: TraitFigures) -> Picture:
 def _auroc_panel(axes: Axes, figures: TraitFigures, split: str, method: str) -> None:
     """Draw a method's curve and band, the other methods in grey, and the band of random vectors."""
     _band(axes, figures.rows("random_auroc", split=split), MUTED)
-    for other in figures.fitted:
+    for other in figures.methods:
         rows = figures.rows("auroc", split=split, method=other)
         axes.plot(rows["layer"], rows["value"], color=MUTED, linewidth=0.6)
     rows = figures.rows("auroc", split=split, method=method)
@@ -199,7 +202,7 @@ def _panels(
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         yield figure, axes
@@ -207,13 +210,15 @@ def _panels(
 
 def _picture(figure: Figure, name: str, alt: str) -> Picture:
     """Return the figure as files, with a legend above it."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     svg = BytesIO()
     png = BytesIO()
     handles, labels = figure.axes[-1].get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+    ConstrainedLayoutEngine().execute(figure)  # once for both files
     figure.savefig(png, format="png", dpi=140, metadata={"Software": None})
-    figure.set_layout_engine("none")  # the layout stays as worked out for the first file
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Picture(
         name=name,

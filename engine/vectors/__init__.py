@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .commands import FitResult, FittedTrait, fit_experiment, fit_trait
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
-from .fit import Format, Vectors, fit_vectors, load_vector, write_vectors
+from .fit import Vectors, fit_vectors
 from .methods import DEFAULT_METHODS, METHODS, check_methods
 from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, Recommendation
-from .transfer import evaluate_transfer, evaluated_traits, read_transfer, update_transfer
+from .transfer import evaluated_traits, read_transfer, update_transfer
+from .vector_files import Format, load_vector, write_vectors
 
 __all__ = [
     "DEFAULT_METHODS",
@@ -21,7 +22,6 @@ __all__ = [
     "Recommendation",
     "Vectors",
     "check_methods",
-    "evaluate_transfer",
     "evaluate_vectors",
     "evaluated_traits",
     "fit_experiment",

@@ -1,4 +1,4 @@
-"""Stage 3 on folders: fit, evaluate and write a trait's vectors, and what transfers between traits."""
+"""Stage 3 on folders: fit, evaluate and write vectors, and what transfers between traits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ..outputs import load_activations
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, lock_traits, select_traits
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
-from .fit import Format, Vectors, fit_vectors, write_vectors
+from .fit import Vectors, fit_vectors
 from .methods import DEFAULT_METHODS, check_methods
 from .transfer import update_transfer
+from .vector_files import Format, write_vectors
 
 
 @dataclass(frozen=True, slots=True)

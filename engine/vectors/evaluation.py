@@ -1,30 +1,31 @@
-"""How good a trait's vectors are on rows they have not seen: figures with intervals, baselines, a
-recommendation."""
+"""How good a trait's vectors are on unseen rows: figures with intervals, baselines, a choice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import ndarray
 
 from ..errors import UsageError
 from ..outputs import Activations, Metadata
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder
-from .fit import Vectors, map_layers
+from .fit import Vectors
 from .held_out import HeldOut, held_out
-from .measures import Measures
-from .recommendation import MIN_CLAIM_GROUPS, Recommendation, recommend
-from .splits import Split, accuracy, auroc, cohens_d, interval, make_split, once
+from .recommendation import MIN_CLAIM_GROUPS, Recommendation, Row, recommend
+from .splits import Split, make_split
 from .table_file import read_table, write_table
 
 if TYPE_CHECKING:
     import polars as pl
 
 SCHEMA_VERSION = 1
+COLUMNS = ("trait", "pool", "measure", "split", "method", "layer", "other", "value", "low", "high")
+FIGURES = ("auroc", "accuracy", "cohens_d")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,37 +34,34 @@ class Evaluation:
 
     trait: str
     pool: str
-    table: pl.DataFrame
+    table: pl.DataFrame = field(repr=False)
     """Columns trait, pool, measure, split, method, layer, other, value, low, high; see
     docs/vectors.md."""
     recommendation: Recommendation | None
-    """None where no rows could be held out, or only random vectors were fitted."""
+    """None where no rows could be held out."""
     notes: tuple[str, ...]
     """What could not be measured, and what the rows are too few for."""
     activations_sha256: str
 
     def held_out(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """The held-out figures of each method and layer, as `write_vectors` takes them."""
-        figures: dict[tuple[str, int], dict[str, Any]] = {}
+        """Return the held-out figures by method and layer, as `write_vectors` takes them."""
+        found: dict[tuple[str, int], dict[str, Any]] = {}
         for row in self.table.iter_rows(named=True):
-            if row["measure"] in ("auroc", "accuracy", "cohens_d"):
-                measured = {name: row[name] for name in ("value", "low", "high")}
-                figures.setdefault((row["method"], row["layer"]), {}).setdefault(row["split"], {})[
-                    row["measure"]
-                ] = measured
-        return figures
+            if row["measure"] in FIGURES:
+                by_split = found.setdefault((row["method"], row["layer"]), {})
+                figure = {name: row[name] for name in ("value", "low", "high")}
+                by_split.setdefault(row["split"], {})[row["measure"]] = figure
+        return found
 
     def beyond(self, vectors: Vectors) -> str:
-        """What this evaluation covers and one of `vectors` does not, in words; empty where that is
-        nothing."""
+        """Return what this covers and an evaluation of `vectors` does not, in words."""
         measured = self.table.filter(self.table["measure"] == "cosine")
-        lost = [
-            name
-            for name in measured["method"].unique(maintain_order=True)
-            if name not in vectors.methods
-        ]
+        methods = measured["method"].unique(maintain_order=True)
+        lost = [name for name in methods if name not in vectors.methods]
         layers = len(set(measured["layer"]) - set(vectors.layers))
-        return ", ".join(lost + [f"{layers} layer{'s' * (layers > 1)}"] * bool(layers))
+        if layers:
+            lost.append("1 layer" if layers == 1 else f"{layers} layers")
+        return ", ".join(lost)
 
 
 def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 0) -> Evaluation:
@@ -80,129 +78,133 @@ def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 
     one (Cawley & Talbot 2010, J. Machine Learning Research 11). The same is done by instruction,
     where a claim has to hold as well before it is made for unseen instructions.
     """
-    labels = activations.labels
-    notes: list[str] = []
-    splits: list[Split] = []
-    for name, groups in (
-        ("question", activations.questions),
-        ("instruction", activations.instructions),
-    ):
-        split = make_split(name, labels, groups, seed)
-        if isinstance(split, str):
-            notes.append(split)
-        else:
-            splits.append(split)
-    layers = map_layers(
-        lambda layer, at: held_out(layer, at, activations, vectors.methods, splits, seed),
-        activations,
-        vectors.layers,
-    )
-    measures = Measures(activations.trait, activations.pool)
-    _add_counts(measures, activations)
-    _add_figures(measures, vectors, splits, layers)
-    _add_cosines(measures, vectors)
-    recommendation = recommend(measures, vectors, splits, layers)
+    splits, notes, rows = _make_splits(activations, seed)
+    held = held_out(activations, vectors, splits, seed)
+    recommendation, figures = recommend(vectors, held)
+    rows += [*_figures(vectors, held), *_cosines(vectors), *figures]
     if recommendation:
-        at = layers[vectors.layers.index(recommendation.layer)]
-        best = at.scores[0, vectors.methods.index(recommendation.method)]
-        where = (splits[0].name, recommendation.method, recommendation.layer)
-        for sample_id, score in zip(activations.sample_ids, best, strict=True):
-            measures.add("held_out_score", *where, sample_id, value=score)
-    elif splits:
-        notes.append("random vectors are a baseline; there is no fitted method to recommend")
-    notes += [
-        f"there are few {split.name}s: what is said of unseen ones is rough"
-        for split in splits[1:]
-        if split.n_groups < MIN_CLAIM_GROUPS
-    ]
-    if splits and not any(each.shuffled.size for each in layers):
+        rows += _scores(activations, vectors, recommendation, held[0])
+    for split in splits[1:]:
+        if split.n_groups < MIN_CLAIM_GROUPS:
+            notes.append(f"there are few {split.name}s: what is said of unseen ones is rough")
+    if held and not held[0].shuffled.size:
         notes.append(
             "shuffled labels are not measured: hardly any shuffle leaves each fold rows of both "
             "sides to fit"
         )
     return Evaluation(
-        activations.trait,
-        activations.pool,
-        measures.frame(),
-        recommendation,
-        tuple(notes),
-        activations.sha256,
+        trait=activations.trait,
+        pool=activations.pool,
+        table=_table(activations, rows),
+        recommendation=recommendation,
+        notes=tuple(notes),
+        activations_sha256=activations.sha256,
     )
 
 
-def _add_counts(measures: Measures, activations: Activations) -> None:
-    for kind, count in (("pos", activations.n_pos), ("neg", activations.n_neg)):
-        measures.add("rows", other=kind, value=count)
-    for kind, groups in (
-        ("question", activations.questions),
-        ("instruction", activations.instructions),
-    ):
-        measures.add("groups", split=kind, value=len(np.unique(groups)))
+def _table(activations: Activations, rows: Sequence[Row]) -> pl.DataFrame:
+    """Return the rows as a table. A figure that is not a number is null there."""
+    import polars as pl
+
+    schema = dict.fromkeys(COLUMNS, pl.String) | {"layer": pl.Int32}
+    schema |= dict.fromkeys(("value", "low", "high"), pl.Float64)
+    head = {"trait": activations.trait, "pool": activations.pool}
+    head |= dict.fromkeys(("split", "method", "other"), "")
+    table = pl.DataFrame([{**head, **row} for row in rows], schema=schema)
+    return table.fill_nan(None)
 
 
-def _add_figures(
-    measures: Measures, vectors: Vectors, splits: Sequence[Split], layers: Sequence[HeldOut]
-) -> None:
-    for index, split in enumerate(splits):
-        for layer, measured in zip(vectors.layers, layers, strict=True):
-            for method, scores in zip(vectors.methods, measured.scores[index], strict=True):
-                _add_figure(measures, split, method, layer, scores)
-            each = np.array(
-                [
-                    auroc(random, split.labels, split.folds, once(random.size))[0]
-                    for random in measured.random[index]
-                ]
-            )
-            measures.add_range("random_auroc", split.name, "random", layer, each, [2.5, 97.5])
-    for layer, measured in zip(vectors.layers, layers, strict=True):
-        for method, shuffled in (
-            zip(vectors.methods, measured.shuffled, strict=True) if splits else ()
-        ):
-            measures.add_range("shuffled_auroc", splits[0].name, method, layer, shuffled, [0, 100])
+def _make_splits(activations: Activations, seed: int) -> tuple[list[Split], list[str], list[Row]]:
+    """Return the splits, that which chooses first, why one is not given, and counts."""
+    splits: list[Split] = []
+    notes: list[str] = []
+    rows: list[Row] = [
+        {"measure": "rows", "other": "pos", "value": activations.n_pos},
+        {"measure": "rows", "other": "neg", "value": activations.n_neg},
+    ]
+    by_name = {"question": activations.questions, "instruction": activations.instructions}
+    for name, groups in by_name.items():
+        rows.append({"measure": "groups", "split": name, "value": len(np.unique(groups))})
+        split = make_split(name, activations.labels, groups, seed)
+        if isinstance(split, str):
+            notes.append(split)
+        else:
+            splits.append(split)
+    return splits, notes, rows
 
 
-def _add_figure(
-    measures: Measures, split: Split, method: str, layer: int, scores: np.ndarray
-) -> None:
-    labels, unit = split.labels, once(len(split.labels))
-    figures: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float | None]] = {
-        "auroc": (lambda weights: auroc(scores, labels, split.folds, weights), split.n_effective),
-        "accuracy": (lambda weights: accuracy(scores, labels, weights), 2 * split.n_effective),
-        "cohens_d": (lambda weights: cohens_d(scores, labels, weights), None),
-    }
-    for measure, (of, n) in figures.items():
-        value = float(of(unit)[0])
-        low, high = interval(value, of(split.draws), n)
-        measures.add(measure, split.name, method, layer, value=value, low=low, high=high)
+def _figures(vectors: Vectors, held: Sequence[HeldOut]) -> Iterator[Row]:
+    """Yield the figures by each split with those of random vectors, then of shuffled labels."""
+    for each in held:
+        own = each.own
+        for j, layer in enumerate(vectors.layers):
+            where = {"split": each.split.name, "layer": layer}
+            for i, method in enumerate(vectors.methods):
+                for measure, figure in each.split.figures(own[i, j]).items():
+                    yield {"measure": measure, **where, "method": method, **figure._asdict()}
+            random = np.array([each.split.auroc(scores) for scores in each.random[j]])
+            yield {
+                "measure": "random_auroc",
+                **where,
+                "method": "random",
+                **_spread(random, 2.5, 97.5),
+            }
+    for each in held[:1]:
+        for j, layer in enumerate(vectors.layers):
+            for i, method in enumerate(vectors.methods):
+                yield {
+                    "measure": "shuffled_auroc",
+                    "split": each.split.name,
+                    "method": method,
+                    "layer": layer,
+                    **_spread(each.shuffled[i, j], 0, 100),
+                }
 
 
-def _add_cosines(measures: Measures, vectors: Vectors) -> None:
+def _spread(values: ndarray, *percentiles: float) -> Row:
+    """Return the mean of some values and two of their percentiles; nothing where there are none."""
+    if not len(values):
+        return {}
+    low, high = np.percentile(values, percentiles)
+    return {"value": values.mean(), "low": low, "high": high}
+
+
+def _cosines(vectors: Vectors) -> Iterator[Row]:
+    """Yield the cosine of each vector to those of its layer and to that of the next layer."""
     unit = vectors.values.astype(np.float64)
-    unit /= np.maximum(np.linalg.norm(unit, axis=2, keepdims=True), 1e-300)
+    norms = np.linalg.norm(unit, axis=2, keepdims=True)
+    unit /= np.maximum(norms, 1e-300)
     for index, layer in enumerate(vectors.layers):
         between = unit[:, index] @ unit[:, index].T
         for row, method in enumerate(vectors.methods):
-            for column, other in enumerate(vectors.methods):
-                measures.add("cosine", "", method, layer, other, value=between[row, column])
-            if index + 1 < len(vectors.layers):
-                following = float(unit[row, index] @ unit[row, index + 1])
-                measures.add(
-                    "cosine_next_layer",
-                    "",
-                    method,
-                    layer,
-                    str(vectors.layers[index + 1]),
-                    value=following,
-                )
+            where = {"method": method, "layer": layer}
+            for other, cosine in zip(vectors.methods, between[row], strict=True):
+                yield {"measure": "cosine", **where, "other": other, "value": cosine}
+            for following in vectors.layers[index + 1 : index + 2]:
+                cosine = unit[row, index] @ unit[row, index + 1]
+                where["other"] = str(following)
+                yield {"measure": "cosine_next_layer", **where, "value": cosine}
 
 
-# --- files ---
+def _scores(
+    activations: Activations, vectors: Vectors, best: Recommendation, held: HeldOut
+) -> Iterator[Row]:
+    """Yield each row's held-out score by the recommended method and layer."""
+    i = vectors.methods.index(best.method)
+    j = vectors.layers.index(best.layer)
+    where = {"split": best.split, "method": best.method, "layer": best.layer}
+    scores = held.own[i, j]
+    for sample_id, score in zip(activations.sample_ids, scores, strict=True):
+        yield {"measure": "held_out_score", **where, "other": sample_id, "value": score}
+
+
+# --- file ---
 
 
 def write_evaluation(folder: TraitFolder, evaluation: Evaluation) -> Path:
     """Write the table, with recommendation, notes and what they were made from."""
     recommendation = None
-    if evaluation.recommendation is not None:
+    if evaluation.recommendation:
         recommendation = asdict(evaluation.recommendation)
     facts = {
         "recommendation": recommendation,
@@ -223,15 +225,14 @@ def read_evaluation(
     Raise UsageError where there is none, or its activations are not those of `metadata`.
     """
     path, step = folder.evaluation(pool), folder.step("vectors", pool=pool)
-    table, facts = read_table(path, step)
-    recommendation = None
-    if facts["recommendation"] is not None:
-        recommendation = Recommendation(**facts["recommendation"])
-    tensor = str(folder.tensor(pool).relative_to(folder.path))
-    if facts["activations_sha256"] != metadata.files_sha256.get(tensor):
+    table, facts = read_table(path, COLUMNS, step)
+    if facts["activations_sha256"] != metadata.tensor_sha256(pool):
         raise UsageError(
             f"{path} is of other activations than {folder.path} holds now; make it anew", step
         )
+    recommendation = None
+    if facts["recommendation"]:
+        recommendation = Recommendation(**facts["recommendation"])
     return Evaluation(
         trait=folder.name,
         pool=pool,

@@ -1,19 +1,21 @@
-"""Which method and layer to use, how well that choice does on unseen rows, and whether that is a
-claim."""
+"""Which method and layer to use, how well that choice does on unseen rows, and is it a claim."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
+from ..statistics import Estimate, estimate
 from .fit import Vectors
 from .held_out import HeldOut
-from .measures import Measures
-from .methods import METHODS
-from .splits import Split, auroc, cohens_d, interval, once
+from .splits import Split
 
+Row = dict[str, Any]
+"""A figure: measure, split, method, layer, other, value, low, high, as far as it has them."""
 MIN_CLAIM_ROWS = 10
 """Rows a side below which nothing is claimed."""
 MIN_CLAIM_GROUPS = 10
@@ -23,24 +25,23 @@ MIN_OTHER_GROUPS = 5
 pairs that shift their rows by chance all shift them the right way once in sixteen."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
     """The method and layer to use, and how well the choice does on unseen rows."""
 
     method: str
     layer: int
     split: str
-    """What was held out when choosing: question, or instruction pair where there is only one
-    question."""
-    auroc: float | None
+    """What was held out when choosing: question, or instruction where there is one question."""
+    auroc: float | None = None
     """Corrected for choosing the best of many (see `evaluate_vectors`); None where no two folds can
     be left out."""
-    low: float | None
-    high: float | None
-    claim: bool
-    """Whether rows and groups suffice, the interval lies above 0.5 and shuffled labels, and random
+    low: float | None = None
+    high: float | None = None
+    claim: bool = False
+    """Whether rows and groups suffice, the interval is above 0.5 and shuffled labels, and random
     vectors are beaten."""
-    general: bool
+    general: bool = False
     """Whether the claim reaches to unseen groups of the other split too; else it is for these
     instructions only."""
     reason: str
@@ -48,161 +49,157 @@ class Recommendation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Nested:
+class Nested:
     """What choosing the best reaches in folds that had no part in the choice."""
 
     split: Split
-    value: float
-    low: float
-    high: float
-    draws: np.ndarray
+    auroc: Estimate
+    draws: ndarray
     """`[draws]`."""
 
     def __str__(self) -> str:
-        return f"{self.value:.2f}, 95 % interval {self.low:.2f} to {self.high:.2f}, for unseen {self.split.name}s"
+        value, low, high = self.auroc
+        interval = f"95 % interval {low:.2f} to {high:.2f}"
+        return f"{value:.2f}, {interval}, for unseen {self.split.name}s"
 
 
-def recommend(
-    measures: Measures, vectors: Vectors, splits: Sequence[Split], layers: Sequence[HeldOut]
-) -> Recommendation | None:
-    """Choose by the first split and add to `measures` what the choice rests on. None where only
-    baselines were fitted.
-
-    `layers` are the held-out scores at each of the vectors' layers.
-    """
-    candidates = [
-        (i, j)
-        for i, m in enumerate(vectors.methods)
-        if METHODS[m].fit is not None
-        for j in range(len(vectors.layers))
-    ]
-    if not candidates or not splits:
-        return None
-    split = splits[0]
-    ranks = [_rank(layers[j].scores[0, i], split.labels, split.folds) for i, j in candidates]
-    best = max(range(len(ranks)), key=ranks.__getitem__)
-    i, j = candidates[best]
-    method, layer = vectors.methods[i], vectors.layers[j]
-    nested = [
-        choose_nested(
-            each,
-            np.array([layers[j].scores[number, i] for i, j in candidates]),
-            np.array([layers[j].nested[number][i] for i, j in candidates]),
-        )
-        for number, each in enumerate(splits)
-    ]
-    for each, found in zip(splits, nested, strict=True):
-        value, low, high = (found.value, found.low, found.high) if found else (None, None, None)
-        measures.add("selected_auroc", each.name, method, layer, value=value, low=low, high=high)
-    measures.add("candidates", split.name, value=len(candidates))
-    shuffled = float(layers[j].shuffled[i].mean()) if layers[j].shuffled[i].size else None
-    first, other = nested[0], next(iter(nested[1:]), None)
-    smaller = int(min(split.labels.sum(), (~split.labels).sum()))
-    lack = _too_few(smaller, split)
-    where = f"{method} at layer {layer}, the best of {len(candidates)}"
-    if first is None:
+def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation | None, list[Row]]:
+    """Return the choice by the first split, None without splits, and the figures it rests on."""
+    if not held:
+        return None, []
+    first, split = held[0], held[0].split
+    ranks = [split.rank(scores) for by_layer in first.own for scores in by_layer]
+    best = _first_best(ranks)
+    i, j = divmod(best, len(vectors.layers))
+    where: Row = {"method": vectors.methods[i], "layer": vectors.layers[j]}
+    nested = {each.split.name: choose_nested(each.split, each.scores) for each in held}
+    rows: list[Row] = []
+    for name, found in nested.items():
+        figure: Row = found.auroc._asdict() if found else {}
+        rows.append({"measure": "selected_auroc", "split": name, **where, **figure})
+    rows.append({"measure": "candidates", "split": split.name, "value": len(ranks)})
+    where["split"] = split.name
+    choice = "{method} at layer {layer}, the best of {n}".format(n=len(ranks), **where)
+    chosen, *others = nested.values()
+    if chosen is None:
+        lack = _too_few(split) or "with two folds left out a side has fewer than 2 rows"
         reason = (
-            f"Too few rows for a claim: "
-            f"{lack or 'with two folds left out a side has fewer than 2 rows'}; {where}, has "
-            f"held-out AUROC {ranks[best][0]:.2f} for unseen {split.name}s, not corrected for "
-            f"choosing it."
+            f"Too few rows for a claim: {lack}; {choice}, has held-out AUROC {ranks[best][0]:.2f} "
+            f"for unseen {split.name}s, not corrected for choosing it."
         )
-        return Recommendation(
-            method, layer, split.name, None, None, None, claim=False, general=False, reason=reason
-        )
-    margin, least, most, top = _over_random(first, layers[j].random[0])
-    measures.add("over_random", split.name, method, layer, value=margin, low=least, high=most)
-    claim = not lack and first.low > max(0.5, shuffled or 0.5) and least > 0
-    general = (
-        claim and other is not None and other.low > 0.5 and other.split.n_groups >= MIN_OTHER_GROUPS
+        return Recommendation(**where, reason=reason), rows
+    margin, top = _over_random(chosen, first.random[j])
+    rows.append({"measure": "over_random", **where, **margin._asdict()})
+    random = (
+        f"random vectors {chosen.auroc.value - margin.value:.2f} on average ({margin.value:.2f} "
+        f"less, {margin.low:.2f} to {margin.high:.2f}) and {top:.2f} at their 97.5th percentile"
     )
-    only = f", for these {other.split.name}s only" if claim and other and not general else ""
-    opening = (
-        f"Use {where}{only}:"
-        if claim
-        else f"{f'Too few rows for a claim: {lack}' if lack else 'No claim'}; {where}:"
-    )
-    against = (
-        f"shuffled labels give {shuffled:.2f}"
-        if shuffled is not None
-        else "labels could not be shuffled"
-    )
-    reason = (
-        f"{opening} held-out AUROC (corrected for choosing the best) {first}, "
-        f"{_beyond(split, other)}; {against}, "
-        f"random vectors {first.value - margin:.2f} on average ({margin:.2f} less, {least:.2f} to "
-        f"{most:.2f}) and "
-        f"{top:.2f} at their 97.5th percentile."
-    )
+    evidence = _Evidence(chosen, next(iter(others), None), margin, first.shuffled[i, j])
+    auroc, low, high = chosen.auroc
     return Recommendation(
-        method,
-        layer,
-        split.name,
-        first.value,
-        first.low,
-        first.high,
-        claim=claim,
-        general=general,
-        reason=reason,
-    )
+        **where,
+        auroc=auroc,
+        low=low,
+        high=high,
+        claim=evidence.claim,
+        general=evidence.general,
+        reason=f"{evidence.opening(choice)}: held-out AUROC (corrected for choosing the best) "
+        f"{chosen}, {evidence.reach}; {evidence.against}, {random}.",
+    ), rows
 
 
-def _beyond(split: Split, other: _Nested | None) -> str:
-    """What is known of unseen groups of the other kind."""
-    if other is None:
-        return f"unseen {'instruction' if split.name == 'question' else 'question'}s not tested"
-    few = other.split.n_groups < MIN_OTHER_GROUPS
-    return f"and {other}" + (f", of which there are only {other.split.n_groups}" if few else "")
+def choose_nested(split: Split, scores: ndarray) -> Nested | None:
+    """Score each fold by the candidate that does best without it; None where that cannot be done.
 
-
-def _too_few(smaller: int, split: Split) -> str:
-    if smaller >= MIN_CLAIM_ROWS and split.n_groups >= MIN_CLAIM_GROUPS:
-        return ""
-    return (
-        f"{smaller} on the smaller side and {split.n_groups} {split.name}s, where {MIN_CLAIM_ROWS} "
-        f"and "
-        f"{MIN_CLAIM_GROUPS} are needed"
-    )
-
-
-def _rank(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
-    """What candidates are compared by: AUROC, and Cohen's d where that ties. Not measurable comes
-    last."""
-    weights = once(len(labels))
-    found = (auroc(scores, labels, folds, weights)[0], cohens_d(scores, labels, weights)[0])
-    first, second = np.nan_to_num(found, nan=-np.inf)
-    return float(first), float(second)
-
-
-def choose_nested(split: Split, outer: np.ndarray, inner: np.ndarray) -> _Nested | None:
-    """Each fold scored by the candidate that does best without it.
-
-    outer `[candidates, n]`: rows by fits without their fold. inner `[candidates, folds, n]`: see
-    `HeldOut.nested`.
+    scores `[n_methods, n_layers, n_folds, n]`: `HeldOut.scores`.
     """
     if not split.nestable:
         return None
-    scores = np.empty(outer.shape[1])
-    for index, test in enumerate(split.tests()):
-        rest = ~test
-        ranks = [_rank(each[index, rest], split.labels[rest], split.folds[rest]) for each in inner]
-        scores[test] = outer[max(range(len(ranks)), key=ranks.__getitem__), test]
-    value = float(auroc(scores, split.labels, split.folds, once(len(scores)))[0])
-    draws = auroc(scores, split.labels, split.folds, split.draws)
-    return _Nested(split, value, *interval(value, draws, split.n_effective), draws)
+    candidates = scores.reshape(-1, *scores.shape[2:])
+    chosen = np.empty(scores.shape[-1])
+    for fold, test in enumerate(split.tests()):
+        best = _first_best([split.rank(each[fold], ~test) for each in candidates])
+        chosen[test] = candidates[best, fold, test]
+    return Nested(split, split.figures(chosen)["auroc"], split.auroc_draws(chosen))
 
 
-def _over_random(chosen: _Nested, random: np.ndarray) -> tuple[float, float, float, float]:
-    """By how much the choice beats the mean of random vectors, `[vectors, n]`, with its interval,
-    and their upper end.
+def _first_best(ranks: Sequence[tuple[float, float]]) -> int:
+    return max(range(len(ranks)), key=ranks.__getitem__)
 
-    Paired: both are measured on the same draws of groups, so what makes a draw easy for all of them
-    drops out.
+
+def _over_random(chosen: Nested, random: ndarray) -> tuple[Estimate, float]:
+    """Return by how much the choice beats the mean of random vectors, and their 97.5th percentile.
+
+    `random` is `[vectors, n]`. Paired: both are measured on the same draws of groups, so what makes
+    a draw easy for all of them drops out.
     """
     split = chosen.split
-    values = [float(auroc(each, split.labels, split.folds, once(len(each)))[0]) for each in random]
-    draws = np.mean(
-        [auroc(each, split.labels, split.folds, split.draws) for each in random], axis=0
+    values = [split.auroc(each) for each in random]
+    draws = np.mean([split.auroc_draws(each) for each in random], axis=0)
+    gain = chosen.auroc.value - float(np.mean(values))
+    margin = estimate(gain, chosen.draws - draws)
+    return margin, float(np.percentile(values, 97.5))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Evidence:
+    """What makes a choice a claim, or does not."""
+
+    chosen: Nested
+    other: Nested | None
+    """By the other split; None where that cannot be measured."""
+    margin: Estimate
+    """By how much the choice beats the mean of random vectors."""
+    shuffled: ndarray
+    """AUROC with shuffled labels, `[shuffles]`."""
+
+    @property
+    def claim(self) -> bool:
+        chance = 0.5
+        if self.shuffled.size:
+            chance = max(chance, float(self.shuffled.mean()))
+        beats = self.chosen.auroc.low > chance and self.margin.low > 0
+        return beats and not _too_few(self.chosen.split)
+
+    @property
+    def general(self) -> bool:
+        if self.other is None or self.other.split.n_groups < MIN_OTHER_GROUPS:
+            return False
+        return self.claim and self.other.auroc.low > 0.5
+
+    def opening(self, choice: str) -> str:
+        lack = _too_few(self.chosen.split)
+        if lack:
+            return f"Too few rows for a claim: {lack}; {choice}"
+        if not self.claim:
+            return f"No claim; {choice}"
+        if self.other is None or self.general:
+            return f"Use {choice}"
+        return f"Use {choice}, for these {self.other.split.name}s only"
+
+    @property
+    def reach(self) -> str:
+        """What is known of unseen groups of the other split."""
+        if self.other is None:
+            untested = {"question": "instruction", "instruction": "question"}
+            return f"unseen {untested[self.chosen.split.name]}s not tested"
+        few = ""
+        if self.other.split.n_groups < MIN_OTHER_GROUPS:
+            few = f", of which there are only {self.other.split.n_groups}"
+        return f"and {self.other}{few}"
+
+    @property
+    def against(self) -> str:
+        if not self.shuffled.size:
+            return "labels could not be shuffled"
+        return f"shuffled labels give {self.shuffled.mean():.2f}"
+
+
+def _too_few(split: Split) -> str:
+    """Return what is too few for a claim, in words; empty where nothing is."""
+    if split.smaller_side >= MIN_CLAIM_ROWS and split.n_groups >= MIN_CLAIM_GROUPS:
+        return ""
+    return (
+        f"{split.smaller_side} on the smaller side and {split.n_groups} {split.name}s, where "
+        f"{MIN_CLAIM_ROWS} and {MIN_CLAIM_GROUPS} are needed"
     )
-    margin = chosen.value - float(np.mean(values))
-    return (margin, *interval(margin, chosen.draws - draws), float(np.percentile(values, 97.5)))

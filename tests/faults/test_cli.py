@@ -11,8 +11,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,13 @@ from safetensors.numpy import save_file
 from tests.conftest import ROOT, TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab
 from tests.support.misbehaving_server import MisbehavingServer
-from traitmill.cli.session import Outcome
+from traitmill.engine import run
 from traitmill.engine.errors import AccessError, ExitCode
 from traitmill.engine.models.hub import find_model
 from traitmill.engine.models.weights import check_weights
+from traitmill.engine.run import Backends, Work
 from traitmill.engine.settings import CaptureSettings
-from traitmill.engine.storage.lock import lock_traits
+from traitmill.engine.storage import TraitFolder, lock_traits
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +315,7 @@ def test_f24_commands_that_write_leave_a_held_folder_alone(
     traitmill: Traitmill, copy: lab.Work, command: str
 ) -> None:
     extra = JUDGED_BY_FAKE if command in ("generate", "judge") else []
-    with lock_traits(copy.folders):
+    with lock_traits([TraitFolder(folder) for folder in copy.folders]):
         before = everything(copy.root)
         code, said = traitmill(command, *on(copy), *extra)
         assert code == ExitCode.LOCKED
@@ -343,7 +346,7 @@ def test_f25_a_finished_run_loads_no_model_and_a_new_threshold_exports_again(
     files = lab.final_files(copy.folders[0])
     code, said = traitmill("generate", *same, "--threshold", 70)
     assert code == ExitCode.OK
-    assert "threshold: 50.0 -> 70.0 (the files are exported again)" in said
+    assert "files in" in said
     assert lab.final_files(copy.folders[0]) != files
 
 
@@ -372,98 +375,89 @@ def test_f25_a_run_goes_on_with_its_own_judge_when_none_is_named(
 ) -> None:
     code, said = traitmill("generate", *on(copy), *JUDGED_BY_FAKE[2:], "--n_examples", 30)
     assert code == ExitCode.OK, said
-    assert "judge: fake-judge (from the run's record; --judge_model overrides)" in said
+    assert (
+        "judge: fake-judge at http://127.0.0.1:9/v1 (from the run's record; --judge_model" in said
+    )
     assert "no model is loaded" in said
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    """Change values of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_f25_stage_two_captures_as_the_run_did_unless_told_otherwise(
     traitmill: Traitmill, copy: lab.Work
 ) -> None:
     [folder] = copy.folders
-    path = folder / "parquet/manifest.json"
-    raw = json.loads(path.read_text())
-    raw["settings"]["capture"]["pools"] = ["response_mean", "prompt_last"]
-    path.write_text(json.dumps(raw))
-    traitmill("activations", *on(copy))  # the toy model cannot be loaded, which is no matter here
-    assert json.loads(path.read_text())["settings"]["capture"]["pools"] == [
-        "response_mean",
-        "prompt_last",
-    ]
-    raw["settings"]["capture"]["pools"] = ["response_mean"]
-    path.write_text(json.dumps(raw))
     code, said = traitmill("activations", *on(copy), "--pool", "response_mean")
     assert code == ExitCode.OK, said
-    assert json.loads(path.read_text())["settings"]["capture"]["pools"] == ["response_mean"]
+    assert "no model is loaded" in said
+    both = ["response_mean", "prompt_last"]
+    rewrite(folder / "parquet/selection.json", pools=both)
+    code, _ = traitmill("activations", *on(copy))
+    assert code == ExitCode.ACCESS  # the toy model has no weights for the pool that is lacking
+    assert json.loads((folder / "parquet/selection.json").read_text())["pools"] == both
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[CaptureSettings]:
+    """Lets `traitmill activations` work without a model; what it asks of capture."""
+    asked: list[CaptureSettings] = []
+
+    @asynccontextmanager
+    async def backends(work: Work) -> AsyncIterator[Backends]:
+        asked.append(work.settings.capture)
+        yield Backends(capturer=fakes.FakeCapture(work.settings.capture))
+
+    monkeypatch.setattr(run, "capture", partial(run.capture, backends=backends))
+    return asked
 
 
 def test_f25_a_pool_named_to_stage_two_is_added(
-    monkeypatch: pytest.MonkeyPatch, traitmill: Traitmill, copy
+    asked: list[CaptureSettings], traitmill: Traitmill, copy: lab.Work
 ) -> None:
-    asked = []
-
-    def noted(_folders, change, *_: object, **__: object) -> Outcome:
-        asked.append(
-            change(
-                fakes.settings(capture=CaptureSettings(pools=("response_mean", "prompt_last")))
-            ).capture.pools
-        )
-        return Outcome([], [], interrupted=True)
-
-    monkeypatch.setattr("traitmill.cli.stored.work_on_stored", noted)
-    monkeypatch.setattr("traitmill.cli.activations.leave", lambda _: None)
-    traitmill("activations", *on(copy), "--pool", "prompt_mean,response_mean")
-    assert asked == [("response_mean", "prompt_last", "prompt_mean")]
+    code, said = traitmill("activations", *on(copy), "--pool", "prompt_mean,response_mean")
+    assert code == ExitCode.OK, said
+    assert [settings.pools for settings in asked] == [("response_mean", "prompt_mean")]
+    assert (copy.folders[0] / "activations/all_layers.prompt_mean.pt").exists()
 
 
 def test_f25_a_run_goes_on_with_its_own_capture_settings(
-    traitmill: Traitmill, copy: lab.Work
+    asked: list[CaptureSettings], traitmill: Traitmill, copy: lab.Work
 ) -> None:
-    [folder] = copy.folders
-    path = folder / "parquet/manifest.json"
-    raw = json.loads(path.read_text())
-    raw["settings"]["capture"] |= {
-        "pools": ["response_mean", "prompt_last"],
-        "include_embeddings": True,
-    }
-    path.write_text(json.dumps(raw))
+    own = ("--include_embeddings", "--pool", "prompt_last", "--attention", "eager")
+    assert traitmill("activations", *on(copy), *own)[0] == ExitCode.OK
+    assert asked[0].include_embeddings
+    assert asked[0].attention == "eager"
     code, said = traitmill("generate", *on(copy), *JUDGED_BY_FAKE, "--n_examples", 30)
-    assert code == ExitCode.ACCESS, (
-        said
-    )  # the toy model has no weights for what is still to be captured
+    assert code == ExitCode.OK, said
+    assert "no model is loaded" in said
     assert "new activation set" not in said
-    assert json.loads(path.read_text())["settings"]["capture"] == raw["settings"]["capture"]
+    code, said = traitmill("activations", *on(copy), "--no_include_embeddings")
+    assert [settings.include_embeddings for settings in asked] == [True, False]
+
+
+def facts_of_judge(folder: Path) -> Path:
+    [path] = folder.glob("parquet/verdicts/*/facts.json")
+    return path
 
 
 def test_f25_of_several_judges_one_must_be_named(traitmill: Traitmill, copy: lab.Work) -> None:
     [folder] = copy.folders
-    subprocess.run(["cp", "-r", folder, folder.with_name("other")], check=True)
-    path = folder.with_name("other") / "parquet/manifest.json"
-    raw = json.loads(path.read_text())
-    raw["settings"]["judging"]["model"] = "judge-b"
-    path.write_text(json.dumps(raw))
-    both = (
-        "--experiment",
-        "exp",
-        "--traits",
-        "trait,other",
-        "--experiments_dir",
-        copy.root,
-        *JUDGED_BY_FAKE[2:],
-    )
-    code, said = traitmill("generate", *both, "--n_examples", 30)
+    other = folder.with_name("other")
+    subprocess.run(["cp", "-r", folder, other], check=True)
+    rewrite(facts_of_judge(other), model="judge-b")
+    both = ("--experiment", "exp", "--traits", "trait,other", "--experiments_dir", copy.root)
+    code, said = traitmill("generate", *both, *JUDGED_BY_FAKE[2:], "--n_examples", 30)
     assert code == ExitCode.USAGE
-    assert (
-        "judged by fake-judge (--judge_mode auto), judge-b (--judge_mode auto): name one with "
-        "--judge_model" in said
-    )
+    assert "fake-judge (--judge_mode auto)" in said
+    assert "judge-b (--judge_mode auto)" in said
+    assert "name one" in said
 
 
 def test_f25_a_run_goes_on_at_its_own_endpoint(traitmill: Traitmill, copy: lab.Work) -> None:
-    [folder] = copy.folders
-    path = folder / "parquet/manifest.json"
-    raw = json.loads(path.read_text())
-    raw["judges"][raw["judge_key"]]["endpoint"] = "http://127.0.0.1:9/v1"
-    path.write_text(json.dumps(raw))
+    rewrite(facts_of_judge(copy.folders[0]), endpoint="http://127.0.0.1:9/v1")
     code, said = traitmill("generate", *on(copy), "--n_examples", 30)
     assert code == ExitCode.OK, said
     assert "judge: fake-judge at http://127.0.0.1:9/v1 (from the run's record" in said
@@ -501,22 +495,15 @@ def test_f25_what_cannot_be_is_refused_before_anything_is_written(
     assert everything(tmp_path) == before
 
 
-def test_export_takes_csv_safe_as_generate_does_and_skips_traits_without_a_run(
-    traitmill: Traitmill, copy: lab.Work
-) -> None:
+def test_export_skips_traits_without_a_run(traitmill: Traitmill, copy: lab.Work) -> None:
     fakes.make_trait(copy.root, "not_run")
-    everywhere = ("--experiment", "exp", "--traits", "all", "--experiments_dir", copy.root)
-    code, said = traitmill("export", *everywhere, "--csv_safe", "--threshold", 40)
+    where = ("--experiment", "exp", "--experiments_dir", copy.root)
+    code, said = traitmill("export", *where, "--traits", "all", "--threshold", 40)
     assert code == ExitCode.OK, said
     assert "not_run" not in said
-    view = json.loads((copy.folders[0] / "parquet/manifest.json").read_text())["settings"]["view"]
-    assert view == {"threshold": 40.0, "csv_safe": True}
-    assert traitmill("export", *on(copy), "--no-csv-safe")[0] == ExitCode.OK
-    view = json.loads((copy.folders[0] / "parquet/manifest.json").read_text())["settings"]["view"]
-    assert view == {"threshold": 40.0, "csv_safe": False}
-    code, said = traitmill(
-        "export", "--experiment", "exp", "--trait", "not_run", "--experiments_dir", copy.root
-    )
+    chosen = json.loads((copy.folders[0] / "parquet/selection.json").read_text())
+    assert chosen["threshold"] == 40.0
+    code, said = traitmill("export", *where, "--trait", "not_run")
     assert code == ExitCode.USAGE
     assert "holds no run yet" in said
 
@@ -730,8 +717,8 @@ def test_f29_nothing_kept_is_said_with_the_scores_and_what_to_try(
 # --- 12: what status says ---
 
 
-def test_f12_status_names_a_damaged_manifest(traitmill: Traitmill, copy: lab.Work) -> None:
-    (copy.folders[0] / "parquet/manifest.json").write_bytes(b"{")
+def test_f12_status_names_a_damaged_run_record(traitmill: Traitmill, copy: lab.Work) -> None:
+    (copy.folders[0] / "parquet/run.json").write_bytes(b"{")
     code, said = traitmill("status", "--experiment", "exp", "--experiments_dir", copy.root)
     assert code == ExitCode.USAGE
-    assert "manifest.json is damaged" in said
+    assert "run.json is damaged" in said

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.support import fakes, lab
+from tests.support import fakes, lab, planted
 from traitmill.engine.errors import UsageError
+from traitmill.engine.outputs import load_activations
 from traitmill.engine.outputs.export import format_score
 from traitmill.engine.records import Response, Sample, Verdict
 
@@ -280,3 +281,19 @@ def test_the_tensors_bytes_are_torchs_own(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(values, buffer)
     assert (folder / "activations/all_layers.pt").read_bytes() == buffer.getvalue()
+
+
+def test_a_runs_metadata_numbers_each_rows_texts(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    run(folder)
+    definition = json.loads((folder / "trait_definition.json").read_text())
+    metadata = planted.read_metadata(folder)
+    numbers = iter(zip(metadata["instruction_index"], metadata["question_index"], strict=True))
+    for side in ("pos", "neg"):
+        with (folder / "responses" / f"{side}.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                pair, question = next(numbers)
+                assert row["instruction"] == definition["instruction"][pair][side]
+                assert row["question"] == definition["questions"][question]
+    assert next(numbers, None) is None
+    assert len(load_activations(folder).labels) == metadata["n_examples"] > 0

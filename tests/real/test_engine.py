@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.support import fakes
 from traitmill.engine.generation.sizing import size_engine
 from traitmill.engine.generation.vllm_engine import VllmEngine, is_checked
 from traitmill.engine.judging.local import LocalJudge
+from traitmill.engine.models import fast_bfloat16
 from traitmill.engine.models.chat import lazy_tokenizer, load_tokenizer
 from traitmill.engine.models.hub import find_model
 from traitmill.engine.records import Sample
@@ -128,7 +130,10 @@ class Run:
             for i, ids in enumerate(prompts)
         ]
         self.crowded = await asyncio.gather(*map(self.engine.generate, samples))
+        children = psutil.Process().children(recursive=True)
+        self.cores = [child for child in children if "EngineCore" in child.name()]
         await self.engine.close()
+        self.left = [child.status() for child in self.cores if child.is_running()]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +151,11 @@ def test_everything_arrives(run: Run) -> None:
         for side in ("pos", "neg"):
             assert counts[side]["responses"]["ok"] + counts[side]["responses"]["empty"] == 18
             assert counts[side]["verdicts"]["unjudged"] == 0
+
+
+def test_t32_an_ended_engine_is_reaped_before_capture_begins(run: Run) -> None:
+    assert len(run.cores) == 1
+    assert run.left == []
 
 
 def test_running_sequences_stay_near_the_cap_until_the_queue_is_empty(run: Run) -> None:
@@ -186,17 +196,18 @@ def test_sampled_tokens_come_from_the_nucleus(run: Run) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(run.ref.source, dtype=torch.bfloat16)
+    dtype = torch.bfloat16 if fast_bfloat16("cpu") else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(run.ref.source, dtype=dtype)
     outside = total = 0
     for row in run.spy.rows:
-        ids = torch.tensor([[*row.prompt_token_ids, *row.response_token_ids]])
+        ids = torch.tensor([[*row.sample.prompt_token_ids, *row.response_token_ids]])
         with torch.inference_mode():
             logits = (
-                model(ids).logits[0, len(row.prompt_token_ids) - 1 : -1].float()
+                model(ids).logits[0, len(row.sample.prompt_token_ids) - 1 : -1].float()
                 / run.settings.sampling.temperature
             )
         probabilities = logits.softmax(-1)
-        chosen = probabilities.gather(-1, ids[0, len(row.prompt_token_ids) :, None])
+        chosen = probabilities.gather(-1, ids[0, len(row.sample.prompt_token_ids) :, None])
         likelier = torch.where(probabilities > chosen, probabilities, 0.0).sum(-1)
         outside += int(
             (likelier > run.settings.sampling.top_p + 0.03).sum()
@@ -209,12 +220,12 @@ def test_sampled_tokens_come_from_the_nucleus(run: Run) -> None:
 def test_the_local_judge_is_what_it_says(run: Run) -> None:
     for job in run.runs:
         view = load_state(job.folder)
-        offset = view.manifest.judges[view.manifest.judge_key]["offset"]
+        offset = view.judge.offset
         columns = ["sample_id", "status", "score", "raw", "mode"]
         judged = np.flatnonzero(view.verdicts.status >= 0)
         rows = [
             row
-            for table in view.store.tables(view.verdicts, judged, columns)
+            for table in view.tables("verdicts", judged, columns)
             for row in table.to_pylist()
         ]
         margins = {}

@@ -1,4 +1,4 @@
-"""Trait folders with planted directions: the exported files a run would leave, written without one."""
+"""Trait folders with planted directions: the files a run would leave, written without one."""
 
 from __future__ import annotations
 
@@ -40,14 +40,13 @@ def write_trait(
     side_by: str = "question",
     pools: Sequence[str] = ("response_mean",),
 ) -> Path:
-    """A trait folder. Rows are unit noise; a side lies `signal[layer]` from the other along the
-    planted direction.
+    """A trait folder. Rows are unit noise.
 
-    Questions shift their rows by a vector of their own (`question_spread` a coordinate), so that
-    rows of one question are alike; with `side_spread`, each side of each question (or instruction,
-    `side_by`) has a shift of its own too, so that sides can be told apart on questions that were
-    seen and on no others. `direction` numbers the planted directions, so that traits can have
-    different ones.
+    A side is `signal[layer]` from the other along the planted direction. Questions shift their rows
+    by a vector of their own (`question_spread` a coordinate), so that rows of one question are
+    alike; with `side_spread`, each side of each question (or instruction, `side_by`) has a shift of
+    its own too, so that sides can be told apart on questions that were seen and on no others.
+    `direction` numbers the planted directions, so that traits can have different ones.
     """
     rng = np.random.default_rng(seed)
     strengths = [signal] * n_layers if isinstance(signal, float | int) else list(signal)

@@ -1,0 +1,189 @@
+"""The rows of one layer, and what fits make of them.
+
+Every fitted direction is a sum of rows, w = sum_i a_i x_i, whose weights a add up to zero. So a
+method needs only the rows' Gram matrix K = X X' (`[n, n]`), whatever the hidden dimension: K is
+computed once a layer and shared by all methods and by all held-out folds, whose Gram matrices are
+blocks of it. A held-out row's projection is K a as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+from numpy import ndarray
+
+from ..outputs import Activations
+
+ICA_COMPONENTS = 10
+ICA_STEPS = 200
+ICA_TOLERANCE = 1e-4
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerRows:
+    """All rows at one layer."""
+
+    layer: int
+    centred: ndarray
+    """float64 `[n, hidden_dim]`."""
+    mean: ndarray
+    """float64 `[hidden_dim]`."""
+    gram: ndarray
+    """float64 `[n, n]`, of the centred rows."""
+
+    def among(self, kept: ndarray) -> Rows:
+        """Return the rows of a mask `[n]`."""
+        return Rows(self.gram[np.ix_(kept, kept)], self.centred.shape[1])
+
+
+def map_layers(
+    function: Callable[[LayerRows], T], activations: Activations, layers: Sequence[int]
+) -> list[T]:
+    """Return `function(rows)` for every layer, in order, one layer a core.
+
+    Linear algebra is held to one thread each: many small problems side by side beat one at a time
+    on all cores.
+    """
+    # Loaded here, since the limit below only reaches libraries that are loaded already.
+    import scipy.linalg  # noqa: F401 - see above
+    from threadpoolctl import threadpool_limits
+
+    def one(layer: int) -> T:
+        centred = activations.rows_at(layer)
+        mean = centred.mean(axis=0)
+        centred -= mean
+        return function(LayerRows(layer, centred, mean, centred @ centred.T))
+
+    workers = len(os.sched_getaffinity(0))
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(one, layers))
+
+
+def cells_of(activations: Activations) -> ndarray:
+    """Return int `[n]`: one number per instruction pair and question."""
+    n_questions = activations.questions.max() + 1
+    return np.asarray(activations.instructions * n_questions + activations.questions)
+
+
+class Rows:
+    """The Gram matrix of some rows, centred on their mean, whatever their labels."""
+
+    def __init__(self, gram: ndarray, dim: int) -> None:
+        means = gram.mean(axis=0)
+        self.gram = gram - means - means[:, None] + means.mean()
+        self.n = len(gram)
+        self.dim = dim
+        """Hidden dimension of the rows."""
+
+    @cached_property
+    def sources(self) -> tuple[ndarray, bool]:
+        """Their independent components `[n, k]`, unit variance, and whether those settled."""
+        return independent_components(self.gram)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """What a method is fitted to."""
+
+    rows: Rows
+    labels: ndarray
+    """bool `[n]`: True is pos."""
+    cells: ndarray
+    """int `[n]`: one per instruction pair and question."""
+
+    @property
+    def gap(self) -> ndarray:
+        """Weights of the mean of pos minus the mean of neg."""
+        return contrast(self.labels)
+
+    def towards_pos(self, weights: ndarray) -> ndarray:
+        """Return weights signed so that the mean of pos is beyond the mean of neg."""
+        if self.gap @ self.rows.gram @ weights >= 0:
+            return weights
+        return -weights
+
+    def unit(self, weights: ndarray) -> ndarray:
+        """Return weights of unit norm, signed towards pos."""
+        norm = np.sqrt(max(weights @ self.rows.gram @ weights, 0.0))
+        if norm:
+            weights = weights / norm
+        return self.towards_pos(weights)
+
+
+def contrast(labels: ndarray, among: ndarray | bool = True) -> ndarray:
+    """Return weights `[n]` of the mean of pos minus that of neg, among some rows (bool `[n]`)."""
+    pos, neg = labels & among, ~labels & among
+    return np.asarray(pos / pos.sum() - neg / neg.sum())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """A direction as weights of rows."""
+
+    weights: ndarray
+    """float64 `[n]`, adding up to zero."""
+    intercept: float | None = None
+    """Of the probe, for rows centred as the Gram matrix is."""
+    facts: dict[str, float | int | bool] = field(default_factory=dict)
+    """What the fit found: shrinkage, steps, convergence."""
+
+
+def independent_components(gram: ndarray) -> tuple[ndarray, bool]:
+    """Return components `[n, k]` of unit variance, and whether the iteration settled.
+
+    Of at most 10 principal components, the leading eigenvectors of the Gram matrix `[n, n]`.
+    """
+    values, vectors = leading(gram, min(ICA_COMPONENTS, len(gram) - 1))
+    own_variance = values > 1e-10 * values[-1]
+    k = max(1, int(own_variance.sum()))
+    white = vectors[:, -k:] * np.sqrt(len(gram))
+    # LAPACK is free to flip an eigenvector; the seeded start must not mean another one then.
+    largest = np.abs(white).argmax(axis=0)
+    white *= np.sign(white[largest, range(k)])
+    start = np.random.default_rng(0).standard_normal((k, k))
+    return fast_ica(white, start)
+
+
+def leading(matrix: ndarray, count: int) -> tuple[ndarray, ndarray]:
+    """Return the `count` largest eigenvalues, ascending, and their vectors `[n, count]`."""
+    from scipy.linalg import eigh
+
+    n = len(matrix)
+    values, vectors = eigh(matrix, subset_by_index=[n - count, n - 1], check_finite=False)
+    return values, vectors
+
+
+def fast_ica(white: ndarray, start: ndarray) -> tuple[ndarray, bool]:
+    """Return independent components of white data, both `[n, k]`, and whether they settled.
+
+    Symmetric FastICA with tanh from a start `[k, k]` (Hyvarinen & Oja 2000, Neural Networks 13),
+    steps and tolerance as scikit-learn's, which it equals; written out here since its checks cost
+    more than its arithmetic at this size.
+    """
+    z, unmixing = white.T, _decorrelated(start)
+    settled = False
+    for _ in range(ICA_STEPS):
+        squashed = np.tanh(unmixing @ z)
+        slope = 1 - np.einsum("ij,ij->i", squashed, squashed) / len(white)
+        step = squashed @ white / len(white) - slope[:, None] * unmixing
+        before, unmixing = unmixing, _decorrelated(step)
+        turned = np.einsum("ij,ij->i", unmixing, before)
+        change = np.abs(np.abs(turned) - 1).max()
+        settled = bool(change < ICA_TOLERANCE)
+        if settled:
+            break
+    return white @ unmixing.T, settled
+
+
+def _decorrelated(matrix: ndarray) -> ndarray:
+    """Return (M M')^(-1/2) M."""
+    values, vectors = np.linalg.eigh(matrix @ matrix.T)
+    scaled = vectors / np.sqrt(np.maximum(values, 1e-300))
+    return np.asarray(scaled @ (vectors.T @ matrix))

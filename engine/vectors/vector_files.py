@@ -1,0 +1,149 @@
+"""The files of vectors: one a vector (`.pt`), or one a method (`.safetensors`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy import ndarray
+
+from ..errors import UsageError
+from ..files import write_atomic
+from ..outputs import load_tensor
+from ..settings import DEFAULT_POOL
+from ..storage import TraitFolder, pool_suffix
+from .fit import Vectors
+from .methods import METHODS
+
+Format = Literal["pt", "safetensors"]
+Facts = dict[str, Any]
+"""What is known of a vector."""
+
+
+def write_vectors(
+    folder: TraitFolder,
+    vectors: Vectors,
+    format: Format = "pt",  # noqa: A002 - the option's name
+    held_out: Mapping[tuple[str, int], Facts] | None = None,
+) -> list[Path]:
+    """Write `vectors/<method>_layer<i>.pt` (float32 `[hidden_dim]`) with its `_metadata.json`.
+
+    Or one `<method>.safetensors` of the layers: tensors `layer<i>`, metadata in the header. Names
+    of pools other than response_mean end in `.<pool>`. `held_out` adds an evaluation's figures by
+    method and layer. Files of vectors fitted to other activations than these are removed, since
+    nothing would tell them apart. Return the paths written.
+    """
+    _remove_stale(folder.vectors, vectors)
+    paths = []
+    for method in vectors.methods:
+        described = {}
+        for layer in vectors.layers:
+            figures = (held_out or {}).get((method, layer))
+            described[layer] = {**vectors.metadata[method, layer], "held_out": figures}
+        files = _packed if format == "safetensors" else _separate
+        for path, data in files(folder.vectors, vectors, method, described):
+            write_atomic(path, data)
+            paths.append(path)
+    return paths
+
+
+def _separate(
+    folder: Path, vectors: Vectors, method: str, described: Mapping[int, Facts]
+) -> Iterator[tuple[Path, bytes]]:
+    import torch
+
+    for layer, facts in described.items():
+        path, beside = _pt_paths(folder, method, layer, vectors.pool)
+        buffer = BytesIO()  # a path's stem would get into the archive
+        torch.save(torch.from_numpy(vectors.vector(method, layer).copy()), buffer)
+        yield path, buffer.getvalue()
+        yield beside, json.dumps(facts, indent=1).encode()
+
+
+def _packed(
+    folder: Path, vectors: Vectors, method: str, described: Mapping[int, Facts]
+) -> Iterator[tuple[Path, bytes]]:
+    from safetensors.numpy import save
+
+    tensors, header = {}, {"format": "pt"}
+    for layer, facts in described.items():
+        tensors[f"layer{layer}"] = vectors.vector(method, layer).copy()
+        header[f"layer{layer}"] = json.dumps(facts)
+    yield _packed_path(folder, method, vectors.pool), save(tensors, metadata=header)
+
+
+def _pt_paths(folder: Path, method: str, layer: int, pool: str) -> tuple[Path, Path]:
+    stem = f"{method}_layer{layer}{pool_suffix(pool)}"
+    return folder / f"{stem}.pt", folder / f"{stem}_metadata.json"
+
+
+def _packed_path(folder: Path, method: str, pool: str) -> Path:
+    return folder / f"{method}{pool_suffix(pool)}.safetensors"
+
+
+def _remove_stale(folder: Path, vectors: Vectors) -> None:
+    """Remove the files of this pool's vectors that were fitted to other activations."""
+    current = next(iter(vectors.metadata.values()))["activations_sha256"]
+    for beside in folder.glob("*_layer*_metadata.json"):
+        facts = _read_facts(beside)
+        # A file without these keys is not ours, whatever its name.
+        made_from = facts.get("activations_sha256", current)
+        if facts.get("pool") == vectors.pool and made_from != current:
+            tensor = beside.with_name(beside.name.replace("_metadata.json", ".pt"))
+            tensor.unlink(missing_ok=True)
+            beside.unlink()
+    for method in METHODS:
+        path = _packed_path(folder, method, vectors.pool)
+        found = _read_packed(path).values()
+        if any(facts.get("activations_sha256") != current for _, facts in found):
+            path.unlink()
+
+
+def _read_facts(path: Path) -> Facts:
+    """Return a JSON object; an empty one where there is none that can be read."""
+    try:
+        facts = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _read_packed(path: Path) -> dict[int, tuple[ndarray, Facts]]:
+    """Return a `.safetensors` file's vectors by layer; none where it is missing or not ours."""
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
+    try:
+        with safe_open(path, "np") as file:
+            header = file.metadata()
+            for name in file.keys():  # noqa: SIM118 - this object is not a mapping
+                layer = int(name.removeprefix("layer"))
+                found[layer] = file.get_tensor(name), dict(json.loads(header[name]))
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError):
+        return {}
+    return found
+
+
+def load_vector(
+    folder: TraitFolder | Path | str, method: str, layer: int, pool: str = DEFAULT_POOL
+) -> tuple[ndarray, Facts]:
+    """Return one stored vector, float32 `[hidden_dim]`, and its metadata.
+
+    Raise UsageError where there is none.
+    """
+    if not isinstance(folder, TraitFolder):
+        folder = TraitFolder(Path(folder))
+    step = folder.step("vectors", pool=pool)
+    path, beside = _pt_paths(folder.vectors, method, layer, pool)
+    if path.is_file():
+        facts = _read_facts(beside)
+        if not facts:
+            raise UsageError(f"{beside} is missing or damaged; make it anew", step)
+        return load_tensor(path).numpy(), facts
+    packed = _read_packed(_packed_path(folder.vectors, method, pool))
+    if layer not in packed:
+        raise UsageError(f"{path} is missing; make it", step)
+    return packed[layer]

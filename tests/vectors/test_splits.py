@@ -1,0 +1,19 @@
+"""Folds keep groups whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from traitmill.engine.vectors.splits import make_split
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_stands_in_two_folds_and_draws_take_whole_groups(seed):
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, rng.integers(5, 20), 120)
+    split = make_split("question", rng.random(120) < 0.5, groups, seed)
+    for group in np.unique(groups):
+        assert len(set(split.folds[groups == group])) == 1
+        assert (split.draws[:, groups == group][:, 0] == split.draws[:, groups == group].T).all()
+    assert len(set(split.folds)) == 5
