@@ -26,7 +26,7 @@ class Nucleus(LogitsProcessor):  # type: ignore[misc]  # vLLM's types are not ch
     logits; greedy requests do not see it.
     """
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002 - vLLM's
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:  # noqa: ARG002
         self._top_p = float(vllm_config.additional_config["top_p"])
 
     def is_argmax_invariant(self) -> bool:

@@ -150,7 +150,7 @@ class VllmEngine:
         }
         if self._execution.tensor_parallel_size == 1:
             # By default the engine's process spins on a core while it waits for a worker process:
-            # with the model in its own it has that core too (008-one-engine-process.md). Named by
+            # with the model in its own it has that core too (docs/decisions/008). Named by
             # its class, because vLLM overrules the name.
             arguments["distributed_executor_backend"] = UniProcExecutor
         if self._own_nucleus:
