@@ -16,13 +16,11 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 NAME = f"{__name__}:Nucleus"
 """What AsyncEngineArgs(logits_processors=[...]) takes."""
 _LOOKS = (64, 1024)
-"""So many candidates are enough for nearly all rows; then for most of the others; for the rest all
-are sorted."""
+"""Candidates: enough for nearly all rows, then for most others; for the rest all are sorted."""
 
 
 class Nucleus(LogitsProcessor):  # type: ignore[misc]  # vLLM's types are not checked here
-    """vLLM's interface around `keep_nucleus`: one p for the whole engine,
-    `additional_config={"top_p": p}`.
+    """vLLM's interface around `keep_nucleus`, with one p for the engine, of `additional_config`.
 
     Requests then carry top_p=1. It runs where vLLM's own would: after temperature, on float32
     logits; greedy requests do not see it.
@@ -46,9 +44,8 @@ class Nucleus(LogitsProcessor):  # type: ignore[misc]  # vLLM's types are not ch
 def keep_nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Set the logits `[rows, vocab]` outside each row's nucleus to -inf, in place.
 
-    A token is kept where the likelier ones together have less than `top_p`, so the likeliest always
-    is: what vLLM and transformers do. Tokens exactly as likely as the last one kept are kept with
-    it.
+    A token is kept where the likelier ones together have less than `top_p`, as in vLLM and
+    transformers; so the likeliest always is. Tokens as likely as the last one kept are kept too.
     """
     total = logits.logsumexp(-1, keepdim=True)
     least = logits.new_empty(len(logits), 1)

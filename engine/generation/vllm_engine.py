@@ -1,5 +1,4 @@
-"""Sample -> Response on vLLM's AsyncLLM: continuous batching, token ids in and out, one engine for
-all traits."""
+"""Sample → Response on vLLM's AsyncLLM: continuous batching, token ids in and out."""
 
 from __future__ import annotations
 
@@ -18,12 +17,34 @@ from ..settings import Execution, Sampling
 from .sizing import CPU_BLOCK, EngineSize
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from vllm import AsyncEngineArgs
 
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # A forked worker would keep our locks and pipes open.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_LOGGING_COLOR": "0",
+    # Its warm-up is compiled with nvcc, which a GPU machine may lack; seeded samples never use it.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_CPU_ENVIRONMENT = {
+    # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds before they
+    # sleep: by default for milliseconds, in which a thread that lost its core to another program
+    # cannot have it back.
+    "GOMP_SPINCOUNT": "2000",
+    # Even eager, vLLM compiles one small function of its sampler: seconds, and a C++ compiler.
+    "TORCH_COMPILE_DISABLE": "1",
+}
 _CHECKED_QUESTIONS, _CHECKED_ROLLOUTS = 2, 8
-_REAP_S = 10.0
 _SHUTDOWN_S = 1.0
 """Nothing of an engine's is worth waiting for once its last answer is here."""
+_KILLED_S = 10.0
+"""For the kernel to end a killed process that holds gigabytes."""
 
 
 class VllmEngine:
@@ -49,100 +70,96 @@ class VllmEngine:
         self._last_error = last_error
         self._stat_loggers = list(stat_loggers)
         self._engine: Any = None
+        self._processes: list[BaseProcess] = []
         self._numbers = itertools.count()
 
     @property
     def max_in_flight(self) -> int:
-        """Requests to keep with the engine: twice what runs, so that a finished one is replaced at
-        once."""
+        """Requests to keep with the engine: twice what runs, so that each is replaced at once."""
         return 2 * self.size.max_num_seqs
 
     def start(self) -> None:
-        """Load the model (blocking, minutes for large ones). Raises EngineDiedError, AccessError."""
-        _quiet_environment()
+        """Load the model (blocking, minutes for large ones). Raise EngineDiedError, AccessError."""
+        environment = _ENVIRONMENT
         if not self._on_gpu:
             require_cpu_build()
-            # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds
-            # before they sleep: by default for milliseconds, in which a thread that lost its core
-            # to another program cannot have it back.
-            os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-            # Even eager, vLLM compiles one small function of its sampler, which takes seconds and a
-            # C++ compiler.
-            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+            environment = _ENVIRONMENT | _CPU_ENVIRONMENT
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("vllm").propagate = False
         from vllm import AsyncLLMEngine
 
+        others = set(multiprocessing.active_children())
         try:
             self._engine = AsyncLLMEngine.from_engine_args(
                 self._arguments(), stat_loggers=self._stat_loggers or None
             )
         except (OSError, ValueError) as error:
-            raise AccessError(
-                f"vLLM cannot load model {self._ref.name}: {_first_line(error)}"
-            ) from error
+            reason = _first_line(error)
+            raise AccessError(f"vLLM cannot load model {self._ref.name}: {reason}") from error
         except RuntimeError as error:
-            detail = self._last_error() or _first_line(error)
+            reason = self._last_error() or _first_line(error)
             raise EngineDiedError(
-                f"vLLM did not start with model {self._ref.name}: {detail}"
+                f"vLLM did not start with model {self._ref.name}: {reason}"
             ) from error
-
-    @property
-    def _dtype(self) -> str:
-        config = read_config(self._ref.config)
-        return generation_dtype(config, self._sampling.dtype, gpu=self._on_gpu)
+        # Capture's process may be started at the same time.
+        started = set(multiprocessing.active_children()) - others
+        self._processes = [p for p in started if p.name.startswith("EngineCore")]
 
     @property
     def _own_nucleus(self) -> bool:
-        """Whether top-p is left to `nucleus`, which is exact and many times faster than vLLM's on
-        CPU."""
+        """Whether top-p is left to `top_p`, exact and many times faster than vLLM's on a CPU."""
         return not self._on_gpu and self._sampling.top_p < 1 and not self._sampling.top_k
 
     def _arguments(self) -> AsyncEngineArgs:
         from vllm import AsyncEngineArgs
 
-        from .top_p import NAME
+        config = read_config(self._ref.config)
+        arguments: dict[str, Any] = {
+            "model": self._ref.source,
+            "revision": self._ref.hub_revision,
+            "tokenizer_revision": self._ref.hub_revision,
+            "dtype": generation_dtype(config, self._sampling.dtype, gpu=self._on_gpu),
+            "tensor_parallel_size": self._execution.tensor_parallel_size,
+            "max_num_seqs": self.size.max_num_seqs,
+            "max_num_batched_tokens": self.size.max_num_batched_tokens,
+            "max_model_len": self.size.max_model_len,
+            "kv_cache_memory_bytes": self.size.kv_cache_bytes,
+            "gpu_memory_utilization": self.size.gpu_share,
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            "enable_log_requests": False,
+            "generation_config": "vllm",  # sampling is ours to state, never a model file's
+        }
+        if not self._on_gpu:
+            arguments |= self._cpu_arguments()
+        return AsyncEngineArgs(**arguments)
 
-        return AsyncEngineArgs(
-            model=self._ref.source,
-            revision=self._ref.hub_revision,
-            tokenizer_revision=self._ref.hub_revision,
-            dtype=self._dtype,
-            tensor_parallel_size=self._execution.tensor_parallel_size,
-            distributed_executor_backend=self._executor(),
-            max_num_seqs=self.size.max_num_seqs,
-            max_num_batched_tokens=self.size.max_num_batched_tokens,
-            max_model_len=self.size.max_model_len,
-            kv_cache_memory_bytes=self.size.kv_cache_bytes,
-            gpu_memory_utilization=self.size.gpu_share,
-            block_size=None if self._on_gpu else CPU_BLOCK,
-            # Compiling costs a CPU run more than it gains (python -m benchmarks.tuning `compiled`).
-            enforce_eager=not self._on_gpu,
-            enable_prefix_caching=True,
-            # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator that
-            # cannot be turned.
-            enable_chunked_prefill=None if self._on_gpu else False,
-            disable_log_stats=True,
-            enable_log_requests=False,
-            generation_config="vllm",  # sampling is ours to state, never a model file's
-            logits_processors=[NAME] if self._own_nucleus else None,
-            additional_config={"top_p": self._sampling.top_p} if self._own_nucleus else {},
-        )
-
-    def _executor(self) -> Any:
-        """None is vLLM's own choice.
-
-        On CPU that is a worker process beside the engine's, and the engine's spins on a core while
-        it waits for it. The model in the engine's own process has that core too
-        (docs/decisions/008-one-engine-process.md). Named by its class, because vLLM overrules the
-        name.
-        """
-        if self._on_gpu or self._execution.tensor_parallel_size > 1:
-            return None
+    def _cpu_arguments(self) -> dict[str, Any]:
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-        return UniProcExecutor
+        from .top_p import NAME
+
+        arguments: dict[str, Any] = {
+            "block_size": CPU_BLOCK,
+            # Compiling costs a CPU run more than it gains (docs/decisions/009-eager-on-cpu.md).
+            "enforce_eager": True,
+            # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator
+            # that cannot be turned.
+            "enable_chunked_prefill": False,
+        }
+        if self._execution.tensor_parallel_size == 1:
+            # By default the engine's process spins on a core while it waits for a worker process:
+            # with the model in its own it has that core too (008-one-engine-process.md). Named by
+            # its class, because vLLM overrules the name.
+            arguments["distributed_executor_backend"] = UniProcExecutor
+        if self._own_nucleus:
+            arguments["logits_processors"] = [NAME]
+            arguments["additional_config"] = {"top_p": self._sampling.top_p}
+        return arguments
 
     async def generate(self, sample: Sample) -> Response:
-        """Generate one response. Never raises for the sample's own trouble; raises EngineDiedError."""
+        """Generate one response; a sample's own trouble is its status. Raise EngineDiedError."""
         room = self.size.max_model_len - len(sample.prompt_token_ids)
         if room < 1:
             context = self._ref.context_length or self.size.max_model_len
@@ -161,12 +178,10 @@ class VllmEngine:
             )
             answer = await self._run(sample.prompt_token_ids, parameters)
             output = answer.outputs[0]
-            token_ids = tuple(int(token) for token in output.token_ids)
-            logprobs = (
-                await self._logprobs(sample.prompt_token_ids, token_ids)
-                if is_checked(sample)
-                else None
-            )
+            token_ids = tuple(map(int, output.token_ids))
+            logprobs = None
+            if is_checked(sample):
+                logprobs = await self._logprobs(sample.prompt_token_ids, token_ids)
         except (ValueError, VLLMClientError) as error:  # vLLM refuses this one request
             return Response(sample, "failed", error=_first_line(error))
         return Response(
@@ -181,11 +196,10 @@ class VllmEngine:
     async def _logprobs(
         self, prompt: Sequence[int], response: Sequence[int]
     ) -> tuple[float, ...] | None:
-        """Log-probabilities (temperature 1) of a response's tokens after a prompt; None where the
-        context is full.
+        """Return the log-probabilities (temperature 1) of a response's tokens after a prompt.
 
-        Asked of the finished text: asked while it is sampled, each step would compute them for all
-        that run.
+        None where the context is full. Asked of the finished text: asked while it is sampled, each
+        step would compute them for all that run.
         """
         if len(prompt) + len(response) >= self.size.max_model_len:
             return None
@@ -194,16 +208,16 @@ class VllmEngine:
         answer = await self._run(
             [*prompt, *response], SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         )
-        steps = answer.prompt_logprobs[len(prompt) :]
-        return tuple(
-            float(step[token].logprob) for step, token in zip(steps, response, strict=True)
-        )
+        steps = zip(answer.prompt_logprobs[len(prompt) :], response, strict=True)
+        return tuple(float(step[token].logprob) for step, token in steps)
 
     async def next_logprobs(
         self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
     ) -> dict[int, float]:
-        """Log-probabilities of named tokens right after a prompt. Raises UsageError if the prompt
-        is too long."""
+        """Return the log-probabilities of named tokens right after a prompt.
+
+        Raise UsageError if the prompt is too long.
+        """
         if len(prompt_token_ids) >= self.size.max_model_len:
             raise UsageError(
                 f"judge prompt of {len(prompt_token_ids)} tokens, context of "
@@ -215,7 +229,8 @@ class VllmEngine:
             temperature=0.0, max_tokens=1, logprob_token_ids=list(token_ids)
         )
         answer = await self._run(prompt_token_ids, parameters)
-        return {token: float(answer.outputs[0].logprobs[0][token].logprob) for token in token_ids}
+        found = answer.outputs[0].logprobs[0]
+        return {token: float(found[token].logprob) for token in token_ids}
 
     async def _run(self, prompt_token_ids: Sequence[int], parameters: Any) -> Any:
         from vllm import TokensPrompt
@@ -230,74 +245,51 @@ class VllmEngine:
             ):
                 return output
         except (EngineDeadError, EngineGenerateError) as error:
-            detail = self._last_error() or _first_line(error)
+            reason = self._last_error() or _first_line(error)
             raise EngineDiedError(
-                f"the generation engine died: {detail}. What was stored is safe; run the same "
-                f"command again to go on"
+                f"the generation engine died: {reason}. What was stored is safe; run the same "
+                "command again to go on"
             ) from error
         raise EngineDiedError(
             "the generation engine ended a request without an answer; run the command again"
         )
 
     async def close(self) -> None:
-        """Stop the engine's processes, and reap them: none stays behind as a zombie."""
-        if self._engine is not None:
-            engine, self._engine = self._engine, None
-            await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
-            await asyncio.to_thread(_reap)
-
-
-def _reap() -> None:
-    """Wait for vLLM's own processes that were told to end."""
-    for process in multiprocessing.active_children():
-        if process.name.startswith("EngineCore"):
-            process.join(_REAP_S)
+        """End the engine's processes, and wait for them: vLLM leaves killed ones as zombies."""
+        if self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
+        for process in self._processes:
+            await asyncio.to_thread(process.join, _KILLED_S)
 
 
 def is_checked(sample: Sample) -> bool:
-    """Whether a sample's log-probabilities are kept for the self-check: each side's first two, and
-    on in long runs."""
+    """Return whether a sample's log-probabilities are kept for the self-check.
+
+    They are for each side's first two, and for their every eighth repeat.
+    """
     first = sample.instruction_index == 0 and sample.question_index < _CHECKED_QUESTIONS
     return first and sample.rollout % _CHECKED_ROLLOUTS == 0
 
 
 def on_gpu() -> bool:
-    """Whether this machine's PyTorch sees an NVIDIA GPU."""
+    """Return whether this machine's PyTorch sees an NVIDIA GPU."""
     import torch
 
     return bool(torch.cuda.is_available())
 
 
 def require_cpu_build() -> None:
-    """Raise UsageError where PyTorch is a CUDA build that sees no GPU: vLLM's would fail on it,
-    minutes later."""
+    """Raise UsageError where PyTorch is a CUDA build that sees no GPU: vLLM fails minutes later."""
     import torch
 
     if torch.version.cuda is not None and not torch.cuda.is_available():
         raise UsageError(
             f"PyTorch is built for CUDA {torch.version.cuda} and sees no GPU: its driver is too "
-            f"old for that "
-            "(nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, or install "
-            "the CPU build where "
-            "there is no GPU: make clean setup"
+            "old for that (nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, "
+            "or install the CPU build where there is no GPU: make clean setup"
         )
-
-
-def _quiet_environment() -> None:
-    """No telemetry, and no forked workers: a fork would keep our locks and pipes open."""
-    for name, value in {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_LOGGING_COLOR": "0",
-        # Its warm-up is compiled with nvcc, which a GPU machine may lack; samples with seeds of
-        # their own never use it.
-        "VLLM_USE_FLASHINFER_SAMPLER": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("vllm").propagate = False
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from ..errors import AccessError, UsageError
@@ -11,38 +11,32 @@ from .hub import ModelRef
 
 
 def load_tokenizer(ref: ModelRef) -> Any:
-    """The model's tokenizer. Raises AccessError when its files are missing."""
+    """Return the model's tokenizer. Raise AccessError where its files are missing."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(ref.source, revision=ref.hub_revision)
     except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
         raise AccessError(
-            f"the tokenizer of model {ref.name} cannot be loaded: {_first_line(error)}"
+            f"the tokenizer of model {ref.name} cannot be loaded: {reason or type(error).__name__}"
         ) from None
 
 
 def lazy_tokenizer(ref: ModelRef) -> Callable[[str], tuple[int, ...]]:
-    """A function from a prompt to token ids that loads the tokenizer when first asked and remembers
-    its answers.
+    """Return a function from prompt to token ids that remembers its answers.
 
-    Chat models get the prompt as one user turn through their chat template, base models get it raw.
-    Either way the ids start with one BOS at most.
+    It loads the tokenizer when it is first called.
     """
-    tokenizers: list[Any] = []
-
-    @cache
-    def tokenize(prompt: str) -> tuple[int, ...]:
-        if not tokenizers:
-            tokenizers.append(load_tokenizer(ref))
-        return chat_token_ids(tokenizers[0], prompt)
-
-    return tokenize
+    load = cache(partial(load_tokenizer, ref))
+    return cache(lambda prompt: chat_token_ids(load(), prompt))
 
 
 def chat_token_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """Token ids of `prompt` as one user turn (chat models) or raw (base models), with one BOS at
-    most."""
+    """Return the token ids of `prompt`, with one BOS at most.
+
+    Chat models get it as one user turn through their chat template, base models raw.
+    """
     if tokenizer.chat_template:
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],
@@ -52,17 +46,11 @@ def chat_token_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
         )
     else:
         ids = tokenizer(prompt)["input_ids"]
-    ids = tuple(int(token) for token in ids)
+    ids = tuple(map(int, ids))
     bos = tokenizer.bos_token_id
-    while bos is not None and ids[:2] == (
-        bos,
-        bos,
-    ):  # a template that writes BOS itself, tokenized with another
+    # A template that writes BOS itself, tokenized by a tokenizer that adds one.
+    while bos is not None and ids[:2] == (bos, bos):
         ids = ids[1:]
     if not ids:
         raise UsageError(f"the prompt {prompt[:40]!r} has no tokens under this model's tokenizer")
     return ids
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +15,16 @@ from ..errors import UsageError
 from ..settings import CaptureSettings
 
 KEEPS_SOFT_CAP = ("eager", "flash_attention_2", "flex_attention")
-"""Implementations that apply a soft-cap on attention scores. sdpa takes the argument and silently
-drops it."""
-
+"""Implementations that apply a soft-cap on attention scores. sdpa drops it without a word."""
 _HALF = ("bfloat16", "float16")
-_NEVER_FLOAT16 = ("gemma", "t5gemma", "vaultgemma")
-"""Families whose residual stream overflows float16 (Gemma-3 reaches 32,000 of 65,504 in ordinary
-text)."""
+OVERFLOWS_FLOAT16 = ("gemma", "t5gemma", "vaultgemma")
+"""Families whose residual stream is too large for it (Gemma-3 reaches 32,000 of 65,504)."""
 
 
 def read_config(raw: Mapping[str, Any]) -> Any:
-    """A config.json as transformers reads it: what the file leaves out by its defaults, sizes under
-    common names.
+    """Return a config.json as transformers reads it: defaults filled in, sizes under common names.
 
-    Raises UsageError for a model type that transformers does not know or values that it refuses.
+    Raise UsageError for a model type that transformers does not know or values that it refuses.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
@@ -34,18 +33,117 @@ def read_config(raw: Mapping[str, Any]) -> Any:
     if kind not in CONFIG_MAPPING:
         raise UsageError(
             f"model type {kind or '(none)'} in config.json is unknown to transformers; take "
-            f"another model"
+            "another model"
         )
     try:
         return CONFIG_MAPPING[kind].from_dict(dict(raw))
     except (StrictDataclassError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"config.json of model type {kind} cannot be used: {reason}") from None
+
+
+def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str) -> None:
+    """Raise UsageError for capture settings that a model cannot be loaded with. Load nothing.
+
+    `raw` is its config.json, `device` cpu or cuda.
+    """
+    config = read_config(raw)
+    text_config = config.get_text_config()
+    require_causal(text_config)
+    check_layers(capture.layers, int(text_config.num_hidden_layers))
+    dtype = dtype_on(config, capture.dtype, device)
+    flash = device == "cuda" and flash_with_soft_cap()
+    choose_attention(text_config, capture.attention, device=device, dtype=dtype, flash=flash)
+
+
+def require_causal(text_config: Any) -> None:
+    """Raise UsageError where tokens see later ones: right padding is not exact without a mask."""
+    looks_ahead = getattr(text_config, "use_bidirectional_attention", None) in (True, "all")
+    if looks_ahead or not getattr(text_config, "is_causal", True):
         raise UsageError(
-            f"config.json of model type {kind} cannot be used: {' '.join(str(error).split())}"
-        ) from None
+            f"model type {text_config.model_type} attends to later tokens; capture works on causal "
+            "language models"
+        )
+
+
+def check_layers(layers: Sequence[int] | None, n_layers: int) -> None:
+    """Raise UsageError for a layer that a model of `n_layers` decoder blocks does not have."""
+    if layers and layers[-1] >= n_layers:
+        raise UsageError(
+            f"`layers` {layers[-1]}: this model has layers 0 to {n_layers - 1}; index i is the "
+            "residual stream leaving block i"
+        )
+
+
+def has_soft_cap(text_config: Any) -> bool:
+    """Return whether attention scores pass through cap * tanh(score / cap), as in Gemma-2."""
+    return getattr(text_config, "attn_logit_softcapping", None) is not None
+
+
+def length_dependent_rope(text_config: Any) -> tuple[str, int] | None:
+    """Return (rope type, tokens) where the longest row, once beyond `tokens`, turns positions."""
+    parameters = getattr(text_config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    for each in (parameters, *nested):
+        kind = str(each.get("rope_type"))
+        if kind == "longrope":
+            return kind, int(each["original_max_position_embeddings"])
+        if "dynamic" in kind:
+            return kind, int(text_config.max_position_embeddings)
+    return None
+
+
+def flash_with_soft_cap() -> bool:
+    """Return whether flash-attn is installed and knows soft-caps (2.6); an older one drops them."""
+    if find_spec("flash_attn") is None:
+        return False
+    return "softcap" in signature(import_module("flash_attn").flash_attn_func).parameters
+
+
+def choose_attention(
+    text_config: Any,
+    requested: str,
+    *,
+    device: str,
+    dtype: str,
+    supports_sdpa: bool = True,
+    flash: bool = False,
+) -> str:
+    """Return the attention implementation to load the model with.
+
+    `device` is cpu or cuda; `flash` says whether flash-attn with soft-cap support can be imported.
+    Soft-cap models get flash_attention_2 where it exists (GPU, half precision), else eager; all
+    others get sdpa, whose causal kernels need no mask. Raise UsageError when the requested one
+    would compute something else.
+    """
+    capped = has_soft_cap(text_config)
+    half_on_gpu = device != "cpu" and dtype in _HALF
+    if requested == "auto":
+        if capped:
+            return "flash_attention_2" if flash and half_on_gpu else "eager"
+        return "sdpa" if supports_sdpa else "eager"
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    fault, keeping = "", ", ".join(KEEPS_SOFT_CAP)
+    if requested not in known and "/" not in requested:  # with a slash it is a kernel on the hub
+        fault = "is unknown to transformers; use auto, eager or sdpa"
+    elif capped and requested not in KEEPS_SOFT_CAP:
+        fault = f"drops this model's soft-cap on attention scores; use auto or one of {keeping}"
+    elif requested == "flash_attention_2" and not half_on_gpu:
+        fault = "needs a GPU and `capture_dtype` bfloat16 or float16; use auto"
+    elif requested == "flash_attention_2" and capped and not flash:
+        fault = (
+            "drops this model's soft-cap on attention scores, which flash-attn knows from 2.6 on; "
+            "install that, or use auto"
+        )
+    if fault:
+        raise UsageError(f"`attention` {requested} {fault}")
+    return requested
 
 
 def computes_bfloat16(device: str) -> bool:
-    """Return whether `device` (cpu or cuda) has bfloat16 arithmetic: GPUs before Ampere have not."""
+    """Return whether `device`, cpu or cuda, has bfloat16 arithmetic: old GPUs have not."""
     import torch
 
     return device != "cuda" or bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -69,116 +167,29 @@ def fast_bfloat16(device: str) -> bool:
 
 def dtype_on(config: Any, requested: str, device: str) -> str:
     """Return the compute dtype on `device`, cpu or cuda; `choose_dtype` has the rules."""
-    fast = computes_bfloat16(device)
-    if requested == "auto":
-        fast = fast_bfloat16(device)
-    return choose_dtype(config, requested, bfloat16=fast)
-
-
-def has_soft_cap(text_config: Any) -> bool:
-    """Whether attention scores pass through cap * tanh(score / cap), as in Gemma-2."""
-    return getattr(text_config, "attn_logit_softcapping", None) is not None
-
-
-def length_dependent_rope(text_config: Any) -> tuple[str, int] | None:
-    """(rope type, tokens) where positions are turned by the length of the longest row, once it is
-    beyond `tokens`."""
-    parameters = getattr(text_config, "rope_parameters", None) or {}
-    for each in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
-        kind = str(each.get("rope_type"))
-        if kind == "longrope":
-            return kind, int(each["original_max_position_embeddings"])
-        if "dynamic" in kind:
-            return kind, int(text_config.max_position_embeddings)
-    return None
-
-
-def choose_attention(
-    text_config: Any,
-    requested: str,
-    *,
-    device: str,
-    dtype: str,
-    supports_sdpa: bool = True,
-    flash: bool = False,
-) -> str:
-    """The implementation to load the model with.
-
-    `device` is cpu or cuda; `flash` says whether flash-attn with soft-cap support can be imported.
-    Soft-cap models get flash_attention_2 where it exists (GPU, half precision) and eager everywhere
-    else; all others get sdpa, whose causal kernels need no mask. Raises UsageError when the
-    requested one would compute something else.
-    """
-    capped = has_soft_cap(text_config)
-    if requested != "auto":
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-        known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
-        if (
-            requested not in known and "/" not in requested
-        ):  # with a slash it is a kernel on the hub
-            raise UsageError(
-                f"`attention` {requested} is unknown to transformers; use auto, eager or sdpa"
-            )
-        if capped and requested not in KEEPS_SOFT_CAP:
-            raise UsageError(
-                f"`attention` {requested} drops this model's soft-cap on attention scores; "
-                f"use auto or one of {', '.join(KEEPS_SOFT_CAP)}"
-            )
-        if requested == "flash_attention_2" and (device == "cpu" or dtype not in _HALF):
-            raise UsageError(
-                "`attention` flash_attention_2 needs a GPU and `capture_dtype` bfloat16 or "
-                "float16; use auto"
-            )
-        if requested == "flash_attention_2" and capped and not flash:
-            raise UsageError(
-                "`attention` flash_attention_2: this model soft-caps attention scores, which "
-                "flash-attn knows from "
-                "2.6 on; install it, or use auto"
-            )
-        return requested
-    if capped:
-        return "flash_attention_2" if flash and device != "cpu" and dtype in _HALF else "eager"
-    return "sdpa" if supports_sdpa else "eager"
-
-
-def flash_with_soft_cap() -> bool:
-    """Whether flash-attn is installed and new enough (2.6) to know soft-caps; an older one drops
-    them silently."""
-    from importlib.util import find_spec
-
-    if find_spec("flash_attn") is None:
-        return False
-    from importlib import import_module
-    from inspect import signature
-
-    return "softcap" in signature(import_module("flash_attn").flash_attn_func).parameters
+    usable = fast_bfloat16 if requested == "auto" else computes_bfloat16
+    return choose_dtype(config, requested, bfloat16=usable(device))
 
 
 def choose_dtype(config: Any, requested: str, *, bfloat16: bool = True) -> str:
-    """The compute dtype: what is asked for, else bfloat16 for half-precision models, else float32.
+    """Return the compute dtype: what is asked for, else bfloat16 for half-precision models.
 
-    `bfloat16` says whether the device computes in it. float16 is never chosen and is refused for
-    Gemma, whose residual stream overflows it.
+    All others run in float32. `bfloat16` says whether the device computes in it. float16 is never
+    chosen and is refused for Gemma, whose residual stream overflows it. Raise UsageError.
     """
     if requested == "auto":
         # Composite models may name the dtype on the outer config only.
-        own = str(config.get_text_config().dtype or config.dtype or "float32").removeprefix(
-            "torch."
-        )
+        own = str(config.get_text_config().dtype or config.dtype).removeprefix("torch.")
         return "bfloat16" if own in _HALF and bfloat16 else "float32"
+    fault = ""
     if requested not in (*_HALF, "float32"):
-        raise UsageError(
-            f"`capture_dtype` {requested} is unknown; use auto, bfloat16, float16 or float32"
-        )
-    if requested == "float16" and str(config.model_type).startswith(_NEVER_FLOAT16):
-        raise UsageError(
-            "`capture_dtype` float16 overflows in Gemma's residual stream; use bfloat16 or float32"
-        )
-    if requested == "bfloat16" and not bfloat16:
-        raise UsageError(
-            "`capture_dtype` bfloat16: this GPU does not compute in it; use auto or float32"
-        )
+        fault = " is unknown; use auto, bfloat16, float16 or float32"
+    elif requested == "float16" and str(config.model_type).startswith(OVERFLOWS_FLOAT16):
+        fault = " overflows in Gemma's residual stream; use bfloat16 or float32"
+    elif requested == "bfloat16" and not bfloat16:
+        fault = ": this GPU does not compute in it; use auto or float32"
+    if fault:
+        raise UsageError(f"`capture_dtype` {requested}{fault}")
     return requested
 
 
@@ -192,52 +203,9 @@ def generation_dtype(config: Any, requested: str, *, gpu: bool) -> str:
     return dtype_on(config, "auto", "cpu")
 
 
-def generation_itemsize(config: Any, requested: str, *, bfloat16: bool) -> int:
-    """Return bytes of a value in vLLM: under `auto` half precision, unless only float16 is left.
-
-    float16 overflows in some families, which then run in float32.
-    """
-    if requested != "auto":
-        return 4 if requested == "float32" else 2
-    if bfloat16 or not str(config.model_type).startswith((*_NEVER_FLOAT16, "glm4")):
-        return 2
-    return 4
-
-
-def check_layers(layers: Sequence[int] | None, n_layers: int) -> None:
-    """Raises UsageError for a layer that a model of `n_layers` decoder blocks does not have."""
-    if layers and layers[-1] >= n_layers:
-        raise UsageError(
-            f"`layers` {layers[-1]}: this model has layers 0 to {n_layers - 1}; index i is the "
-            f"residual stream leaving "
-            "block i"
-        )
-
-
-def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str) -> None:
-    """Refuse capture settings that a model cannot be loaded with, before anything is written or
-    loaded.
-
-    `raw` is its config.json, `device` cpu or cuda. Raises UsageError.
-    """
-    config = read_config(raw)
-    text_config = config.get_text_config()
-    require_causal(text_config)
-    check_layers(capture.layers, int(text_config.num_hidden_layers))
-    dtype = dtype_on(config, capture.dtype, device)
-    flash = device == "cuda" and flash_with_soft_cap()
-    choose_attention(text_config, capture.attention, device=device, dtype=dtype, flash=flash)
-
-
-def require_causal(text_config: Any) -> None:
-    """Raises UsageError for a model whose tokens see later ones: right padding without a mask is
-    not exact there."""
-    looks_ahead = getattr(text_config, "use_bidirectional_attention", None) in (True, "all")
-    if looks_ahead or not getattr(text_config, "is_causal", True):
-        raise UsageError(
-            f"model type {text_config.model_type} attends to later tokens; capture works on causal "
-            f"language models"
-        )
+def itemsize(dtype: str) -> int:
+    """Return the bytes of a value."""
+    return 4 if dtype == "float32" else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +215,9 @@ class Shape:
     n_layers: int
     hidden: int
     ffn: int
-    """Width of the feed-forward part one token passes through: of all its active experts together.
-    """
+    """Width of the feed-forward part that a token passes through, over its active experts."""
     ffn_stored: int
-    """Width of the feed-forward part as stored: of all experts together."""
+    """Width of the feed-forward part as stored, over all experts."""
     heads: int
     kv_heads: int
     head_dim: int
@@ -259,36 +226,35 @@ class Shape:
 
     @classmethod
     def from_config(cls, config: Any) -> Shape:
-        """Read config.json's values, or transformers' config; what is missing is as transformers
-        defaults it.
+        """Read config.json's values, or transformers' config.
 
-        Raises UsageError for a model without the sizes of a transformer decoder, such as Mamba.
+        Raise UsageError for a model without the sizes of a transformer decoder, such as Mamba.
         """
-        text = (read_config(config) if isinstance(config, Mapping) else config).get_text_config()
+        if isinstance(config, Mapping):
+            config = read_config(config)
+        text = config.get_text_config()
 
-        def size(name: str) -> int:
-            found = getattr(text, name, None) or 0
-            return int(
-                max(found) if isinstance(found, (list, tuple)) else found
-            )  # Gemma-3n has one a layer
+        def size(*names: str) -> int:
+            """Return the first size that is there, the largest where each layer has its own."""
+            found = next(filter(None, (getattr(text, name, None) for name in names)), 0)
+            return int(max(found) if isinstance(found, (list, tuple)) else found)
 
-        n_layers, hidden, heads = map(
-            size, ("num_hidden_layers", "hidden_size", "num_attention_heads")
-        )
-        if not (n_layers and hidden and heads):
+        hidden, heads = size("hidden_size"), size("num_attention_heads")
+        if not (size("num_hidden_layers") and hidden and heads):
             raise UsageError(
                 f"model type {text.model_type} cannot be sized: its config names no layers, hidden "
-                f"size or attention "
-                "heads; take a decoder with attention"
+                "size or attention heads; take a decoder with attention"
             )
-        ffn = size("intermediate_size") or 4 * hidden
-        experts = size("num_experts") or size("num_local_experts") or size("n_routed_experts")
-        width = size("moe_intermediate_size") or ffn if experts else ffn
+        width = size("intermediate_size") or 4 * hidden
+        active = stored = 1
+        if experts := size("num_experts", "num_local_experts", "n_routed_experts"):
+            width = size("moe_intermediate_size") or width
+            active, stored = size("num_experts_per_tok") or 2, experts
         return cls(
-            n_layers=n_layers,
+            n_layers=size("num_hidden_layers"),
             hidden=hidden,
-            ffn=width * (size("num_experts_per_tok") or 2) if experts else width,
-            ffn_stored=width * experts if experts else width,
+            ffn=width * active,
+            ffn_stored=width * stored,
             heads=heads,
             kv_heads=size("num_key_value_heads") or heads,
             head_dim=size("head_dim") or hidden // heads,
@@ -303,8 +269,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights, by the usual gated shape: attention 2·d·d_h·(n_q + n_kv), feed-forward 3·d·d_ff,
-        embeddings."""
+        """Weights: attention 2·d·d_h·(n_q + n_kv), gated feed-forward 3·d·d_ff, embeddings."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         block = attention + 3 * self.hidden * self.ffn_stored
         return self.n_layers * block + self.vocab * self.hidden * (1 if self.tied else 2)
@@ -326,7 +291,9 @@ class Shape:
         return itemsize * (8 * self.hidden + 3 * self.ffn + attention) + 4 * self.hidden
 
     def score_growth(self, itemsize: int) -> float:
-        """How a token's memory grows per token of its row when scores are materialised (eager
-        attention), relative to block_bytes_per_token: scores, mask sum and probabilities, and the
-        float32 softmax."""
+        """How a token's memory grows per token of its row where scores are kept (eager attention).
+
+        Relative to `block_bytes_per_token`: scores, mask sum and probabilities, and the float32
+        softmax.
+        """
         return self.heads * (3 * itemsize + 4) / self.block_bytes_per_token(itemsize)

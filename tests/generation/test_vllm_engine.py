@@ -1,0 +1,281 @@
+"""What vLLM is asked for, what becomes of its answers and errors, and that its processes end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from traitmill.engine.errors import AccessError, EngineDiedError, ExitCode, UsageError
+from traitmill.engine.generation import (
+    EngineSize,
+    VllmEngine,
+    is_checked,
+    require_cpu_build,
+    vllm_engine,
+)
+from traitmill.engine.models import ModelRef
+from traitmill.engine.records import Sample
+from traitmill.engine.settings import Execution, Sampling
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "dtype": "bfloat16",
+}
+REF = ModelRef("someone/model", "someone/model", "abc", CONFIG)
+SIZE = EngineSize(4, 128, 32, 1 << 30, 0.5)
+
+
+def sample(n_tokens: int = 3, question: int = 0, rollout: int = 0, instruction: int = 0) -> Sample:
+    ids = tuple(range(10, 10 + n_tokens))
+    return Sample("t", "0" * 32, "pos", instruction, question, rollout, "i", "q", "p", ids, 11)
+
+
+def made(gpu: bool = False, execution: Execution | None = None, **sampling: Any) -> VllmEngine:
+    identity = Sampling(model=REF.name, **{"max_new_tokens": 20, **sampling})
+    return VllmEngine(REF, identity, execution or Execution(), SIZE, on_gpu=gpu)
+
+
+class Scripted:
+    """In the place of AsyncLLM: writes down what it is asked, answers or raises."""
+
+    def __init__(self, text: str = "an answer", error: Exception | None = None) -> None:
+        self.asked: list[tuple[list[int], Any, str]] = []
+        self.text, self.error = text, error
+
+    async def generate(self, prompt: Any, parameters: Any, name: str) -> AsyncIterator[Any]:
+        self.asked.append((prompt["prompt_token_ids"], parameters, name))
+        if self.error is not None:
+            raise self.error
+        ids = prompt["prompt_token_ids"]
+        value = {token: SimpleNamespace(logprob=-token / 10) for token in range(100)}
+        output = SimpleNamespace(
+            token_ids=[7, 8, 2], text=self.text, finish_reason="stop", logprobs=[value]
+        )
+        yield SimpleNamespace(outputs=[output], prompt_logprobs=[value] * len(ids))
+
+
+def answering(text: str = "an answer", error: Exception | None = None) -> tuple[Any, Scripted]:
+    engine, scripted = made(), Scripted(text, error)
+    engine._engine = scripted
+    return engine, scripted
+
+
+# --- what vLLM is asked for ---
+
+
+def test_on_a_cpu_what_suits_a_cpu_is_asked_for() -> None:
+    arguments = made()._arguments()
+    assert (arguments.model, arguments.revision) == ("someone/model", "abc")
+    assert (arguments.max_num_seqs, arguments.max_model_len) == (4, 32)
+    assert (arguments.max_num_batched_tokens, arguments.kv_cache_memory_bytes) == (128, 1 << 30)
+    assert arguments.enforce_eager
+    assert (arguments.enable_chunked_prefill, arguments.block_size) == (False, 32)
+    assert arguments.distributed_executor_backend.__name__ == "UniProcExecutor"
+    assert arguments.logits_processors == ["traitmill.engine.generation.top_p:Nucleus"]
+    assert arguments.additional_config == {"top_p": 0.9}
+    two = made(execution=Execution(tensor_parallel_size=2))._arguments()
+    assert two.distributed_executor_backend is None
+    for sampling in ({"top_p": 1.0}, {"top_k": 5}):
+        assert made(**sampling)._arguments().logits_processors is None
+
+
+def test_on_a_gpu_vllms_own_choices_stand() -> None:
+    from vllm import AsyncEngineArgs
+
+    arguments, own = made(gpu=True)._arguments(), AsyncEngineArgs(model="m")
+    for name in (
+        "enforce_eager",
+        "enable_chunked_prefill",
+        "block_size",
+        "distributed_executor_backend",
+        "logits_processors",
+        "additional_config",
+        "enable_sleep_mode",
+    ):
+        assert getattr(arguments, name) == getattr(own, name), name
+    assert (arguments.gpu_memory_utilization, arguments.dtype) == (0.5, "auto")
+    assert arguments.generation_config == "vllm"
+
+
+def test_a_cuda_build_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    require_cpu_build()
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"built for CUDA 12\.8 and sees no GPU"):
+        made().start()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (OSError("no file\nmore"), AccessError, "cannot load model someone/model: no file$"),
+        (ValueError(""), AccessError, "cannot load model someone/model: ValueError$"),
+        (RuntimeError("see above"), EngineDiedError, "did not start .*: of the log$"),
+    ],
+)
+def test_a_start_that_fails_names_model_and_reason(
+    error: Exception, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vllm
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(vllm.AsyncLLMEngine, "from_engine_args", fail)
+    engine = VllmEngine(
+        REF, Sampling(), Execution(), SIZE, on_gpu=False, last_error=lambda: "of the log"
+    )
+    with pytest.raises(kind, match=words):
+        engine.start()
+
+
+# --- requests ---
+
+
+async def test_a_response_is_what_was_sampled() -> None:
+    engine, scripted = answering()
+    response = await engine.generate(sample(n_tokens=30, rollout=1))
+    assert (response.status, response.response, response.finish_reason) == (
+        "ok",
+        "an answer",
+        "stop",
+    )
+    assert response.response_token_ids == (7, 8, 2)
+    assert response.logprobs is None
+    [(ids, parameters, _)] = scripted.asked
+    assert ids == list(range(10, 40))
+    assert (parameters.temperature, parameters.seed, parameters.max_tokens) == (0.7, 11, 2)
+    assert (parameters.top_p, parameters.top_k) == (1.0, 0), "left to the nucleus of our own"
+    assert engine.max_in_flight == 8
+
+
+async def test_a_checked_samples_logprobs_are_asked_of_the_finished_text() -> None:
+    engine, scripted = answering()
+    response = await engine.generate(sample())
+    assert response.logprobs == (-0.7, -0.8, -0.2)
+    (first, *_), (second, parameters, _) = scripted.asked
+    assert second == [*first, 7, 8, 2]
+    assert (parameters.temperature, parameters.max_tokens, parameters.prompt_logprobs) == (0, 1, 0)
+    assert len({name for _, _, name in scripted.asked}) == 2
+    full = await engine.generate(sample(n_tokens=29))
+    assert (full.status, full.logprobs) == ("ok", None), "no room for the question"
+
+
+def test_which_samples_are_checked() -> None:
+    checked = [
+        (instruction, question, rollout)
+        for instruction in range(2)
+        for question in range(4)
+        for rollout in range(17)
+        if is_checked(sample(question=question, rollout=rollout, instruction=instruction))
+    ]
+    assert checked == [(0, q, r) for q in (0, 1) for r in (0, 8, 16)]
+
+
+async def test_f18_white_space_is_an_empty_response() -> None:
+    engine, _ = answering(" \n")
+    assert (await engine.generate(sample(rollout=1))).status == "empty"
+
+
+async def test_f20_a_prompt_without_room_is_overlong_and_asks_nothing() -> None:
+    engine, scripted = answering()
+    response = await engine.generate(sample(n_tokens=32))
+    assert (response.status, response.error) == (
+        "overlong",
+        "prompt of 32 tokens, context of 32",
+    )
+    assert not scripted.asked
+    with pytest.raises(UsageError, match="judge prompt of 32 tokens, context of 32"):
+        await engine.next_logprobs(range(32), [1])
+
+
+async def test_a_request_that_vllm_refuses_fails_alone() -> None:
+    engine, _ = answering(error=ValueError("token id 99 is out of vocabulary\nand more"))
+    response = await engine.generate(sample())
+    assert (response.status, response.error) == ("failed", "token id 99 is out of vocabulary")
+
+
+async def test_f22_a_dead_engine_is_an_error_of_its_own() -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    engine, _ = answering(error=EngineDeadError())
+    engine._last_error = lambda: "out of memory"
+    with pytest.raises(
+        EngineDiedError, match=r"died: out of memory\. What was stored is safe"
+    ) as c:
+        await engine.generate(sample())
+    assert c.value.exit_code == ExitCode.ENGINE_DIED
+
+
+async def test_the_judge_gets_the_logprobs_of_named_tokens() -> None:
+    engine, scripted = answering()
+    assert await engine.next_logprobs([5, 6], [30, 40]) == {30: -3.0, 40: -4.0}
+    [(ids, parameters, _)] = scripted.asked
+    assert ids == [5, 6]
+    assert (parameters.logprob_token_ids, parameters.max_tokens) == ([30, 40], 1)
+
+
+# --- processes ---
+
+
+async def test_closing_an_engine_waits_for_its_own_processes_alone() -> None:
+    engine = made()
+    told: list[object] = []
+    engine._engine = SimpleNamespace(shutdown=told.append)
+    engine._processes = [SimpleNamespace(join=lambda seconds: told.append("joined"))]  # type: ignore[list-item]
+    await engine.close()
+    await engine.close()
+    assert told == [vllm_engine._SHUTDOWN_S, "joined"]
+
+
+STUBBORN = """
+import asyncio, os, signal, sys
+import psutil
+from traitmill.engine.generation import VllmEngine, size_engine
+from traitmill.engine.models import find_model
+from traitmill.engine.settings import Execution, Sampling
+
+async def main():
+    ref = find_model(sys.argv[1])
+    execution = Execution(batch_size=2)
+    size = size_engine(ref, execution, 64, on_gpu=False, free_bytes=2 << 30)
+    engine = VllmEngine(ref, Sampling(), execution, size, on_gpu=False)
+    engine.start()
+    [core] = [process.pid for process in engine._processes]
+    os.kill(core, signal.SIGSTOP)  # it hears no SIGTERM, so vLLM kills it
+    await engine.close()
+    print("left", psutil.pid_exists(core), flush=True)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_t32_a_closed_engine_leaves_no_zombie(model_folder: Path, tmp_path: Path) -> None:
+    """An engine's process that vLLM had to kill is waited for, or it stays defunct all run long."""
+    program = tmp_path / "stubborn.py"
+    program.write_text(STUBBORN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, program, model_folder],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.strip().splitlines()[-1] == "left False"

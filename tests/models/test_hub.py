@@ -1,0 +1,128 @@
+"""Which model is meant, and what is said where it cannot be had. The hub's own refusals are met in
+tests/faults/test_cli.py, by the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import httpx2
+import huggingface_hub
+import pytest
+
+from traitmill.engine.errors import AccessError, ExitCode
+from traitmill.engine.models import EMBEDDED, find_model, infer_model
+from traitmill.engine.models.hub import fingerprint
+
+CONFIG = {"model_type": "llama", "max_position_embeddings": 2048}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "mine"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps(CONFIG))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("experiment", "model"),
+    [
+        ("gemma_2b_cognitive", "google/gemma-2-2b-it"),
+        ("big_gemma_9b", "google/gemma-2-9b-it"),
+        ("llama_8b", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("demo", EMBEDDED),
+        ("demo_2", EMBEDDED),
+        ("demonstration", "google/gemma-2-2b-it"),
+        ("my_demo", "google/gemma-2-2b-it"),
+        ("", "google/gemma-2-2b-it"),
+    ],
+)
+def test_an_experiments_name_implies_a_model(experiment: str, model: str) -> None:
+    assert infer_model(experiment) == model
+
+
+def test_a_folder_is_named_by_itself_and_known_by_its_files(folder: Path) -> None:
+    found = find_model(f"{folder}/../mine")
+    assert (found.name, found.source, found.config) == ("mine", str(folder), CONFIG)
+    assert found.revision == fingerprint(folder)
+    assert found.is_local
+    assert found.hub_revision is None
+    assert found.context_length == 2048
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"text_config": {"max_position_embeddings": 9}, "max_position_embeddings": 5}, 9),
+        ({"max_position_embeddings": None}, 0),
+        ({"text_config": None}, 0),
+    ],
+)
+def test_a_context_is_the_text_models(folder: Path, config: dict, length: int) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    assert find_model(str(folder)).context_length == length
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "has no config.json; give a folder in Hugging Face format"),
+        (b"{", "cannot be read"),
+        (b"\xff", "cannot be read"),
+        (b"[]", "is not a JSON object"),
+    ],
+)
+def test_f23_a_folder_without_a_config_is_named(
+    folder: Path, content: bytes | None, words: str
+) -> None:
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_bytes(content)
+    with pytest.raises(AccessError, match=words) as caught:
+        find_model(str(folder))
+    assert str(folder) in str(caught.value)
+    assert caught.value.exit_code == ExitCode.ACCESS
+
+
+@pytest.mark.parametrize(
+    "name", ["./none", "/none", "~none/x", "a/b/c", "a b", "../x", "a--b", "a" * 300, "a\0b"]
+)
+def test_f23_what_is_neither_folder_nor_hub_name_is_refused(name: str) -> None:
+    with pytest.raises(
+        AccessError, match="neither a folder here nor a hub name; check `gen_model`"
+    ):
+        find_model(name)
+
+
+def test_f23_a_hub_that_cannot_be_reached_leaves_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(_: object, name: str) -> None:
+        raise httpx2.ConnectError(f"no route to {name}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "auth_check", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(AccessError, match="the hub cannot be reached: go online once") as caught:
+        find_model("someone/away")
+    assert f"`gen_model` {EMBEDDED}" in str(caught.value)
+
+
+def test_a_fingerprint_tells_fine_tunes_apart(folder: Path) -> None:
+    seen = {fingerprint(folder)}
+    large = folder / "model.safetensors"
+    large.write_bytes(bytes(3 << 20))
+    seen.add(fingerprint(folder))
+    with large.open("r+b") as file:  # the same size, other last bytes
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    seen.add(fingerprint(folder))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"a": 1}))
+    seen.add(fingerprint(folder))
+    (folder / "config.json").rename(folder / "other.json")
+    last = fingerprint(folder)
+    assert len({*seen, last}) == 5
+    (folder / "subfolder").mkdir()
+    (folder / "traitmill-complete").touch()
+    assert fingerprint(folder) == last
