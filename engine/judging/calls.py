@@ -7,6 +7,7 @@ left.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -33,6 +34,12 @@ _FILTERED = {
 _MOST_DENIED = 5
 """Answers in a row that deny key or model, of an endpoint that had accepted both, until they are
 believed."""
+_TOO_LARGE = re.compile(r"too large|must be reduced|reduce the (?:length|size)", re.IGNORECASE)
+"""In a 429: the one text is refused for its size, however long one waits."""
+_MOST_LIMITED = 12
+"""429s of one call, while so many others are answered, until it fails alone."""
+_MOST_DOWN = 24
+"""Server errors in a row, of all calls, until the endpoint counts as down."""
 _MOST_CHANGES = 3
 """Other forms of a request that one call may try."""
 
@@ -62,6 +69,7 @@ class Calls:
         self._client, self.throttle, self.meter, self.profile = client, throttle, meter, profile
         self._max_cost, self._backoff = max_cost, backoff
         self._answered, self._denied = False, 0
+        self._answers = self._down = 0
         self.known = False
         """Whether the profile is right; until then a rejected one is the prober's business."""
 
@@ -100,7 +108,7 @@ class Calls:
         calls start from.
         """
         prompt_tokens = sum(len(message["content"]) for message in messages) / 4
-        limited, rejected = 0, list[JudgeProfile]()
+        limited, answered, rejected = 0, self._answers, list[JudgeProfile]()
         form: JudgeProfile | None = None
         while True:
             async with self.throttle.slot(prompt_tokens + self.meter.mean_output) as ticket:
@@ -111,6 +119,13 @@ class Calls:
                     self.profile = profile if self.profile in rejected else self.profile
                     return answer
                 fault, wait = reply.fault(), wait_asked(reply.headers)
+                self._count_failure(reply, tally)
+                alone = _TOO_LARGE.search(fault.message) or self._passed_over(limited, answered)
+                if reply.status == 429 and alone:
+                    self.throttle.resumed()
+                    raise RejectedError(
+                        f"HTTP 429: {self._client.redact(fault.message)}", reply.text
+                    )
                 if reply.status == 429 and not fault.codes & FATAL:
                     pause = (
                         min(self._backoff * 2.0**limited, _LONGEST_BACKOFF)
@@ -128,6 +143,30 @@ class Calls:
                     return Answer("", "content_filter", self._client.redact(fault.message))
             rejected.append(profile)
             form = self._other_form(reply, rejected)
+
+    def _passed_over(self, limited: int, answered: int) -> bool:
+        """Return whether this call alone is held up: refused often while many others are answered."""
+        return min(limited, self._answers - answered) >= _MOST_LIMITED
+
+    def _count_failure(self, reply: Reply, tally: Meter) -> None:
+        """Count what a failure was billed at. Raise StoppedError where the endpoint is down.
+
+        It is down after so many server errors in a row, of all calls together.
+        """
+        if (used := reply.usage()) is not None:
+            tally.add(used)
+            self.meter.add(used, estimated=False)
+        if reply.status < 500:
+            return
+        self._down += 1
+        if self._down >= _MOST_DOWN:
+            said = self._client.redact(" ".join(reply.fault().message.split()))[:200]
+            raise self.stop(
+                StoppedError(
+                    f"{self._client.where} is down: {self._down} answers in a row were HTTP "
+                    f"{reply.status} ({said}); run the same command when it is up again"
+                )
+            )
 
     def _other_form(self, reply: Reply, rejected: Sequence[JudgeProfile]) -> JudgeProfile:
         """What to ask with after a failure, where another form may help; raises what else it means."""
@@ -194,6 +233,9 @@ class Calls:
             answer, tokens = reply.completion()
         except ValueError:
             self.throttle.resumed()
+            used = reply.usage() or Tokens(round(prompt_tokens), 0, 0)
+            tally.add(used)
+            self.meter.add(used, estimated=reply.usage() is None)
             raise TransientError(
                 f"the endpoint's {reply.status} holds no chat completion", reply.text
             ) from None
@@ -201,6 +243,7 @@ class Calls:
             tally.add(tokens)  # a verdict's row holds counts only
         counted = tokens or Tokens(round(prompt_tokens), 0, round(len(answer.text) / 4 + 0.5))
         self._answered, self._denied = True, 0
+        self._answers, self._down = self._answers + 1, 0
         self.meter.add(counted, estimated=tokens is None)
         self.throttle.answered(ticket, counted.input + counted.output)
         return answer

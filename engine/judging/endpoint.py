@@ -25,6 +25,7 @@ from .scoring import (
     raw_text,
     read_expected,
     read_integer,
+    splits_number,
     whole_numbers,
 )
 
@@ -181,25 +182,28 @@ class EndpointJudge:
                 return answer, reading
 
     def _check_measured(self, answer: Answer) -> None:
-        """Raise CallError for an answer without the log-probabilities asked for: the endpoint
-        changed, not the answer.
+        """Raise CallError where the endpoint does not measure as the verdict set does any more.
 
-        After a few in a row, StoppedError: the rest would be paid for in vain.
+        No log-probabilities come, or numbers come in several tokens: the endpoint changed, not the
+        answer. After a few in a row, StoppedError: the rest would be paid for in vain.
         """
-        if not answer.text or answer.alternatives:
+        split = splits_number(answer)
+        if not split and (not answer.text or answer.alternatives):
             self._unmeasured = 0
             return
+        lacking = "returns no log-probabilities any more"
+        if split:
+            lacking = "writes a number as several tokens now"
         self._unmeasured += 1
         if self._unmeasured >= _MOST_UNMEASURED:
             raise self._calls.stop(
                 StoppedError(
-                    f"judge {self._judging.model} at {self._client.where} returns no "
-                    f"log-probabilities any more, by "
-                    "which this verdict set is measured: begin another with `judge_mode` integer"
+                    f"judge {self._judging.model} at {self._client.where} {lacking}, by which this "
+                    "verdict set is measured: begin another with `judge_mode` integer"
                 )
             )
         raise CallError(
-            "no log-probabilities came, by which this verdict set is measured", answer.text
+            f"the endpoint {lacking}: it is no measurement of this verdict set", answer.text
         )
 
     # --- before the first verdict ---

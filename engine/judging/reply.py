@@ -15,6 +15,7 @@ _MOST_TOKENS = 1 << 26
 """More than any context; all attempts at one verdict together fit 32 bits."""
 FLAGGED = "flagged_input"
 """Our code for an error that OpenRouter marks so: its moderation refused a text."""
+_SERVER_ERROR = 502
 _LOGPROB_SLACK = 1e-2
 """Rounding puts certain tokens a little above log 1."""
 
@@ -35,7 +36,7 @@ class Reply:
             return Fault(self.text)
         if not isinstance(body, dict):
             return Fault(self.text)
-        error = body.get("error", body)
+        error = _stated_error(body) or body
         if not isinstance(error, dict):
             return Fault(str(error))
         message = error.get("message") or error.get("detail") or self.text
@@ -47,21 +48,28 @@ class Reply:
 
     @property
     def honest(self) -> Reply:
-        """The same under the status that the body states: some gateways send errors of their
-        providers as 200."""
-        if self.status >= 400 or '"choices"' in self.text:  # good answers need not be read twice
+        """The same under the status that the body states.
+
+        Some gateways send errors of their providers as 200, beside the choices or inside one. An
+        error without a code of its own is a server error.
+        """
+        if self.status >= 400 or '"error"' not in self.text:  # few answers are read twice
             return self
+        error = _stated_error(self._body())
+        if error is None:
+            return self
+        return Reply(_status_of(error), self.headers, self.text)
+
+    def _body(self) -> dict[str, Any]:
         try:
             body = json.loads(self.text)
         except (ValueError, RecursionError):
-            return self
-        error = body.get("error") if isinstance(body, dict) else None
-        code = error.get("code") if isinstance(error, dict) else None
-        return (
-            Reply(code, self.headers, self.text)
-            if isinstance(code, int) and 400 <= code < 600
-            else self
-        )
+            return {}
+        return body if isinstance(body, dict) else {}
+
+    def usage(self) -> Tokens | None:
+        """Return the tokens that the body reports, whatever else it holds."""
+        return _tokens(self._body().get("usage"))
 
     def completion(self) -> tuple[Answer, Tokens | None]:
         """The first choice, and the tokens used, None where they are not reported (or are no
@@ -74,7 +82,7 @@ class Reply:
             body = json.loads(self.text)
             choice = body["choices"][0]
             message = choice["message"]
-            text, refusal = message.get("content") or "", message.get("refusal") or ""
+            text, refusal = _joined(message.get("content")), message.get("refusal") or ""
             listed = (choice.get("logprobs") or {}).get("content") or []
             first = listed[0].get("top_logprobs") or [] if listed else []
             answer = Answer(
@@ -112,6 +120,37 @@ class Fault:
     """The parameter it is about, where named."""
     codes: frozenset[str] = frozenset()
     """Its `code` and `type`."""
+
+
+def _stated_error(body: Mapping[str, Any]) -> Any:
+    """Return the error that a body states, for the whole or for its first choice; else None."""
+    if body.get("error"):
+        return body["error"]
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return None
+    if choices[0].get("error"):
+        return choices[0]["error"]
+    if choices[0].get("finish_reason") == "error":
+        return {"message": "the provider ended the answer with an error"}
+    return None
+
+
+def _status_of(error: Any) -> int:
+    """Return the status that an error's code states, as a number or in digits."""
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, str) and code.isdecimal() and len(code) == 3:
+        code = int(code)
+    if isinstance(code, int) and 400 <= code < 600:
+        return code
+    return _SERVER_ERROR
+
+
+def _joined(content: Any) -> str:
+    """Return a message's content; one in parts is joined."""
+    if not isinstance(content, list):
+        return content or ""
+    return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
 def _logprob(value: Any) -> float:

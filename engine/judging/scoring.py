@@ -42,6 +42,14 @@ SCORE_SCHEMA: dict[str, Any] = {
 
 _MIN_WEIGHT = 0.25
 _INTEGER = re.compile(r"100|[1-9]?[0-9]")
+_ONE_NUMBER = re.compile(
+    r"(?:(?:score|rating|answer)\W{1,6})?(?P<score>100|[1-9]?[0-9])(?:\.0+)?\W{0,2}"
+    r"(?:%|\s*/\s*100|\s+out\s+of\s+100)?\W{0,2}",
+    re.IGNORECASE,
+)
+"""Forms that can mean one number only on a scale of 0 to 100."""
+_THOUGHT = re.compile(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[a-z]*\s*(?P<content>.*?)\s*```", re.DOTALL)
 _INTEGER_BEGUN = re.compile(r"[0-9]{0,3}")
 _NUMBER_BEGUN = re.compile(r"[-+]?\.?[0-9]")
 _REFUSAL = re.compile(r"\W*(refusal|refused|refuse)\W*", re.IGNORECASE)
@@ -109,7 +117,7 @@ def read_integer(answer: Answer) -> Reading:
 
     `truncated` only where more room could still turn the answer into a number.
     """
-    text = answer.text.strip()
+    text = spoken(answer.text)
     cut = answer.finish_reason == "length"
     if answer.refusal or answer.finish_reason == "content_filter" or _REFUSAL.fullmatch(text):
         return Reading("refused")
@@ -117,9 +125,22 @@ def read_integer(answer: Answer) -> Reading:
         _INTEGER_BEGUN.fullmatch(text) or (text.startswith("{") and not text.endswith("}"))
     ):
         return Reading("truncated")
-    if _INTEGER.fullmatch(text):
-        return Reading("scored", float(text))
-    return _read_object(text)
+    if found := _ONE_NUMBER.fullmatch(_undressed(text)):
+        return Reading("scored", float(found["score"]))
+    return _read_object(_undressed(text))
+
+
+def spoken(text: str) -> str:
+    """Return an answer without the thought before it. A thought that does not end is no answer."""
+    return _THOUGHT.sub("", text).strip()
+
+
+def _undressed(text: str) -> str:
+    """Return an answer without a code fence, emphasis or quotes around it."""
+    fenced = _FENCE.fullmatch(text)
+    if fenced:
+        text = fenced["content"]
+    return text.strip().strip("*_`\"'").strip()
 
 
 def _read_object(text: str) -> Reading:
@@ -153,6 +174,8 @@ def read_expected(answer: Answer) -> Reading:
         return Reading("refused")
     if _NUMBER_BEGUN.match(text) and not _INTEGER.fullmatch(text):
         return Reading("unparsable")
+    if splits_number(answer):
+        return Reading("unparsable")
     weight = total = 0.0
     for token, logprob in answer.alternatives.items():
         if _INTEGER.fullmatch(token.strip()):
@@ -162,6 +185,13 @@ def read_expected(answer: Answer) -> Reading:
     if weight >= _MIN_WEIGHT:
         return Reading("scored", round(min(total / weight, 100.0), 2))
     return Reading("unparsable")
+
+
+def splits_number(answer: Answer) -> bool:
+    """Return whether the answer is a number whose first token is only a part of it."""
+    text = answer.text.strip()
+    first = next((token.strip() for token in answer.tokens if token.strip()), text)
+    return bool(_INTEGER.fullmatch(text)) and first != text
 
 
 def whole_numbers(text: str, tokens: Sequence[str]) -> bool:

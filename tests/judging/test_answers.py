@@ -38,15 +38,11 @@ def test_whole_answers_are_scores(text):
     "text",
     [
         "",
-        "85/100",
         "150",
         "101",
         "-5",
         "+85",
         "085",
-        "85.",
-        "85.0",
-        "85%",
         "8 5",
         "٨٥",
         "The score is 85",
@@ -54,7 +50,6 @@ def test_whole_answers_are_scores(text):
         "1. It fits\n85",
         "[85]",
         '[["score", 85]]',
-        '"85"',
         "true",
         '{"score": 85.5}',
         '{"score": true}',
@@ -151,7 +146,60 @@ def test_f09_a_number_that_goes_on_is_no_score(text):
     first = re.match(r"[-+.]?[0-9]+", text)[0]
     top = {first: math.log(0.9), "7": math.log(0.08)}
     assert read_expected(Answer(text, alternatives=top)).status == "unparsable"
-    assert read_integer(Answer(text)).status == "unparsable"
+    if text not in ("85%", "85/100"):  # in words, where nothing is measured, it can mean 85 only
+        assert read_integer(Answer(text)).status == "unparsable"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Score: 85",
+        "score = 85",
+        "Rating: **85**",
+        "**85**",
+        "`85`",
+        '"85"',
+        "85.",
+        "85.0",
+        "85%",
+        "85/100",
+        "85 / 100",
+        "85 out of 100",
+        '```json\n{"score": 85}\n```',
+        "```\n85\n```",
+        "<think>20? No, more.</think>\n85",
+        "<thinking>It says 3 things.</thinking> Score: 85",
+    ],
+)
+def test_r14_r17_what_can_mean_one_number_only_is_read_at_once(text):
+    assert read_integer(Answer(text)) == Reading("scored", 85.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8/10",
+        "85/10",
+        "0.85",
+        "85.5",
+        "There are 5 reasons, so 9",
+        "eighty-five",
+        "I can't help with that",
+        "Score: 85 of 90",
+        "<think>It is 85",
+        "<think>85</think>",
+        "Score: 150",
+    ],
+)
+def test_r14_r17_what_can_mean_another_number_is_no_score(text):
+    assert read_integer(Answer(text)).score is None
+
+
+def test_t34_a_number_in_several_tokens_is_not_measured_by_its_first():
+    top = {"8": math.log(0.9), "9": math.log(0.1)}
+    assert read_expected(Answer("85", tokens=("8", "5"), alternatives=top)).score is None
+    whole = {"85": math.log(0.9), "95": math.log(0.1)}
+    assert read_expected(Answer("85", tokens=("85",), alternatives=whole)).score == 86.0
 
 
 def test_f10_a_refusal_is_none_whatever_else_was_likely():

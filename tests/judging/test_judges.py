@@ -7,7 +7,6 @@ import asyncio
 import csv
 import json
 import re
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,10 +15,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from rich.console import Console
 
 from tests.support import fakes, lab
 from tests.support.misbehaving_server import MisbehavingServer, Seen, completion, error
-from traitmill.cli import display, summary
+from traitmill.cli import summary
 from traitmill.engine.errors import (
     AccessError,
     EngineDiedError,
@@ -532,5 +532,5 @@ def test_the_expected_cost_stands_in_the_summary_of_an_unfinished_run(
     assert usage is not None
     assert 0 < usage.requests < judgeable
     dollars = usage.dollars * judgeable / usage.requests
-    display.Display(sys.stdout).summary(result)
+    summary.print_summary(Console(soft_wrap=True), result)
     assert f"judge: {usage}, ${dollars:.4f} expected in all" in capfd.readouterr().out

@@ -1,0 +1,154 @@
+"""What gateways and odd endpoints do to a judge: no wrong score, no money that is not counted."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.judging.test_endpoint import TRAIT, known, response
+from tests.support.misbehaving_server import MisbehavingServer, Reply, completion, error
+from traitmill.engine.errors import StoppedError
+from traitmill.engine.judging import cost
+from traitmill.engine.judging.capabilities import JudgeProfile
+
+EXPECTED = JudgeProfile(model="m", mode="expected", top_logprobs=20)
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def in_choice(**fault: object) -> Reply:
+    """A 200 whose choice carries a provider's error beside the text `8`."""
+    reply = completion("8", finish_reason="error")
+    reply.body["choices"][0]["error"] = {"message": "provider went away", **fault}
+    return reply
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"code": 502}, {"code": "500"}, {"code": 429}, {"code": "429"}, {}],
+    ids=["502", "500 in digits", "429", "429 in digits", "no code"],
+)
+async def test_t33_an_error_in_a_choice_is_repeated_and_never_scored(fault: dict) -> None:
+    with MisbehavingServer(script=[in_choice(**fault)]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 80.0, 2)
+
+
+async def test_t33_an_answer_that_ended_in_an_error_is_no_answer() -> None:
+    with MisbehavingServer(script=[completion("8", finish_reason="error")]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score) == ("scored", 80.0)
+
+
+async def test_t34_numbers_in_several_tokens_are_no_measurement_and_stop_the_judge() -> None:
+    def split(_seen: object) -> Reply:
+        return completion("85", tokens=[("8", {"8": 0.9, "9": 0.1}), ("5", {"5": 1.0})])
+
+    with MisbehavingServer(script=split) as server:
+        async with known(server, concurrency=1) as judge:
+            judge._calls.profile = EXPECTED
+            judged = [judge.judge(TRAIT, response(index=i)) for i in range(8)]
+            found = await asyncio.gather(*judged, return_exceptions=True)
+        asked = len(server.log)
+    verdicts = [each for each in found if not isinstance(each, BaseException)]
+    assert {(each.status, each.score) for each in verdicts} == {("failed", None)}
+    assert any(isinstance(each, StoppedError) for each in found)
+    assert "several tokens" in str(next(e for e in found if isinstance(e, StoppedError)))
+    assert asked <= 8
+
+
+@pytest.mark.parametrize("choices", [[], None])
+async def test_t35_what_an_empty_answer_cost_is_counted_and_the_limit_holds(
+    monkeypatch: pytest.MonkeyPatch, choices: list | None
+) -> None:
+    monkeypatch.setattr(cost, "load_prices", lambda _: {"m": cost.Price(10.0, 10.0, 10.0)})
+    empty = completion("")
+    empty.body["choices"] = choices
+    empty.body["usage"]["prompt_tokens"] = 1000
+
+    with MisbehavingServer(script=lambda _: empty) as server:
+        async with known(server, max_cost=0.1, concurrency=2) as judge:
+            judged = [judge.judge(TRAIT, response(index=i)) for i in range(40)]
+            found = await asyncio.gather(*judged, return_exceptions=True)
+            usage = judge.usage
+        answered = len(server.log)
+    assert any(isinstance(each, StoppedError) and "max_cost" in str(each) for each in found)
+    assert usage.dollars == pytest.approx(answered * 1005 * 10 / 1e6)
+    assert usage.dollars <= 0.11
+
+
+async def test_t35_text_in_parts_is_joined() -> None:
+    parts = completion("")
+    parts.body["choices"][0]["message"]["content"] = [
+        {"type": "text", "text": "8"},
+        {"type": "text", "text": "5"},
+    ]
+    with MisbehavingServer(script=[parts]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.score, verdict.attempts, verdict.input_tokens) == (85.0, 1, 100)
+
+
+@pytest.mark.parametrize("pause", [{}, {"retry_after": "0"}, {"retry_after": "25"}])
+async def test_t26_t36_a_text_that_is_too_large_fails_alone(pause: dict[str, str]) -> None:
+    def script(seen) -> Reply | None:
+        if "huge" not in seen.prompt:
+            return None
+        said = "Request too large for m: Limit 10, Requested 20. The input must be reduced."
+        return error(429, said, code="rate_limit_exceeded", **pause)
+
+    with MisbehavingServer(script=script) as server:
+        async with known(server, patience=20.0) as judge:
+            texts = ["huge", *[f"text {i}" for i in range(20)]]
+            judged = [judge.judge(TRAIT, response(text, i)) for i, text in enumerate(texts)]
+            large, *others = await asyncio.wait_for(asyncio.gather(*judged), 15)
+        asked = sum("huge" in seen.prompt for seen in server.log)
+    assert (large.status, large.score) == ("failed", None)
+    assert "too large" in large.error
+    assert asked == 1
+    assert {each.status for each in others} == {"scored"}
+
+
+async def test_t36_a_text_that_is_refused_again_and_again_fails_alone() -> None:
+    """A 429 that says nothing of a size, for one text only, while others are answered."""
+
+    def script(seen) -> Reply | None:
+        return error(429, "slow down", retry_after="0") if "poison" in seen.prompt else None
+
+    with MisbehavingServer(script=script) as server:
+        async with known(server, patience=60.0) as judge:
+            texts = ["poison", *[f"text {i}" for i in range(200)]]
+            judged = [judge.judge(TRAIT, response(text, i)) for i, text in enumerate(texts)]
+            held, *others = await asyncio.wait_for(asyncio.gather(*judged), 60)
+        asked = sum("poison" in seen.prompt for seen in server.log)
+    assert held.status == "failed"
+    assert asked < 60
+    assert {each.status for each in others} == {"scored"}
+
+
+async def test_t45_out_of_money_inside_a_200_stops_at_once() -> None:
+    broke = Reply(200, {"error": {"code": 402, "message": "no credits"}, "choices": None}, {})
+    with MisbehavingServer(script=lambda _: broke) as server:
+        async with known(server) as judge:
+            with pytest.raises(StoppedError, match="no quota left"):
+                await judge.judge(TRAIT, response())
+        assert len(server.log) == 1
+
+
+async def test_t27_an_endpoint_that_is_down_stops_the_judge_after_few_calls() -> None:
+    with MisbehavingServer(script=lambda _: error(500, "oops")) as server:
+        async with known(server) as judge:
+            judged = [judge.judge(TRAIT, response(index=i)) for i in range(40)]
+            found = await asyncio.gather(*judged, return_exceptions=True)
+        asked = len(server.log)
+    stopped = [each for each in found if isinstance(each, StoppedError)]
+    assert stopped
+    assert "is down" in str(stopped[0])
+    assert asked < 80
