@@ -33,10 +33,12 @@ import torch
 from torch import nn
 
 from benchmarks.common import RESULTS, machine, parser, record, shown, spread, table
+from tests.support.rows import response_row
 from traitmill.engine.capture.batching import Batch, Budget, padding_share, run_batches
 from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.pooling import Pooler, pool_weights
 from traitmill.engine.models.demo import embedded_folder
+from traitmill.engine.records import Response
 from traitmill.engine.settings import CaptureSettings
 
 LENGTHS = RESULTS / "capture-lengths.json"
@@ -52,7 +54,7 @@ def real_lengths() -> list[tuple[int, int]]:
     return [pairs[index] for index in order]
 
 
-def ragged_rows(n: int, vocab: int, seed: int = 0) -> list[CaptureRow]:
+def ragged_rows(n: int, vocab: int, seed: int = 0) -> list[Response]:
     """Rows of the real lengths, in turn, with random ids."""
     rng = np.random.default_rng(seed)
     lengths = real_lengths()
@@ -61,12 +63,12 @@ def ragged_rows(n: int, vocab: int, seed: int = 0) -> list[CaptureRow]:
         prompt, response = (
             tuple(map(int, rng.integers(3, vocab, size))) for size in lengths[index % len(lengths)]
         )
-        rows.append(CaptureRow("bench", f"{index:032x}", prompt, response, len(response)))
+        rows.append(response_row(f"{index:032x}", prompt, response, len(response)))
     return rows
 
 
-def length(row: CaptureRow) -> int:
-    return len(row.prompt_token_ids) + row.n_pooled
+def length(row: Response) -> int:
+    return len(row.sample.prompt_token_ids) + row.n_pooled
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Held:
         self.bytes = max(self.bytes, sum(tensor.nbytes for tensor in tensors))
 
 
-def padded(rows: Sequence[CaptureRow], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: Sequence[Response], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask `[rows, width]`, padded on the right with zeros."""
     width = max(map(length, rows))
     ids, mask = (
@@ -87,27 +89,29 @@ def padded(rows: Sequence[CaptureRow], device: torch.device) -> tuple[torch.Tens
         torch.zeros(len(rows), width, dtype=torch.long),
     )
     for place, row in enumerate(rows):
-        ids[place, : length(row)] = torch.tensor([*row.prompt_token_ids, *row.response_token_ids])
+        ids[place, : length(row)] = torch.tensor(
+            [*row.sample.prompt_token_ids, *row.response_token_ids]
+        )
         mask[place, : length(row)] = 1
     return ids.to(device), mask.to(device)
 
 
-def in_arrival_order(rows: Sequence[CaptureRow], size: int) -> Iterator[Sequence[CaptureRow]]:
+def in_arrival_order(rows: Sequence[Response], size: int) -> Iterator[Sequence[Response]]:
     yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def means_of(states: Sequence[torch.Tensor], rows: Sequence[CaptureRow]) -> torch.Tensor:
+def means_of(states: Sequence[torch.Tensor], rows: Sequence[Response]) -> torch.Tensor:
     """`[rows, layers, dim]`: response means of kept states, a row at a time."""
     found = []
     for place, row in enumerate(rows):
-        start = len(row.prompt_token_ids)
+        start = len(row.sample.prompt_token_ids)
         span = slice(start, start + row.n_pooled)
         found.append(torch.stack([state[place, span].float().mean(0) for state in states]))
     return torch.stack(found)
 
 
 @torch.inference_mode()
-def guide_method(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) -> None:
+def guide_method(model: Any, rows: Sequence[Response], size: int, held: Held) -> None:
     """Full model with LM head, every state kept, padded batches with a mask in arrival order, means
     after."""
     for chosen in in_arrival_order(rows, size):
@@ -118,7 +122,7 @@ def guide_method(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) 
 
 
 @torch.inference_mode()
-def without_head(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) -> None:
+def without_head(model: Any, rows: Sequence[Response], size: int, held: Held) -> None:
     """The guide's method on the base model."""
     for chosen in in_arrival_order(rows, size):
         ids, mask = padded(chosen, model.device)
@@ -130,7 +134,7 @@ def without_head(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) 
 
 
 @torch.inference_mode()
-def kept_stack(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) -> None:
+def kept_stack(model: Any, rows: Sequence[Response], size: int, held: Held) -> None:
     """Hooks whose outputs are stacked to `[layers, rows, tokens, dim]` and averaged afterwards."""
     blocks: Sequence[nn.Module] = model.model.layers
     for chosen in in_arrival_order(rows, size):
@@ -146,7 +150,7 @@ def kept_stack(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) ->
         stack = torch.stack(states)
         spans = torch.zeros(len(chosen), ids.shape[1], device=ids.device)
         for place, row in enumerate(chosen):
-            start = len(row.prompt_token_ids)
+            start = len(row.sample.prompt_token_ids)
             spans[place, start : start + row.n_pooled] = 1 / row.n_pooled
         torch.einsum("lbsd,bs->bld", stack, spans.to(stack.dtype)).float()
         held.note(*states, stack)
@@ -154,7 +158,7 @@ def kept_stack(model: Any, rows: Sequence[CaptureRow], size: int, held: Held) ->
 
 @torch.inference_mode()
 def pooled_in_hooks(
-    model: Any, batches: Sequence[Sequence[CaptureRow]], held: Held, *, masked: bool
+    model: Any, batches: Sequence[Sequence[Response]], held: Held, *, masked: bool
 ) -> None:
     """Base model with pooling hooks; nothing of a token's states is kept."""
     blocks = list(model.model.layers)
@@ -162,7 +166,7 @@ def pooled_in_hooks(
         ids, mask = padded(chosen, model.device)
         weights = pool_weights(
             ("response_mean",),
-            [(len(row.prompt_token_ids), row.n_pooled) for row in chosen],
+            [(len(row.sample.prompt_token_ids), row.n_pooled) for row in chosen],
             ids.shape[1],
         )
         pooler = Pooler(weights, len(blocks), model.config.hidden_size, model.device)
@@ -178,7 +182,7 @@ def pooled_in_hooks(
         held.note(pooler.pooled, weights)
 
 
-def sorted_batches(rows: Sequence[CaptureRow], tokens: int) -> list[list[CaptureRow]]:
+def sorted_batches(rows: Sequence[Response], tokens: int) -> list[list[Response]]:
     found = run_batches(
         [length(row) for row in rows], Budget(tokens), lambda batch: batch, lambda _error: False
     )
@@ -415,7 +419,7 @@ def flat(n_rows: int) -> dict[str, Any]:
         for start in range(0, n_rows, step):
             sizes = rng.integers(3, 12, (step, 2))
             rows = [
-                CaptureRow("flat", f"{start + i:032x}", (5,) * int(p), (7,) * int(r), int(r))
+                response_row(f"{start + i:032x}", (5,) * int(p), (7,) * int(r), int(r))
                 for i, (p, r) in enumerate(sizes)
             ]
             for result in model.capture(rows):

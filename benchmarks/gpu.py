@@ -32,6 +32,7 @@ from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.errors import TraitmillError
 from traitmill.engine.models.config import Shape, flash_with_soft_cap, has_soft_cap
 from traitmill.engine.models.machine import GPU_TOKENS
+from traitmill.engine.records import Response
 from traitmill.engine.settings import CaptureSettings
 
 from .capture import Held, kept_stack, length, ragged_rows
@@ -140,7 +141,7 @@ def failure(error: BaseException) -> Cell:
 def capture_cells(
     config: Any,
     device: str,
-    rows: Sequence[CaptureRow],
+    rows: Sequence[Response],
     budgets: Sequence[int],
     rate: float,
     cells: list[Cell],
@@ -182,7 +183,7 @@ def attentions(config: Any, device: str) -> tuple[str, ...]:
 
 
 def measured(
-    model: CaptureModel, rows: Sequence[CaptureRow], device: str, budget: int, rate: float
+    model: CaptureModel, rows: Sequence[Response], device: str, budget: int, rate: float
 ) -> Cell:
     """The median of three passes over `rows`, after a warm-up over a quarter of them."""
     lengths = [length(row) for row in rows]
@@ -201,7 +202,7 @@ def measured(
 
 
 def with_check(
-    model: CaptureModel, rows: Sequence[CaptureRow], device: str, budget: int, rate: float
+    model: CaptureModel, rows: Sequence[Response], device: str, budget: int, rate: float
 ) -> Cell:
     """The same with the self-check of a run on the same weights."""
     check = model._check  # noqa: SLF001  another model would be other weights
@@ -212,7 +213,7 @@ def with_check(
         check.mode = "off"
 
 
-def stack_kept(model: CaptureModel, rows: Sequence[CaptureRow], device: str) -> Cell:
+def stack_kept(model: CaptureModel, rows: Sequence[Response], device: str) -> Cell:
     """The `[layers, rows, tokens, dim]` stack of batch 16 on the same weights."""
     part = rows[: max(16, len(rows) // 8)]
     # The stack's hooks build their ids on the CPU; the model wants them where its embeddings are.
@@ -244,7 +245,7 @@ def release(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def generation_cell(config: Any, rows: Sequence[CaptureRow]) -> Cell:
+def generation_cell(config: Any, rows: Sequence[Response]) -> Cell:
     """Tokens/s of vLLM on dummy weights, 150 tokens a response whatever is sampled."""
     import vllm
 
@@ -269,7 +270,7 @@ def generation_cell(config: Any, rows: Sequence[CaptureRow]) -> Cell:
         sampling = [
             vllm.SamplingParams(**limits, seed=seed) for seed in range(len(rows))
         ]  # seeded, as the product's
-        prompts: Any = [{"prompt_token_ids": list(row.prompt_token_ids)} for row in rows]
+        prompts: Any = [{"prompt_token_ids": list(row.sample.prompt_token_ids)} for row in rows]
         engine.generate(prompts[:32], sampling[:32])
         start = time.perf_counter()
         engine.generate(prompts, sampling)
@@ -311,7 +312,7 @@ def markdown(found: dict[str, Any]) -> str:
             if "tokens_per_s" in cell
             else f"not measured: {cell['error']}"
         )
-        lines += ["", f"vLLM {cell['version']}, Gemma-2-{name.upper()} shape: {speed}."]
+        lines += ["", f"vLLM {cell['version']}, Gemma-2-{name.upper()} shape: {execution}."]
     return "\n".join(lines)
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 from benchmarks.common import GIB, GUIDE, PeakMemory, machine, parser, quietly, record, table
 from benchmarks.stand import SleepingJudge, Stand, whole, workload
+from tests.support.rows import response_row
+from traitmill.engine.capture import CaptureProcess
 from traitmill.engine.capture.batching import Budget, run_batches
 from traitmill.engine.generation.vllm_engine import on_gpu
 from traitmill.engine.models.config import Shape
@@ -106,11 +108,8 @@ async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> 
     """Capture batches of at most that many rows; growth over what the worker held once loaded."""
     samples = workload(ref, whole(max(rows, 4)), options.max_new_tokens)
     new = options.max_new_tokens
-    made = [
-        CaptureRow(s.trait, s.id, s.prompt_token_ids, s.prompt_token_ids[:new], new)
-        for s in samples
-    ]
-    lengths = [len(row.prompt_token_ids) + row.n_pooled for row in made]
+    made = [response_row(s.id, s.prompt_token_ids, s.prompt_token_ids[:new], new) for s in samples]
+    lengths = [len(row.sample.prompt_token_ids) + row.n_pooled for row in made]
     shape, free = Shape.from_config(ref.text_config), free_memory()
     limit = token_budget(shape, _ITEMSIZE, free, gpu=on_gpu()).tokens
     budget = Budget(limit, max_rows=rows)
@@ -118,7 +117,12 @@ async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> 
         batch.padded_tokens
         for batch, _ in run_batches(lengths, budget, lambda _: None, lambda _: False)
     )
-    worker = CaptureWorker(ref, CaptureSettings(), Execution(batch_size=rows, self_check="off"))
+    worker = CaptureProcess(
+        ref.source,
+        ref.hub_revision,
+        CaptureSettings(),
+        Execution(batch_size=rows, self_check="off"),
+    )
     try:
         await worker.start()
         await worker.capture(made[:1])

@@ -40,19 +40,6 @@ class Cost:
     peak_mib: float
 
 
-class Quiet(lab.LabLaunch):
-    """Backends that remember nothing."""
-
-    async def _load(self) -> None:
-        await super()._load()
-        for backend, name in (
-            (self.backends.generator, "calls"),
-            (self.backends.judge, "calls"),
-            (self.backends.capturer, "rows"),
-        ):
-            setattr(backend, name, Forgetful())
-
-
 class Forgetful(list[object]):
     """A log that is not kept."""
 
@@ -63,6 +50,17 @@ class Forgetful(list[object]):
         return self
 
 
+def _forget(kind: type, name: str) -> None:
+    """Have a fake remember nothing of what it did."""
+    made = kind.__init__
+
+    def init(self: object, *args: object, **more: object) -> None:
+        made(self, *args, **more)
+        setattr(self, name, Forgetful())
+
+    kind.__init__ = init  # type: ignore[misc]
+
+
 def rss_anon() -> float:
     """MiB of anonymous memory of this process."""
     status = Path("/proc/self/status").read_text()
@@ -71,7 +69,12 @@ def rss_anon() -> float:
 
 def measure(root: Path, samples: int) -> Cost:
     """Run `samples` samples of one trait in this process."""
-    lab.LabLaunch = Quiet  # type: ignore[misc]
+    for kind, name in (
+        (fakes.FakeGenerator, "calls"),
+        (fakes.FakeJudge, "calls"),
+        (fakes.FakeCapture, "rows"),
+    ):
+        _forget(kind, name)
     fakes.make_trait(root, "trait", fakes.definition(5, 20))
     warm = fakes.make_trait(root / "warm", "trait")
     lab.run(lab.Work(root / "warm", n=200, in_flight=64))

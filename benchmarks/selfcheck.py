@@ -24,6 +24,7 @@ from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.capture.reference import run_alone
 from traitmill.engine.models.demo import embedded_folder
 from traitmill.engine.models.hub import find_model
+from traitmill.engine.records import Response
 from traitmill.engine.settings import CaptureSettings
 
 DTYPES = ("bfloat16", "float32")
@@ -31,7 +32,7 @@ MODEL = "embedded/SmolLM2-135M-Instruct"
 POOLS = ("response_mean",)
 
 
-async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
+async def generate(n: int, dtype: str, max_new_tokens: int) -> list[Response]:
     """Responses of real vLLM to the demo's prompts, with the log-probs of all of them."""
     from benchmarks.stand import workload
     from traitmill.engine.generation import vllm_engine as generation
@@ -57,21 +58,10 @@ async def generate(n: int, dtype: str, max_new_tokens: int) -> list[CaptureRow]:
             responses = await asyncio.gather(*(engine.generate(sample) for sample in samples))
     finally:
         await engine.close()
-    return [
-        CaptureRow(
-            "bench",
-            response.sample.id,
-            tuple(response.sample.prompt_token_ids),
-            tuple(response.response_token_ids),
-            response.n_pooled,
-            response.logprobs,
-        )
-        for response in responses
-        if response.status == "ok"
-    ]
+    return [response for response in responses if response.status == "ok"]
 
 
-def check(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, Any]:
+def check(rows: Sequence[Response], path: str, dtype: str) -> dict[str, Any]:
     """What the self-check says of every row, and how far apart rows and layers are."""
     model = CaptureModel(
         path, CaptureSettings(pools=POOLS, dtype=dtype), self_check="all", generation_dtype=dtype
@@ -100,7 +90,7 @@ def _apart(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return distance
 
 
-def mistakes(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, float]:
+def mistakes(rows: Sequence[Response], path: str, dtype: str) -> dict[str, float]:
     """Mean |log-prob - vLLM's| over all tokens, in nats, when something is wrong."""
     model = CaptureModel(path, CaptureSettings(dtype=dtype), self_check="off")._model  # noqa: SLF001  it is to be damaged
     blocks = find_blocks(model, None)
@@ -112,7 +102,7 @@ def mistakes(rows: Sequence[CaptureRow], path: str, dtype: str) -> dict[str, flo
             reference = run_alone(
                 model,
                 blocks,
-                prompt_of(row.prompt_token_ids),
+                prompt_of(row.sample.prompt_token_ids),
                 row.response_token_ids,
                 n_pooled=row.n_pooled,
                 pools=POOLS,

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.common import ROOT
+from traitmill.engine.capture import CaptureProcess
 from traitmill.engine.capture.process import CaptureFacts
 from traitmill.engine.errors import UsageError
 from traitmill.engine.generation.sizing import GPU_SEQUENCES, size_engine
@@ -26,9 +27,10 @@ from traitmill.engine.models.chat import lazy_tokenizer
 from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import free_host_memory
 from traitmill.engine.models.placement import Placement, choose_placement
-from traitmill.engine.records import Response, Sample, Verdict
+from traitmill.engine.records import Activation, Response, Sample, Verdict
 from traitmill.engine.run.backends import STAGES, Backends, Clock, Judge, Stage
 from traitmill.engine.run.pipeline import Pipeline
+from traitmill.engine.run.prepare import Wanted, open_run
 from traitmill.engine.run.watchdog import tie_children
 from traitmill.engine.settings import (
     CaptureSettings,
@@ -38,6 +40,8 @@ from traitmill.engine.settings import (
     SampleCounts,
     Sampling,
 )
+from traitmill.engine.storage import TraitFolder
+from traitmill.engine.traits import make_plan
 from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, load_traits
 
 EXPERIMENT = ROOT / "experiments" / "demo"
@@ -104,12 +108,11 @@ def workload(ref: ModelRef, n: int, max_new_tokens: int) -> list[Sample]:
     """`n` samples as a run of the product has them, for methods that know no traits."""
     sampling = _identity(ref, max_new_tokens)
     tokenize = lazy_tokenizer(ref)
-    traits = load_traits({name: EXPERIMENT / name for name in TRAITS})
-    return [
-        s
-        for trait in traits
-        for s in expand(trait, {"pos": n // SIDES, "neg": n // SIDES}, sampling, tokenize)
-    ]
+    found = []
+    for trait in load_traits({name: EXPERIMENT / name for name in TRAITS}):
+        plan = make_plan(trait, {"pos": n // SIDES, "neg": n // SIDES}, sampling, tokenize)
+        found += [plan.sample(place, trait, tokenize) for place in range(len(plan))]
+    return found
 
 
 def whole(n: int) -> int:
@@ -157,14 +160,14 @@ class Stand:
         self.engine = engine(
             ref, self._identity, self._speed, self.size, on_gpu=self._gpu, stat_loggers=watches
         )
-        self._worker: CaptureWorker | None = None
+        self._worker: CaptureProcess | None = None
         self.facts: CaptureFacts | None = None
 
     def _settings(self, n: int, judging: JudgeSettings) -> RunSettings:
         return RunSettings(
             sampling=self._identity,
             counts=SampleCounts(n_examples=n // SIDES),
-            judging=judging,
+            judge=judging,
             capture_rows="all" if self._captures else "none",
             execution=self._speed,
         )
@@ -191,8 +194,12 @@ class Stand:
         loads = [asyncio.to_thread(self.engine.start)]
         if self._placement is not None:
             execution = replace(self._speed, capture_device=self._placement.capture_device)
-            self._worker = CaptureWorker(
-                self.ref, CaptureSettings(), execution, token_budget=self._placement.capture_tokens
+            self._worker = CaptureProcess(
+                self.ref.source,
+                self.ref.hub_revision,
+                CaptureSettings(),
+                execution,
+                token_budget=self._placement.capture_tokens,
             )
             loads.append(self._load_capture())
         await asyncio.gather(*loads)
@@ -216,28 +223,31 @@ class Stand:
         await self._forget()
         settings = self._settings(n, judging)
 
-        async def before_capture() -> None:
-            if close_engine:
-                await self.engine.close()
-
-        backends = Backends(
-            generator=self.engine,
-            judge=judge,
-            capturer=self._worker,
-            capture_facts=self.facts,
-            before_capture=before_capture if self._captures and not self._gpu else None,
-        )
+        capturer = None
+        if self._worker is not None and self.facts is not None:
+            capturer = _Placed(self, close_engine=close_engine)
+        backends = Backends(generator=self.engine, judge=judge, capturer=capturer)
         clocks: dict[Stage, Clock] = {stage: TimedClock() for stage in STAGES}
         notices: list[str] = []
         self._steps.clear()
         with TemporaryDirectory() as temp:
             jobs = [
-                open_job(
-                    trait, folder, settings, self.ref, lazy_tokenizer(self.ref), notices.append
+                open_run(
+                    Wanted(
+                        trait=trait,
+                        folder=TraitFolder(folder),
+                        settings=settings,
+                        generates=True,
+                        judges=True,
+                    ),
+                    self.ref,
+                    lazy_tokenizer(self.ref),
+                    notices.append,
                 )
                 for trait, folder in zip(*_copied(Path(temp)), strict=True)
             ]
-            pipeline = Pipeline(jobs, settings, backends, notices.append, clocks=clocks)
+            pipeline = Pipeline(jobs, settings, backends, notices.append)
+            pipeline.clocks = clocks
             start = time.perf_counter()
             await pipeline.run()
             makespan = time.perf_counter() - start
@@ -271,6 +281,34 @@ class Stand:
         await self.engine.close()
         if self._worker is not None:
             await self._worker.close()
+
+
+class _Placed:
+    """The stand's capture process as a run takes it: beside generation on a GPU, after it on a CPU."""
+
+    def __init__(self, stand: Stand, *, close_engine: bool) -> None:
+        self._stand, self._close_engine = stand, close_engine
+        self.beside_generation = stand._gpu  # noqa: SLF001 - the stand's own
+        self.placement = "stand"
+
+    @property
+    def self_check(self) -> dict[str, Any]:
+        return self._process.self_check
+
+    @property
+    def _process(self) -> CaptureProcess:
+        process = self._stand._worker  # noqa: SLF001 - as above
+        assert process is not None
+        return process
+
+    async def open(self) -> CaptureFacts:
+        if self._close_engine:
+            await self._stand.engine.close()
+        assert self._stand.facts is not None
+        return self._stand.facts
+
+    async def capture(self, responses: Sequence[Response]) -> list[Activation]:
+        return await self._process.capture(responses)
 
 
 def _copied(root: Path) -> tuple[list[Trait], list[Path]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import ExitStack
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -29,13 +30,12 @@ class Display(Listener):
     """
 
     def __init__(self) -> None:
-        stream = open_text(os.dup(1))
-        self.console = Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+        self._console = open_console(open_text(os.dup(1)))
         self._stack = ExitStack()
 
     def notice(self, line: str) -> None:
         """Write one line above the progress."""
-        self.console.print(options_in(line), markup=False)
+        self._console.print(options_in(line), markup=False)
 
     def began(self, progress: Progress) -> None:
         """Send libraries' output to the log, and show progress from a thread.
@@ -54,14 +54,14 @@ class Display(Listener):
         self._stack.close()
 
     def _watch(self, progress: Progress, over: threading.Event) -> None:
-        if not self.console.is_terminal:
+        if not self._console.is_terminal:
             while not over.wait(_PLAIN_EVERY_S):
                 if progress.elapsed:
                     self.notice(_line(progress))
             return
         # The process's own stdout belongs to the log; rich would bring it back to the screen.
         with Live(
-            console=self.console,
+            console=self._console,
             auto_refresh=False,
             transient=True,
             redirect_stdout=False,
@@ -69,6 +69,11 @@ class Display(Listener):
         ) as live:
             while not over.wait(_REDRAW_S):
                 live.update(_table(progress), refresh=True)
+
+
+def open_console(stream: TextIO) -> Console:
+    """Return a console that wraps no line elsewhere than on a terminal."""
+    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
 
 
 def _shown(progress: Progress) -> list[Stage]:

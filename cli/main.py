@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 import sys
 import traceback
@@ -9,7 +11,7 @@ from importlib import import_module
 
 import click
 
-from traitmill.engine.errors import ExitCode, ResourceError
+from traitmill.engine.errors import ExitCode, ResourceError, UsageError
 
 from .output import is_full, safe_streams
 from .render import as_error, complain
@@ -26,6 +28,10 @@ COMMANDS = {
     "doctor": "check this machine, a model and a judge before a run",
     "demo": "run everything once on the embedded model, without a GPU, a key or a hub",
 }
+
+
+LEAST_ADDRESS_SPACE = 4 << 30
+"""Below it PyTorch, Arrow and OpenBLAS abort, hang or fail in other ways."""
 
 
 class LazyGroup(click.Group):
@@ -57,6 +63,22 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="traitmill")
 def cli() -> None:
     """Turn trait definitions into judged responses, all-layer activations and trait vectors."""
+    _check_surroundings()
+
+
+def _check_surroundings() -> None:
+    """Refuse what libraries would choke on while they are imported, each in its own way."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "0")
+    if not epoch.isdecimal():
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH is {epoch[:40]!r}; set it to whole seconds since 1970, or unset it"
+        )
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= allowed < LEAST_ADDRESS_SPACE:
+        raise ResourceError(
+            f"a process may have only {allowed / 2**30:.1f} GiB of addresses here (ulimit -v); "
+            f"the libraries need {LEAST_ADDRESS_SPACE >> 30}: raise it, or limit memory by a cgroup"
+        )
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def run_to_end(
     The first Ctrl-C or SIGTERM lets the run store what is in hand, the second leaves at once.
     `goes_on`: the caller does the next step itself.
     """
-    from .display import Display
+    from .display import Display, open_console
     from .summary import print_summary
 
     prepare_environment()
@@ -60,7 +61,7 @@ def run_to_end(
         display.ended()
         # asyncio puts back the system's own handler.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print_summary(display.console, result, goes_on=goes_on)
+    print_summary(open_console(sys.stdout), result, goes_on=goes_on)
     if result.interrupted:
         # A thread may still be loading a model, and would be waited for.
         os._exit(ExitCode.INTERRUPTED)

@@ -13,6 +13,7 @@ import torch
 from benchmarks import capture as bench
 from benchmarks import gpu, selfcheck
 from tests.support.oracle import FAMILIES, VOCAB, build
+from tests.support.rows import response_row
 from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.models.config import Shape
 from traitmill.engine.settings import CaptureSettings
@@ -23,7 +24,7 @@ def test_every_method_computes_the_same_means(tmp_path, monkeypatch):
     ours = CaptureModel(build("llama", tmp_path), CaptureSettings(), self_check="off", threads=1)
     rows = bench.ragged_rows(6, VOCAB)
     expected = {
-        row.sample_id: result.pools["response_mean"]
+        row.sample.id: result.pools["response_mean"]
         for row, result in zip(rows, ours.capture(rows), strict=True)
     }
     kept = []
@@ -37,7 +38,7 @@ def test_every_method_computes_the_same_means(tmp_path, monkeypatch):
     for row, means in zip(rows, found, strict=True):
         # transformers' last state is after the final norm
         torch.testing.assert_close(
-            means[:-1], torch.tensor(expected[row.sample_id][:-1]), rtol=1e-4, atol=1e-5
+            means[:-1], torch.tensor(expected[row.sample.id][:-1]), rtol=1e-4, atol=1e-5
         )
     assert held.bytes > 0
 
@@ -47,7 +48,7 @@ def test_rows_are_the_same_each_time_and_as_long_as_stored_responses():
     rows = bench.ragged_rows(64, 1000)
     assert rows == bench.ragged_rows(64, 1000)
     pairs = sorted(zip(stored["prompt_tokens"], stored["response_tokens"], strict=True))
-    assert sorted((len(row.prompt_token_ids), row.n_pooled) for row in rows) == sorted(
+    assert sorted((len(row.sample.prompt_token_ids), row.n_pooled) for row in rows) == sorted(
         pairs + pairs
     )
     assert max(stored["response_tokens"]) <= stored["max_new_tokens"]
@@ -105,7 +106,7 @@ def test_the_self_checks_figures_see_each_mistake(tmp_path):
         alone = selfcheck.run_alone(
             loaded,
             blocks,
-            row.prompt_token_ids,
+            row.sample.prompt_token_ids,
             row.response_token_ids,
             n_pooled=row.n_pooled,
             pools=selfcheck.POOLS,
@@ -114,11 +115,8 @@ def test_the_self_checks_figures_see_each_mistake(tmp_path):
         return replace(row, logprobs=tuple(map(float, alone.logprobs)))
 
     rows = [
-        replace(
-            row,
-            prompt_token_ids=row.prompt_token_ids[:6],
-            response_token_ids=row.response_token_ids[:9],
-            n_pooled=9,
+        response_row(
+            row.sample.id, row.sample.prompt_token_ids[:6], row.response_token_ids[:9], 9
         )
         for row in bench.ragged_rows(3, VOCAB)
     ]
