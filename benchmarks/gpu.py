@@ -286,10 +286,10 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     for name, cells in found["capture"].items():
         lines += ["", f"Capture, Gemma-2-{name.upper()} shape:", ""]
-        lines += [
+        lines.append(
             "| attention | batch budget | rows/s | tokens/s | of the matrix rate | peak beside "
             "weights |"
-        ]
+        )
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
         for cell in cells:
             share = f"{cell['matrix_share']:.0%}" if "matrix_share" in cell else ""
@@ -368,9 +368,6 @@ def main() -> None:
             found["generation"][size] = generated[0]
             save()
     print(markdown(found))
-    from benchmarks import pages  # renders this module's table, so it imports it
-
-    pages.write()
 
 
 def version_of_vllm() -> str:

@@ -82,7 +82,8 @@ class DefinitionError(UsageError):
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
         count = len(self.faults)
-        head = f"{count} fault{'s' if count != 1 else ''} in the trait definitions; mend them and run again:"
+        faults = f"{count} fault{'s' if count != 1 else ''}"
+        head = f"{faults} in the trait definitions; mend them and run again:"
         super().__init__("\n".join([head, *(f"  {fault}" for fault in self.faults)]))
 
 

@@ -53,7 +53,7 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether running out of disk is behind an error (torch.save hides it behind one of its own)."""
+    """Whether running out of disk is behind an error (torch.save hides it behind its own)."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -286,7 +286,8 @@ class CaptureModel:
                 row.sample.trait, row.sample.id, dict(zip(self.pools, pooled, strict=True))
             )
         slot = int(np.flatnonzero(~finite.all(axis=0))[0])
-        error = f"sample {row.sample.id}: NaN or infinity at layer {self.layers[slot]} ({self.dtype}, {self.attention})"
+        where = f"layer {self.layers[slot]} ({self.dtype}, {self.attention})"
+        error = f"sample {row.sample.id}: NaN or infinity at {where}"
         return Activation(row.sample.trait, row.sample.id, error=error)
 
     def _compare(self, row: Response, pooled: np.ndarray) -> None:

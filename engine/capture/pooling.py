@@ -17,7 +17,7 @@ EMBEDDINGS = -1
 
 
 class Enough(Exception):  # noqa: N818  a signal, not an error: the last layer needed has been reached
-    """Raised by a hook to end the forward: later blocks, the final norm and the LM head do not run."""
+    """Raised by a hook to end the forward: later blocks, final norm and LM head do not run."""
 
 
 def pool_weights(

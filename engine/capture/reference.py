@@ -1,4 +1,4 @@
-"""One row run alone through transformers' own outputs: what the self-check compares capture with."""
+"""One row run alone through transformers' own outputs: what the self-check compares with."""
 
 from __future__ import annotations
 

@@ -27,8 +27,10 @@ class Tolerance:
     """Largest deviations that are rounding; docs/capture.md has the measurements behind them."""
 
     states: float
-    """|batched - alone| / |alone| of a pooled mean (2-norms), per layer; twice that for a pool of one token, whose
-    rounding nothing averages, and twice again for a mixture of experts, whose router rounding may switch.
+    """|batched - alone| / |alone| of a pooled mean (2-norms), per layer.
+
+    Twice that for a pool of one token, whose rounding nothing averages, and twice again for a
+    mixture of experts, whose router rounding may switch.
     """
     logprobs: float
     """Mean over a response's tokens of |capture model's log-prob - vLLM's|, in nats, times the cube
@@ -46,7 +48,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 
 def is_sampled(sample_id: str) -> bool:
-    """Whether `sample` mode looks at a row where no row has log-probs: the same rows in every run."""
+    """Whether `sample` mode looks at a row where no row has log-probs: the same in every run."""
     return zlib.crc32(sample_id.encode()) % ONE_IN == 0
 
 
@@ -191,9 +193,13 @@ class SelfCheck:
             inside = [i for i, index in enumerate(indices) if 0 <= index < n_states]
             moved = reference.states[:, [indices[i] for i in inside]]
             if inside and self._agree(_relative(batched[:, inside], moved)).all():
-                return f"It matches layer {self._layers[slot] + shift}: the blocks are off by one; check `blocks`."
+                matched = self._layers[slot] + shift
+                return f"It matches layer {matched}: the blocks are off by one; check `blocks`."
         if slot == 0:
-            return "It differs from the first layer on: rows were swapped, other tokens were pooled, or `blocks` is wrong."
+            return (
+                "It differs from the first layer on: rows were swapped, other tokens were pooled, "
+                "or `blocks` is wrong."
+            )
         return "Earlier layers agree: padding, positions or the attention mask are wrong."
 
     def logprobs(self, sample_id: str, expected: Sequence[float], reference: Reference) -> None:
@@ -219,7 +225,10 @@ class SelfCheck:
             allowed = _allowed(
                 self._all_logprobs_tolerance, self._logprob_tokens, self._logprob_size
             )
-            where = f"with it, log-probs of {self._logprob_rows} responses differ by {overall:.2g} nats a token"
+            where = (
+                f"with it, log-probs of {self._logprob_rows} responses differ by {overall:.2g} "
+                "nats a token"
+            )
             if overall <= allowed:
                 return
         causes = "the weights, the chat template or BOS, or the attention mask"
@@ -262,7 +271,7 @@ def _allowed(tolerance: float, tokens: int, size: float) -> float:
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """|found - expected| / |expected| over the last axis; infinite where only `expected` is zero."""
+    """|found - expected| / |expected| over the last axis; infinite where only `expected` is 0."""
     import numpy as np
 
     distance = np.linalg.norm(found - expected, axis=-1)

@@ -145,7 +145,7 @@ class Calls:
             form = self._other_form(reply, rejected)
 
     def _passed_over(self, limited: int, answered: int) -> bool:
-        """Return whether this call alone is held up: refused often while many others are answered."""
+        """Return whether this call alone is held up: refused often while others are answered."""
         return min(limited, self._answers - answered) >= _MOST_LIMITED
 
     def _count_failure(self, reply: Reply, tally: Meter) -> None:
@@ -169,7 +169,7 @@ class Calls:
             )
 
     def _other_form(self, reply: Reply, rejected: Sequence[JudgeProfile]) -> JudgeProfile:
-        """What to ask with after a failure, where another form may help; raises what else it means."""
+        """What to ask with after a failure, where another form may help; else raise."""
         fault, profile, better = reply.fault(), rejected[-1], None
         if reply.status in {400, 403, 422}:
             better = refine(profile, fault.param, fault.message, plainly=self.known)

@@ -171,7 +171,10 @@ class Client:
         said = self.redact(" ".join(fault.message.split()))[:_MESSAGE_CHARS] or "no text"
         what = f"HTTP {reply.status}: {said}"
         if fault.codes & _NO_QUOTA or reply.status == 402:
-            remedy = "add credit with your provider, then run the same command; what was made so far is saved"
+            remedy = (
+                "add credit with your provider, then run the same command; what was made so far is "
+                "saved"
+            )
             return StoppedError(f"judge {model} has no quota left: {remedy}")
         if fault.codes & _BAD_KEY or reply.status == 401:
             problem = "refused the key: put a valid" if self.has_key else "asks for a key: put its"

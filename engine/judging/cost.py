@@ -63,7 +63,7 @@ class Usage:
     """Answers that came without counts: theirs are estimates, four characters to a token."""
 
     def projected(self, remaining: int) -> float | None:
-        """Dollars at the end, if `remaining` more responses cost what those so far did on average."""
+        """Dollars at the end, if `remaining` more responses cost what those so far did."""
         if self.dollars is None or not self.requests:
             return self.dollars
         return self.dollars * (1 + remaining / self.requests)
@@ -166,7 +166,8 @@ def load_prices(path: Path = PRICES_FILE) -> dict[str, Price]:
         raise UsageError(f"the price table {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            f'the price table {path} is damaged; it holds {{"models": {{NAME: {{"input", "cached_input", "output"}}}}}}'
+            f'the price table {path} is damaged; it holds {{"models": {{NAME: {{"input", '
+            '"cached_input", "output"}}}'
         ) from None
 
 

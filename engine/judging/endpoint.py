@@ -240,7 +240,10 @@ class EndpointJudge:
             if asked == "expected" and profile.mode == "integer":
                 remedy = "use `judge_mode` auto"
                 if self._judging.mode == "auto":
-                    remedy = "its verdict set was measured so elsewhere; begin another with `judge_mode` integer"
+                    remedy = (
+                        "its verdict set was measured so elsewhere; begin another with "
+                        "`judge_mode` integer"
+                    )
                 raise UsageError(
                     f"`judge_mode` expected cannot be had of {self._judging.model}: it {lacking}; "
                     f"{remedy}"

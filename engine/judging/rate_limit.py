@@ -183,7 +183,7 @@ class Throttle:
 
     @property
     def pace(self) -> float:
-        """Requests a minute aimed at: what was allowed, or less where the endpoint proved slower."""
+        """Requests a minute aimed at: what was allowed, or less where the endpoint is slower."""
         return self._pace.rpm
 
     # --- the line ---

@@ -29,7 +29,7 @@ class Reply:
     text: str
 
     def fault(self) -> Fault:
-        """What the body says of an error, in the forms that OpenAI, vLLM and FastAPI servers use."""
+        """What the body says of an error, in the forms that OpenAI, vLLM and FastAPI use."""
         try:
             body = json.loads(self.text)
         except (ValueError, RecursionError):

@@ -31,7 +31,10 @@ SCORE_SCHEMA: dict[str, Any] = {
                     # null, because a judge that must write an integer invents one where the prompt
                     # allows REFUSAL
                     "type": ["integer", "null"],
-                    "description": "The number asked for, 0 to 100; null only in place of an answer such as REFUSAL.",
+                    "description": (
+                        "The number asked for, 0 to 100; null only in place of an answer such as "
+                        "REFUSAL."
+                    ),
                 }
             },
             "required": ["score"],

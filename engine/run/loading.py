@@ -1,4 +1,4 @@
-"""A run's real backends: the judge is asked first, then models are loaded, then taken down again."""
+"""A run's real backends: the judge is asked first, models loaded, then taken down again."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ class Pipeline:
         self._changed.set()
 
     def _fail_trait(self, run: TraitRun, error: TraitmillError) -> None:
-        """Nothing of a trait can be stored any more: what is under way of it must not be paid for."""
+        """Nothing of a trait can be stored any more: what is under way must not be paid for."""
         if run.error is None:
             run.error = error
             self.notice(f"{run.name}: {error}")
@@ -298,9 +298,9 @@ class Pipeline:
             if self._is_engine_free():
                 self._engine_free.set()
                 self._to_capture.push()
-            if all(run.settled or self._stuck(run) for run in self.runs):
-                if not self.stages["generation"].busy:
-                    return
+            over = all(run.settled or self._stuck(run) for run in self.runs)
+            if over and not self.stages["generation"].busy:
+                return
             await self._changed.wait()
 
     def _stuck(self, run: TraitRun) -> bool:

@@ -1,4 +1,4 @@
-"""Open a trait's folder for a run: what it holds against what is wanted now, the plan, the records."""
+"""Open a trait's folder for a run: what it holds against what is wanted, plan, records."""
 
 from __future__ import annotations
 
@@ -125,11 +125,12 @@ def _changes(record: RunRecord, wanted: Wanted) -> tuple[list[str], list[str]]:
     """Return what differs from the folder's run: (refused, allowed), one readable line each."""
     settings = wanted.settings
     refused = storage.differing(record.sampling.model_dump(), asdict(settings.sampling))
-    allowed = []
     old, new = record.definition, wanted.trait.as_json()
     counts = {name: getattr(record, name) for name in ("n_examples", "min_kept", "max_examples")}
-    for line in storage.differing(counts, asdict(settings.counts)):
-        allowed.append(f"{line} (the plan is extended, or a part of it selected)")
+    allowed = [
+        f"{line} (the plan is extended, or a part of it selected)"
+        for line in storage.differing(counts, asdict(settings.counts))
+    ]
     if old["instruction"] != new["instruction"]:
         refused.append("trait_definition.json: instruction was edited (it is part of every prompt)")
     if old["questions"] != new["questions"]:
@@ -146,9 +147,9 @@ def _changes(record: RunRecord, wanted: Wanted) -> tuple[list[str], list[str]]:
     chosen = storage.chosen(wanted.folder)
     if chosen.judge and chosen.judge_key != judge_key(settings.judge, wanted.trait):
         allowed.append("another judge or judge prompt: a new verdict set beside the old one")
-    if settings.capture_rows != "none" and chosen.capture:
-        if chosen.capture_key != capture_key(settings.capture):
-            allowed.append("other capture settings: a new activation set beside the old one")
+    captured = settings.capture_rows != "none" and chosen.capture
+    if captured and chosen.capture_key != capture_key(settings.capture):
+        allowed.append("other capture settings: a new activation set beside the old one")
     return refused, allowed
 
 

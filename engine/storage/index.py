@@ -122,8 +122,7 @@ def build_index(parts: PartSet, plan: Plan, pool: str | None = None) -> Index:
                 rows = np.arange(table.num_rows)
                 if pool is not None:
                     rows = rows[pc.equal(table["pool"], pool).to_numpy()]
-                    table = table.take(rows)
-                note(index, plan, path, table, rows)
+                note(index, plan, path, table.take(rows), rows)
         except FileNotFoundError:  # merged by a run at work since the parts were listed
             continue
         return index

@@ -63,7 +63,7 @@ class Journal:
             _write(self._descriptor, b"%s %s\n" % (_checksum(content), content))
 
     def rotate(self) -> Path | None:
-        """Begin another journal; return the one so far, to be deleted once a part holds its rows."""
+        """Begin another journal; return the one so far, to delete once a part holds its rows."""
         path, self._path = self._path, None
         if self._descriptor >= 0:
             os.close(self._descriptor)

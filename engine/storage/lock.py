@@ -1,4 +1,4 @@
-"""One writer per trait folder: a lock of the kernel's on this host, a name in the file for others."""
+"""One writer per trait folder: a kernel lock on this host, a name in the file for others."""
 
 from __future__ import annotations
 

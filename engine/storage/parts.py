@@ -86,7 +86,7 @@ class PartSet:
     # --- damage ---
 
     def _deal_with(self, path: Path, error: Exception) -> None:
-        """Set a damaged part aside, or list it. Raise ResourceError where the file is not at fault."""
+        """Set a damaged part aside, or list it. Raise ResourceError for other faults."""
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise ResourceError(
                 f"{path} cannot be read: {error}; what is stored is safe, run again"
@@ -204,7 +204,7 @@ class PartSet:
 
 
 def split_off(parts: PartSet, known: np.ndarray) -> int:
-    """Move rows of samples that are not `known` (`S32`, sorted) to the quarantine; return how many."""
+    """Quarantine rows of samples that are not `known` (`S32`, sorted); return how many."""
     lost = 0
     for path, table in parts.read(["sample_id"]):
         good = np.isin(ids_of(table), known)
@@ -243,7 +243,7 @@ def write_part(path: Path, kind: Kind, table: pa.Table) -> None:
 
 
 def _numbers(path: Path) -> tuple[int, int]:
-    """Return the first and the last of the parts whose rows a part holds; (0, 0) for other files."""
+    """Return the first and last of the parts whose rows a part holds; (0, 0) for others."""
     match = _PART.fullmatch(path.name)
     if match is None:
         return 0, 0

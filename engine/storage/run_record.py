@@ -27,7 +27,7 @@ class Stored(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
-        """Return what a file holds, None where there is none. Raise UsageError where it is damaged."""
+        """Return what a file holds, None where there is none. Raise UsageError if damaged."""
         try:
             found = cls.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):

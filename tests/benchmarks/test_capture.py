@@ -115,9 +115,7 @@ def test_the_self_checks_figures_see_each_mistake(tmp_path):
         return replace(row, logprobs=tuple(map(float, alone.logprobs)))
 
     rows = [
-        response_row(
-            row.sample.id, row.sample.prompt_token_ids[:6], row.response_token_ids[:9], 9
-        )
+        response_row(row.sample.id, row.sample.prompt_token_ids[:6], row.response_token_ids[:9], 9)
         for row in bench.ragged_rows(3, VOCAB)
     ]
     rows = [with_logprobs(row) for row in rows]

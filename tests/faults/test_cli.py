@@ -722,3 +722,28 @@ def test_f12_status_names_a_damaged_run_record(traitmill: Traitmill, copy: lab.W
     code, said = traitmill("status", "--experiment", "exp", "--experiments_dir", copy.root)
     assert code == ExitCode.USAGE
     assert "run.json is damaged" in said
+
+
+@pytest.mark.parametrize(
+    ("prefix", "code", "said"),
+    [
+        ("SOURCE_DATE_EPOCH=tomorrow", ExitCode.USAGE, "set it to whole seconds since 1970"),
+        ("ulimit -v 2000000;", ExitCode.RESOURCES, "may have only 1.9 GiB of addresses"),
+    ],
+)
+def test_surroundings_that_libraries_choke_on_are_one_clear_line(
+    tmp_path: Path, prefix: str, code: ExitCode, said: str
+) -> None:
+    """Arrow raises for such a date; below 4 GiB of addresses PyTorch or OpenBLAS abort or hang."""
+    result = subprocess.run(
+        ["bash", "-c", f"{prefix} exec {TRAITMILL} status --experiment none"]
+        if prefix.endswith(";")
+        else ["env", prefix, TRAITMILL, "status", "--experiment", "none"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=clean_environment(),
+    )
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

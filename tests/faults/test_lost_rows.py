@@ -106,4 +106,4 @@ def test_t49_status_names_a_damaged_part(traitmill: Traitmill, finished: Path) -
     assert "is damaged" in said
     _, said = traitmill("status", *on(finished), "--json")
     facts = json.loads(said)["traits"]["trait"]
-    assert len(facts["damaged"]) == 1
+    assert len(facts["faults"]) == 1

@@ -224,9 +224,7 @@ def test_the_local_judge_is_what_it_says(run: Run) -> None:
         columns = ["sample_id", "status", "score", "raw", "mode"]
         judged = np.flatnonzero(view.verdicts.status >= 0)
         rows = [
-            row
-            for table in view.tables("verdicts", judged, columns)
-            for row in table.to_pylist()
+            row for table in view.tables("verdicts", judged, columns) for row in table.to_pylist()
         ]
         margins = {}
         for row in rows:

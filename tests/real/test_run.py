@@ -142,7 +142,9 @@ def test_two_traits_over_an_http_judge_share_one_engine_and_overlap(
         assert rows_of(folder, "verdicts") == 40
         check_files(folder)
         paths = (folder / "parquet/verdicts").rglob("part-*.parquet")
-        table = [row for path in paths for row in pq.read_table(path, partitioning=None).to_pylist()]
+        table = [
+            row for path in paths for row in pq.read_table(path, partitioning=None).to_pylist()
+        ]
         assert {row["mode"] for row in table} <= {"integer", "expected"}
         assert all((row["score"] is not None) == (row["status"] == "scored") for row in table)
 

@@ -421,7 +421,8 @@ def test_no_verdict_or_activation_is_on_disk_before_its_response(
 
 
 def test_rounds_added_while_capture_lags_keep_every_row_with_its_sample(tmp_path: Path) -> None:
-    """`min_kept` moves positions in the plan while activations of earlier rounds are still on their way."""
+    """`min_kept` moves positions in the plan while activations of earlier rounds are still on their
+    way."""
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(counts=SampleCounts(n_examples=10, min_kept=25, max_examples=60))
     capturer = fakes.FakeCapture(settings.capture, delay=0.3)

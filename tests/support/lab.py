@@ -259,9 +259,8 @@ def journaled(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Rows of a kind that no part holds yet; a line that a kill cut off is none."""
     found = []
     for path in sorted((folder / "parquet" / kind).rglob(".journal-*")):
-        for line in path.read_text().splitlines():
-            if line.endswith("}"):
-                found.append(json.loads(line.partition(" ")[2]))
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        found += [json.loads(line.partition(" ")[2]) for line in lines]
     return found
 
 

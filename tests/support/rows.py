@@ -14,7 +14,8 @@ def response_row(
     n_pooled: int,
     logprobs: Sequence[float] | None = None,
 ) -> Response:
-    """A response named `name`, of which `n_pooled` tokens count: all, or all but a closing end token."""
+    """A response named `name`, of which `n_pooled` tokens count: all, or all but a closing end
+    token."""
     sample = Sample("trait", name, "pos", 0, 0, 0, "i", "q", "p", tuple(prompt), 1)
     reason = "length" if n_pooled == len(response) else "stop"
     made = Response(

@@ -129,7 +129,7 @@ def test_a_vector_without_its_metadata_is_one_clear_line(folder, content):
     beside.unlink() if content is None else beside.write_bytes(content)
     with pytest.raises(
         UsageError,
-        match=r"probe_layer1_metadata\.json is missing or damaged; make it anew: traitmill.fit_v",
+        match=r"probe_layer1_metadata\.json is missing or damaged; make it anew: traitmill.fit_e",
     ):
         load_vector(folder, "probe", 1)
 
