@@ -92,7 +92,6 @@ def start(root: Path, url: str) -> subprocess.Popen[bytes]:
         "--batch_size",
         4,
     ]
-    command += ["--flush_seconds", 0.5]
     with (root / "out").open("ab") as out:
         return subprocess.Popen(
             list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out, stderr=out

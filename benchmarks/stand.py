@@ -40,7 +40,7 @@ from traitmill.engine.settings import (
     SampleCounts,
     Sampling,
 )
-from traitmill.engine.storage import TraitFolder
+from traitmill.engine.storage import TraitFolder, now
 from traitmill.engine.traits import make_plan
 from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, load_traits
 
@@ -107,7 +107,7 @@ class Run:
 def workload(ref: ModelRef, n: int, max_new_tokens: int) -> list[Sample]:
     """`n` samples as a run of the product has them, for methods that know no traits."""
     sampling = _identity(ref, max_new_tokens)
-    tokenize = lazy_tokenizer(ref)
+    tokenize = lazy_tokenizer(ref)(now())
     found = []
     for trait in load_traits({name: EXPERIMENT / name for name in TRAITS}):
         plan = make_plan(trait, {"pos": n // SIDES, "neg": n // SIDES}, sampling, tokenize)

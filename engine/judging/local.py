@@ -41,9 +41,10 @@ class NextTokenEngine(Protocol):
 
 @dataclass(slots=True)
 class _Calibration:
-    """The offset of one trait, on its way."""
+    """The offset of one trait, on its way, and the time that its prompts state."""
 
     waiting: set[str]
+    moment: str
     margins: list[float] = field(default_factory=list)
     offset: asyncio.Future[float] = field(default_factory=asyncio.Future)
 
@@ -87,9 +88,14 @@ class LocalJudge:
         self._calibrations: dict[str, _Calibration] = {}
         self._token_ids = _word_ids(tokenizer, model)
 
-    def open_trait(self, trait: str, waiting: Iterable[str], offset: float | None) -> None:
-        """Announce a trait: the frozen offset, or else the calibration samples still expected."""
-        calibration = _Calibration(set(waiting))
+    def open_trait(
+        self, trait: str, waiting: Iterable[str], offset: float | None, moment: str
+    ) -> None:
+        """Announce a trait: the frozen offset, or else the calibration samples still expected.
+
+        `moment` is the time for a template that asks, in ISO 8601.
+        """
+        calibration = _Calibration(set(waiting), moment)
         self._calibrations[trait] = calibration
         if offset is not None:
             calibration.offset.set_result(offset)
@@ -120,7 +126,9 @@ class LocalJudge:
         prompt = fill(local_prompt(trait), question=question, answer=answer)
         token_ids = [*self._token_ids["yes"], *self._token_ids["no"]]
         try:
-            prompt_token_ids = await asyncio.to_thread(chat_token_ids, self._tokenizer, prompt)
+            prompt_token_ids = await asyncio.to_thread(
+                chat_token_ids, self._tokenizer, prompt, self._calibrations[trait.name].moment
+            )
             logprobs = await self._engine.next_logprobs(prompt_token_ids, token_ids)
         except UsageError as too_long:
             self.skip(response)

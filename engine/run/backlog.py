@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -151,21 +152,25 @@ class Backlog:
                 await self._more.wait()
 
     async def _read_back(self) -> None:
+        """Move stored responses of one trait to memory; none has moved if this is cancelled."""
         run, queue = next(iter(self._stored.items()))
-        ids = np.array([queue.popleft() for _ in range(min(_READ_BACK, len(queue)))], "S32")
-        if not queue:
-            del self._stored[run]
+        ids = np.array([*islice(queue, _READ_BACK)], "S32")
         if run.state.responses.pending()[run.state.plan.positions(ids)].any():
             await self._writer.flush(run)
-        if run.error is not None:
-            return
         state = run.state
-        try:
-            positions = state.plan.positions(ids)
-            responses = await asyncio.to_thread(lambda: list(state.read_responses(positions)))
-        except TraitmillError as error:
-            self._writer.on_error(run, error)
+        positions = state.plan.positions(ids)
+        responses: list[Response] = []
+        if run.error is None:
+            try:
+                responses = await asyncio.to_thread(lambda: list(state.read_responses(positions)))
+            except TraitmillError as error:
+                self._writer.on_error(run, error)
+        if self._stored.get(run) is not queue:  # dropped meanwhile
             return
+        for _ in ids:
+            queue.popleft()
+        if not queue:
+            del self._stored[run]
         if run.error is None:
             self._live.extend((run, response) for response in responses)
 

@@ -262,9 +262,9 @@ async def _run(
     started = time.monotonic()
     folders = [each.folder for each in wanted]
     with lock_traits(folders, force_unlock=force_unlock):
-        tokenize = lazy_tokenizer(ref)
+        tokenizers = lazy_tokenizer(ref)
         runs = [
-            await asyncio.to_thread(open_run, w, ref, tokenize, listener.notice) for w in wanted
+            await asyncio.to_thread(open_run, w, ref, tokenizers, listener.notice) for w in wanted
         ]
         work = _work(runs, ref, listener, generates=generates, judges=wanted[0].judges)
         if not (work.generates or work.judges or work.captures):

@@ -256,7 +256,7 @@ class _Loader:
             expected = {*run.ungenerated(), *run.unjudged().tolist()}
             waiting = [position for position in run.calibration() if position in expected]
             ids = [run.state.plan.ids[position].decode() for position in waiting]
-            judge.open_trait(run.name, ids, run.offset)
+            judge.open_trait(run.name, ids, run.offset, run.state.record.created)
         return replace(backends, judge=judge, on_skipped=judge.skip, on_starved=judge.give_up)
 
     # --- ends ---

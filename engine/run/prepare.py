@@ -44,11 +44,14 @@ class Wanted:
     new_run: bool = False
 
 
-def open_run(wanted: Wanted, ref: ModelRef, tokenize: Tokenize, notice: Notice) -> TraitRun:
-    """Open a folder whose lock is held.
+def open_run(
+    wanted: Wanted, ref: ModelRef, tokenizers: Callable[[str], Tokenize], notice: Notice
+) -> TraitRun:
+    """Open a folder whose lock is held; `tokenizers` gives the tokenizer of the run's moment.
 
     Raise SettingsChangedError with a diff where settings that define the samples differ;
-    ResourceError where rows were lost that this command cannot make again. Nothing is written then.
+    ResourceError where rows were lost that this command cannot make again; AccessError where the
+    tokenizer or its template cannot be used. Nothing is written then.
     """
     folder = wanted.folder
     record = _record(wanted, notice)
@@ -59,20 +62,18 @@ def open_run(wanted: Wanted, ref: ModelRef, tokenize: Tokenize, notice: Notice) 
         record = new
     elif wanted.generates:
         record = new.model_copy(update={"created": record.created, "versions": record.versions})
-    plan = None
-    if not wanted.generates:
-        plan = load_plan(folder.plan)
-        if plan is None:
-            raise UsageError(
-                f"{folder.path} has no readable plan; generate again (no stored row is redone)",
-                folder.step("generate"),
-            )
-    record.save(folder.run_record)
-    if plan is None:
+    tokenize = tokenizers(record.created)
+    if wanted.generates:
         n_planned: dict[Polarity, int] = dict.fromkeys(
             POLARITIES, wanted.settings.counts.n_examples
         )
-        plan = planned(wanted.trait, folder, wanted.settings, n_planned, tokenize)
+        stored = None if record is new else load_plan(folder.plan)
+        plan = planned(wanted.trait, wanted.settings, n_planned, tokenize, stored)
+        record.save(folder.run_record)
+        if plan is not stored:
+            plan.save(folder.plan)
+    else:
+        plan = _need_plan(folder)
     state = _recovered(wanted, record, plan, notice)
     return TraitRun(
         trait=wanted.trait,
@@ -82,6 +83,16 @@ def open_run(wanted: Wanted, ref: ModelRef, tokenize: Tokenize, notice: Notice) 
         state=state,
         decided=not wanted.generates,
     )
+
+
+def _need_plan(folder: TraitFolder) -> Plan:
+    plan = load_plan(folder.plan)
+    if plan is None:
+        raise UsageError(
+            f"{folder.path} has no readable plan; generate again (no stored row is redone)",
+            folder.step("generate"),
+        )
+    return plan
 
 
 # --- what the folder was made with ---

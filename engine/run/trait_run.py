@@ -16,7 +16,7 @@ from ..outputs import Exported, export_trait, is_exported
 from ..records import POLARITIES, Polarity, Sample
 from ..settings import RunSettings
 from ..storage import KINDS, Journal, JudgeFacts, Kind, TraitFolder, TraitState
-from ..traits import Plan, Trait, load_plan, make_plan, plan_key
+from ..traits import Plan, Trait, make_plan, plan_key
 from .backends import Stage
 
 Tokenize = Callable[[str], tuple[int, ...]]
@@ -122,7 +122,8 @@ class TraitRun:
         if not counts.min_kept or n_planned == state.plan.n_planned:
             self.decided = True
             return False
-        plan = planned(self.trait, self.folder, self.settings, n_planned, self.tokenize)
+        plan = planned(self.trait, self.settings, n_planned, self.tokenize, state.plan)
+        plan.save(self.folder.plan)
         self.state = state.with_plan(plan)
         self.count()
         return True
@@ -234,17 +235,15 @@ def asked(settings: RunSettings) -> dict[str, object]:
 
 def planned(
     trait: Trait,
-    folder: TraitFolder,
     settings: RunSettings,
     n_planned: dict[Polarity, int],
     tokenize: Tokenize,
+    stored: Plan | None,
 ) -> Plan:
-    """Return the plan for so many samples a side: the stored one when it is the same."""
-    plan = load_plan(folder.plan)
-    if plan is None or plan.key != plan_key(trait, n_planned, settings.sampling):
-        plan = make_plan(trait, n_planned, settings.sampling, tokenize)
-        plan.save(folder.plan)
-    return plan
+    """Return the plan for so many samples a side: the stored one where it is that."""
+    if stored is not None and stored.key == plan_key(trait, n_planned, settings.sampling):
+        return stored
+    return make_plan(trait, n_planned, settings.sampling, tokenize)
 
 
 def _refuse_other(folder: TraitFolder, known: storage.CaptureFacts, loaded: CaptureFacts) -> None:

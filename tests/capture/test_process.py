@@ -57,7 +57,7 @@ def tiny_job(root: Path, model: str, **changes: object) -> tuple[TraitRun, RunSe
     wanted = Wanted(
         trait=trait, folder=TraitFolder(folder), settings=run, generates=True, judges=True
     )
-    return open_run(wanted, ref, tokenize, lambda _: None), run, ref
+    return open_run(wanted, ref, lambda _: tokenize, lambda _: None), run, ref
 
 
 class Placed:

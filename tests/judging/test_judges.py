@@ -98,7 +98,7 @@ async def go(
         )
         for trait, folder in zip(traits, folders, strict=True)
     ]
-    with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenize):
+    with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenizers):
         return await commands._run(
             wanted, fakes.REF, Listener(), stop, backends, force_unlock=False
         )
@@ -387,7 +387,10 @@ def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path
         judge = LocalJudge(Words(), Words(), settings.judge, "words", lambda *_: None)
         ids = runs[0].state.plan.ids
         judge.open_trait(
-            "trait", [ids[position].decode() for position in runs[0].calibration()], None
+            "trait",
+            [ids[position].decode() for position in runs[0].calibration()],
+            None,
+            runs[0].state.record.created,
         )
         work = fakes.pipeline(
             runs,

@@ -79,7 +79,7 @@ class Run:
             "yes_no_prompt": "{question}\n\n{answer}\n\nIs this text a fairy tale story? Answer Yes or No.",
         }
         self.folders = {name: fakes.make_trait(root, name, content) for name in TRAITS}
-        tokenize = lazy_tokenizer(self.ref)
+        tokenizers = lazy_tokenizer(self.ref)
         self.runs = [
             open_run(
                 Wanted(
@@ -90,7 +90,7 @@ class Run:
                     judges=True,
                 ),
                 self.ref,
-                tokenize,
+                tokenizers,
                 print,
             )
             for trait in load_traits(self.folders)
@@ -114,7 +114,7 @@ class Run:
         )
         for one in self.runs:
             ids = [one.state.plan.ids[place].decode() for place in one.calibration()]
-            judge.open_trait(one.name, ids, None)
+            judge.open_trait(one.name, ids, None, one.state.record.created)
         backends = Backends(
             generator=self.engine, judge=judge, capturer=self.spy, on_skipped=judge.skip
         )

@@ -98,8 +98,6 @@ def test_two_traits_over_an_http_judge_share_one_engine_and_overlap(
         "48",
         "--batch_size",
         "8",
-        "--flush_seconds",
-        "1",
         "--judge_rpm",
         "6000",
     ]
@@ -228,7 +226,7 @@ def test_the_demo_from_nothing_to_a_report(tmp_path: Path) -> None:
             assert vector.dtype == torch.float32
     check_recommendation(said, target)
     assert (target / "report.html").stat().st_size > 10_000
-    for word in ("generated", "judged", "kept", "AUROC", "[", "generation", "files", "next"):
+    for word in ("generated", "judged", "kept", "AUROC", "[", "generation", "files", "look at"):
         assert word in said
     again = traitmill("demo", cwd=tmp_path)
     assert again.returncode == 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,10 @@ TEXTS = (
 
 def tokenize(prompt: str) -> tuple[int, ...]:
     return tuple(prompt.encode())
+
+
+def tokenizers(_moment: str) -> Callable[[str], tuple[int, ...]]:
+    return tokenize
 
 
 def token_ids(sample_id: str) -> tuple[int, ...]:
@@ -215,7 +219,7 @@ def open_runs(
                 new_run=new_run,
             ),
             REF,
-            tokenize,
+            tokenizers,
             notice,
         )
         for trait, folder in zip(traits, folders, strict=True)

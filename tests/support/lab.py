@@ -165,7 +165,7 @@ async def _run(work: Work, ready: Any) -> int:
             print(line)
 
     try:
-        with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenize):
+        with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenizers):
             result = await generate(
                 work.root / "exp",
                 work.traits,
