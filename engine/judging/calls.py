@@ -16,8 +16,8 @@ from .capabilities import JudgeProfile, Message, refine
 from .client import FATAL, CallError, Client, LateError, RejectedError, TransientError
 from .cost import Meter, Tokens
 from .rate_limit import Throttle, Ticket, wait_asked
+from .reading import Answer
 from .reply import FLAGGED, Reply
-from .scoring import Answer
 
 T = TypeVar("T")
 

@@ -15,19 +15,17 @@ from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, 
 from .client import FATAL, CallError, Client, RejectedError, TransientError
 from .cost import Meter, Usage, find_price, need_price
 from .rate_limit import Throttle, wait_asked
-from .reply import Reply
-from .scoring import (
-    PLAIN_REQUEST,
+from .reading import (
     Answer,
     Reading,
-    escape_surrogates,
-    judge_key,
-    raw_text,
     read_expected,
     read_integer,
     splits_number,
+    spoken,
     whole_numbers,
 )
+from .reply import Reply
+from .scoring import PLAIN_REQUEST, escape_surrogates, judge_key, raw_text
 
 __all__ = ["EndpointJudge", "JudgeProfile"]
 
@@ -176,8 +174,12 @@ class EndpointJudge:
                 cap = RAISED_CAP
             elif reading.status == "unparsable" and not asked_again:
                 asked_again = True
-                said = {"role": "assistant", "content": raw_text(answer.text) or "(no answer)"}
-                messages = [*messages, said, {"role": "user", "content": PLAIN_REQUEST}]
+                said = raw_text(spoken(answer.text)) or "(no answer)"
+                messages = [
+                    *messages,
+                    {"role": "assistant", "content": said},
+                    {"role": "user", "content": PLAIN_REQUEST},
+                ]
             else:
                 return answer, reading
 
@@ -262,7 +264,7 @@ class EndpointJudge:
             if profile.mode == "integer":
                 plain = (
                     profile.schema
-                    and not answer.text.strip().startswith("{")
+                    and not spoken(answer.text).startswith("{")
                     and answer.finish_reason != "length"
                 )
                 return replace(profile, schema=False) if plain else profile

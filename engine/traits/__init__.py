@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from .definition import DEFINITION_FILE, Trait, fill, load_traits
 from .plan import Plan, Tokenize, counts_per_instruction, load_plan, make_plan, plan_key
+from .scale import FULL, LARGEST, Scale
 
 __all__ = [
     "DEFINITION_FILE",
+    "FULL",
+    "LARGEST",
     "Plan",
+    "Scale",
     "Tokenize",
     "Trait",
     "counts_per_instruction",
