@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from ..errors import AccessError, StoppedError, TraitmillError
+from ..traits import FULL, Scale
 from .capabilities import JudgeProfile, Message, refine
 from .client import FATAL, CallError, Client, LateError, RejectedError, TransientError
 from .cost import Meter, Tokens
@@ -73,10 +74,12 @@ class Calls:
         self.known = False
         """Whether the profile is right; until then a rejected one is the prober's business."""
 
-    async def answer(self, messages: Sequence[Message], cap: int, tally: Meter) -> Answer:
+    async def answer(
+        self, messages: Sequence[Message], cap: int, tally: Meter, scale: Scale = FULL
+    ) -> Answer:
         """One answer; transient trouble is retried after random, exponentially growing pauses."""
         return await self.retried(
-            ATTEMPTS if self.known else PROBE_ATTEMPTS, self._attempt, messages, cap, tally
+            ATTEMPTS if self.known else PROBE_ATTEMPTS, self._attempt, messages, cap, tally, scale
         )
 
     async def retried(
@@ -100,7 +103,9 @@ class Calls:
         )
         return await retrying(function, *arguments)
 
-    async def _attempt(self, messages: Sequence[Message], cap: int, tally: Meter) -> Answer:
+    async def _attempt(
+        self, messages: Sequence[Message], cap: int, tally: Meter, scale: Scale
+    ) -> Answer:
         """Stand in line and ask once.
 
         A 429 goes back into line, however often, as long as patience lasts; so does a request whose
@@ -113,7 +118,8 @@ class Calls:
         while True:
             async with self.throttle.slot(prompt_tokens + self.meter.mean_output) as ticket:
                 profile = form or self.profile  # as it is now, not as it was when the wait began
-                reply = await self._send(profile.request(messages, cap), prompt_tokens, cap, tally)
+                request = profile.request(messages, cap, scale)
+                reply = await self._send(request, prompt_tokens, cap, tally)
                 if reply.status < 400:
                     answer = self._receive(reply, ticket, prompt_tokens, tally)
                     self.profile = profile if self.profile in rejected else self.profile

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ..errors import AccessError, StoppedError, UsageError
 from ..records import Response, Verdict
 from ..settings import JudgeLimits, JudgeSettings
-from ..traits import Trait, fill
+from ..traits import Scale, Trait, fill
 from .calls import PROBE_ATTEMPTS, Calls, MendableError
 from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
 from .client import FATAL, CallError, Client, RejectedError, TransientError
@@ -25,7 +25,7 @@ from .reading import (
     whole_numbers,
 )
 from .reply import Reply
-from .scoring import PLAIN_REQUEST, escape_surrogates, judge_key, raw_text
+from .scoring import escape_surrogates, judge_key, plain_request, raw_text
 
 __all__ = ["EndpointJudge", "JudgeProfile"]
 
@@ -131,7 +131,7 @@ class EndpointJudge:
         )
         tally, reading, error = Meter(None), None, ""
         try:
-            answer, reading = await self._decide(escape_surrogates(prompt), tally)
+            answer, reading = await self._decide(escape_surrogates(prompt), trait.scale, tally)
             raw = answer.text or answer.refusal
         except CallError as failure:
             raw, error = failure.raw, str(failure)
@@ -154,7 +154,7 @@ class EndpointJudge:
 
     # --- one verdict ---
 
-    async def _decide(self, prompt: str, tally: Meter) -> tuple[Answer, Reading]:
+    async def _decide(self, prompt: str, scale: Scale, tally: Meter) -> tuple[Answer, Reading]:
         """Ask; once more where the answer cannot be read, and once with more room where it was cut
         off."""
         messages: list[Message] = [{"role": "user", "content": prompt}]
@@ -163,12 +163,12 @@ class EndpointJudge:
         self._asked_short += cap == CAP
         asked_again = False
         while True:
-            answer = await self._calls.answer(messages, cap, tally)
+            answer = await self._calls.answer(messages, cap, tally, scale)
             if self._calls.profile.mode == "expected":
                 self._check_measured(answer)
-                reading = read_expected(answer)
+                reading = read_expected(answer, scale)
             else:
-                reading = read_integer(answer)
+                reading = read_integer(answer, scale)
             if reading.status == "truncated" and cap < RAISED_CAP:
                 self._cut_short += 1
                 cap = RAISED_CAP
@@ -178,7 +178,7 @@ class EndpointJudge:
                 messages = [
                     *messages,
                     {"role": "assistant", "content": said},
-                    {"role": "user", "content": PLAIN_REQUEST},
+                    {"role": "user", "content": plain_request(scale)},
                 ]
             else:
                 return answer, reading

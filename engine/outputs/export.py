@@ -325,6 +325,7 @@ def judge_summary(state: TraitState) -> dict[str, Any]:
         "mode_asked": facts and facts.mode,
         "kind": facts and facts.kind,
         "offset": facts and facts.offset,
+        "scale": facts and list(facts.scale),
         "key": state.judge_key,
         "histogram": {"pos": histogram(pos), "neg": histogram(neg)},
         "auroc": None,

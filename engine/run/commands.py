@@ -18,7 +18,7 @@ from ..settings import RunSettings, check_threshold
 from ..storage import TraitFolder, lock_traits
 from ..traits import load_traits
 from .backends import Backends
-from .folder_settings import check_judge, recorded_trait, resolve
+from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
 from .loading import Work, open_backends
 from .log import new_log
 from .pipeline import Pipeline
@@ -66,7 +66,7 @@ async def generate(
     name, said = model_of(folders, model, Path(experiment).name)
     listener.notice(f"model: {name}{said}")
     ref = find_model(name)
-    for line in remarks:
+    for line in [*remarks, *scale_remarks(definitions.values(), given.get("threshold"))]:
         listener.notice(line)
     wanted = [
         Wanted(
@@ -105,7 +105,7 @@ async def judge(
     settings, remarks = resolve(folders, {**given, "capture": "none"})
     check_machine(folders, _any(settings))
     check_judge(_any(settings))
-    for line in remarks:
+    for line in [*remarks, *scale_remarks(edited.values())]:
         listener.notice(line)
     first = _any(settings)
     if first.judge.is_local:

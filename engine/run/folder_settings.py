@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..judging import OPENAI, read_base_url
 from ..models import ModelRef
 from ..settings import DEFAULTS, CaptureSettings, JudgeSettings, RunSettings, Sampling, apply
 from ..storage import RunRecord, TraitFolder
-from ..traits import Trait
+from ..traits import FULL, Scale, Trait, other_scale
 
 
 def resolve(
@@ -121,7 +121,30 @@ def recorded_trait(name: str, record: RunRecord, edited: Trait | None = None) ->
         questions=tuple(definition["questions"]),
         eval_prompt=prompts["eval_prompt"],
         yes_no_prompt=prompts.get("yes_no_prompt"),
+        scale=Scale(prompts.get("score_min", FULL.low), prompts.get("score_max", FULL.high)),
     )
+
+
+def scale_remarks(traits: Iterable[Trait], threshold: float | None = None) -> list[str]:
+    """Return a line for each definition whose scale is not what it seems.
+
+    `threshold` is the one given now: it is always one of 0 to 100.
+    """
+    lines = []
+    for trait in traits:
+        scale = trait.scale
+        if asked := other_scale(trait.eval_prompt, scale):
+            lines.append(
+                f"{trait.name}: eval_prompt asks for {asked}, and its answers are read on a scale "
+                f'of {scale}: put "score_min": {asked.low}, "score_max": {asked.high} into the '
+                "definition, or ask for the other"
+            )
+        if threshold and scale.high < FULL.high and threshold <= scale.high:
+            lines.append(
+                f"{trait.name}: `threshold` {threshold:g} is one of 0 to 100; on the trait's own "
+                f"scale of {scale}, {threshold:g} is {scale.percent(threshold):g}"
+            )
+    return lines
 
 
 def check_judge(settings: RunSettings) -> None:

@@ -249,6 +249,7 @@ def _judge_facts(settings: RunSettings, trait: Trait) -> JudgeFacts:
         kind=kind,
         prompt=prompt,
         begun=storage.now(),
+        scale=(trait.scale.low, trait.scale.high),
     )
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 LARGEST = 1000
 """The highest end of a scale."""
+_TO = r"\s*(?:to|and|through|-|\u2013|\u2014)\s*"
+_ENDS = rf"(?P<low>[0-9]{{1,4}}){_TO}(?P<high>[0-9]{{1,4}})(?![0-9.]*[0-9])"
+_ASKED = re.compile(
+    rf"(?:\bfrom|\bbetween|\b(?:scale|range)(?:\s+of|\s+from|\s+is|:)?)\s*[\[(]?{_ENDS}"
+    rf"|(?<![0-9.]){_ENDS.replace('low', 'first').replace('high', 'last')}\s+(?:scale|rating)\b"
+    r"|(?<![0-9.])(?P<points>[0-9]{1,4})[- ]point\s+(?:\w+\s+)?scale\b",
+    re.IGNORECASE,
+)
+"""Where a judge's prompt names the ends of a scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +38,18 @@ class Scale:
 
 
 FULL = Scale()
+
+
+def other_scale(prompt: str, scale: Scale) -> Scale | None:
+    """Return the first scale that a judge's prompt asks for, None where `scale` is among them.
+
+    Of a scale of so many points, the lower end is a guess: 1.
+    """
+    asked = []
+    for found in _ASKED.finditer(prompt):
+        low, high = found["low"] or found["first"] or "1", found["high"] or found["last"]
+        asked.append(Scale(int(low), int(high or found["points"])))
+    rising = [each for each in asked if each.low < each.high]
+    if scale in rising or not rising:
+        return None
+    return rising[0]

@@ -15,7 +15,7 @@ from traitmill.engine.errors import AccessError, StoppedError, UsageError
 from traitmill.engine.judging import cost
 from traitmill.engine.judging.capabilities import CAP, RAISED_CAP, JudgeProfile
 from traitmill.engine.judging.endpoint import EndpointJudge
-from traitmill.engine.judging.scoring import PLAIN_REQUEST, judge_key
+from traitmill.engine.judging.scoring import judge_key, plain_request
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.settings import JudgeLimits, JudgeSettings
 from traitmill.engine.storage import row_table, verdict_row
@@ -103,7 +103,7 @@ async def test_no_call_is_wasted_after_the_probe(persona, model, calls, mode, ef
     assert all(seen.body.get("reasoning_effort") == effort for seen in server.log[probed:])
     prompts = {seen.prompt for seen in server.log[probed:]}
     filled = "How calm is this?\nQ: How?\nA: so calm\nNumber:"
-    assert prompts == {filled if persona != "plain" else f"{filled}\n\n{PLAIN_REQUEST}"}
+    assert prompts == {filled if persona != "plain" else f"{filled}\n\n{plain_request()}"}
 
 
 async def test_a_profile_survives_json_and_saves_the_probe():
@@ -570,7 +570,7 @@ async def test_f09_an_unreadable_answer_is_asked_about_once(text):
     assert (mended.status, mended.score, mended.attempts) == ("scored", 80.0, 2)
     assert [message["role"] for message in again] == ["user", "assistant", "user"]
     assert again[1]["content"] == text
-    assert again[2]["content"] == PLAIN_REQUEST
+    assert again[2]["content"] == plain_request()
 
     with MisbehavingServer(script=lambda _: completion(text)) as server:
         async with known(server) as judge:
