@@ -207,7 +207,11 @@ JUDGE = (
     setting("judge_patience", "Longest wait an endpoint may ask for, in seconds.", "Judge"),
     setting("max_cost", "Stop resumably at so many dollars; 0 is off.", "Judge"),
 )
-THRESHOLD = setting("threshold", "pos is kept at or above, neg below.", "Judge", common=True)
+FILTERS = (
+    setting("threshold", "pos is kept at or above, neg below.", "Filters", common=True),
+    setting("neg_threshold", "neg is kept below.  [that of --threshold]", "Filters", kind=float),
+    setting("paired", "Keep a sample only where its twin of the other side passes.", "Filters"),
+)
 CAPTURE_ROWS = setting("capture", "Whose activations.", "Capture", choices=["all", "kept"])
 CAPTURE = (
     setting("pool", f"Comma-separated: {', '.join(POOLS)}.  [{POOLS[0]}]", "Capture", kind=str),

@@ -175,13 +175,24 @@ class CaptureSettings:
             )
 
 
-def check_threshold(threshold: float) -> float:
-    """Return the threshold: pos is kept at or above it, neg below it. Raise UsageError."""
+def check_thresholds(threshold: float, neg_threshold: float | None = None) -> float | None:
+    """Return the threshold of neg, None where it is that of pos.
+
+    pos is kept at or above `threshold`, neg below `neg_threshold`. Raise UsageError.
+    """
+    for name, value in (("threshold", threshold), ("neg_threshold", neg_threshold)):
+        _require(
+            value is None or (math.isfinite(value) and 0 <= value <= 100),
+            f"`{name}` must lie between 0 and 100, not {value}",
+        )
+    if neg_threshold is None or neg_threshold == threshold:
+        return None
     _require(
-        math.isfinite(threshold) and 0 <= threshold <= 100,
-        f"`threshold` must lie between 0 and 100, not {threshold}",
+        neg_threshold < threshold,
+        f"`neg_threshold` {neg_threshold:g} must not be above `threshold` {threshold:g}: what lies "
+        "between would pass on both sides",
     )
-    return threshold
+    return neg_threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,10 +235,15 @@ class RunSettings:
     """Whose activations are captured: every response's, only kept ones', or nobody's."""
     threshold: float = 50.0
     """pos is kept at or above it, neg below it. A change only exports again."""
+    neg_threshold: float | None = None
+    """neg is kept below it; None is `threshold`."""
+    paired: bool = False
+    """Whether a sample counts only where its twin passes: the same instruction pair, question and
+    repeat on the other side."""
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        check_threshold(self.threshold)
+        check_thresholds(self.threshold, self.neg_threshold)
 
 
 DEFAULTS = RunSettings()
@@ -250,7 +266,7 @@ _FLAT: dict[str, tuple[str, str]] = {
     "capture_dtype": ("capture", "dtype"),
     "attention": ("capture", "attention"),
     "capture": ("", "capture_rows"),
-    "threshold": ("", "threshold"),
+    **{name: ("", name) for name in ("threshold", "neg_threshold", "paired")},
     **{
         name: ("execution", name)
         for name in (

@@ -58,6 +58,8 @@ def _recorded(folder: TraitFolder) -> RunSettings | None:
             max_examples=record.max_examples,
         ),
         threshold=chosen.threshold,
+        neg_threshold=chosen.neg_threshold,
+        paired=chosen.paired,
     )
     if chosen.judge is not None:
         judge: Any = {"model": chosen.judge.model, "mode": chosen.judge.mode}

@@ -14,7 +14,7 @@ from ..judging import judge_key, local_prompt
 from ..models import ModelRef
 from ..outputs import is_exported
 from ..records import POLARITIES, Polarity
-from ..settings import CaptureSettings, RunSettings
+from ..settings import CaptureSettings, RunSettings, check_thresholds
 from ..storage import (
     Choice,
     JudgeFacts,
@@ -234,6 +234,8 @@ def _choice(wanted: Wanted) -> Choice:
         capture=facts,
         pools=pools,
         threshold=settings.threshold,
+        neg_threshold=check_thresholds(settings.threshold, settings.neg_threshold),
+        paired=settings.paired,
     )
 
 

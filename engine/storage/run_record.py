@@ -142,6 +142,8 @@ class Selection(Stored):
     """Key of the activation set."""
     pools: tuple[str, ...]
     threshold: float
+    neg_threshold: float | None = None
+    paired: bool = False
     digest: str = ""
     """Of what the files were written from; empty while an export is under way."""
     rows: dict[str, int] = {}

@@ -60,14 +60,16 @@ def chosen(folder: TraitFolder, use_judge: str | None = None) -> Choice:
     pools = capture.pools if capture else ()
     if selection and selection.capture:
         pools = selection.pools
-    threshold = selection.threshold if selection else Choice(judge_key="").threshold
+    shown = {}
+    if selection:
+        shown = selection.model_dump(include={"threshold", "neg_threshold", "paired"})
     return Choice(
         judge_key=judge_key,
         judge=judges.get(judge_key),
         capture_key=capture_key,
         capture=capture,
         pools=pools,
-        threshold=threshold,
+        **shown,
     )
 
 
