@@ -201,6 +201,11 @@ JUDGE = (
         "Judge",
     ),
     setting("judge_mode", "How a score is read.", "Judge", choices=["auto", "expected", "integer"]),
+    setting(
+        "judge_extra",
+        "JSON object that every request to the judge holds too.  [none, or the folder's]",
+        "Judge",
+    ),
     setting("judge_rpm", "Requests per minute.", "Judge"),
     setting("judge_tpm", "Tokens per minute; 0 is off.", "Judge"),
     setting("judge_concurrency", "Requests in flight.  [auto]", "Judge", kind=AutoInt(0)),

@@ -6,6 +6,7 @@ Messages name a setting in backquotes, as `temperature`; the command line shows 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -105,10 +106,49 @@ class JudgeSettings:
     model: str = DEFAULT_JUDGE
     """A model at an OpenAI-compatible endpoint, `local` (the loaded engine), or `local:MODEL`."""
     mode: Literal["auto", "integer", "expected"] = "auto"
+    extra: str = ""
+    """What a request's body holds beside our own keys: a JSON object, as `read_extra` writes it."""
+
+    def __post_init__(self) -> None:
+        _require(
+            not (self.extra and self.is_local),
+            f"`judge_extra` is for a judge at an endpoint; `judge_model` {self.model} has none",
+        )
 
     @property
     def is_local(self) -> bool:
         return self.model == LOCAL_JUDGE or self.model.startswith(f"{LOCAL_JUDGE}:")
+
+
+def read_extra(given: str | Mapping[str, Any]) -> str:
+    """Return what is to be added to a judge's requests as canonical JSON, empty where it is none.
+
+    Raise UsageError where it is no JSON object, or holds what a request is made of.
+    """
+    found: Any = given
+    try:
+        if isinstance(given, str):
+            found = json.loads(given or "{}", parse_constant=_refuse_constant)
+        text = json.dumps(found, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        found, text = None, ""
+    shown = " ".join(str(given).split())[:60]
+    _require(
+        isinstance(found, Mapping),
+        f'`judge_extra` must be a JSON object, like {{"reasoning": {{"enabled": false}}}}; '
+        f"{shown!r} is none",
+    )
+    owned = sorted(_OWN_KEYS & set(found))
+    _require(not owned, f"`judge_extra` cannot set {', '.join(owned)}: these are the judge's own")
+    return text if found else ""
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+_OWN_KEYS = frozenset({"model", "messages", "n", "stream", "logprobs", "top_logprobs"})
+"""Of a request's body: another value would make other verdicts, or answers that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +295,7 @@ _FLAT: dict[str, tuple[str, str]] = {
     **{name: ("counts", name) for name in ("n_examples", "min_kept", "max_examples")},
     "judge_model": ("judge", "model"),
     "judge_mode": ("judge", "mode"),
+    "judge_extra": ("judge", "extra"),
     **{
         f"judge_{name}": ("limits", name)
         for name in ("base_url", "rpm", "tpm", "concurrency", "patience")
@@ -302,6 +343,8 @@ def apply(given: Mapping[str, Any], base: RunSettings = DEFAULTS) -> RunSettings
         groups.setdefault(group, {})[field_name] = value
     if isinstance(pools := groups.get("capture", {}).get("pools"), str):
         groups["capture"]["pools"] = tuple(pool.strip() for pool in pools.split(","))
+    if "extra" in groups.get("judge", {}):
+        groups["judge"]["extra"] = read_extra(groups["judge"]["extra"])
     direct = groups.pop("", {})
     changed = {group: replace(getattr(base, group), **fields) for group, fields in groups.items()}
     return replace(base, **changed, **direct)

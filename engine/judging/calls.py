@@ -8,7 +8,8 @@ left.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ..errors import AccessError, StoppedError, TraitmillError
@@ -41,6 +42,7 @@ _MOST_LIMITED = 12
 """429s of one call, while so many others are answered, until it fails alone."""
 _MOST_DOWN = 24
 """Server errors in a row, of all calls, until the endpoint counts as down."""
+_CAPS = frozenset({"max_tokens", "max_completion_tokens"})
 _MOST_CHANGES = 3
 """Other forms of a request that one call may try."""
 
@@ -64,11 +66,12 @@ class Calls:
         profile: JudgeProfile,
         max_cost: float,
         backoff: float,
+        extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """`profile` is what requests start from. `backoff`: scale, in seconds, of the pauses before
-        a repetition."""
+        """`profile` is what requests start from, `extra` is added to each. `backoff`: scale, in
+        seconds, of the pauses before a repetition."""
         self._client, self.throttle, self.meter, self.profile = client, throttle, meter, profile
-        self._max_cost, self._backoff = max_cost, backoff
+        self._max_cost, self._backoff, self._extra = max_cost, backoff, dict(extra)
         self._answered, self._denied = False, 0
         self._answers = self._down = 0
         self.known = False
@@ -118,7 +121,7 @@ class Calls:
         while True:
             async with self.throttle.slot(prompt_tokens + self.meter.mean_output) as ticket:
                 profile = form or self.profile  # as it is now, not as it was when the wait began
-                request = profile.request(messages, cap, scale)
+                request = self._request(profile, messages, cap, scale)
                 reply = await self._send(request, prompt_tokens, cap, tally)
                 if reply.status < 400:
                     answer = self._receive(reply, ticket, prompt_tokens, tally)
@@ -149,6 +152,19 @@ class Calls:
                     return Answer("", "content_filter", self._client.redact(fault.message))
             rejected.append(profile)
             form = self._other_form(reply, rejected)
+
+    @property
+    def caps_itself(self) -> bool:
+        """Whether what is added to requests says how long an answer may be."""
+        return not _CAPS.isdisjoint(self._extra)
+
+    def _request(
+        self, profile: JudgeProfile, messages: Sequence[Message], cap: int, scale: Scale
+    ) -> dict[str, Any]:
+        request = profile.request(messages, cap, scale)
+        if self.caps_itself:  # under whichever of the two names
+            request.pop(profile.cap_name)
+        return request | self._extra
 
     def _passed_over(self, limited: int, answered: int) -> bool:
         """Return whether this call alone is held up: refused often while others are answered."""
@@ -212,7 +228,8 @@ class Calls:
     async def _send(
         self, request: dict[str, Any], prompt_tokens: float, cap: int, tally: Meter
     ) -> Reply:
-        dollars = self.meter.expected(prompt_tokens, cap)
+        caps = [request[name] for name in _CAPS if isinstance(request.get(name), int)]
+        dollars = self.meter.expected(prompt_tokens, max(caps, default=cap))
         if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
             raise self.stop(
                 StoppedError(

@@ -3,6 +3,7 @@ response."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -72,6 +73,7 @@ class EndpointJudge:
             profile or first_guess(judging.model, self._client.base_url),
             limits.max_cost,
             backoff,
+            json.loads(judging.extra or "{}"),
         )
         self._calls.known = profile is not None and mode in {None, profile.mode}
         self._asked_short = self._cut_short = self._unmeasured = 0
@@ -160,6 +162,7 @@ class EndpointJudge:
         messages: list[Message] = [{"role": "user", "content": prompt}]
         # where a tenth of the answers needs more room, asking with less first would be paying twice
         cap = RAISED_CAP if self._cut_short * 10 > self._asked_short + 10 else CAP
+        cap = RAISED_CAP if self._calls.caps_itself else cap
         self._asked_short += cap == CAP
         asked_again = False
         while True:

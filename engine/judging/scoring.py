@@ -60,7 +60,8 @@ def local_prompt(trait: Trait) -> str:
 
 def judge_key(judging: JudgeSettings, trait: Trait) -> str:
     """Which verdict set: 16 hex digits of sha256 over canonical JSON of judge model, mode asked
-    for, judge prompt, and of the scale where it is not the usual one."""
+    for, judge prompt; of the scale where it is not the usual one, and of what is added to requests.
+    """
     parts: list[Any] = [judging.model, judging.mode]
     if judging.is_local:
         parts.append(local_prompt(trait))
@@ -68,6 +69,8 @@ def judge_key(judging: JudgeSettings, trait: Trait) -> str:
         parts.append(trait.eval_prompt)
         if trait.scale != FULL:
             parts.append({"scale": [trait.scale.low, trait.scale.high]})
+    if judging.extra:
+        parts.append({"extra": json.loads(judging.extra)})
     content = json.dumps(parts, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

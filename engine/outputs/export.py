@@ -332,6 +332,7 @@ def judge_summary(state: TraitState) -> dict[str, Any]:
         "kind": facts and facts.kind,
         "offset": facts and facts.offset,
         "scale": facts and list(facts.scale),
+        "extra": (facts and facts.extra) or None,
         "key": state.judge_key,
         "histogram": {"pos": histogram(pos), "neg": histogram(neg)},
         "auroc": None,

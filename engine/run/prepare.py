@@ -251,6 +251,7 @@ def _judge_facts(settings: RunSettings, trait: Trait) -> JudgeFacts:
         kind=kind,
         prompt=prompt,
         begun=storage.now(),
+        extra=judge.extra,
         scale=(trait.scale.low, trait.scale.high),
     )
 

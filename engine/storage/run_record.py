@@ -108,6 +108,8 @@ class JudgeFacts(Stored):
     """What was learned of the endpoint's model."""
     offset: float | None = None
     """The logit difference that a local judge's scores are measured from."""
+    extra: str = ""
+    """What was added to each request's body, as JSON."""
     scale: tuple[int, int] = (0, 100)
     """What the prompt asks for; scores are stored as 0 to 100."""
 

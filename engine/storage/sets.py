@@ -79,10 +79,14 @@ def _find_judge(judges: Mapping[str, JudgeFacts], name: str) -> str:
         return keys[0]
     what = "names several verdict sets" if keys else "names no verdict set"
     known = ", ".join(
-        f"{key} ({facts.model}, `judge_mode` {facts.mode}, of {facts.begun})"
+        f"{key} ({facts.model}, `judge_mode` {facts.mode}{_added(facts)}, of {facts.begun})"
         for key, facts in judges.items()
     )
     raise UsageError(f"`use_judge` {name!r} {what} of this run; give one of: {known or 'none yet'}")
+
+
+def _added(facts: JudgeFacts) -> str:
+    return f", `judge_extra` {facts.extra}" if facts.extra else ""
 
 
 def load_state(folder: TraitFolder, use_judge: str | None = None) -> TraitState:
