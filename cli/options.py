@@ -210,6 +210,7 @@ JUDGE = (
     setting("judge_tpm", "Tokens per minute; 0 is off.", "Judge"),
     setting("judge_concurrency", "Requests in flight.  [auto]", "Judge", kind=AutoInt(0)),
     setting("judge_patience", "Longest wait an endpoint may ask for, in seconds.", "Judge"),
+    setting("judge_retry", "Ask once more for verdicts that were given up.", "Judge"),
     setting("max_cost", "Stop resumably at so many dollars; 0 is off.", "Judge"),
 )
 FILTERS = (

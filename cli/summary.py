@@ -12,7 +12,7 @@ from rich.text import Text
 
 from traitmill.engine.errors import ExitCode
 from traitmill.engine.outputs import judge_summary
-from traitmill.engine.records import POLARITIES, Polarity
+from traitmill.engine.records import MOST_TRIES, POLARITIES, Polarity
 from traitmill.engine.run import RunResult, TraitResult
 from traitmill.engine.settings import DEFAULT_POOL
 
@@ -127,6 +127,13 @@ def _remarks(trait: TraitResult) -> Iterator[str]:
     for polarity in POLARITIES:
         yield from _side_remarks(trait, polarity, counts[polarity])
     yield from _rounds(trait, counts)
+    given_up = int(trait.state.verdicts.given_up().sum())
+    if given_up:
+        yield (
+            f"{trait.name}: {given_up} verdicts are given up: the endpoint refuses the text, or it "
+            f"failed alone in {MOST_TRIES} runs (column error in {trait.folder.records}/verdicts). "
+            "They are not asked for again, unless with --judge_retry"
+        )
     judge = judge_summary(trait.state)
     if judge["auroc"] is not None and judge["auroc_interval"][0] <= 0.5:
         low, high = judge["auroc_interval"]

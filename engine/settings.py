@@ -166,6 +166,8 @@ class JudgeLimits:
     """Longest Retry-After, in seconds, that is waited for; a longer one stops resumably."""
     max_cost: float = 0.0
     """US dollars; 0 is off."""
+    retry: bool = False
+    """Whether verdicts that were given up are asked for once more."""
 
     def __post_init__(self) -> None:
         finite = math.isfinite
@@ -298,7 +300,7 @@ _FLAT: dict[str, tuple[str, str]] = {
     "judge_extra": ("judge", "extra"),
     **{
         f"judge_{name}": ("limits", name)
-        for name in ("base_url", "rpm", "tpm", "concurrency", "patience")
+        for name in ("base_url", "rpm", "tpm", "concurrency", "patience", "retry")
     },
     "max_cost": ("limits", "max_cost"),
     "pool": ("capture", "pools"),

@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 from ..errors import AccessError, StoppedError, TraitmillError
 from ..traits import FULL, Scale
 from .capabilities import JudgeProfile, Message, refine
-from .client import FATAL, CallError, Client, LateError, RejectedError, TransientError
+from .client import (
+    FATAL,
+    CallError,
+    Client,
+    DeniedError,
+    LateError,
+    RejectedError,
+    TransientError,
+)
 from .cost import Meter, Tokens
 from .rate_limit import Throttle, Ticket, wait_asked
 from .reading import Answer
@@ -73,7 +81,7 @@ class Calls:
         self._client, self.throttle, self.meter, self.profile = client, throttle, meter, profile
         self._max_cost, self._backoff, self._extra = max_cost, backoff, dict(extra)
         self._answered, self._denied = False, 0
-        self._answers = self._down = 0
+        self.answers = self._down = 0
         self.known = False
         """Whether the profile is right; until then a rejected one is the prober's business."""
 
@@ -116,7 +124,7 @@ class Calls:
         calls start from.
         """
         prompt_tokens = sum(len(message["content"]) for message in messages) / 4
-        limited, answered, rejected = 0, self._answers, list[JudgeProfile]()
+        limited, answered, rejected = 0, self.answers, list[JudgeProfile]()
         form: JudgeProfile | None = None
         while True:
             async with self.throttle.slot(prompt_tokens + self.meter.mean_output) as ticket:
@@ -129,12 +137,11 @@ class Calls:
                     return answer
                 fault, wait = reply.fault(), wait_asked(reply.headers)
                 self._count_failure(reply, tally)
-                alone = _TOO_LARGE.search(fault.message) or self._passed_over(limited, answered)
-                if reply.status == 429 and alone:
+                too_large = _TOO_LARGE.search(fault.message)
+                if reply.status == 429 and (too_large or self._passed_over(limited, answered)):
                     self.throttle.resumed()
-                    raise RejectedError(
-                        f"HTTP 429: {self._client.redact(fault.message)}", reply.text
-                    )
+                    kind = RejectedError if too_large else DeniedError
+                    raise kind(f"HTTP 429: {self._client.redact(fault.message)}", reply.text)
                 if reply.status == 429 and not fault.codes & FATAL:
                     pause = (
                         min(self._backoff * 2.0**limited, _LONGEST_BACKOFF)
@@ -168,7 +175,7 @@ class Calls:
 
     def _passed_over(self, limited: int, answered: int) -> bool:
         """Return whether this call alone is held up: refused often while others are answered."""
-        return min(limited, self._answers - answered) >= _MOST_LIMITED
+        return min(limited, self.answers - answered) >= _MOST_LIMITED
 
     def _count_failure(self, reply: Reply, tally: Meter) -> None:
         """Count what a failure was billed at. Raise StoppedError where the endpoint is down.
@@ -205,7 +212,7 @@ class Calls:
         ):
             self._denied += 1  # a gateway may deny one text, or fail for a moment
             if self._denied < _MOST_DENIED:
-                error = RejectedError(
+                error = DeniedError(
                     f"HTTP {reply.status}: {self._client.redact(fault.message)}", reply.text
                 )
         if isinstance(error, TraitmillError):
@@ -266,7 +273,7 @@ class Calls:
             tally.add(tokens)  # a verdict's row holds counts only
         counted = tokens or Tokens(round(prompt_tokens), 0, round(len(answer.text) / 4 + 0.5))
         self._answered, self._denied = True, 0
-        self._answers, self._down = self._answers + 1, 0
+        self.answers, self._down = self.answers + 1, 0
         self.meter.add(counted, estimated=tokens is None)
         self.throttle.answered(ticket, counted.input + counted.output)
         return answer

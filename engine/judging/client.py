@@ -52,6 +52,10 @@ class RejectedError(CallError):
     """Asking the same again will not help."""
 
 
+class DeniedError(RejectedError):
+    """Asking the same again will not help now, and may later."""
+
+
 def read_base_url(url: str) -> str:
     """`url`, checked. Raises UsageError, which shows no more of it than scheme, host and path."""
     shown = "this"

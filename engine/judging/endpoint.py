@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import AccessError, StoppedError, UsageError
-from ..records import Response, Verdict
+from ..records import REFUSED_TEXT, TEXT_ALONE, Response, Verdict
 from ..settings import JudgeLimits, JudgeSettings
 from ..traits import Scale, Trait, fill
 from .calls import PROBE_ATTEMPTS, Calls, MendableError
 from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
-from .client import FATAL, CallError, Client, RejectedError, TransientError
+from .client import FATAL, CallError, Client, DeniedError, RejectedError, TransientError
 from .cost import Meter, Usage, find_price, need_price
 from .rate_limit import Throttle, wait_asked
 from .reading import (
@@ -76,6 +76,7 @@ class EndpointJudge:
             json.loads(judging.extra or "{}"),
         )
         self._calls.known = profile is not None and mode in {None, profile.mode}
+        self._proven, self._probes = self._calls.known, 0
         self._asked_short = self._cut_short = self._unmeasured = 0
 
     @property
@@ -110,6 +111,7 @@ class EndpointJudge:
                 f"check `judge_model` "
                 "and `judge_base_url`"
             ) from None
+        self._probes = self._calls.answers
         return self._calls.profile
 
     def interrupt(self) -> None:
@@ -132,11 +134,12 @@ class EndpointJudge:
             trait.eval_prompt, question=response.sample.question, answer=response.response
         )
         tally, reading, error = Meter(None), None, ""
+        answers = self._calls.answers
         try:
             answer, reading = await self._decide(escape_surrogates(prompt), trait.scale, tally)
             raw = answer.text or answer.refusal
         except CallError as failure:
-            raw, error = failure.raw, str(failure)
+            raw, error = failure.raw, f"{self._blame(failure, answers)}{failure}"
         self._calls.meter.requests += 1
         return Verdict(
             trait=trait.name,
@@ -155,6 +158,17 @@ class EndpointJudge:
         )
 
     # --- one verdict ---
+
+    def _blame(self, failure: CallError, answers: int) -> str:
+        """Return what a failure says of its text; nothing where no text was answered.
+
+        `answers` is how many there were before the call.
+        """
+        refused = isinstance(failure, RejectedError) and not isinstance(failure, DeniedError)
+        if refused and (self._proven or self._calls.answers > self._probes):
+            return REFUSED_TEXT
+        others = self._calls.answers > answers
+        return TEXT_ALONE if others or failure.raw else ""
 
     async def _decide(self, prompt: str, scale: Scale, tally: Meter) -> tuple[Answer, Reading]:
         """Ask; once more where the answer cannot be read, and once with more room where it was cut

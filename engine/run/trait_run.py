@@ -65,7 +65,7 @@ class TraitRun:
         self.done["generation"] = int((~again).sum())
         self._halves = self._waiting_halves()
         ok = state.responses.having("ok")
-        self.done["judging"] = int((ok & ~state.unjudged()).sum())
+        self.done["judging"] = int(ok.sum()) - len(self.unjudged())
         self.done["capture"] = int((ok & state.captured()).sum())
 
     def ungenerated(self) -> list[int]:
@@ -83,7 +83,10 @@ class TraitRun:
 
     def unjudged(self) -> np.ndarray:
         """Return positions of stored responses that need a verdict."""
-        return np.flatnonzero(self.state.unjudged())
+        wanted = self.state.unjudged()
+        if self.settings.limits.retry:
+            wanted = wanted | (self.state.responses.having("ok") & self.state.verdicts.given_up())
+        return np.flatnonzero(wanted)
 
     def uncaptured(self) -> np.ndarray:
         """Return positions of stored responses that are to be captured."""

@@ -113,9 +113,10 @@ class TraitState:
         return np.asarray(mask & (twins >= 0) & mask[twins])
 
     def unjudged(self) -> np.ndarray:
-        """Return the mask of responses that a judge has not answered for."""
+        """Return the mask of responses that a judge is still to answer for."""
         answered = self.verdicts.having("scored", "refused", "unparsable", "truncated")
-        return np.asarray(self.responses.having("ok") & ~answered)
+        over = answered | self.verdicts.given_up()
+        return np.asarray(self.responses.having("ok") & ~over)
 
     def captured(self) -> np.ndarray:
         """Return the mask of responses whose every pool is stored."""
