@@ -28,6 +28,13 @@ PARAMS = (
         default=None,
     ),
     Option(
+        "coherence",
+        "Keep only what scores so much for coherence (judge --ask coherence); off.  [as last time]",
+        "Files",
+        common=True,
+        type=options.ScoreOrOff(),
+    ),
+    Option(
         "use_judge",
         "Verdict set to use: a judge's model name or key.  [the last one used]",
         "Files",

@@ -9,10 +9,18 @@ import click
 from . import options
 from .session import run_to_end
 
+ASK = options.Option(
+    "ask",
+    "Judge the trait, or how coherent each response is (then: export --coherence 50).  [trait]",
+    "Judge",
+    common=True,
+    type=click.Choice(["trait", "coherence"]),
+)
+
 
 @click.command(
     cls=options.GroupedCommand,
-    params=[*options.SELECTION, *options.JUDGE, options.FORCE_UNLOCK],
+    params=[*options.SELECTION, ASK, *options.JUDGE, options.FORCE_UNLOCK],
 )
 def command(**given: Any) -> int:
     """Judge stored responses: a new judge or an edited eval_prompt adds a verdict set beside the

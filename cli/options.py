@@ -109,6 +109,20 @@ class AutoInt(click.ParamType[int | None]):
         return int(value)
 
 
+class ScoreOrOff(click.ParamType[float | str]):
+    """A number, or `off`."""
+
+    name = "N|off"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        try:
+            return "off" if value == "off" else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor off", param, ctx)
+
+
 class Layers(click.ParamType[tuple[int, ...] | None]):
     """`5,10-15` as ascending indices, -1 being the embeddings; `all` is None."""
 

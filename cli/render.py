@@ -14,6 +14,7 @@ from traitmill.engine.settings import DEFAULT_POOL, NAMES
 
 _OPTIONS = {
     *NAMES,
+    "coherence",
     "experiments_dir",
     "experiment",
     "force_unlock",

@@ -102,7 +102,7 @@ def _rows(trait: TraitResult) -> Iterator[tuple[str, ...]]:
             polarity,
             f"{generated}/{side['planned']}",
             str(side["verdicts"]["scored"]),
-            str(side["kept"]),
+            str(side["kept"]) if trait.exports else "-",
             " " + _bars(judge["histogram"][polarity]),
             auroc[polarity],
             shape,
@@ -124,6 +124,16 @@ def _bars(histogram: list[int]) -> str:
 
 def _remarks(trait: TraitResult) -> Iterator[str]:
     counts = trait.state.counts()
+    if not trait.exports:
+        scored = sum(counts[polarity]["verdicts"]["scored"] for polarity in POLARITIES)
+        yield f"{trait.name}: {scored} responses have a score for coherence; no file has changed"
+        return
+    unknown = trait.state.coherence_unknown()
+    if unknown:
+        yield (
+            f"{trait.name}: {unknown} responses pass but for a score of their coherence: judge it "
+            f"with {command(trait.folder.step('judge', ask='coherence'))}, then export again"
+        )
     for polarity in POLARITIES:
         yield from _side_remarks(trait, polarity, counts[polarity])
     yield from _rounds(trait, counts)
@@ -209,6 +219,8 @@ def _next_step(result: RunResult) -> str:
     if result.errors or not done:
         return "what is stored is safe; run the same command again to go on"
     names, folder = [trait.name for trait in done], done[0].folder
+    if not done[0].exports:
+        return f"next: {command(folder.step('export', coherence=50), names)}"
     uncaptured = any(trait.exported and trait.exported.uncaptured for trait in done)
     if uncaptured or not all(trait.state.any_captured() for trait in done):
         return f"next: {command(folder.step('activations'), names)}"

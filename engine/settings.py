@@ -217,15 +217,17 @@ class CaptureSettings:
             )
 
 
-def check_thresholds(threshold: float, neg_threshold: float | None = None) -> float | None:
+def check_thresholds(
+    threshold: float, neg_threshold: float | None = None, *, name: str = "threshold"
+) -> float | None:
     """Return the threshold of neg, None where it is that of pos.
 
     pos is kept at or above `threshold`, neg below `neg_threshold`. Raise UsageError.
     """
-    for name, value in (("threshold", threshold), ("neg_threshold", neg_threshold)):
+    for said, value in ((name, threshold), ("neg_threshold", neg_threshold)):
         _require(
             value is None or (math.isfinite(value) and 0 <= value <= 100),
-            f"`{name}` must lie between 0 and 100, not {value}",
+            f"`{said}` must lie between 0 and 100, not {value}",
         )
     if neg_threshold is None or neg_threshold == threshold:
         return None

@@ -16,7 +16,7 @@ from ..files import TEMP_SUFFIX, atomic_file, naming_full_disk, sha256_of
 from ..records import POLARITIES, Polarity
 from ..settings import POOLS
 from ..statistics import auroc_interval, histogram
-from ..storage import COUNTED, MODES, Kind, Selection, TraitState, unfinished_sets
+from ..storage import COUNTED, MODES, Kind, Selection, TraitState, unfinished_sets, verdict_sets
 from .metadata import CSV_COLUMNS, LAYER_CONVENTION, POOLING, Metadata
 
 
@@ -94,6 +94,8 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
         threshold=state.threshold,
         neg_threshold=state.choice.neg_threshold,
         paired=state.choice.paired,
+        coherence=state.choice.coherence,
+        coherence_key=state.choice.coherence_key,
     )
     # Files are replaced one by one: cut off between two, none may pass as up to date.
     selection.save(folder.selection)
@@ -127,8 +129,15 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
         judge=_judge_name(state),
         files=tuple(files),
         shape=shape,
-        remarks=tuple(unfinished_sets(state)),
+        remarks=(*unfinished_sets(state), *_incoherent(state)),
     )
+
+
+def _incoherent(state: TraitState) -> list[str]:
+    unknown = state.coherence_unknown()
+    if not unknown:
+        return []
+    return [f"{unknown} responses pass but for a score of their coherence, which they lack"]
 
 
 def is_exported(state: TraitState) -> bool:
@@ -148,9 +157,12 @@ def digest(state: TraitState) -> str:
     choice = state.choice
     facts: list[Any] = [choice.threshold, choice.neg_threshold, choice.paired]
     facts += [choice.judge_key, choice.capture_key, choice.pools]
+    facts += [choice.coherence, choice.coherence_key]
     facts += [known.model_dump() for known in (state.judge, state.capture) if known]
     content = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     marks = [state.plan.ids, state.responses.status, state.verdicts.status, state.verdicts.score]
+    if state.coherence is not None:
+        marks += [state.coherence.status, state.coherence.score]
     for mark in (*marks, *(index.status for index in state.activations.values())):
         content.update(np.ascontiguousarray(mark).tobytes())
     return content.hexdigest()[:16]
@@ -181,12 +193,17 @@ def _write_csvs(state: TraitState, kept: np.ndarray) -> tuple[list[Path], dict[P
 def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None:
     """Write UTF-8 with LF and minimal quoting; a side with nothing kept is a header."""
     texts = list(CSV_COLUMNS[:-1])
-    file.write((",".join(CSV_COLUMNS) + "\n").encode())
-    scores = iter(state.verdicts.score[positions])
+    judged = [state.verdicts.score[positions]]
+    header = list(CSV_COLUMNS)
+    if state.coherence is not None:
+        judged.append(state.coherence.score[positions])
+        header.append("coherence")
+    file.write((",".join(header) + "\n").encode())
+    scores = iter(np.stack(judged, axis=1).tolist())
     for table in state.tables("responses", positions, texts):
         columns = [table[name].to_pylist() for name in texts]
         for cells in zip(*columns, strict=True):
-            line = [*map(_quoted, cells), format_score(next(scores))]
+            line = [*map(_quoted, cells), *map(format_score, next(scores))]
             file.write((",".join(line) + "\n").encode())
 
 
@@ -283,6 +300,7 @@ def _metadata(
         threshold=state.threshold,
         neg_threshold=state.choice.thresholds["neg"],
         paired=state.choice.paired,
+        coherence=coherence_summary(state),
         batch_size=facts.batch_size,
         dtype=facts.dtype,
         attention=facts.attention,
@@ -299,6 +317,24 @@ def _metadata(
         instruction_index=state.plan.instruction_index[kept].tolist(),
         question_index=state.plan.question_index[kept].tolist(),
     )
+
+
+def coherence_summary(state: TraitState) -> dict[str, Any] | None:
+    """Return how coherent responses have to be, and who says so; None where it is not asked."""
+    index, choice = state.coherence, state.choice
+    if index is None or choice.coherence_key is None:
+        return None
+    facts = verdict_sets(state.folder, "coherence").get(choice.coherence_key)
+    return {
+        "at_least": choice.coherence,
+        "model": facts and facts.model,
+        "key": choice.coherence_key,
+        "unknown": state.coherence_unknown(),
+        "histogram": {
+            polarity: histogram(index.score[state.side(polarity) & index.having("scored")].tolist())
+            for polarity in POLARITIES
+        },
+    }
 
 
 def judge_usage(state: TraitState) -> dict[str, int]:

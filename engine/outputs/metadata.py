@@ -57,6 +57,8 @@ class Metadata(BaseModel):
     """neg is kept below it."""
     paired: bool
     """Whether a row counts only where its twin of the other side passes."""
+    coherence: dict[str, Any] | None
+    """How coherent a row has to be, and by whom; None where that is not asked."""
     batch_size: int | str
     dtype: str
     attention: str

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import storage
-from ..errors import ExitCode, TraitmillError
+from ..errors import ExitCode, TraitmillError, UsageError
 from ..models import ModelRef, find_model, lazy_tokenizer
 from ..outputs import Exported, export_trait, refuse_lost
 from ..settings import RunSettings, check_thresholds
 from ..storage import TraitFolder, lock_traits
-from ..traits import load_traits
+from ..traits import coherence_of, load_traits
 from .backends import Backends
 from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
 from .loading import Work, open_backends
@@ -86,6 +86,7 @@ async def judge(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
     *,
+    ask: storage.Question = "trait",
     force_unlock: bool = False,
     listener: Listener | None = None,
     stop: asyncio.Event | None = None,
@@ -96,7 +97,8 @@ async def judge(
 
     Nothing is generated, and no verdict is paid for twice. The files are written from the new set;
     `export(use_judge=...)` goes back to another. Without a judge given, the folder's own is asked.
-    Parameters and errors as `generate` has them.
+    `ask` "coherence" asks how coherent each response is, in a set of its own, and writes no files:
+    `export(coherence=...)` does. Parameters and errors as `generate` has them.
     """
     listener = listener or Listener()
     folders = select(experiment, traits)
@@ -108,6 +110,14 @@ async def judge(
     for line in [*remarks, *scale_remarks(edited.values())]:
         listener.notice(line)
     first = _any(settings)
+    judged = {name: recorded_trait(name, records[name], edited[name]) for name in folders}
+    if ask == "coherence":
+        if first.judge.is_local:
+            raise UsageError(
+                f"`judge_model` {first.judge.model} places a response between the two sides of its "
+                "trait, so it cannot say how coherent it is; name a judge at an endpoint"
+            )
+        judged = {name: coherence_of(trait) for name, trait in judged.items()}
     if first.judge.is_local:
         ref = generating_model(records)
     else:  # a remote judge reads texts: the model that wrote them may be gone
@@ -115,11 +125,12 @@ async def judge(
         ref = ModelRef(sampling.model, sampling.model, sampling.revision, {})
     wanted = [
         Wanted(
-            trait=recorded_trait(name, records[name], edited[name]),
+            trait=judged[name],
             folder=folders[name],
             settings=settings[name],
             generates=False,
             judges=True,
+            question=ask,
         )
         for name in folders
     ]
@@ -185,6 +196,7 @@ def export(
     threshold: float | None = None,
     neg_threshold: float | None = None,
     paired: bool | None = None,
+    coherence: float | Literal["off"] | None = None,
     use_judge: str | None = None,
     force_unlock: bool = False,
 ) -> ExportResult:
@@ -192,13 +204,21 @@ def export(
 
     The filters and `use_judge` (a judge's model or the key of a verdict set) change what they show:
     pos is kept at or above `threshold`, neg below `neg_threshold` (None: as it was, or the same);
-    `paired` keeps a response only where its twin of the other side passes too.
+    `paired` keeps a response only where its twin of the other side passes too; `coherence` only
+    where it is so coherent, by the last such judging, and adds a column ("off": as without it).
     One trait's trouble does not keep the others from being written; with `traits` None, those that
     have no run are left out. Raise UsageError or LockedError before anything is written.
     """
     folders = select(experiment, traits)
     check_thresholds(100.0 if threshold is None else threshold, neg_threshold)
-    given = {"threshold": threshold, "neg_threshold": neg_threshold, "paired": paired}
+    if coherence not in (None, "off"):
+        check_thresholds(float(coherence), name="coherence")
+    given = {
+        "threshold": threshold,
+        "neg_threshold": neg_threshold,
+        "paired": paired,
+        "coherence": coherence,
+    }
     filters = {name: value for name, value in given.items() if value is not None}
     if traits is None:
         begun = {name: folder for name, folder in folders.items() if storage.has_run(folder)}
@@ -218,15 +238,36 @@ def export(
 
 def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str | None) -> Exported:
     state = storage.load_state(folder, use_judge)
+    filters = _with_coherence(folder, filters)
     wanted = replace(state.choice, **filters)
     neg_threshold = check_thresholds(wanted.threshold, wanted.neg_threshold)
     refuse_lost(state)
     folder.clean()
     storage.replay(state.parts["responses"])
     storage.replay(state.parts["verdicts"])
-    state = state.with_plan(state.plan)
+    if wanted.coherence_key is not None:
+        storage.replay(storage.coherence_parts(folder, wanted.coherence_key, owned=True))
     state.choose(**{**filters, "neg_threshold": neg_threshold})
-    return export_trait(state)
+    return export_trait(state.with_plan(state.plan))
+
+
+def _with_coherence(folder: TraitFolder, filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the verdict set that holds scores for coherence, where these are asked for.
+
+    Raise UsageError where there is none.
+    """
+    least = filters.get("coherence")
+    if least is None:
+        return dict(filters)
+    if least == "off":
+        return {**filters, "coherence": None, "coherence_key": None}
+    sets = storage.verdict_sets(folder, "coherence")
+    if not sets:
+        raise UsageError(
+            f"{folder.path}: no response was judged for coherence yet; do it",
+            folder.step("judge", ask="coherence"),
+        )
+    return {**filters, "coherence": float(least), "coherence_key": next(reversed(sets))}
 
 
 def _any(settings: Mapping[str, RunSettings]) -> RunSettings:

@@ -133,6 +133,7 @@ def recorded_trait(name: str, record: RunRecord, edited: Trait | None = None) ->
         questions=tuple(definition["questions"]),
         eval_prompt=prompts["eval_prompt"],
         yes_no_prompt=prompts.get("yes_no_prompt"),
+        coherence_prompt=prompts.get("coherence_prompt"),
         scale=Scale(prompts.get("score_min", FULL.low), prompts.get("score_max", FULL.high)),
     )
 

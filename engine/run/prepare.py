@@ -20,6 +20,7 @@ from ..storage import (
     JudgeFacts,
     Kind,
     PartSet,
+    Question,
     RunRecord,
     SamplingRecord,
     TraitFolder,
@@ -42,6 +43,8 @@ class Wanted:
     generates: bool
     judges: bool
     new_run: bool = False
+    question: Question = "trait"
+    """What the judge is asked; only of the first are files written."""
 
 
 def open_run(
@@ -82,6 +85,7 @@ def open_run(
         tokenize=tokenize,
         state=state,
         decided=not wanted.generates,
+        exports=wanted.question == "trait",
     )
 
 
@@ -222,11 +226,13 @@ def _choice(wanted: Wanted) -> Choice:
     key, judge = chosen.judge_key, chosen.judge
     if wanted.judges:
         key = judge_key(settings.judge, wanted.trait)
-        judge = storage.verdict_sets(folder).get(key) or _judge_facts(settings, wanted.trait)
+        known = storage.verdict_sets(folder, wanted.question)
+        judge = known.get(key) or _judge_facts(wanted)
     capture, pools, facts = chosen.capture_key, chosen.pools, chosen.capture
     if settings.capture_rows != "none":
         capture, pools = capture_key(settings.capture), settings.capture.pools
         facts = storage.activation_sets(folder).get(capture)
+    own = wanted.question == "trait"
     return Choice(
         judge_key=key,
         judge=judge,
@@ -236,11 +242,13 @@ def _choice(wanted: Wanted) -> Choice:
         threshold=settings.threshold,
         neg_threshold=check_thresholds(settings.threshold, settings.neg_threshold),
         paired=settings.paired,
+        coherence=chosen.coherence if own else None,
+        coherence_key=chosen.coherence_key if own else None,
     )
 
 
-def _judge_facts(settings: RunSettings, trait: Trait) -> JudgeFacts:
-    judge = settings.judge
+def _judge_facts(wanted: Wanted) -> JudgeFacts:
+    judge, trait = wanted.settings.judge, wanted.trait
     kind: Literal["remote", "local_relative"] = "remote"
     prompt = trait.eval_prompt
     if judge.is_local:
@@ -253,6 +261,7 @@ def _judge_facts(settings: RunSettings, trait: Trait) -> JudgeFacts:
         begun=storage.now(),
         extra=judge.extra,
         scale=(trait.scale.low, trait.scale.high),
+        question=wanted.question,
     )
 
 
@@ -265,6 +274,10 @@ def _recovered(wanted: Wanted, record: RunRecord, plan: Plan, notice: Notice) ->
     for parts in state.parts.values():
         parts.recover()
     _set_orphans_aside(state.parts, folder, notice)
+    if choice.coherence_key is not None:
+        coherence = storage.coherence_parts(folder, choice.coherence_key, owned=True)
+        storage.replay(coherence)
+        storage.split_off(coherence, storage.ok_ids(state.parts["responses"]))
     return state.with_plan(plan)
 
 

@@ -97,6 +97,8 @@ class TraitResult:
     error: TraitmillError | None
     exported: Exported | None
     """What was written now; None where the files were up to date."""
+    exports: bool
+    """Whether the run was to write files: it judged the trait, or did not judge."""
 
     def __repr__(self) -> str:
         kept = {side: n["kept"] for side, n in self.state.counts().items()}
@@ -135,7 +137,7 @@ class RunResult:
             failed = state.responses.having("failed", "overlong").any()
             if failed or state.verdicts.having("failed").any() or state.capture_failed().any():
                 return ExitCode.FAILED_SAMPLES
-        for state in states:
+        for state in [trait.state for trait in self.traits.values() if trait.exports]:
             for polarity in POLARITIES:
                 if not (state.passing() & state.side(polarity)).any():
                     return ExitCode.NOTHING_KEPT
@@ -154,6 +156,7 @@ def trait_results(runs: Sequence[TraitRun]) -> dict[str, TraitResult]:
             decided=run.decided,
             error=run.error,
             exported=run.exported,
+            exports=run.exports,
         )
         for run in runs
     }

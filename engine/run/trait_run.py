@@ -37,6 +37,8 @@ class TraitRun:
     decided: bool = False
     """Whether enough is kept, or no more rounds are allowed."""
     finished: bool = False
+    exports: bool = True
+    """Whether files are written at the end."""
     exported: Exported | None = None
     error: TraitmillError | None = None
     _saved: JudgeFacts | None = None
@@ -149,7 +151,9 @@ class TraitRun:
         for polarity in POLARITIES:
             side = state.side(polarity)
             n_planned[polarity] = n = int(side.sum())
-            if int((state.passing() & side).sum()) < counts.min_kept:
+            # Coherence is judged after a run: no round waits for it.
+            passing = state.in_pairs(state.passing_alone())
+            if int((passing & side).sum()) < counts.min_kept:
                 n_planned[polarity] = max(n, min(n + counts.n_examples, counts.limit))
         if not counts.min_kept or n_planned == state.plan.n_planned:
             self.decided = True
@@ -244,7 +248,7 @@ class TraitRun:
 
         Where kept responses were not captured, and this run was not to, there are CSVs alone.
         """
-        if not is_exported(self.state):
+        if self.exports and not is_exported(self.state):
             self.exported = export_trait(self.state, without_uncaptured=True)
         for kind in KINDS:
             self.state.parts[kind].compact()

@@ -17,6 +17,7 @@ from .run_record import (
     SCHEMA_VERSION,
     CaptureFacts,
     JudgeFacts,
+    Question,
     RunRecord,
     SamplingRecord,
     Selection,
@@ -34,7 +35,7 @@ from .sets import (
     unfinished_sets,
     verdict_sets,
 )
-from .state import Choice, TraitState, open_state
+from .state import Choice, TraitState, coherence_parts, open_state
 
 __all__ = [
     "COUNTED",
@@ -51,6 +52,7 @@ __all__ = [
     "JudgeFacts",
     "Kind",
     "PartSet",
+    "Question",
     "Row",
     "RunRecord",
     "SamplingRecord",
@@ -60,6 +62,7 @@ __all__ = [
     "activation_sets",
     "check_name",
     "chosen",
+    "coherence_parts",
     "differing",
     "has_run",
     "ids_of",

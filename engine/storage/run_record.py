@@ -18,6 +18,9 @@ from ..files import write_atomic
 SCHEMA_VERSION = 2
 
 
+Question = Literal["trait", "coherence"]
+
+
 class Stored(BaseModel):
     """A JSON file of ours: read and written whole, checked by its own fields."""
 
@@ -112,6 +115,8 @@ class JudgeFacts(Stored):
     """What was added to each request's body, as JSON."""
     scale: tuple[int, int] = (0, 100)
     """What the prompt asks for; scores are stored as 0 to 100."""
+    question: Question = "trait"
+    """What is judged: how much of the trait a response shows, or whether it is coherent."""
 
 
 class CaptureFacts(Stored):
@@ -146,6 +151,10 @@ class Selection(Stored):
     threshold: float
     neg_threshold: float | None = None
     paired: bool = False
+    coherence: float | None = None
+    """The least score for coherence; None where that is not looked at."""
+    coherence_key: str | None = None
+    """Key of the verdict set that holds those scores."""
     digest: str = ""
     """Of what the files were written from; empty while an export is under way."""
     rows: dict[str, int] = {}

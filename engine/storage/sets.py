@@ -8,7 +8,7 @@ from ..errors import UsageError
 from ..traits import load_plan
 from .folder import TraitFolder
 from .parts import PartSet, ids_of
-from .run_record import CaptureFacts, JudgeFacts, RunRecord, Selection
+from .run_record import CaptureFacts, JudgeFacts, Question, RunRecord, Selection
 from .state import Choice, TraitState, open_state
 
 
@@ -25,11 +25,12 @@ def need_record(folder: TraitFolder) -> RunRecord:
     return record
 
 
-def verdict_sets(folder: TraitFolder) -> dict[str, JudgeFacts]:
-    """Return the facts of a folder's verdict sets by key, the oldest first."""
+def verdict_sets(folder: TraitFolder, question: Question = "trait") -> dict[str, JudgeFacts]:
+    """Return the facts of a folder's verdict sets on a question by key, the oldest first."""
     found = {}
     for path in (folder.records / "verdicts").glob("*/facts.json"):
-        if facts := JudgeFacts.load(path):
+        facts = JudgeFacts.load(path)
+        if facts and facts.question == question:
             found[path.parent.name] = facts
     return dict(sorted(found.items(), key=lambda item: (item[1].begun, item[0])))
 
@@ -62,7 +63,8 @@ def chosen(folder: TraitFolder, use_judge: str | None = None) -> Choice:
         pools = selection.pools
     shown = {}
     if selection:
-        shown = selection.model_dump(include={"threshold", "neg_threshold", "paired"})
+        filters = {"threshold", "neg_threshold", "paired", "coherence", "coherence_key"}
+        shown = selection.model_dump(include=filters)
     return Choice(
         judge_key=judge_key,
         judge=judges.get(judge_key),

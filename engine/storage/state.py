@@ -37,6 +37,9 @@ class Choice:
     """That of neg; None where it is `threshold`."""
     paired: bool = False
     """Whether a response counts only where its twin passes."""
+    coherence: float | None = None
+    """The least score for coherence; None where that is not looked at."""
+    coherence_key: str | None = None
 
     @property
     def thresholds(self) -> dict[Polarity, float]:
@@ -63,6 +66,8 @@ class TraitState:
     verdicts: Index
     activations: dict[str, Index]
     """By pool."""
+    coherence: Index | None = None
+    """Verdicts on coherence, where they are looked at."""
 
     @property
     def name(self) -> str:
@@ -103,7 +108,20 @@ class TraitState:
 
     def passing(self) -> np.ndarray:
         """Return the mask of responses that pass, in pairs where pairs are asked for."""
-        return self.in_pairs(self.passing_alone())
+        return self.in_pairs(self.passing_alone() & self.coherent())
+
+    def coherent(self) -> np.ndarray:
+        """Return the mask of responses that are coherent enough; all where none are asked to be."""
+        least = self.choice.coherence
+        if least is None or self.coherence is None:
+            return np.ones(len(self.plan), bool)
+        return np.asarray(self.coherence.having("scored") & (self.coherence.score >= least))
+
+    def coherence_unknown(self) -> int:
+        """Return how many responses pass but for a score of their coherence, which they lack."""
+        if self.choice.coherence is None or self.coherence is None:
+            return 0
+        return int((self.passing_alone() & self.coherence.pending()).sum())
 
     def in_pairs(self, mask: np.ndarray) -> np.ndarray:
         """Return the part of a mask whose twins are in it too; all of it where none are asked."""
@@ -284,6 +302,9 @@ def _indexed(
         captured = {pool: empty_index("activations", len(plan)) for pool in choice.pools}
     else:
         captured = {pool: build_index(activations, plan, pool) for pool in choice.pools}
+    coherence = None
+    if choice.coherence_key is not None and choice.coherence is not None:
+        coherence = build_index(coherence_parts(folder, choice.coherence_key), plan)
     return TraitState(
         folder=folder,
         record=record,
@@ -293,4 +314,11 @@ def _indexed(
         responses=build_index(parts["responses"], plan),
         verdicts=build_index(parts["verdicts"], plan),
         activations=captured,
+        coherence=coherence,
     )
+
+
+def coherence_parts(folder: TraitFolder, key: str, *, owned: bool = False) -> PartSet:
+    """Return the verdicts on coherence under a key, beside those of the judge in use."""
+    where = folder.verdicts(key)
+    return PartSet(where, "verdicts", folder.quarantine, lambda _: None, owned=owned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .coherence import coherence_of
 from .definition import DEFINITION_FILE, Trait, fill, load_traits
 from .plan import Plan, Tokenize, counts_per_instruction, load_plan, make_plan, plan_key
 from .scale import FULL, Scale, other_scale
@@ -13,6 +14,7 @@ __all__ = [
     "Scale",
     "Tokenize",
     "Trait",
+    "coherence_of",
     "counts_per_instruction",
     "fill",
     "load_plan",

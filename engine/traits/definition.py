@@ -43,6 +43,8 @@ class Trait:
     yes_no_prompt: str | None = None
     scale: Scale = FULL
     """What `eval_prompt` asks for."""
+    coherence_prompt: str | None = None
+    """The second question to a judge, where it is not the usual one."""
 
     def instruction(self, polarity: Polarity, index: int) -> str:
         pair = self.instructions[index]
@@ -55,6 +57,7 @@ class Trait:
             "questions": list(self.questions),
             "eval_prompt": self.eval_prompt,
             "yes_no_prompt": self.yes_no_prompt,
+            "coherence_prompt": self.coherence_prompt,
         }
         if self.scale != FULL:
             found |= {"score_min": self.scale.low, "score_max": self.scale.high}
@@ -112,6 +115,7 @@ class _File(BaseModel):
     questions: Annotated[list[Text], Field(min_length=1)]
     eval_prompt: Template
     yes_no_prompt: Template | None = None
+    coherence_prompt: Template | None = None
     score_min: End = float(FULL.low)
     score_max: End = float(FULL.high)
 
@@ -176,6 +180,7 @@ def parse_definition(name: str, data: bytes, path: str) -> Trait:
         questions=tuple(found.questions),
         eval_prompt=found.eval_prompt,
         yes_no_prompt=found.yes_no_prompt,
+        coherence_prompt=found.coherence_prompt,
         scale=Scale(int(found.score_min), int(found.score_max)),
     )
 

@@ -123,6 +123,7 @@ def write_trait(
         "threshold": 50.0,
         "neg_threshold": 50.0,
         "paired": False,
+        "coherence": None,
         "batch_size": 8,
         "dtype": "float32",
         "attention": "eager",

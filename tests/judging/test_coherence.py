@@ -1,0 +1,194 @@
+"""The second question to a judge: a set, a column and a threshold of its own, and no file moved."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Traitmill
+from tests.support import fakes, lab, planted
+from tests.support.misbehaving_server import MisbehavingServer, Reply, Seen, completion
+from traitmill.engine.errors import ExitCode
+from traitmill.engine.storage import TraitFolder, verdict_sets
+from traitmill.engine.traits import coherence_of
+from traitmill.engine.traits.definition import load_traits, parse_definition
+
+COLUMNS = "question,instruction,prompt,response,trait_score"
+_ID = re.compile(r"\b[0-9a-f]{6}\b")
+
+
+def coherence(text: str) -> int:
+    """What the server says of a response, by the digits of its sample that it ends with."""
+    return int(_ID.findall(text)[-1], 16) % 101
+
+
+def answers(seen: Seen) -> Reply | None:
+    if "how coherent" not in seen.prompt:
+        return None
+    answer = seen.prompt.partition("<answer>")[2].partition("</answer>")[0]
+    return completion(json.dumps({"score": coherence(answer)}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A finished run of a judge that needs no endpoint."""
+    made = fakes.make_trait(tmp_path)
+    settings = fakes.settings(60)
+    runs = fakes.open_runs([made], settings)
+    asyncio.run(fakes.pipeline(runs, settings).run())
+    return made
+
+
+def where(folder: Path) -> list[str]:
+    experiment, root = folder.parent.name, str(folder.parent.parent)
+    return ["--experiment", experiment, "--trait", folder.name, "--experiments_dir", root]
+
+
+def ask(
+    traitmill: Traitmill, folder: Path, script: Callable[[Seen], Reply | None] = answers
+) -> tuple[int, str, int]:
+    with MisbehavingServer("gpt-5-mini", script=script) as server:
+        judge = ["--judge_model", "gpt-5-mini", "--judge_base_url", server.url]
+        fast = ["--judge_rpm", "100000"]
+        code, said = traitmill("judge", *where(folder), "--ask", "coherence", *judge, *fast)
+        return code, said, len(server.log)
+
+
+def rows(folder: Path, side: str) -> list[dict[str, str]]:
+    with (folder / "responses" / f"{side}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def header(folder: Path) -> str:
+    return (folder / "responses/pos.csv").read_text().partition("\n")[0]
+
+
+def test_asking_changes_no_file_and_an_export_shows_and_filters(
+    traitmill: Traitmill, folder: Path
+) -> None:
+    files, sets = lab.final_files(folder), verdict_sets(TraitFolder(folder))
+    whole = {side: rows(folder, side) for side in ("pos", "neg")}
+    code, said, calls = ask(traitmill, folder)
+    assert code == ExitCode.OK, said
+    n_ok = sum(row["status"] == "ok" for row in lab.rows(folder, "responses"))
+    assert calls == n_ok + 1  # and a probe
+    assert lab.final_files(folder) == files
+    assert verdict_sets(TraitFolder(folder)) == sets
+    assert header(folder) == COLUMNS
+    assert "--coherence 50" in said
+
+    code, said = traitmill("export", *where(folder), "--coherence", 50)
+    assert code == ExitCode.OK, said
+    assert header(folder) == f"{COLUMNS},coherence"
+    for side in ("pos", "neg"):
+        expected = [row for row in whole[side] if coherence(row["response"]) >= 50]
+        assert 0 < len(expected) < len(whole[side])
+        shown = rows(folder, side)
+        assert [float(row.pop("coherence")) for row in shown] == [
+            float(coherence(row["response"])) for row in expected
+        ]
+        assert shown == expected
+    metadata = planted.read_metadata(folder)
+    assert metadata["coherence"]["at_least"] == 50.0
+    assert metadata["coherence"]["model"] == "gpt-5-mini"
+    assert metadata["judge"]["model"] == "fake-judge"
+
+    # Remembered, with other filters beside it; off again, every byte is as it was.
+    code, said = traitmill("export", *where(folder), "--paired")
+    assert planted.read_metadata(folder)["coherence"]["at_least"] == 50.0
+    code, said = traitmill("export", *where(folder), "--no_paired", "--coherence", "off")
+    assert lab.final_files(folder) == files
+
+
+def test_nothing_is_asked_twice(traitmill: Traitmill, folder: Path) -> None:
+    ask(traitmill, folder)
+    code, said, calls = ask(traitmill, folder)
+    assert (code, calls) == (ExitCode.OK, 0), said
+
+
+def test_another_prompt_is_another_set(traitmill: Traitmill, folder: Path) -> None:
+    ask(traitmill, folder)
+    path = folder / "trait_definition.json"
+    own = {"coherence_prompt": "Say how coherent: {question} <answer>{answer}</answer>"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    _, said, calls = ask(traitmill, folder)
+    assert calls > 1, said
+    sets = verdict_sets(TraitFolder(folder), "coherence")
+    assert len(sets) == 2
+    assert own["coherence_prompt"] in {facts.prompt for facts in sets.values()}
+
+
+def test_what_has_no_score_for_coherence_is_not_kept_and_said(
+    traitmill: Traitmill, folder: Path
+) -> None:
+    refused: list[str] = []
+
+    def script(seen: Seen) -> Reply | None:
+        reply = answers(seen)
+        if reply is not None and len(refused) < 5:
+            refused.append(seen.prompt)
+            return completion("REFUSAL")
+        return reply
+
+    ask(traitmill, folder, script)
+    code, said = traitmill("export", *where(folder), "--coherence", 0)
+    assert code == ExitCode.OK, said
+    texts = [row["response"] for side in ("pos", "neg") for row in rows(folder, side)]
+    assert texts
+    assert not any(f"<answer>\n{text}\n</answer>" in prompt for text in texts for prompt in refused)
+
+
+def test_without_a_judging_the_command_is_named(traitmill: Traitmill, folder: Path) -> None:
+    files = lab.final_files(folder)
+    code, said = traitmill("export", *where(folder), "--coherence", 50)
+    assert code == ExitCode.USAGE
+    assert "--ask coherence" in " ".join(said.split())
+    assert lab.final_files(folder) == files
+    code, said = traitmill("export", *where(folder), "--coherence", 101)
+    assert code == ExitCode.USAGE
+    assert "--coherence must lie between 0 and 100" in " ".join(said.split())
+    code, _ = traitmill("export", *where(folder), "--coherence", "x")
+    assert code == ExitCode.USAGE
+
+
+def test_the_local_judge_cannot_be_asked(traitmill: Traitmill, folder: Path) -> None:
+    code, said = traitmill("judge", *where(folder), "--ask", "coherence", "--judge_model", "local")
+    assert code == ExitCode.USAGE
+    assert "name a judge at an endpoint" in " ".join(said.split())
+
+
+def test_more_samples_are_not_kept_until_they_are_asked_about(
+    traitmill: Traitmill, folder: Path
+) -> None:
+    ask(traitmill, folder)
+    traitmill("export", *where(folder), "--coherence", 0)
+    before = len(rows(folder, "pos"))
+    settings = fakes.settings(80)
+    runs = fakes.open_runs([folder], settings)
+    asyncio.run(fakes.pipeline(runs, settings).run())
+    assert runs[0].state.coherence_unknown() > 0
+    assert len(rows(folder, "pos")) == before
+    _, said, calls = ask(traitmill, folder)
+    n_ok = sum(row["status"] == "ok" for row in lab.rows(folder, "responses"))
+    assert 0 < calls < n_ok, said
+    traitmill("export", *where(folder))
+    assert len(rows(folder, "pos")) > before
+    assert fakes.state(folder).coherence_unknown() == 0
+
+
+def test_a_definition_without_the_key_is_as_before(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    [trait] = load_traits({"t": folder})
+    assert trait.as_json() == fakes.definition()
+    own = fakes.definition() | {"coherence_prompt": "Coherent? {question} {answer}"}
+    parsed = parse_definition("t", json.dumps(own).encode(), "F")
+    assert parsed.as_json() == own
+    assert coherence_of(parsed).eval_prompt == own["coherence_prompt"]
+    assert "{question}" in coherence_of(trait).eval_prompt
+    assert "{answer}" in coherence_of(trait).eval_prompt
