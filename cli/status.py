@@ -77,6 +77,7 @@ def _facts(folder: TraitFolder) -> tuple[dict[str, Any], ExitCode]:
         "threshold": state.threshold,
         "neg_threshold": state.choice.thresholds["neg"],
         "paired": state.choice.paired,
+        "coherence": state.choice.coherence,
         "bytes": _sizes(state),
         "quarantined": len(list(folder.quarantine.glob("*"))),
         "faults": faults,

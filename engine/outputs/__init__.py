@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .audit import audit_table
+from .csv_files import format_score
 from .export import (
     Exported,
     digest,
     export_trait,
-    format_score,
     is_exported,
     judge_summary,
     judge_usage,

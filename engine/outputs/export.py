@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from ..records import POLARITIES, Polarity
 from ..settings import POOLS
 from ..statistics import auroc_interval, histogram
 from ..storage import COUNTED, MODES, Kind, Selection, TraitState, unfinished_sets, verdict_sets
-from .metadata import CSV_COLUMNS, LAYER_CONVENTION, POOLING, Metadata
+from .csv_files import write_csvs
+from .metadata import LAYER_CONVENTION, POOLING, Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     if with_activations:
         mask = state.in_pairs(mask & ~state.capture_failed())
     kept = np.flatnonzero(mask)
-    files, counts = _write_csvs(state, kept)
+    files, counts = write_csvs(state, kept)
     shape = None
     if with_activations:
         for pool in state.activations:
@@ -172,51 +173,6 @@ def _judge_name(state: TraitState) -> str:
     if state.judge is None:
         return "none"
     return f"{state.judge.model} ({state.judge_key})"
-
-
-# --- CSV ---
-
-
-def _write_csvs(state: TraitState, kept: np.ndarray) -> tuple[list[Path], dict[Polarity, int]]:
-    """Write pos.csv and neg.csv; return their paths and how many rows each has."""
-    files, counts = [], {}
-    for polarity in POLARITIES:
-        side = kept[state.side(polarity)[kept]]
-        path = state.folder.responses_csv(polarity)
-        with atomic_file(path) as file:
-            _write_csv(file, state, side)
-        files.append(path)
-        counts[polarity] = len(side)
-    return files, counts
-
-
-def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None:
-    """Write UTF-8 with LF and minimal quoting; a side with nothing kept is a header."""
-    texts = list(CSV_COLUMNS[:-1])
-    judged = [state.verdicts.score[positions]]
-    header = list(CSV_COLUMNS)
-    if state.coherence is not None:
-        judged.append(state.coherence.score[positions])
-        header.append("coherence")
-    file.write((",".join(header) + "\n").encode())
-    scores = iter(np.stack(judged, axis=1).tolist())
-    for table in state.tables("responses", positions, texts):
-        columns = [table[name].to_pylist() for name in texts]
-        for cells in zip(*columns, strict=True):
-            line = [*map(_quoted, cells), *map(format_score, next(scores))]
-            file.write((",".join(line) + "\n").encode())
-
-
-def _quoted(text: str) -> str:
-    """Quote where needed. Before Python 3.13 csv.writer leaves a lone carriage return bare."""
-    if any(character in text for character in ',"\n\r'):
-        return '"' + text.replace('"', '""') + '"'
-    return text
-
-
-def format_score(score: float) -> str:
-    """Return at most two decimals, no trailing zeros."""
-    return f"{score:.2f}".rstrip("0").rstrip(".")
 
 
 # --- tensor ---

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 AUDITED = 4
 """Responses shown of each side: so many kept, left out, and without a score."""
 SHOWN_ELSEWHERE = {
+    "coherence histogram",
     "counts",
     "cost",
     "files_sha256",

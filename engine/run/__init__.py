@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .backends import STAGES, Backends, Capturer, Clock, Generator, Judge, Stage
-from .commands import ExportResult, OpenBackends, capture, export, generate, judge
+from .commands import OpenBackends, capture, generate, judge
+from .exporting import ExportResult, export
 from .folder_settings import check_judge, scale_remarks
 from .loading import Work, open_backends
 from .log import redirected

@@ -1,0 +1,55 @@
+"""pos.csv and neg.csv: the kept responses with their scores, in the documented columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..files import atomic_file
+from ..records import POLARITIES, Polarity
+from ..storage import TraitState
+from .metadata import CSV_COLUMNS
+
+
+def write_csvs(state: TraitState, kept: np.ndarray) -> tuple[list[Path], dict[Polarity, int]]:
+    """Write pos.csv and neg.csv; return their paths and how many rows each has."""
+    files, counts = [], {}
+    for polarity in POLARITIES:
+        side = kept[state.side(polarity)[kept]]
+        path = state.folder.responses_csv(polarity)
+        with atomic_file(path) as file:
+            _write_csv(file, state, side)
+        files.append(path)
+        counts[polarity] = len(side)
+    return files, counts
+
+
+def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None:
+    """Write UTF-8 with LF and minimal quoting; a side with nothing kept is a header."""
+    texts = list(CSV_COLUMNS[:-1])
+    judged = [state.verdicts.score[positions]]
+    header = list(CSV_COLUMNS)
+    if state.coherence is not None:
+        judged.append(state.coherence.score[positions])
+        header.append("coherence")
+    file.write((",".join(header) + "\n").encode())
+    scores = iter(np.stack(judged, axis=1).tolist())
+    for table in state.tables("responses", positions, texts):
+        columns = [table[name].to_pylist() for name in texts]
+        for cells in zip(*columns, strict=True):
+            line = [*map(_quoted, cells), *map(format_score, next(scores))]
+            file.write((",".join(line) + "\n").encode())
+
+
+def _quoted(text: str) -> str:
+    """Quote where needed. Before Python 3.13 csv.writer leaves a lone carriage return bare."""
+    if any(character in text for character in ',"\n\r'):
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def format_score(score: float) -> str:
+    """Return at most two decimals, no trailing zeros."""
+    return f"{score:.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,112 @@
+"""The front door of exports: the documented files from the records, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import storage
+from ..errors import ExitCode, TraitmillError, UsageError
+from ..outputs import Exported, export_trait, refuse_lost
+from ..settings import check_thresholds
+from ..storage import TraitFolder, lock_traits
+from .selection import select
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export wrote, by trait."""
+
+    exported: Mapping[str, Exported]
+    errors: Mapping[str, TraitmillError]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that the command ends with."""
+        codes = [error.exit_code for error in self.errors.values()]
+        if not all(all(each.kept.values()) for each in self.exported.values()):
+            codes.append(ExitCode.NOTHING_KEPT)
+        return max(codes, default=ExitCode.OK)
+
+
+def export(
+    experiment: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    threshold: float | None = None,
+    neg_threshold: float | None = None,
+    paired: bool | None = None,
+    coherence: float | Literal["off"] | None = None,
+    use_judge: str | None = None,
+    force_unlock: bool = False,
+) -> ExportResult:
+    """Write CSVs, tensors and metadata again from the records, without a model.
+
+    The filters and `use_judge` (a judge's model or the key of a verdict set) change what they show:
+    pos is kept at or above `threshold`, neg below `neg_threshold` (None: as it was, or the same);
+    `paired` keeps a response only where its twin of the other side passes too; `coherence` only
+    where it is so coherent, by the last such judging, and adds a column ("off": as without it).
+    One trait's trouble does not keep the others from being written; with `traits` None, those that
+    have no run are left out. Raise UsageError or LockedError before anything is written.
+    """
+    folders = select(experiment, traits)
+    check_thresholds(100.0 if threshold is None else threshold, neg_threshold)
+    if coherence not in (None, "off"):
+        check_thresholds(float(coherence), name="coherence")
+    given = {
+        "threshold": threshold,
+        "neg_threshold": neg_threshold,
+        "paired": paired,
+        "coherence": coherence,
+    }
+    filters = {name: value for name, value in given.items() if value is not None}
+    if traits is None:
+        begun = {name: folder for name, folder in folders.items() if storage.has_run(folder)}
+        folders = begun or folders
+    for folder in folders.values():
+        storage.need_record(folder)
+    exported: dict[str, Exported] = {}
+    errors: dict[str, TraitmillError] = {}
+    with lock_traits(list(folders.values()), force_unlock=force_unlock):
+        for name, folder in folders.items():
+            try:
+                exported[name] = _export_one(folder, filters, use_judge)
+            except TraitmillError as error:
+                errors[name] = error
+    return ExportResult(exported, errors)
+
+
+def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str | None) -> Exported:
+    state = storage.load_state(folder, use_judge)
+    filters = _with_coherence(folder, filters)
+    wanted = replace(state.choice, **filters)
+    neg_threshold = check_thresholds(wanted.threshold, wanted.neg_threshold)
+    refuse_lost(state)
+    folder.clean()
+    storage.replay(state.parts["responses"])
+    storage.replay(state.parts["verdicts"])
+    if wanted.coherence_key is not None:
+        storage.replay(storage.coherence_parts(folder, wanted.coherence_key, owned=True))
+    state.choose(**{**filters, "neg_threshold": neg_threshold})
+    return export_trait(state.with_plan(state.plan))
+
+
+def _with_coherence(folder: TraitFolder, filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the verdict set that holds scores for coherence, where these are asked for.
+
+    Raise UsageError where there is none.
+    """
+    least = filters.get("coherence")
+    if least is None:
+        return dict(filters)
+    if least == "off":
+        return {**filters, "coherence": None, "coherence_key": None}
+    sets = storage.verdict_sets(folder, "coherence")
+    if not sets:
+        raise UsageError(
+            f"{folder.path}: no response was judged for coherence yet; do it",
+            folder.step("judge", ask="coherence"),
+        )
+    return {**filters, "coherence": float(least), "coherence_key": next(reversed(sets))}
