@@ -124,9 +124,10 @@ def _model_name(named: str | None, experiment: str | None) -> str:
 
 
 def _model(name: str) -> str:
-    from traitmill.engine.models import check_weights, find_model, load_tokenizer
+    from traitmill.engine.models import check_support, check_weights, find_model, load_tokenizer
 
     ref = find_model(name)
+    check_support(ref, captures=True)
     check_weights(ref)
     prompts = "a base model: prompts go in raw"
     if load_tokenizer(ref).chat_template:

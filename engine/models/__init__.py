@@ -22,7 +22,8 @@ from .demo import EMBEDDED, embedded_folder
 from .hub import ModelRef, find_model, infer_model
 from .machine import GIB, choose_device, free_host_memory, token_budget
 from .placement import GPU_BATCHED_TOKENS, Placement, choose_placement, engine_length
-from .weights import check_weights
+from .support import check_support
+from .weights import check_weights, refuse_faulty
 
 __all__ = [
     "EMBEDDED",
@@ -34,6 +35,7 @@ __all__ = [
     "chat_token_ids",
     "check_capture",
     "check_layers",
+    "check_support",
     "check_weights",
     "choose_attention",
     "choose_device",
@@ -53,6 +55,7 @@ __all__ = [
     "length_dependent_rope",
     "load_tokenizer",
     "read_config",
+    "refuse_faulty",
     "require_causal",
     "token_budget",
 ]

@@ -50,6 +50,7 @@ def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str)
     config = read_config(raw)
     text_config = config.get_text_config()
     require_causal(text_config)
+    require_class(config)
     check_layers(capture.layers, int(text_config.num_hidden_layers))
     dtype = dtype_on(config, capture.dtype, device)
     flash = device == "cuda" and flash_with_soft_cap()
@@ -63,6 +64,17 @@ def require_causal(text_config: Any) -> None:
         raise UsageError(
             f"model type {text_config.model_type} attends to later tokens; capture works on causal "
             "language models"
+        )
+
+
+def require_class(config: Any) -> None:
+    """Raise UsageError where transformers has no causal language model of this type."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UsageError(
+            f"model type {config.model_type} has no causal language model in transformers, which "
+            "capture needs; take another, or give `extract_activations` False"
         )
 
 

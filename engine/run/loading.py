@@ -20,6 +20,8 @@ from ..models import (
     ModelRef,
     Placement,
     Shape,
+    check_capture,
+    check_support,
     check_weights,
     choose_placement,
     find_model,
@@ -91,6 +93,7 @@ def find_judge(name: str, generating: ModelRef) -> tuple[ModelRef, Any]:
             ref = find_model(name.partition(":")[2])
         except AccessError as error:
             raise AccessError(f"`judge_model` {name}: {error}") from None
+        check_support(ref, captures=False)
     return ref, need_words(ref)
 
 
@@ -113,12 +116,12 @@ class _Loader:
         local: tuple[ModelRef, Any] | None = None
         if work.judges and judge.is_local:
             local = await asyncio.to_thread(find_judge, judge.model, work.ref)
-        elif work.judges:
-            backends = await self._open_endpoint()
         if needs_engine or work.captures:
-            await asyncio.to_thread(check_weights, work.ref)
+            await asyncio.to_thread(self._check_model)
         if local is not None and local[0] is not work.ref:
             await asyncio.to_thread(check_weights, local[0])
+        if work.judges and local is None:  # after the weights: its first calls are paid for
+            backends = await self._open_endpoint()
         loads: list[Awaitable[object]] = []
         placement = None
         if work.captures:
@@ -136,6 +139,12 @@ class _Loader:
         if local is not None:
             backends = await self._open_local(backends, *local)
         return replace(backends, capturer=self._capture)
+
+    def _check_model(self) -> None:
+        ref = self._work.ref
+        if self._work.captures:
+            check_capture(ref.config, self._settings.capture, "cuda" if self._gpu else "cpu")
+        check_weights(ref)
 
     def _refuse_second_model(self, needs_engine: bool) -> None:
         judge = self._settings.judge
