@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .chat import chat_token_ids, lazy_tokenizer, load_tokenizer
+from .chat import Prompts, chat_token_ids, lazy_tokenizer, load_tokenizer
 from .config import (
     Shape,
     check_capture,
@@ -31,6 +31,7 @@ __all__ = [
     "GPU_BATCHED_TOKENS",
     "ModelRef",
     "Placement",
+    "Prompts",
     "Shape",
     "chat_token_ids",
     "check_capture",

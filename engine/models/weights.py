@@ -86,7 +86,7 @@ def _loading_info(ref: ModelRef) -> dict[str, Any] | None:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         if not ref.is_local:
             return None
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

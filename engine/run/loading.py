@@ -65,7 +65,7 @@ class Work:
                 question = max(run.trait.questions, key=len)
                 prompt = fill(local_prompt(run.trait), question=question, answer="")
                 # Judged text may take more tokens than were sampled.
-                longest = max(longest, len(run.tokenize(prompt)) + 2 * new)
+                longest = max(longest, len(run.tokenize("", prompt)) + 2 * new)
         return longest
 
 
