@@ -30,7 +30,7 @@ YES = options.Option(
 )
 PARAMS = (
     *options.SELECTION,
-    options.THRESHOLD,
+    *options.FILTERS,
     options.CAPTURE_ROWS,
     *options.CAPTURE,
     PER_TOKEN,

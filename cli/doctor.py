@@ -113,6 +113,7 @@ def _disk(experiments_dir: Path) -> str:
 
 
 def _traits(experiments_dir: Path, experiment: str) -> str:
+    from traitmill.engine.run import scale_remarks
     from traitmill.engine.storage import select_traits
     from traitmill.engine.traits import load_traits
 
@@ -120,7 +121,7 @@ def _traits(experiments_dir: Path, experiment: str) -> str:
     for folder in folders.values():
         folder.check_writable()
     traits = load_traits({name: folder.path for name, folder in folders.items()})
-    return ", ".join(trait.name for trait in traits)
+    return "; ".join([", ".join(trait.name for trait in traits), *scale_remarks(traits)])
 
 
 def _model_name(named: str | None, experiment: str | None) -> str:

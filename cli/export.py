@@ -14,6 +14,20 @@ PARAMS = (
     *options.SELECTION,
     Option("threshold", "A new threshold.  [the last one used]", "Files", common=True, type=float),
     Option(
+        "neg_threshold",
+        "Another one for neg, which is kept below.  [the last one used, or that of pos]",
+        "Files",
+        common=True,
+        type=float,
+    ),
+    Option(
+        "paired/--no_paired",
+        "Keep a response only where its twin of the other side passes.  [as last time]",
+        "Files",
+        common=True,
+        default=None,
+    ),
+    Option(
         "use_judge",
         "Verdict set to use: a judge's model name or key.  [the last one used]",
         "Files",
@@ -25,7 +39,7 @@ PARAMS = (
 
 @click.command(cls=options.GroupedCommand, params=PARAMS)
 def command(**given: Any) -> int:
-    """Write CSVs, tensors and metadata again, with another threshold or verdict set.
+    """Write CSVs, tensors and metadata again, with other filters or another verdict set.
 
     Takes seconds, and no model.
     """

@@ -15,7 +15,7 @@ PARAMS = (
     *options.COUNTS,
     *options.SAMPLING,
     *options.JUDGE,
-    options.THRESHOLD,
+    *options.FILTERS,
     options.Option(
         "extract_activations",
         "Capture activations too.  [True]",

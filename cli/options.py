@@ -224,13 +224,23 @@ JUDGE = (
         "Judge",
     ),
     setting("judge_mode", "How a score is read.", "Judge", choices=["auto", "expected", "integer"]),
+    setting(
+        "judge_extra",
+        "JSON object that every request to the judge holds too.  [none, or the folder's]",
+        "Judge",
+    ),
     setting("judge_rpm", "Requests per minute.", "Judge"),
     setting("judge_tpm", "Tokens per minute; 0 is off.", "Judge"),
     setting("judge_concurrency", "Requests in flight.  [auto]", "Judge", kind=AutoInt(0)),
     setting("judge_patience", "Longest wait an endpoint may ask for, in seconds.", "Judge"),
+    setting("judge_retry", "Ask once more for verdicts that were given up.", "Judge"),
     setting("max_cost", "Stop resumably at so many dollars; 0 is off.", "Judge"),
 )
-THRESHOLD = setting("threshold", "pos is kept at or above, neg below.", "Judge", common=True)
+FILTERS = (
+    setting("threshold", "pos is kept at or above, neg below.", "Filters", common=True),
+    setting("neg_threshold", "neg is kept below.  [that of --threshold]", "Filters", kind=float),
+    setting("paired", "Keep a sample only where its twin of the other side passes.", "Filters"),
+)
 CAPTURE_ROWS = setting("capture", "Whose activations.", "Capture", choices=["all", "kept"])
 CAPTURE = (
     setting("pool", f"Comma-separated: {', '.join(POOLS)}.  [{POOLS[0]}]", "Capture", kind=str),

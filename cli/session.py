@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def prepare_environment() -> None:
-    """Read .env (HF_TOKEN, OPENAI_API_KEY, OPENAI_BASE_URL); turn telemetry off."""
+    """Read .env (HF_TOKEN, OPENAI_API_KEY, OPENAI_BASE_URL and the like); turn telemetry off."""
     from dotenv import find_dotenv, load_dotenv
 
     load_dotenv(find_dotenv(usecwd=True))

@@ -75,6 +75,8 @@ def _facts(folder: TraitFolder) -> tuple[dict[str, Any], ExitCode]:
         "judges": {key: judge.model_dump() for key, judge in verdict_sets(folder).items()},
         "run": state.record.model_dump(),
         "threshold": state.threshold,
+        "neg_threshold": state.choice.thresholds["neg"],
+        "paired": state.choice.paired,
         "bytes": _sizes(state),
         "quarantined": len(list(folder.quarantine.glob("*"))),
         "faults": faults,

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from traitmill.engine.errors import ExitCode
 from traitmill.engine.outputs import judge_summary
-from traitmill.engine.records import POLARITIES
+from traitmill.engine.records import MOST_TRIES, POLARITIES, Polarity
 from traitmill.engine.run import RunResult, TraitResult
 from traitmill.engine.settings import DEFAULT_POOL
 
@@ -127,6 +127,13 @@ def _remarks(trait: TraitResult) -> Iterator[str]:
     for polarity in POLARITIES:
         yield from _side_remarks(trait, polarity, counts[polarity])
     yield from _rounds(trait, counts)
+    given_up = int(trait.state.verdicts.given_up().sum())
+    if given_up:
+        yield (
+            f"{trait.name}: {given_up} verdicts are given up: the endpoint refuses the text, or it "
+            f"failed alone in {MOST_TRIES} runs (column error in {trait.folder.records}/verdicts). "
+            "They are not asked for again, unless with --judge_retry"
+        )
     judge = judge_summary(trait.state)
     if judge["auroc"] is not None and judge["auroc_interval"][0] <= 0.5:
         low, high = judge["auroc_interval"]
@@ -148,7 +155,7 @@ def _remarks(trait: TraitResult) -> Iterator[str]:
     yield f"{trait.name}: files in {root}/: {files}"
 
 
-def _side_remarks(trait: TraitResult, polarity: str, side: dict[str, Any]) -> Iterator[str]:
+def _side_remarks(trait: TraitResult, polarity: Polarity, side: dict[str, Any]) -> Iterator[str]:
     found = {name: side["responses"][name] for name in ("empty", "overlong", "failed")}
     found |= {name: n for name, n in side["verdicts"].items() if name != "scored"}
     found |= {
@@ -167,10 +174,14 @@ def _side_remarks(trait: TraitResult, polarity: str, side: dict[str, Any]) -> It
             "another eval_prompt or judge"
         )
     if scored and not side["kept"] and not side["verdicts"]["unjudged"]:
+        option = "--threshold"
+        if trait.state.choice.neg_threshold is not None and polarity == "neg":
+            option = "--neg_threshold"
+        pairs = " together with its twin (--paired)" if trait.state.choice.paired else ""
         yield (
             f"{trait.name}: no {polarity} response passes the threshold "
-            f"{trait.state.threshold:g} (scores above). Try another --threshold with traitmill "
-            "export, stronger instructions, or another judge"
+            f"{trait.state.choice.thresholds[polarity]:g}{pairs} (scores above). Try another "
+            f"{option} with traitmill export, stronger instructions, or another judge"
         )
 
 

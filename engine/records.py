@@ -26,7 +26,14 @@ VERDICT_STATUSES: tuple[VerdictStatus, ...] = (
     "truncated",
     "failed",
 )
-"""Only `scored` carries a number. `failed` is retried by the next run, the others are final."""
+"""Only `scored` carries a number. `failed` is retried by the next run until it is given up, the
+others are final."""
+REFUSED_TEXT = "the text is refused: "
+"""Begins the error of a failed verdict where asking the same again is vain: it is given up."""
+TEXT_ALONE = "this text alone: "
+"""Begins the error of a verdict that failed while others, or the endpoint at least, answered."""
+MOST_TRIES = 3
+"""Runs in which a text may fail alone until it is given up."""
 
 VerdictMode = Literal["integer", "expected", "local_relative"]
 

@@ -161,10 +161,49 @@ class JudgeSettings:
     model: str = DEFAULT_JUDGE
     """A model at an OpenAI-compatible endpoint, `local` (the loaded engine), or `local:MODEL`."""
     mode: Literal["auto", "integer", "expected"] = "auto"
+    extra: str = ""
+    """What a request's body holds beside our own keys: a JSON object, as `read_extra` writes it."""
+
+    def __post_init__(self) -> None:
+        _require(
+            not (self.extra and self.is_local),
+            f"`judge_extra` is for a judge at an endpoint; `judge_model` {self.model} has none",
+        )
 
     @property
     def is_local(self) -> bool:
         return self.model == LOCAL_JUDGE or self.model.startswith(f"{LOCAL_JUDGE}:")
+
+
+def read_extra(given: str | Mapping[str, Any]) -> str:
+    """Return what is to be added to a judge's requests as canonical JSON, empty where it is none.
+
+    Raise UsageError where it is no JSON object, or holds what a request is made of.
+    """
+    found: Any = given
+    try:
+        if isinstance(given, str):
+            found = json.loads(given or "{}", parse_constant=_refuse_constant)
+        text = json.dumps(found, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        found, text = None, ""
+    shown = " ".join(str(given).split())[:60]
+    _require(
+        isinstance(found, Mapping),
+        f'`judge_extra` must be a JSON object, like {{"reasoning": {{"enabled": false}}}}; '
+        f"{shown!r} is none",
+    )
+    owned = sorted(_OWN_KEYS & set(found))
+    _require(not owned, f"`judge_extra` cannot set {', '.join(owned)}: these are the judge's own")
+    return text if found else ""
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+_OWN_KEYS = frozenset({"model", "messages", "n", "stream", "logprobs", "top_logprobs"})
+"""Of a request's body: another value would make other verdicts, or answers that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +221,8 @@ class JudgeLimits:
     """Longest Retry-After, in seconds, that is waited for; a longer one stops resumably."""
     max_cost: float = 0.0
     """US dollars; 0 is off."""
+    retry: bool = False
+    """Whether verdicts that were given up are asked for once more."""
 
     def __post_init__(self) -> None:
         finite = math.isfinite
@@ -231,13 +272,24 @@ class CaptureSettings:
             )
 
 
-def check_threshold(threshold: float) -> float:
-    """Return the threshold: pos is kept at or above it, neg below it. Raise UsageError."""
+def check_thresholds(threshold: float, neg_threshold: float | None = None) -> float | None:
+    """Return the threshold of neg, None where it is that of pos.
+
+    pos is kept at or above `threshold`, neg below `neg_threshold`. Raise UsageError.
+    """
+    for name, value in (("threshold", threshold), ("neg_threshold", neg_threshold)):
+        _require(
+            value is None or (math.isfinite(value) and 0 <= value <= 100),
+            f"`{name}` must lie between 0 and 100, not {value}",
+        )
+    if neg_threshold is None or neg_threshold == threshold:
+        return None
     _require(
-        math.isfinite(threshold) and 0 <= threshold <= 100,
-        f"`threshold` must lie between 0 and 100, not {threshold}",
+        neg_threshold < threshold,
+        f"`neg_threshold` {neg_threshold:g} must not be above `threshold` {threshold:g}: what lies "
+        "between would pass on both sides",
     )
-    return threshold
+    return neg_threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,10 +332,15 @@ class RunSettings:
     """Whose activations are captured: every response's, only kept ones', or nobody's."""
     threshold: float = 50.0
     """pos is kept at or above it, neg below it. A change only exports again."""
+    neg_threshold: float | None = None
+    """neg is kept below it; None is `threshold`."""
+    paired: bool = False
+    """Whether a sample counts only where its twin passes: the same instruction pair, question and
+    repeat on the other side."""
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        check_threshold(self.threshold)
+        check_thresholds(self.threshold, self.neg_threshold)
 
 
 DEFAULTS = RunSettings()
@@ -307,9 +364,10 @@ _FLAT: dict[str, tuple[str, str]] = {
     **{name: ("counts", name) for name in ("n_examples", "min_kept", "max_examples")},
     "judge_model": ("judge", "model"),
     "judge_mode": ("judge", "mode"),
+    "judge_extra": ("judge", "extra"),
     **{
         f"judge_{name}": ("limits", name)
-        for name in ("base_url", "rpm", "tpm", "concurrency", "patience")
+        for name in ("base_url", "rpm", "tpm", "concurrency", "patience", "retry")
     },
     "max_cost": ("limits", "max_cost"),
     "pool": ("capture", "pools"),
@@ -318,7 +376,7 @@ _FLAT: dict[str, tuple[str, str]] = {
     "capture_dtype": ("capture", "dtype"),
     "attention": ("capture", "attention"),
     "capture": ("", "capture_rows"),
-    "threshold": ("", "threshold"),
+    **{name: ("", name) for name in ("threshold", "neg_threshold", "paired")},
     **{
         name: ("execution", name)
         for name in (
@@ -354,6 +412,8 @@ def apply(given: Mapping[str, Any], base: RunSettings = DEFAULTS) -> RunSettings
         groups.setdefault(group, {})[field_name] = value
     if isinstance(pools := groups.get("capture", {}).get("pools"), str):
         groups["capture"]["pools"] = tuple(pool.strip() for pool in pools.split(","))
+    if "extra" in groups.get("judge", {}):
+        groups["judge"]["extra"] = read_extra(groups["judge"]["extra"])
     direct = groups.pop("", {})
     changed = {group: replace(getattr(base, group), **fields) for group, fields in groups.items()}
     return replace(base, **changed, **direct)

@@ -6,6 +6,7 @@ from .capabilities import JudgeProfile
 from .client import OPENAI, read_base_url
 from .cost import Usage, find_price
 from .endpoint import EndpointJudge
+from .headers import authorizes, read_headers
 from .local import LocalJudge, calibration_positions, need_words
 from .scoring import judge_key, local_prompt
 
@@ -15,10 +16,12 @@ __all__ = [
     "JudgeProfile",
     "LocalJudge",
     "Usage",
+    "authorizes",
     "calibration_positions",
     "find_price",
     "judge_key",
     "local_prompt",
     "need_words",
     "read_base_url",
+    "read_headers",
 ]

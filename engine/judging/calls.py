@@ -8,16 +8,26 @@ left.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ..errors import AccessError, StoppedError, TraitmillError
+from ..traits import FULL, Scale
 from .capabilities import JudgeProfile, Message, refine
-from .client import FATAL, CallError, Client, LateError, RejectedError, TransientError
+from .client import (
+    FATAL,
+    CallError,
+    Client,
+    DeniedError,
+    LateError,
+    RejectedError,
+    TransientError,
+)
 from .cost import Meter, Tokens
 from .rate_limit import Throttle, Ticket, wait_asked
+from .reading import Answer
 from .reply import FLAGGED, Reply
-from .scoring import Answer
 
 T = TypeVar("T")
 
@@ -40,6 +50,7 @@ _MOST_LIMITED = 12
 """429s of one call, while so many others are answered, until it fails alone."""
 _MOST_DOWN = 24
 """Server errors in a row, of all calls, until the endpoint counts as down."""
+_CAPS = frozenset({"max_tokens", "max_completion_tokens"})
 _MOST_CHANGES = 3
 """Other forms of a request that one call may try."""
 
@@ -63,20 +74,23 @@ class Calls:
         profile: JudgeProfile,
         max_cost: float,
         backoff: float,
+        extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """`profile` is what requests start from. `backoff`: scale, in seconds, of the pauses before
-        a repetition."""
+        """`profile` is what requests start from, `extra` is added to each. `backoff`: scale, in
+        seconds, of the pauses before a repetition."""
         self._client, self.throttle, self.meter, self.profile = client, throttle, meter, profile
-        self._max_cost, self._backoff = max_cost, backoff
+        self._max_cost, self._backoff, self._extra = max_cost, backoff, dict(extra)
         self._answered, self._denied = False, 0
-        self._answers = self._down = 0
+        self.answers = self._down = 0
         self.known = False
         """Whether the profile is right; until then a rejected one is the prober's business."""
 
-    async def answer(self, messages: Sequence[Message], cap: int, tally: Meter) -> Answer:
+    async def answer(
+        self, messages: Sequence[Message], cap: int, tally: Meter, scale: Scale = FULL
+    ) -> Answer:
         """One answer; transient trouble is retried after random, exponentially growing pauses."""
         return await self.retried(
-            ATTEMPTS if self.known else PROBE_ATTEMPTS, self._attempt, messages, cap, tally
+            ATTEMPTS if self.known else PROBE_ATTEMPTS, self._attempt, messages, cap, tally, scale
         )
 
     async def retried(
@@ -100,7 +114,9 @@ class Calls:
         )
         return await retrying(function, *arguments)
 
-    async def _attempt(self, messages: Sequence[Message], cap: int, tally: Meter) -> Answer:
+    async def _attempt(
+        self, messages: Sequence[Message], cap: int, tally: Meter, scale: Scale
+    ) -> Answer:
         """Stand in line and ask once.
 
         A 429 goes back into line, however often, as long as patience lasts; so does a request whose
@@ -108,24 +124,24 @@ class Calls:
         calls start from.
         """
         prompt_tokens = sum(len(message["content"]) for message in messages) / 4
-        limited, answered, rejected = 0, self._answers, list[JudgeProfile]()
+        limited, answered, rejected = 0, self.answers, list[JudgeProfile]()
         form: JudgeProfile | None = None
         while True:
             async with self.throttle.slot(prompt_tokens + self.meter.mean_output) as ticket:
                 profile = form or self.profile  # as it is now, not as it was when the wait began
-                reply = await self._send(profile.request(messages, cap), prompt_tokens, cap, tally)
+                request = self._request(profile, messages, cap, scale)
+                reply = await self._send(request, prompt_tokens, cap, tally)
                 if reply.status < 400:
                     answer = self._receive(reply, ticket, prompt_tokens, tally)
                     self.profile = profile if self.profile in rejected else self.profile
                     return answer
                 fault, wait = reply.fault(), wait_asked(reply.headers)
                 self._count_failure(reply, tally)
-                alone = _TOO_LARGE.search(fault.message) or self._passed_over(limited, answered)
-                if reply.status == 429 and alone:
+                too_large = _TOO_LARGE.search(fault.message)
+                if reply.status == 429 and (too_large or self._passed_over(limited, answered)):
                     self.throttle.resumed()
-                    raise RejectedError(
-                        f"HTTP 429: {self._client.redact(fault.message)}", reply.text
-                    )
+                    kind = RejectedError if too_large else DeniedError
+                    raise kind(f"HTTP 429: {self._client.redact(fault.message)}", reply.text)
                 if reply.status == 429 and not fault.codes & FATAL:
                     pause = (
                         min(self._backoff * 2.0**limited, _LONGEST_BACKOFF)
@@ -144,9 +160,22 @@ class Calls:
             rejected.append(profile)
             form = self._other_form(reply, rejected)
 
+    @property
+    def caps_itself(self) -> bool:
+        """Whether what is added to requests says how long an answer may be."""
+        return not _CAPS.isdisjoint(self._extra)
+
+    def _request(
+        self, profile: JudgeProfile, messages: Sequence[Message], cap: int, scale: Scale
+    ) -> dict[str, Any]:
+        request = profile.request(messages, cap, scale)
+        if self.caps_itself:  # under whichever of the two names
+            request.pop(profile.cap_name)
+        return request | self._extra
+
     def _passed_over(self, limited: int, answered: int) -> bool:
         """Return whether this call alone is held up: refused often while others are answered."""
-        return min(limited, self._answers - answered) >= _MOST_LIMITED
+        return min(limited, self.answers - answered) >= _MOST_LIMITED
 
     def _count_failure(self, reply: Reply, tally: Meter) -> None:
         """Count what a failure was billed at. Raise StoppedError where the endpoint is down.
@@ -183,7 +212,7 @@ class Calls:
         ):
             self._denied += 1  # a gateway may deny one text, or fail for a moment
             if self._denied < _MOST_DENIED:
-                error = RejectedError(
+                error = DeniedError(
                     f"HTTP {reply.status}: {self._client.redact(fault.message)}", reply.text
                 )
         if isinstance(error, TraitmillError):
@@ -206,7 +235,8 @@ class Calls:
     async def _send(
         self, request: dict[str, Any], prompt_tokens: float, cap: int, tally: Meter
     ) -> Reply:
-        dollars = self.meter.expected(prompt_tokens, cap)
+        caps = [request[name] for name in _CAPS if isinstance(request.get(name), int)]
+        dollars = self.meter.expected(prompt_tokens, max(caps, default=cap))
         if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
             raise self.stop(
                 StoppedError(
@@ -243,7 +273,7 @@ class Calls:
             tally.add(tokens)  # a verdict's row holds counts only
         counted = tokens or Tokens(round(prompt_tokens), 0, round(len(answer.text) / 4 + 0.5))
         self._answered, self._denied = True, 0
-        self._answers, self._down = self._answers + 1, 0
+        self.answers, self._down = self.answers + 1, 0
         self.meter.add(counted, estimated=tokens is None)
         self.throttle.answered(ticket, counted.input + counted.output)
         return answer

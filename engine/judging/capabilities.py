@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from .scoring import PLAIN_REQUEST, SCORE_SCHEMA
+from ..traits import FULL, Scale
+from .scoring import plain_request, score_schema
 
 CAP = 512
 """Most output tokens of an integer answer: a few are visible, but hidden reasoning counts as well.
@@ -55,7 +56,7 @@ class JudgeProfile:
         """The inverse of `as_json`. Raises TypeError on keys of another version."""
         return cls(**values)
 
-    def request(self, messages: Sequence[Message], cap: int) -> dict[str, Any]:
+    def request(self, messages: Sequence[Message], cap: int, scale: Scale = FULL) -> dict[str, Any]:
         """The parameters of one chat completion that measures a score."""
         out: dict[str, Any] = {"model": self.model, "messages": list(messages)}
         out[self.cap_name] = cap if self.mode == "integer" else _EXPECTED_CAP
@@ -66,10 +67,10 @@ class JudgeProfile:
         if self.mode == "expected":
             out |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         elif self.schema:
-            out["response_format"] = SCORE_SCHEMA
-        elif messages[-1]["content"] != PLAIN_REQUEST:
-            last = {"role": "user", "content": f"{messages[-1]['content']}\n\n{PLAIN_REQUEST}"}
-            out["messages"] = [*messages[:-1], last]
+            out["response_format"] = score_schema(scale)
+        elif messages[-1]["content"] != plain_request(scale):
+            content = f"{messages[-1]['content']}\n\n{plain_request(scale)}"
+            out["messages"] = [*messages[:-1], {"role": "user", "content": content}]
         return out
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import AccessError, StoppedError, UsageError
+from .headers import authorizes, read_headers, secrets
 from .reply import Reply
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class RejectedError(CallError):
     """Asking the same again will not help."""
 
 
+class DeniedError(RejectedError):
+    """Asking the same again will not help now, and may later."""
+
+
 def read_base_url(url: str) -> str:
     """`url`, checked. Raises UsageError, which shows no more of it than scheme, host and path."""
     shown = "this"
@@ -80,12 +85,16 @@ class Client:
         """`base_url` None: OPENAI_BASE_URL, else OpenAI's own. `deadline`: seconds a request may
         take.
 
-        Raises UsageError for a malformed URL.
+        Raises UsageError for a malformed URL, or headers in the environment that are none.
         """
         url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         self.base_url = None if url is None else read_base_url(url)
         self._model, self._deadline = model, deadline
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        self._headers = read_headers()
+        self._header_key = authorizes(self._headers)
+        kept = [self._key, *sorted(secrets(self._headers), key=len, reverse=True)]
+        self._secrets = [secret for secret in kept if len(secret) >= _LEAST_KEY]
         self._client: AsyncOpenAI | None = None
 
     @property
@@ -95,14 +104,14 @@ class Client:
 
     @property
     def has_key(self) -> bool:
-        return bool(self._key)
+        return bool(self._key) or self._header_key
 
     def open(self) -> None:
         """Prepare connections. Raises AccessError where a key is missing or cannot be one."""
         import httpx2
         import openai
 
-        if not self._key and self.base_url is None:
+        if not self.has_key and self.base_url is None:
             raise AccessError(
                 f"judge {self._model} needs a key: put OPENAI_API_KEY=sk-... into .env, or name "
                 f"your own endpoint "
@@ -145,12 +154,18 @@ class Client:
         import httpx2
         import openai
 
+        headers: dict[str, Any] = dict(self._headers)
+        if self._header_key and not self._key:
+            # the client's placeholder must not stand beside the key that is given
+            headers = {"Authorization": openai.Omit(), **headers}
         assert self._client is not None, "open() comes first"  # noqa: S101 - a bug in the caller, not a fault
         try:
             # the generic call: the typed one walks every request's type annotations, a third of the
             # processor time
             async with asyncio.timeout(deadline):
-                raw = await getattr(self._client, method)(path, cast_to=httpx2.Response, **options)
+                raw = await getattr(self._client, method)(
+                    path, cast_to=httpx2.Response, options={"headers": headers}, **options
+                )
         except openai.APIStatusError as error:
             return Reply(error.status_code, error.response.headers, error.response.text)
         except TimeoutError:
@@ -190,13 +205,15 @@ class Client:
 
     def without_key(self, text: str) -> str:
         """`text` without the key itself: for texts that are not ours to change further."""
-        return text.replace(self._key, "[redacted]") if len(self._key) >= _LEAST_KEY else text
+        for secret in self._secrets:
+            text = text.replace(secret, "[redacted]")
+        return text
 
     def redact(self, text: str) -> str:
         """`text` without the key or anything like one: for error messages."""
-        return _KEY_LIKE.sub(
-            "[redacted]", text.replace(self._key, "[redacted]") if self._key else text
-        )
+        if self._key:
+            text = text.replace(self._key, "[redacted]")
+        return _KEY_LIKE.sub("[redacted]", self.without_key(text))
 
 
 def _root_cause(error: BaseException) -> str:

@@ -3,31 +3,30 @@ response."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import AccessError, StoppedError, UsageError
-from ..records import Response, Verdict
+from ..records import REFUSED_TEXT, TEXT_ALONE, Response, Verdict
 from ..settings import JudgeLimits, JudgeSettings
-from ..traits import Trait, fill
+from ..traits import Scale, Trait, fill
 from .calls import PROBE_ATTEMPTS, Calls, MendableError
 from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
-from .client import FATAL, CallError, Client, RejectedError, TransientError
+from .client import FATAL, CallError, Client, DeniedError, RejectedError, TransientError
 from .cost import Meter, Usage, find_price, need_price
 from .rate_limit import Throttle, wait_asked
-from .reply import Reply
-from .scoring import (
-    PLAIN_REQUEST,
+from .reading import (
     Answer,
     Reading,
-    escape_surrogates,
-    judge_key,
-    raw_text,
     read_expected,
     read_integer,
     splits_number,
+    spoken,
     whole_numbers,
 )
+from .reply import Reply
+from .scoring import escape_surrogates, judge_key, plain_request, raw_text
 
 __all__ = ["EndpointJudge", "JudgeProfile"]
 
@@ -74,8 +73,10 @@ class EndpointJudge:
             profile or first_guess(judging.model, self._client.base_url),
             limits.max_cost,
             backoff,
+            json.loads(judging.extra or "{}"),
         )
         self._calls.known = profile is not None and mode in {None, profile.mode}
+        self._proven, self._probes = self._calls.known, 0
         self._asked_short = self._cut_short = self._unmeasured = 0
 
     @property
@@ -110,6 +111,7 @@ class EndpointJudge:
                 f"check `judge_model` "
                 "and `judge_base_url`"
             ) from None
+        self._probes = self._calls.answers
         return self._calls.profile
 
     def interrupt(self) -> None:
@@ -132,11 +134,12 @@ class EndpointJudge:
             trait.eval_prompt, question=response.sample.question, answer=response.response
         )
         tally, reading, error = Meter(None), None, ""
+        answers = self._calls.answers
         try:
-            answer, reading = await self._decide(escape_surrogates(prompt), tally)
+            answer, reading = await self._decide(escape_surrogates(prompt), trait.scale, tally)
             raw = answer.text or answer.refusal
         except CallError as failure:
-            raw, error = failure.raw, str(failure)
+            raw, error = failure.raw, f"{self._blame(failure, answers)}{failure}"
         self._calls.meter.requests += 1
         return Verdict(
             trait=trait.name,
@@ -156,28 +159,44 @@ class EndpointJudge:
 
     # --- one verdict ---
 
-    async def _decide(self, prompt: str, tally: Meter) -> tuple[Answer, Reading]:
+    def _blame(self, failure: CallError, answers: int) -> str:
+        """Return what a failure says of its text; nothing where no text was answered.
+
+        `answers` is how many there were before the call.
+        """
+        refused = isinstance(failure, RejectedError) and not isinstance(failure, DeniedError)
+        if refused and (self._proven or self._calls.answers > self._probes):
+            return REFUSED_TEXT
+        others = self._calls.answers > answers
+        return TEXT_ALONE if others or failure.raw else ""
+
+    async def _decide(self, prompt: str, scale: Scale, tally: Meter) -> tuple[Answer, Reading]:
         """Ask; once more where the answer cannot be read, and once with more room where it was cut
         off."""
         messages: list[Message] = [{"role": "user", "content": prompt}]
         # where a tenth of the answers needs more room, asking with less first would be paying twice
         cap = RAISED_CAP if self._cut_short * 10 > self._asked_short + 10 else CAP
+        cap = RAISED_CAP if self._calls.caps_itself else cap
         self._asked_short += cap == CAP
         asked_again = False
         while True:
-            answer = await self._calls.answer(messages, cap, tally)
+            answer = await self._calls.answer(messages, cap, tally, scale)
             if self._calls.profile.mode == "expected":
                 self._check_measured(answer)
-                reading = read_expected(answer)
+                reading = read_expected(answer, scale)
             else:
-                reading = read_integer(answer)
+                reading = read_integer(answer, scale)
             if reading.status == "truncated" and cap < RAISED_CAP:
                 self._cut_short += 1
                 cap = RAISED_CAP
             elif reading.status == "unparsable" and not asked_again:
                 asked_again = True
-                said = {"role": "assistant", "content": raw_text(answer.text) or "(no answer)"}
-                messages = [*messages, said, {"role": "user", "content": PLAIN_REQUEST}]
+                said = raw_text(spoken(answer.text)) or "(no answer)"
+                messages = [
+                    *messages,
+                    {"role": "assistant", "content": said},
+                    {"role": "user", "content": plain_request(scale)},
+                ]
             else:
                 return answer, reading
 
@@ -262,7 +281,7 @@ class EndpointJudge:
             if profile.mode == "integer":
                 plain = (
                     profile.schema
-                    and not answer.text.strip().startswith("{")
+                    and not spoken(answer.text).startswith("{")
                     and answer.finish_reason != "length"
                 )
                 return replace(profile, schema=False) if plain else profile

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cost import Tokens
-from .scoring import Answer, escape_surrogates
+from .reading import Answer, number_place
+from .scoring import escape_surrogates
 
 _MOST_TOKENS = 1 << 26
 """More than any context; all attempts at one verdict together fit 32 bits."""
 FLAGGED = "flagged_input"
 """Our code for an error that OpenRouter marks so: its moderation refused a text."""
 _SERVER_ERROR = 502
+_TEXT_PARTS = {"text", "output_text"}
 _LOGPROB_SLACK = 1e-2
 """Rounding puts certain tokens a little above log 1."""
 
@@ -84,13 +86,16 @@ class Reply:
             message = choice["message"]
             text, refusal = _joined(message.get("content")), message.get("refusal") or ""
             listed = (choice.get("logprobs") or {}).get("content") or []
-            first = listed[0].get("top_logprobs") or [] if listed else []
+            tokens = tuple(str(each["token"]) for each in listed)
+            place = number_place(text, tokens)
+            likely = listed[place].get("top_logprobs") or [] if listed else []
             answer = Answer(
                 escape_surrogates(text),
                 str(choice.get("finish_reason") or "stop"),
                 escape_surrogates(refusal),
-                tuple(str(each["token"]) for each in listed),
-                {str(each["token"]): _logprob(each["logprob"]) for each in first},
+                tokens,
+                {str(each["token"]): _logprob(each["logprob"]) for each in likely},
+                place,
             )
             return answer, _tokens(body.get("usage"))
         except (
@@ -147,10 +152,14 @@ def _status_of(error: Any) -> int:
 
 
 def _joined(content: Any) -> str:
-    """Return a message's content; one in parts is joined."""
+    """Return a message's content; one in parts is joined, without those that are no text.
+
+    A thought stands in parts of its own there, or in fields such as `reasoning_content`.
+    """
     if not isinstance(content, list):
         return content or ""
-    return "".join(part["text"] for part in content if part.get("type") == "text")
+    texts = [part for part in content if isinstance(part, dict)]
+    return "".join(part["text"] or "" for part in texts if part.get("type") in _TEXT_PARTS)
 
 
 def _logprob(value: Any) -> float:

@@ -1,4 +1,4 @@
-"""Records to the documented files: a pure function of records and threshold, byte for byte."""
+"""Records to the documented files: a pure function of records and filters, byte for byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Exported:
 
     kept: dict[Polarity, int]
     excluded: int
-    """Passing responses left out because their capture failed."""
+    """Passing responses left out because their capture, or their twin's, failed."""
     uncaptured: int
     """Kept responses never captured; above 0 there are CSVs and no activations."""
     unjudged: int
@@ -92,6 +92,8 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
         capture=state.capture_key,
         pools=state.choice.pools,
         threshold=state.threshold,
+        neg_threshold=state.choice.neg_threshold,
+        paired=state.choice.paired,
     )
     # Files are replaced one by one: cut off between two, none may pass as up to date.
     selection.save(folder.selection)
@@ -101,7 +103,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     with_activations = state.any_captured() and not uncaptured
     mask = state.passing()
     if with_activations:
-        mask = mask & ~state.capture_failed()
+        mask = state.in_pairs(mask & ~state.capture_failed())
     kept = np.flatnonzero(mask)
     files, counts = _write_csvs(state, kept)
     shape = None
@@ -143,7 +145,9 @@ def is_exported(state: TraitState) -> bool:
 
 def digest(state: TraitState) -> str:
     """Return a value that is the same as long as an export would write the same files."""
-    facts: list[Any] = [state.threshold, state.judge_key, state.capture_key, state.choice.pools]
+    choice = state.choice
+    facts: list[Any] = [choice.threshold, choice.neg_threshold, choice.paired]
+    facts += [choice.judge_key, choice.capture_key, choice.pools]
     facts += [known.model_dump() for known in (state.judge, state.capture) if known]
     content = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     marks = [state.plan.ids, state.responses.status, state.verdicts.status, state.verdicts.score]
@@ -269,7 +273,7 @@ def _metadata(
         n_examples=len(kept),
         n_examples_pos=counts["pos"],
         n_examples_neg=counts["neg"],
-        n_excluded=int((state.passing() & state.capture_failed()).sum()),
+        n_excluded=int(state.passing().sum()) - len(kept),
         n_layers=shape[1],
         hidden_dim=shape[2],
         layers=list(facts.layers),
@@ -278,6 +282,8 @@ def _metadata(
         pooling=pooling,
         pools=pools,
         threshold=state.threshold,
+        neg_threshold=state.choice.thresholds["neg"],
+        paired=state.choice.paired,
         batch_size=facts.batch_size,
         dtype=facts.dtype,
         attention=facts.attention,
@@ -326,6 +332,8 @@ def judge_summary(state: TraitState) -> dict[str, Any]:
         "mode_asked": facts and facts.mode,
         "kind": facts and facts.kind,
         "offset": facts and facts.offset,
+        "scale": facts and list(facts.scale),
+        "extra": (facts and facts.extra) or None,
         "key": state.judge_key,
         "histogram": {"pos": histogram(pos), "neg": histogram(neg)},
         "auroc": None,

@@ -52,6 +52,11 @@ class Metadata(BaseModel):
     pooling: str
     pools: list[str]
     threshold: float
+    """pos is kept at or above it."""
+    neg_threshold: float
+    """neg is kept below it."""
+    paired: bool
+    """Whether a row counts only where its twin of the other side passes."""
     batch_size: int | str
     dtype: str
     attention: str

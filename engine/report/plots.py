@@ -74,7 +74,8 @@ class Picture:
 
 def trait_pictures(figures: TraitFigures, responses: pl.DataFrame) -> list[Picture]:
     """Return scores, AUROC and projections where rows were held out, and how vectors agree."""
-    pictures = [score_histogram(responses, figures.metadata.threshold)]
+    metadata = figures.metadata
+    pictures = [score_histogram(responses, metadata.threshold, metadata.neg_threshold)]
     if figures.splits:
         pictures.append(auroc_by_layer(figures))
     if figures.best:
@@ -85,18 +86,29 @@ def trait_pictures(figures: TraitFigures, responses: pl.DataFrame) -> list[Pictu
     return pictures
 
 
-def score_histogram(responses: pl.DataFrame, threshold: float) -> Picture:
-    """Draw the judge's scores of both sides, kept or not, with the threshold."""
+def score_histogram(
+    responses: pl.DataFrame, threshold: float, neg_threshold: float | None = None
+) -> Picture:
+    """Draw the judge's scores of both sides, kept or not, with the thresholds."""
+    if neg_threshold is None:
+        neg_threshold = threshold
+    marked = f"a dashed line marks the threshold {threshold:g}"
+    if neg_threshold != threshold:
+        marked = (
+            f"dashed lines mark the thresholds {threshold:g} of pos and {neg_threshold:g} of neg"
+        )
     scored = responses.drop_nulls("score")
     pos = scored.filter(polarity="pos")["score"].to_numpy()
     neg = scored.filter(polarity="neg")["score"].to_numpy()
     alt = (
         f"Histogram of judge scores from 0 to 100 for {len(pos)} pos and {len(neg)} neg "
-        f"responses; a dashed line marks the threshold {threshold:g}."
+        f"responses; {marked}."
     )
     with _panels(2.6) as (figure, ((axes,),)):
         _histogram(axes, pos, neg, np.arange(0, 101, 5))
         _mark(axes, threshold, "threshold")
+        if neg_threshold != threshold:
+            _mark(axes, neg_threshold, "threshold of neg")
         axes.set(xlabel="judge's score", xlim=(0, 100))
         return _picture(figure, "scores", alt)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .backends import STAGES, Backends, Capturer, Clock, Generator, Judge, Stage
 from .commands import ExportResult, OpenBackends, capture, export, generate, judge
-from .folder_settings import check_judge
+from .folder_settings import check_judge, scale_remarks
 from .loading import Work, open_backends
 from .log import redirected
 from .per_token import TokenEstimate, capture_tokens
@@ -34,4 +34,5 @@ __all__ = [
     "judge",
     "open_backends",
     "redirected",
+    "scale_remarks",
 ]

@@ -14,11 +14,11 @@ from .. import storage
 from ..errors import ExitCode, TraitmillError
 from ..models import ModelRef, check_support, find_model, lazy_tokenizer
 from ..outputs import Exported, export_trait, refuse_lost
-from ..settings import RunSettings, check_threshold
+from ..settings import RunSettings, check_thresholds
 from ..storage import TraitFolder, lock_traits
 from ..traits import load_traits
 from .backends import Backends
-from .folder_settings import check_judge, recorded_trait, resolve
+from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
 from .loading import Work, open_backends
 from .log import new_log
 from .pipeline import Pipeline
@@ -66,7 +66,7 @@ async def generate(
     name, said = model_of(folders, model, Path(experiment).name)
     listener.notice(f"model: {name}{said}")
     ref = find_model(name)
-    for line in remarks:
+    for line in [*remarks, *scale_remarks(definitions.values(), given.get("threshold"))]:
         listener.notice(line)
     wanted = [
         Wanted(
@@ -105,7 +105,7 @@ async def judge(
     settings, remarks = resolve(folders, {**given, "capture": "none"})
     check_machine(folders, _any(settings))
     check_judge(_any(settings))
-    for line in remarks:
+    for line in [*remarks, *scale_remarks(edited.values())]:
         listener.notice(line)
     first = _any(settings)
     if first.judge.is_local:
@@ -138,7 +138,7 @@ async def capture(
 ) -> RunResult:
     """Capture activations of stored responses, and write the files. Nothing is generated or judged.
 
-    `pool` adds to the pools that are there; `threshold` exports anew. Parameters and errors as
+    `pool` adds to the pools that are there; another filter exports anew. Parameters and errors as
     `generate` has them.
     """
     listener = listener or Listener()
@@ -183,18 +183,23 @@ def export(
     traits: Sequence[str] | str | None = None,
     *,
     threshold: float | None = None,
+    neg_threshold: float | None = None,
+    paired: bool | None = None,
     use_judge: str | None = None,
     force_unlock: bool = False,
 ) -> ExportResult:
     """Write CSVs, tensors and metadata again from the records, without a model.
 
-    `threshold` and `use_judge` (a judge's model or the key of a verdict set) change what they show.
+    The filters and `use_judge` (a judge's model or the key of a verdict set) change what they show:
+    pos is kept at or above `threshold`, neg below `neg_threshold` (None: as it was, or the same);
+    `paired` keeps a response only where its twin of the other side passes too.
     One trait's trouble does not keep the others from being written; with `traits` None, those that
     have no run are left out. Raise UsageError or LockedError before anything is written.
     """
     folders = select(experiment, traits)
-    if threshold is not None:
-        check_threshold(threshold)
+    check_thresholds(100.0 if threshold is None else threshold, neg_threshold)
+    given = {"threshold": threshold, "neg_threshold": neg_threshold, "paired": paired}
+    filters = {name: value for name, value in given.items() if value is not None}
     if traits is None:
         begun = {name: folder for name, folder in folders.items() if storage.has_run(folder)}
         folders = begun or folders
@@ -205,21 +210,22 @@ def export(
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
         for name, folder in folders.items():
             try:
-                exported[name] = _export_one(folder, threshold, use_judge)
+                exported[name] = _export_one(folder, filters, use_judge)
             except TraitmillError as error:
                 errors[name] = error
     return ExportResult(exported, errors)
 
 
-def _export_one(folder: TraitFolder, threshold: float | None, use_judge: str | None) -> Exported:
+def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str | None) -> Exported:
     state = storage.load_state(folder, use_judge)
+    wanted = replace(state.choice, **filters)
+    neg_threshold = check_thresholds(wanted.threshold, wanted.neg_threshold)
     refuse_lost(state)
     folder.clean()
     storage.replay(state.parts["responses"])
     storage.replay(state.parts["verdicts"])
     state = state.with_plan(state.plan)
-    if threshold is not None:
-        state.choose(threshold=threshold)
+    state.choose(**{**filters, "neg_threshold": neg_threshold})
     return export_trait(state)
 
 

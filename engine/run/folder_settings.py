@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from .. import storage
 from ..errors import AccessError, UsageError
-from ..judging import OPENAI, read_base_url
+from ..judging import OPENAI, authorizes, read_base_url, read_headers
 from ..models import ModelRef
 from ..settings import DEFAULTS, CaptureSettings, JudgeSettings, RunSettings, Sampling, apply
 from ..storage import RunRecord, TraitFolder
-from ..traits import Trait
+from ..traits import FULL, Scale, Trait, other_scale
 
 
 def resolve(
@@ -27,7 +27,9 @@ def resolve(
     own = {name: _recorded(folder) for name, folder in folders.items()}
     known = {name: settings for name, settings in own.items() if settings is not None}
     base = next(iter(known.values()), DEFAULTS)
-    settings = {name: apply(given, known.get(name, base)) for name in folders}
+    settings = {
+        name: apply(given, _without_extra(known.get(name, base), given)) for name in folders
+    }
     settings = {name: _addressed(each, given) for name, each in settings.items()}
     _refuse_differing(settings)
     remarks = []
@@ -40,6 +42,13 @@ def resolve(
             f"judge: {first.judge.model}{where} (from the run's record; `judge_model` overrides)"
         )
     return settings, remarks
+
+
+def _without_extra(own: RunSettings, given: Mapping[str, Any]) -> RunSettings:
+    """Leave what was added to another judge's requests behind."""
+    if given.get("judge_model", own.judge.model) == own.judge.model:
+        return own
+    return replace(own, judge=replace(own.judge, extra=""))
 
 
 def _recorded(folder: TraitFolder) -> RunSettings | None:
@@ -58,9 +67,11 @@ def _recorded(folder: TraitFolder) -> RunSettings | None:
             max_examples=record.max_examples,
         ),
         threshold=chosen.threshold,
+        neg_threshold=chosen.neg_threshold,
+        paired=chosen.paired,
     )
     if chosen.judge is not None:
-        judge: Any = {"model": chosen.judge.model, "mode": chosen.judge.mode}
+        judge: Any = chosen.judge.model_dump(include={"model", "mode", "extra"})
         settings = replace(settings, judge=JudgeSettings(**judge))
         endpoint = chosen.judge.endpoint
         if endpoint and endpoint != OPENAI:
@@ -106,7 +117,8 @@ def _refuse_differing(settings: Mapping[str, RunSettings]) -> None:
 
 def _short(value: Any) -> str:
     if isinstance(value, JudgeSettings):
-        return f"{value.model} (`judge_mode` {value.mode})"
+        added = f", `judge_extra` {value.extra}" if value.extra else ""
+        return f"{value.model} (`judge_mode` {value.mode}{added})"
     text = str(value)
     return text.partition("(")[2].removesuffix(")")
 
@@ -121,7 +133,30 @@ def recorded_trait(name: str, record: RunRecord, edited: Trait | None = None) ->
         questions=tuple(definition["questions"]),
         eval_prompt=prompts["eval_prompt"],
         yes_no_prompt=prompts.get("yes_no_prompt"),
+        scale=Scale(prompts.get("score_min", FULL.low), prompts.get("score_max", FULL.high)),
     )
+
+
+def scale_remarks(traits: Iterable[Trait], threshold: float | None = None) -> list[str]:
+    """Return a line for each definition whose scale is not what it seems.
+
+    `threshold` is the one given now: it is always one of 0 to 100.
+    """
+    lines = []
+    for trait in traits:
+        scale = trait.scale
+        if asked := other_scale(trait.eval_prompt, scale):
+            lines.append(
+                f"{trait.name}: eval_prompt asks for {asked}, and its answers are read on a scale "
+                f'of {scale}: put "score_min": {asked.low}, "score_max": {asked.high} into the '
+                "definition, or ask for the other"
+            )
+        if threshold and scale.high < FULL.high and threshold <= scale.high:
+            lines.append(
+                f"{trait.name}: `threshold` {threshold:g} is one of 0 to 100; on the trait's own "
+                f"scale of {scale}, {threshold:g} is {scale.percent(threshold):g}"
+            )
+    return lines
 
 
 def check_judge(settings: RunSettings) -> None:
@@ -136,9 +171,10 @@ def check_judge(settings: RunSettings) -> None:
         find_judge(judge.model, ModelRef("", "", "", {}))
     if judge.is_local:
         return
+    headers = read_headers()
     if base_url is not None:
         read_base_url(base_url)
-    elif not os.environ.get("OPENAI_API_KEY"):
+    elif not os.environ.get("OPENAI_API_KEY") and not authorizes(headers):
         raise AccessError(
             f"judge {judge.model} needs a key: put OPENAI_API_KEY=sk-... into .env, or name your "
             "own endpoint with `judge_base_url`, or judge without one: `judge_model` local"

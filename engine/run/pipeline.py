@@ -203,9 +203,11 @@ class Pipeline:
             run.done["judging"] += 1
         if not self.captures or self.settings.capture_rows != "kept" or verdict.score is None:
             return
-        high = verdict.score >= run.settings.threshold
-        if high == (response.sample.polarity == "pos"):
+        kept = run.newly_kept(response.sample, verdict.score)
+        if len(kept) == 1:
             self._to_capture.offer(run, response)
+        else:  # a pair: one of the two has gone from memory
+            self._to_capture.owe(run, kept)
 
     # --- capture ---
 

@@ -14,7 +14,7 @@ from ..judging import judge_key, local_prompt
 from ..models import ModelRef, Prompts
 from ..outputs import is_exported
 from ..records import POLARITIES, Polarity
-from ..settings import CaptureSettings, RunSettings, Sampling
+from ..settings import CaptureSettings, RunSettings, Sampling, check_thresholds
 from ..storage import (
     Choice,
     JudgeFacts,
@@ -236,6 +236,8 @@ def _choice(wanted: Wanted) -> Choice:
         capture=facts,
         pools=pools,
         threshold=settings.threshold,
+        neg_threshold=check_thresholds(settings.threshold, settings.neg_threshold),
+        paired=settings.paired,
     )
 
 
@@ -251,6 +253,8 @@ def _judge_facts(settings: RunSettings, trait: Trait) -> JudgeFacts:
         kind=kind,
         prompt=prompt,
         begun=storage.now(),
+        extra=judge.extra,
+        scale=(trait.scale.low, trait.scale.high),
     )
 
 

@@ -37,6 +37,8 @@ class TraitRun:
     exported: Exported | None = None
     error: TraitmillError | None = None
     _saved: JudgeFacts | None = None
+    _halves: dict[tuple[int, int, int], bytes] = field(default_factory=dict)
+    """Ids that pass and whose twins have not, by instruction, question and repeat."""
 
     def __post_init__(self) -> None:
         for kind in ("responses", "verdicts"):
@@ -58,8 +60,9 @@ class TraitRun:
         state = self.state
         again = state.responses.pending() | state.responses.having("failed")
         self.done["generation"] = int((~again).sum())
+        self._halves = self._waiting_halves()
         ok = state.responses.having("ok")
-        self.done["judging"] = int((ok & ~state.unjudged()).sum())
+        self.done["judging"] = int(ok.sum()) - len(self.unjudged())
         self.done["capture"] = int((ok & state.captured()).sum())
 
     def ungenerated(self) -> list[int]:
@@ -77,7 +80,10 @@ class TraitRun:
 
     def unjudged(self) -> np.ndarray:
         """Return positions of stored responses that need a verdict."""
-        return np.flatnonzero(self.state.unjudged())
+        wanted = self.state.unjudged()
+        if self.settings.limits.retry:
+            wanted = wanted | (self.state.responses.having("ok") & self.state.verdicts.given_up())
+        return np.flatnonzero(wanted)
 
     def uncaptured(self) -> np.ndarray:
         """Return positions of stored responses that are to be captured."""
@@ -88,6 +94,32 @@ class TraitRun:
         if rows == "all":
             wanted = self.state.responses.having("ok")
         return np.flatnonzero(wanted & ~self.state.captured())
+
+    def newly_kept(self, sample: Sample, score: float) -> list[bytes]:
+        """Return the ids that pass now that a sample has its score, those of a pair together."""
+        if not self.state.choice.passes(sample.polarity, score):
+            return []
+        if not self.settings.paired:
+            return [sample.id.encode()]
+        place = (sample.instruction_index, sample.question_index, sample.rollout)
+        twin = self._halves.pop(place, None)
+        if twin is None:
+            self._halves[place] = sample.id.encode()
+            return []
+        return [twin, sample.id.encode()]
+
+    def _waiting_halves(self) -> dict[tuple[int, int, int], bytes]:
+        if not self.settings.paired:
+            return {}
+        state, plan = self.state, self.state.plan
+        alone = np.flatnonzero(state.passing_alone() & ~state.passing())
+        places = zip(
+            plan.instruction_index[alone].tolist(),
+            plan.question_index[alone].tolist(),
+            plan.rollout[alone].tolist(),
+            strict=True,
+        )
+        return dict(zip(places, plan.ids[alone].tolist(), strict=True))
 
     def samples(self, positions: list[int]) -> list[Sample]:
         """Return the samples at some positions of the plan."""

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..records import MOST_TRIES, REFUSED_TEXT, TEXT_ALONE
 from ..traits import Plan
 from .parts import PartSet, ids_of
 from .schemas import STATUSES, Kind
@@ -24,7 +25,12 @@ MODES = ("integer", "expected", "local_relative")
 COUNTED = ("attempts", "input_tokens", "output_tokens", "hidden_tokens")
 _FACTS: dict[Kind, dict[str, type]] = {
     "responses": {"cut_off": bool},
-    "verdicts": {"score": float, "mode": np.int8, **dict.fromkeys(COUNTED, np.int32)},
+    "verdicts": {
+        "score": float,
+        "mode": np.int8,
+        "tries": np.int32,
+        **dict.fromkeys(COUNTED, np.int32),
+    },
     "activations": {},
 }
 """What an index holds of each row beside its status; other columns are read when they are needed.
@@ -42,7 +48,8 @@ class Index:
     part: np.ndarray
     row: np.ndarray
     facts: dict[str, np.ndarray] = field(default_factory=dict)
-    """responses: `cut_off`; verdicts: `score` (NaN where there is none), `mode`, tokens."""
+    """responses: `cut_off`; verdicts: `score` (NaN where there is none), `mode`, tokens, `tries`.
+    """
 
     @property
     def score(self) -> np.ndarray:
@@ -74,6 +81,10 @@ class Index:
         """Return a mask of the samples whose row has one of the statuses."""
         codes = [STATUSES[self.kind].index(status) for status in statuses]
         return np.isin(self.status, codes)
+
+    def given_up(self) -> np.ndarray:
+        """Return a mask of the samples whose verdict failed so that it is not asked for again."""
+        return np.asarray(self.having("failed") & (self.facts["tries"] >= MOST_TRIES))
 
     def pending(self) -> np.ndarray:
         """Return a mask of the samples without a row."""
@@ -131,7 +142,7 @@ def build_index(parts: PartSet, plan: Plan, pool: str | None = None) -> Index:
 def _columns(kind: Kind) -> list[str]:
     own = {
         "responses": ["finish_reason"],
-        "verdicts": ["score", "mode", *COUNTED],
+        "verdicts": ["score", "mode", "error", *COUNTED],
         "activations": ["pool"],
     }
     return ["sample_id", "status", *own[kind]]
@@ -146,4 +157,15 @@ def note(index: Index, plan: Plan, path: Path, table: pa.Table, rows: np.ndarray
     elif index.kind == "verdicts":
         facts = {name: table[name].to_numpy() for name in ("score", *COUNTED)}
         facts["mode"] = pc.index_in(table["mode"], pa.array(MODES)).to_numpy()
-    index.add(path, rows, plan.positions(ids_of(table)), statuses, facts)
+    positions = plan.positions(ids_of(table))
+    index.add(path, rows, positions, statuses, facts)
+    if index.kind == "verdicts":
+        known = positions >= 0
+        np.add.at(index.facts["tries"], positions[known], _tries(table)[known])
+
+
+def _tries(table: pa.Table) -> np.ndarray:
+    """Return how far each verdict's failure goes towards giving up."""
+    error = pc.fill_null(table["error"], "")
+    alone = pc.starts_with(error, TEXT_ALONE).to_numpy()
+    return np.where(pc.starts_with(error, REFUSED_TEXT).to_numpy(), MOST_TRIES, alone)

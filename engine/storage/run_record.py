@@ -114,6 +114,10 @@ class JudgeFacts(Stored):
     """What was learned of the endpoint's model."""
     offset: float | None = None
     """The logit difference that a local judge's scores are measured from."""
+    extra: str = ""
+    """What was added to each request's body, as JSON."""
+    scale: tuple[int, int] = (0, 100)
+    """What the prompt asks for; scores are stored as 0 to 100."""
 
 
 class CaptureFacts(Stored):
@@ -146,6 +150,8 @@ class Selection(Stored):
     """Key of the activation set."""
     pools: tuple[str, ...]
     threshold: float
+    neg_threshold: float | None = None
+    paired: bool = False
     digest: str = ""
     """Of what the files were written from; empty while an export is under way."""
     rows: dict[str, int] = {}

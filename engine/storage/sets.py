@@ -60,14 +60,16 @@ def chosen(folder: TraitFolder, use_judge: str | None = None) -> Choice:
     pools = capture.pools if capture else ()
     if selection and selection.capture:
         pools = selection.pools
-    threshold = selection.threshold if selection else Choice(judge_key="").threshold
+    shown = {}
+    if selection:
+        shown = selection.model_dump(include={"threshold", "neg_threshold", "paired"})
     return Choice(
         judge_key=judge_key,
         judge=judges.get(judge_key),
         capture_key=capture_key,
         capture=capture,
         pools=pools,
-        threshold=threshold,
+        **shown,
     )
 
 
@@ -77,10 +79,14 @@ def _find_judge(judges: Mapping[str, JudgeFacts], name: str) -> str:
         return keys[0]
     what = "names several verdict sets" if keys else "names no verdict set"
     known = ", ".join(
-        f"{key} ({facts.model}, `judge_mode` {facts.mode}, of {facts.begun})"
+        f"{key} ({facts.model}, `judge_mode` {facts.mode}{_added(facts)}, of {facts.begun})"
         for key, facts in judges.items()
     )
     raise UsageError(f"`use_judge` {name!r} {what} of this run; give one of: {known or 'none yet'}")
+
+
+def _added(facts: JudgeFacts) -> str:
+    return f", `judge_extra` {facts.extra}" if facts.extra else ""
 
 
 def load_state(folder: TraitFolder, use_judge: str | None = None) -> TraitState:

@@ -33,6 +33,21 @@ class Choice:
     capture: CaptureFacts | None = None
     pools: tuple[str, ...] = ()
     threshold: float = 50.0
+    neg_threshold: float | None = None
+    """That of neg; None where it is `threshold`."""
+    paired: bool = False
+    """Whether a response counts only where its twin passes."""
+
+    @property
+    def thresholds(self) -> dict[Polarity, float]:
+        """pos passes at or above its own, neg below its own."""
+        neg = self.threshold if self.neg_threshold is None else self.neg_threshold
+        return {"pos": self.threshold, "neg": neg}
+
+    def passes(self, polarity: Polarity, score: float) -> bool:
+        """Return whether a score lies on its side of the threshold."""
+        limit = self.thresholds[polarity]
+        return score >= limit if polarity == "pos" else score < limit
 
 
 @dataclass(slots=True, eq=False)
@@ -79,16 +94,29 @@ class TraitState:
         """Return the mask of one polarity."""
         return np.asarray(self.plan.polarity == POLARITIES.index(polarity))
 
-    def passing(self) -> np.ndarray:
+    def passing_alone(self) -> np.ndarray:
         """Return the mask of scored responses on their side of the threshold: pos >= t, neg < t."""
         scored = self.responses.having("ok") & self.verdicts.having("scored")
-        high = self.verdicts.score >= self.threshold
-        return np.asarray(scored & (high == self.side("pos")))
+        score, limits = self.verdicts.score, self.choice.thresholds
+        right = np.where(self.side("pos"), score >= limits["pos"], score < limits["neg"])
+        return np.asarray(scored & right)
+
+    def passing(self) -> np.ndarray:
+        """Return the mask of responses that pass, in pairs where pairs are asked for."""
+        return self.in_pairs(self.passing_alone())
+
+    def in_pairs(self, mask: np.ndarray) -> np.ndarray:
+        """Return the part of a mask whose twins are in it too; all of it where none are asked."""
+        if not self.choice.paired:
+            return mask
+        twins = self.plan.twins
+        return np.asarray(mask & (twins >= 0) & mask[twins])
 
     def unjudged(self) -> np.ndarray:
-        """Return the mask of responses that a judge has not answered for."""
+        """Return the mask of responses that a judge is still to answer for."""
         answered = self.verdicts.having("scored", "refused", "unparsable", "truncated")
-        return np.asarray(self.responses.having("ok") & ~answered)
+        over = answered | self.verdicts.given_up()
+        return np.asarray(self.responses.having("ok") & ~over)
 
     def captured(self) -> np.ndarray:
         """Return the mask of responses whose every pool is stored."""

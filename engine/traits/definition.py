@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..errors import DefinitionError
 from ..records import POLARITIES, Polarity
+from .scale import FULL, LARGEST, Scale
 
 DEFINITION_FILE = "trait_definition.json"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -40,6 +41,8 @@ class Trait:
     questions: tuple[str, ...]
     eval_prompt: str
     yes_no_prompt: str | None = None
+    scale: Scale = FULL
+    """What `eval_prompt` asks for."""
 
     def instruction(self, polarity: Polarity, index: int) -> str:
         pair = self.instructions[index]
@@ -53,6 +56,8 @@ class Trait:
             "eval_prompt": self.eval_prompt,
             "yes_no_prompt": self.yes_no_prompt,
         }
+        if self.scale != FULL:
+            found |= {"score_min": self.scale.low, "score_max": self.scale.high}
         return {key: value for key, value in found.items() if value is not None}
 
 
@@ -81,9 +86,16 @@ def _check_text(text: str, placeholders: tuple[str, ...] = ()) -> str:
     return text
 
 
+def _check_end(number: float) -> float:
+    if not (number.is_integer() and 0 <= number <= LARGEST):
+        raise PydanticCustomError("text", f"must be a whole number from 0 to {LARGEST}")
+    return number
+
+
 _check_template = partial(_check_text, placeholders=("{question}", "{answer}"))
 Text = Annotated[str, AfterValidator(_check_text)]
 Template = Annotated[str, AfterValidator(_check_template)]
+End = Annotated[float, AfterValidator(_check_end)]
 
 
 class _Pair(BaseModel):
@@ -100,6 +112,14 @@ class _File(BaseModel):
     questions: Annotated[list[Text], Field(min_length=1)]
     eval_prompt: Template
     yes_no_prompt: Template | None = None
+    score_min: End = float(FULL.low)
+    score_max: End = float(FULL.high)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.score_min >= self.score_max:
+            raise PydanticCustomError("text", "score_min: must be below score_max")
+        return self
 
 
 def load_traits(folders: Mapping[str, Path]) -> list[Trait]:
@@ -135,7 +155,7 @@ def parse_definition(name: str, data: bytes, path: str) -> Trait:
         data = data.removeprefix(_BYTE_ORDER_MARK)
     found = None
     try:
-        # No number belongs here; as floats, thousands of digits are of the wrong type too.
+        # As floats, numbers of thousands of digits are read too, and refused by their size.
         raw = json.loads(data.decode(), object_pairs_hook=partial(_once, faults), parse_int=float)
         found = _File.model_validate(raw)
     except UnicodeDecodeError as error:
@@ -156,6 +176,7 @@ def parse_definition(name: str, data: bytes, path: str) -> Trait:
         questions=tuple(found.questions),
         eval_prompt=found.eval_prompt,
         yes_no_prompt=found.yes_no_prompt,
+        scale=Scale(int(found.score_min), int(found.score_max)),
     )
 
 
@@ -175,8 +196,12 @@ def _readable(fault: Any) -> list[str]:
     key = key.removeprefix(".")
     one, wanted = "one", "a string"
     match where:
+        case () if fault["type"] == "text":
+            return [fault["msg"]]
         case ():
             return ["must be a JSON object"]
+        case ("score_min" | "score_max",):
+            wanted = "a whole number"
         case ("questions",):
             wanted = "a list of strings"
         case ("instruction",):

@@ -70,6 +70,25 @@ class Plan:
         }
 
     @cached_property
+    def twins(self) -> np.ndarray:
+        """Position of each sample's twin, int64 [n], -1 where the plan lacks it.
+
+        That is the sample of the other side with the same instruction pair, question and repeat.
+        """
+        shape = [int(column.max(initial=0)) + 1 for column in self._place]
+        keys = np.ravel_multi_index(tuple(self._place), tuple(shape))
+        found = np.full(len(self), -1)
+        sides = [np.flatnonzero(self.polarity == side) for side in range(len(POLARITIES))]
+        _, in_pos, in_neg = np.intersect1d(keys[sides[0]], keys[sides[1]], return_indices=True)
+        pos, neg = sides[0][in_pos], sides[1][in_neg]
+        found[pos], found[neg] = neg, pos
+        return found
+
+    @property
+    def _place(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.instruction_index, self.question_index, self.rollout
+
+    @cached_property
     def _by_id(self) -> np.ndarray:
         """Positions in the order of their ids, int64 [n]."""
         return np.argsort(self.ids)

@@ -7,16 +7,18 @@ import re
 
 import pytest
 
-from traitmill.engine.judging.scoring import (
+from traitmill.engine.judging.reading import (
     Answer,
     Reading,
+    read_expected,
+    read_integer,
+    whole_numbers,
+)
+from traitmill.engine.judging.scoring import (
     escape_surrogates,
     judge_key,
     local_prompt,
     raw_text,
-    read_expected,
-    read_integer,
-    whole_numbers,
 )
 from traitmill.engine.settings import JudgeSettings
 from traitmill.engine.statistics import auroc, auroc_interval, histogram

@@ -15,8 +15,8 @@ from traitmill.engine.errors import AccessError, StoppedError, UsageError
 from traitmill.engine.judging import cost
 from traitmill.engine.judging.capabilities import CAP, RAISED_CAP, JudgeProfile
 from traitmill.engine.judging.endpoint import EndpointJudge
-from traitmill.engine.judging.scoring import PLAIN_REQUEST, judge_key
-from traitmill.engine.records import Response, Sample
+from traitmill.engine.judging.scoring import judge_key, plain_request
+from traitmill.engine.records import TEXT_ALONE, Response, Sample
 from traitmill.engine.settings import JudgeLimits, JudgeSettings
 from traitmill.engine.storage import row_table, verdict_row
 from traitmill.engine.traits.definition import Trait
@@ -103,7 +103,7 @@ async def test_no_call_is_wasted_after_the_probe(persona, model, calls, mode, ef
     assert all(seen.body.get("reasoning_effort") == effort for seen in server.log[probed:])
     prompts = {seen.prompt for seen in server.log[probed:]}
     filled = "How calm is this?\nQ: How?\nA: so calm\nNumber:"
-    assert prompts == {filled if persona != "plain" else f"{filled}\n\n{PLAIN_REQUEST}"}
+    assert prompts == {filled if persona != "plain" else f"{filled}\n\n{plain_request()}"}
 
 
 async def test_a_profile_survives_json_and_saves_the_probe():
@@ -445,7 +445,7 @@ async def test_f06_an_endless_server_error_fails_that_item_alone():
                 judge.judge(TRAIT, response("poison")), judge.judge(TRAIT, response())
             )
     assert (bad.status, bad.score, bad.attempts) == ("failed", None, 8)
-    assert bad.error == "HTTP 500: oops"
+    assert bad.error == f"{TEXT_ALONE}HTTP 500: oops"
     assert "oops" in bad.raw
     assert good.status == "scored"
 
@@ -528,7 +528,10 @@ async def test_f08_a_body_that_is_no_answer_is_retried_then_failed_with_its_text
             verdict = await judge.judge(TRAIT, response())
     assert (verdict.status, verdict.score, verdict.attempts) == ("failed", None, 8)
     assert verdict.raw == body.decode(errors="replace")
-    assert verdict.error in ("the endpoint's 200 holds no chat completion", "HTTP 502: upstream")
+    assert verdict.error.removeprefix(TEXT_ALONE) in (
+        "the endpoint's 200 holds no chat completion",
+        "HTTP 502: upstream",
+    )
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1000", '"x"', "null"])
@@ -570,7 +573,7 @@ async def test_f09_an_unreadable_answer_is_asked_about_once(text):
     assert (mended.status, mended.score, mended.attempts) == ("scored", 80.0, 2)
     assert [message["role"] for message in again] == ["user", "assistant", "user"]
     assert again[1]["content"] == text
-    assert again[2]["content"] == PLAIN_REQUEST
+    assert again[2]["content"] == plain_request()
 
     with MisbehavingServer(script=lambda _: completion(text)) as server:
         async with known(server) as judge:

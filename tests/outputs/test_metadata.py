@@ -17,8 +17,8 @@ from traitmill.engine.storage import TraitFolder
 
 KEYS = (
     "schema_version model revision trait n_examples n_examples_pos n_examples_neg n_excluded "
-    "n_layers hidden_dim layers layer_convention storage_type pooling pools threshold batch_size "
-    "dtype attention placement extraction_date sampling judge counts cost self_check versions "
+    "n_layers hidden_dim layers layer_convention storage_type pooling pools threshold neg_threshold "
+    "paired batch_size dtype attention placement extraction_date sampling judge counts cost self_check versions "
     "files_sha256 sample_ids instruction_index question_index sha256"
 )
 

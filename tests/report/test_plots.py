@@ -128,3 +128,10 @@ def test_pictures_of_an_earlier_page_and_pages_of_another_pool(tmp_path):
     assert "neighbours.svg" not in left  # of one layer there are none
     assert "neighbours.png" not in left
     assert "neighbours.prompt_last.svg" in left
+
+
+def test_two_thresholds_are_both_marked(experiment):
+    responses = responses_of(TraitFolder(experiment / "poem"))
+    alt = score_histogram(responses, 60.0, 40.0).alt
+    assert "the thresholds 60 of pos and 40 of neg" in alt
+    assert "the threshold 60." in score_histogram(responses, 60.0, 60.0).alt

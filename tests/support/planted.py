@@ -121,6 +121,8 @@ def write_trait(
         "pooling": "mean over the response's tokens",
         "pools": list(pools),
         "threshold": 50.0,
+        "neg_threshold": 50.0,
+        "paired": False,
         "batch_size": 8,
         "dtype": "float32",
         "attention": "eager",
