@@ -13,7 +13,7 @@ CPU_TOKENS = 1024
 """Padded tokens of a CPU batch: the fastest of 256 to 4,096 (python -m benchmarks.capture)."""
 GPU_TOKENS = 16384
 """Padded tokens of a GPU batch: more fills the matrix units no better. Untested on GPU."""
-_LEAST_TOKENS = 256
+LEAST_TOKENS = 256
 """The arithmetic is an estimate: below this, memory itself decides."""
 _CPU_SHARE = 0.25
 _GPU_SHARE = 0.8
@@ -32,11 +32,11 @@ def token_budget(shape: Shape, itemsize: int, free: int, *, gpu: bool) -> TokenB
     share, cap = (_GPU_SHARE, GPU_TOKENS) if gpu else (_CPU_SHARE, CPU_TOKENS)
     per_token = shape.block_bytes_per_token(itemsize)
     fits = int(free * share / per_token)
-    tokens = max(_LEAST_TOKENS, min(fits, cap))
+    tokens = max(LEAST_TOKENS, min(fits, cap))
     why = "all that fits"
     if fits > cap:
         why = f"capped at {cap:,}, where speed levels off"
-    elif fits < _LEAST_TOKENS:
+    elif fits < LEAST_TOKENS:
         why = f"{tokens} are tried all the same, and halved where they do not fit"
     line = (
         f"capture batches of {tokens:,} tokens: {share:.0%} of {free / GIB:.1f} GiB free at "
@@ -62,14 +62,6 @@ def free_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         return free
     # Page cache gives way when asked.
     return max(0, min(free, int(limit) - taken + int(stat.get("inactive_file", 0))))
-
-
-def gpu_memory() -> list[int]:
-    """Return the bytes of each NVIDIA GPU, taken or not."""
-    import torch
-
-    gpus = range(torch.cuda.device_count())
-    return [int(torch.cuda.get_device_properties(gpu).total_memory) for gpu in gpus]
 
 
 def choose_device(requested: str) -> str:
