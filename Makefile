@@ -1,6 +1,6 @@
 # make demo and make test set everything up by themselves; nothing is downloaded when it is done already.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check measures bench bench-table bench-gpu soak clean
+.PHONY: help setup demo test test-fast check measures bench bench-table bench-gpu gpu-check soak clean
 SHELL := /bin/bash
 
 COMMA := ,
@@ -66,6 +66,9 @@ bench: setup  ## every benchmark, tables and plots in docs/benchmarks.md
 
 bench-table: setup  ## the guide's batch-size table on this machine
 	@$(BIN)/python -m benchmarks.batch_size
+
+gpu-check: setup  ## the tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -n0 -m gpu tests/gpu
 
 bench-gpu: setup  ## fill the GPU tables of docs/benchmarks.md (NVIDIA GPU, up to 10 minutes each)
 	@$(BIN)/python -m benchmarks.all --gpu
