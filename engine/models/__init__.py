@@ -19,6 +19,7 @@ from .config import (
     require_causal,
 )
 from .demo import EMBEDDED, embedded_folder
+from .gpus import Gpu, read_gpus, show_only
 from .hub import ModelRef, find_model, infer_model
 from .machine import GIB, choose_device, free_host_memory, token_budget
 from .placement import GPU_BATCHED_TOKENS, Placement, choose_placement, engine_length
@@ -29,6 +30,7 @@ __all__ = [
     "EMBEDDED",
     "GIB",
     "GPU_BATCHED_TOKENS",
+    "Gpu",
     "ModelRef",
     "Placement",
     "Prompts",
@@ -56,7 +58,9 @@ __all__ = [
     "length_dependent_rope",
     "load_tokenizer",
     "read_config",
+    "read_gpus",
     "refuse_faulty",
     "require_causal",
+    "show_only",
     "token_budget",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..settings import CaptureSettings
+from .gpus import read_gpus
 
 KEEPS_SOFT_CAP = ("eager", "flash_attention_2", "flex_attention")
 """Implementations that apply a soft-cap on attention scores. sdpa drops it without a word."""
@@ -154,11 +155,13 @@ def choose_attention(
     return requested
 
 
+@cache
 def computes_bfloat16(device: str) -> bool:
-    """Return whether `device`, cpu or cuda, has bfloat16 arithmetic: old GPUs have not."""
-    import torch
+    """Return whether `device`, cpu or cuda, has bfloat16 arithmetic: GPUs before Ampere have not.
 
-    return device != "cuda" or bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    Asked of the driver: PyTorch would take a context on the card for the answer.
+    """
+    return device != "cuda" or all(gpu.capability >= (8, 0) for gpu in read_gpus())
 
 
 @cache

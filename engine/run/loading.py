@@ -28,6 +28,7 @@ from ..models import (
     free_host_memory,
     generation_dtype,
     read_config,
+    show_only,
 )
 from ..outputs import measurement
 from ..records import Activation, Response
@@ -112,20 +113,23 @@ class _Loader:
         self._gpu = await asyncio.to_thread(on_gpu)
         needs_engine = work.generates or (work.judges and judge.model == "local")
         self._refuse_second_model(needs_engine)
+        # What cannot work is found out before a judge is paid or a weight downloaded.
+        placement = None
+        if needs_engine or work.captures:
+            await asyncio.to_thread(self._check_model)
+            placement = await asyncio.to_thread(self._place, needs_engine)
         backends = Backends()
         local: tuple[ModelRef, Any] | None = None
         if work.judges and judge.is_local:
             local = await asyncio.to_thread(find_judge, judge.model, work.ref)
-        if needs_engine or work.captures:
-            await asyncio.to_thread(self._check_model)
         if local is not None and local[0] is not work.ref:
             await asyncio.to_thread(check_weights, local[0])
         if work.judges and local is None:  # after the weights: its first calls are paid for
             backends = await self._open_endpoint()
         loads: list[Awaitable[object]] = []
-        placement = None
-        if work.captures:
-            placement = await asyncio.to_thread(self._place, needs_engine)
+        if placement is not None and placement.gpus:
+            show_only(placement.gpus)
+        if placement is not None and work.captures:
             if placement.line:
                 work.notice(placement.line)
             self._capture = await self._make_capture(placement, needs_engine)
@@ -167,6 +171,7 @@ class _Loader:
             self._settings,
             gpu=self._gpu,
             engine=needs_engine,
+            capture=self._work.captures,
             sequences=self._settings.execution.batch_size or GPU_SEQUENCES,
             tokens_per_sequence=longest,
         )
