@@ -1,14 +1,17 @@
 # make demo and make test set everything up by themselves; nothing is downloaded when it is done already.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check measures bench bench-table bench-gpu soak clean
+.PHONY: help setup demo test test-fast check measures bench bench-table bench-gpu gpu-check soak clean
 SHELL := /bin/bash
 
 COMMA := ,
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# An NVIDIA GPU that answers takes the CUDA build of vLLM, any other machine the CPU build.
+# An NVIDIA GPU that answers takes the CUDA build of vLLM, any other machine the CPU build; what is
+# exported as FLAVOUR (cpu or cuda) holds instead.
+ifndef FLAVOUR
 FLAVOUR := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
+endif
 # A package of the CUDA lock has no build for Python 3.13.
 NEWEST := $(if $(filter cuda,$(FLAVOUR)),(3$(COMMA) 12),(3$(COMMA) 13))
 PYTHONS := $(if $(filter cuda,$(FLAVOUR)),3.11 or 3.12,3.11 to 3.13)
@@ -25,6 +28,10 @@ setup: $(INSTALLED)  ## make .venv with the locked packages (CPU or CUDA, by wha
 $(INSTALLED): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= $(NEWEST))' || \
 		{ echo "Python $(PYTHONS) is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+ifeq ($(FLAVOUR)-$(DRIVER),cuda-)
+	@# Before gigabytes are fetched that the driver or the card cannot run.
+	@$(PYTHON) tools/driver.py
+endif
 	@echo "setting up $(VENV) for $(FLAVOUR) (a few minutes, once)"
 	@# Cleared: packages of the other flavour would be taken for this one's.
 	@$(PYTHON) -m venv --clear $(VENV)
@@ -59,6 +66,9 @@ bench: setup  ## every benchmark, tables and plots in docs/benchmarks.md
 
 bench-table: setup  ## the guide's batch-size table on this machine
 	@$(BIN)/python -m benchmarks.batch_size
+
+gpu-check: setup  ## the tests that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -n0 -m gpu tests/gpu
 
 bench-gpu: setup  ## fill the GPU tables of docs/benchmarks.md (NVIDIA GPU, up to 10 minutes each)
 	@$(BIN)/python -m benchmarks.all --gpu

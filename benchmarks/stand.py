@@ -107,7 +107,7 @@ class Run:
 def workload(ref: ModelRef, n: int, max_new_tokens: int) -> list[Sample]:
     """`n` samples as a run of the product has them, for methods that know no traits."""
     sampling = _identity(ref, max_new_tokens)
-    tokenize = lazy_tokenizer(ref)(now())
+    tokenize = lazy_tokenizer(ref)(now(), sampling)
     found = []
     for trait in load_traits({name: EXPERIMENT / name for name in TRAITS}):
         plan = make_plan(trait, {"pos": n // SIDES, "neg": n // SIDES}, sampling, tokenize)

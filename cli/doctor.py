@@ -28,6 +28,7 @@ PARAMS = (
     ),
     options.EXPERIMENTS_DIR,
     options.GEN_MODEL,
+    *options.PROMPT,
     *options.JUDGE,
 )
 
@@ -53,8 +54,8 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what is checked: a name, and a function that returns what was found or raises."""
     from traitmill.engine.settings import apply
 
-    judge = {option.name for option in options.JUDGE}
-    wanted = {name: value for name, value in given.items() if name in judge and value is not None}
+    known = {option.name for option in (*options.JUDGE, *options.PROMPT)}
+    wanted = {name: value for name, value in given.items() if name in known and value is not None}
     address = os.environ.get("OPENAI_BASE_URL")
     if address:
         wanted.setdefault("judge_base_url", address)
@@ -66,6 +67,11 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if experiment is not None:
         yield "traits", lambda: _traits(given["experiments_dir"], experiment)
     yield "model", lambda: _model(_model_name(model, experiment))
+    if experiment is not None:
+        yield (
+            "prompts",
+            lambda: _prompts(settings, model, given["experiments_dir"], experiment),
+        )
     yield "judge", lambda: _judge(settings, _model_name(model, experiment))
 
 
@@ -125,15 +131,36 @@ def _model_name(named: str | None, experiment: str | None) -> str:
 
 
 def _model(name: str) -> str:
-    from traitmill.engine.models import check_weights, find_model, load_tokenizer
+    from traitmill.engine.models import check_support, check_weights, find_model, load_tokenizer
 
     ref = find_model(name)
+    check_support(ref, captures=True)
     check_weights(ref)
     prompts = "a base model: prompts go in raw"
     if load_tokenizer(ref).chat_template:
         prompts = "with a chat template"
     context = ref.context_length or "unstated"
     return f"{name}, revision {ref.revision}, context {context}, {prompts}"
+
+
+def _prompts(settings: Any, model: str | None, experiments_dir: Path, experiment: str) -> str:
+    """Return one prompt of each side as the model would read it."""
+    from traitmill.engine.models import find_model, lazy_tokenizer
+    from traitmill.engine.records import POLARITIES
+    from traitmill.engine.storage import now, select_traits
+    from traitmill.engine.traits import load_traits
+
+    folders = select_traits(experiments_dir, experiment, None)
+    trait = load_traits({name: folder.path for name, folder in folders.items()})[0]
+    ref = find_model(_model_name(model, experiment))
+    prompts = lazy_tokenizer(ref)(now(), settings.sampling)
+    lines = [f"as the model reads the first of {trait.name}"]
+    if prompts.remark:
+        lines.append(f"      {prompts.remark}")
+    for polarity in POLARITIES:
+        text = prompts.text(trait.instruction(polarity, 0), trait.questions[0])
+        lines.append(f"      {polarity}: {text!r}")
+    return "\n".join(lines)
 
 
 def _judge(settings: Any, model: str) -> str:

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from traitmill.engine.errors import UsageError
-from traitmill.engine.settings import DEFAULTS, DTYPES, POOLS, value_of
+from traitmill.engine.settings import DEFAULTS, DTYPES, POOLS, PROMPT_FORMATS, THINKING, value_of
 
 _LAYERS = re.compile(r"(-1|[0-9]{1,4})(?:-([0-9]{1,4}))?")
 """An index or a range. No model has 10,000 layers, and a longer number would only fill memory."""
@@ -193,6 +193,28 @@ GEN_MODEL = Option(
     "Sampling",
     common=True,
 )
+PROMPT = (
+    setting(
+        "prompt_format",
+        "user: instruction and question in one turn; system: the instruction as system turn; raw: "
+        "no chat template.",
+        "Sampling",
+        choices=PROMPT_FORMATS,
+    ),
+    setting("system_prompt", "A fixed system turn; may be empty.  [the template's]", "Sampling"),
+    setting("prefill", "What every response begins with; no part of it.", "Sampling"),
+    setting(
+        "thinking",
+        "auto: off where the template can; off: or refused; template: as it has it.",
+        "Sampling",
+        choices=THINKING,
+    ),
+    setting(
+        "chat_template_kwargs",
+        'Variables of the chat template, as {"enable_thinking": false}.',
+        "Sampling",
+    ),
+)
 SAMPLING = (
     GEN_MODEL,
     setting("max_new_tokens", "Longest response.", "Sampling", common=True),
@@ -200,6 +222,7 @@ SAMPLING = (
     setting("top_p", "Nucleus sampling.", "Sampling"),
     setting("top_k", "Sample among the k likeliest; 0 is off.", "Sampling"),
     setting("seed", "Changes every sample's noise.", "Sampling"),
+    *PROMPT,
     setting("dtype", "Of generation.", "Sampling", choices=DTYPES),
 )
 JUDGE = (

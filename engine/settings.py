@@ -20,6 +20,19 @@ LOCAL_JUDGE = "local"
 POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last")
 DEFAULT_POOL = POOLS[0]
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+THINKING = ("auto", "off", "template")
+"""auto: off where the template can; off: refused where it cannot; template: as it has it."""
+PROMPT_FORMATS = ("user", "system", "raw")
+_OWN_VARIABLES = {
+    "add_generation_prompt",
+    "continue_final_message",
+    "conversation",
+    "messages",
+    "return_dict",
+    "strftime_now",
+    "tokenize",
+}
+"""Of a chat template's call, ours to set."""
 _MAX_TEMPERATURE = 2.0
 """vLLM's."""
 _MAX_EXAMPLES = 1_000_000
@@ -50,8 +63,29 @@ class Sampling:
     """0 is off."""
     max_new_tokens: int = 150
     seed: int = 0
+    prompt_format: Literal["user", "system", "raw"] = "user"
+    """Where the instruction stands: before the question in the user turn, as the system turn, or in
+    plain text although there is a chat template."""
+    system_prompt: str | None = None
+    """A fixed system turn, may be empty; None leaves it to the template."""
+    prefill: str = ""
+    """What the model's turn begins with; no part of the response."""
+    thinking: str = "auto"
+    """One of THINKING: what a template that can turn a model's thought off is told."""
+    chat_template_kwargs: str = ""
+    """A JSON object of variables for the chat template."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.prompt_format in PROMPT_FORMATS,
+            f"`prompt_format` {self.prompt_format!r} is unknown; choose from "
+            f"{', '.join(PROMPT_FORMATS)}",
+        )
+        _require(
+            self.thinking in THINKING,
+            f"`thinking` {self.thinking!r} is unknown; choose from {', '.join(THINKING)}",
+        )
+        self.template_variables()
         _require(
             self.dtype in DTYPES,
             f"`dtype` {self.dtype!r} is unknown; choose from {', '.join(DTYPES)}",
@@ -66,6 +100,27 @@ class Sampling:
         )
         _require(0 < self.top_p <= 1, f"`top_p` must be above 0 and at most 1, not {self.top_p}")
         _require(self.top_k >= 0, f"`top_k` must be 0 (off) or more, not {self.top_k}")
+
+    @property
+    def wants_system(self) -> bool:
+        """Whether something is to stand in a system turn."""
+        if self.prompt_format == "raw":
+            return False
+        return self.prompt_format == "system" or self.system_prompt is not None
+
+    def template_variables(self) -> dict[str, Any]:
+        """Return `chat_template_kwargs` as a dict. Raise UsageError."""
+        said = f"`chat_template_kwargs` {self.chat_template_kwargs[:60]!r}"
+        try:
+            found = json.loads(self.chat_template_kwargs or "{}")
+        except ValueError as error:
+            raise UsageError(f"{said} is not JSON: {error}") from None
+        _require(
+            isinstance(found, dict), f'{said} must be an object, as {{"enable_thinking": false}}'
+        )
+        own = sorted(_OWN_VARIABLES & found.keys())
+        _require(not own, f"{said}: {', '.join(own)} cannot be set there")
+        return dict(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +349,19 @@ DEFAULTS = RunSettings()
 _FLAT: dict[str, tuple[str, str]] = {
     **{
         name: ("sampling", name)
-        for name in ("dtype", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
+        for name in (
+            "dtype",
+            "temperature",
+            "top_p",
+            "top_k",
+            "max_new_tokens",
+            "seed",
+            "prompt_format",
+            "system_prompt",
+            "prefill",
+            "thinking",
+            "chat_template_kwargs",
+        )
     },
     **{name: ("counts", name) for name in ("n_examples", "min_kept", "max_examples")},
     "judge_model": ("judge", "model"),

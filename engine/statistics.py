@@ -70,7 +70,8 @@ def histogram(scores: Iterable[float]) -> list[int]:
 
 # --- held-out scores, weighted ---
 #
-# `weights` is float32 `[draws, n]`: how often each draw counts a row. A figure is `[draws]`.
+# A figure is `[draws]`. Its cost grows with the rows once, and with the draws times the groups, as
+# rows of one group have one weight.
 
 
 class Estimate(NamedTuple):
@@ -81,63 +82,93 @@ class Estimate(NamedTuple):
     high: float
 
 
-def once(n: int) -> ndarray:
-    """Return weights `[1, n]` that count every row once."""
-    return np.ones((1, n), np.float32)
+class Weights(NamedTuple):
+    """How often each draw counts a row."""
+
+    groups: ndarray
+    """int `[n]`, numbered from 0: the row's group."""
+    counts: ndarray
+    """float64 `[draws, n_groups]`: how often each draw counts the rows of a group."""
+
+    def total(self, values: ndarray) -> ndarray:
+        """Return the weighted sum of values `[n]`, `[draws]`."""
+        by_group = np.bincount(self.groups, values, self.counts.shape[1])
+        return np.asarray(self.counts @ by_group)
+
+    def mean(self, values: ndarray, side: ndarray) -> ndarray:
+        """Return the weighted mean of values `[n]` of a side, bool `[n]`, `[draws]`."""
+        return _ratio(self.total(values * side), self.total(side))
 
 
-def draw_groups(groups: ndarray, rng: np.random.Generator) -> ndarray:
-    """Return bootstrap weights `[BOOTSTRAPS, n]`: whole groups, drawn with replacement.
+def once(n: int) -> Weights:
+    """Return weights that count every one of n rows once."""
+    return Weights(np.zeros(n, int), np.ones((1, 1)))
+
+
+def draw_groups(groups: ndarray, rng: np.random.Generator) -> Weights:
+    """Return BOOTSTRAPS bootstrap draws of whole groups, with replacement.
 
     `groups` is int `[n]`, numbered from 0 without gaps.
     """
     count = int(groups.max()) + 1
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=BOOTSTRAPS)
-    return np.asarray(drawn[:, groups].astype(np.float32))
+    return Weights(groups, drawn.astype(np.float64))
 
 
-def fold_auroc(scores: ndarray, labels: ndarray, folds: ndarray, weights: ndarray) -> ndarray:
+def fold_auroc(scores: ndarray, labels: ndarray, folds: ndarray, weights: Weights) -> ndarray:
     """Return the chance that a pos row scores above a neg row of its own fold, ties counted half.
 
     Only rows of one fold are compared, since each fold's scores come from a direction of its own:
     pooling folds would compare scales. scores, labels (bool) and folds (int) are `[n]`; NaN where a
     draw leaves no pair.
     """
-    won = np.zeros(len(weights))
-    pairs = np.zeros(len(weights))
+    won, pairs = np.zeros((2, len(weights.counts)))
     for fold in np.unique(folds):
         pos = np.flatnonzero(labels & (folds == fold))
         neg = np.flatnonzero(~labels & (folds == fold))
-        order = np.sign(scores[pos][:, None] - scores[neg]).astype(np.float32)
-        ahead = order / 2 + np.float32(0.5)
-        of_pos, of_neg = weights[:, pos], weights[:, neg]
-        won += ((of_pos @ ahead) * of_neg).sum(axis=1)
-        pairs += of_pos.sum(axis=1) * of_neg.sum(axis=1)
+        ours, of_pos = np.unique(weights.groups[pos], return_inverse=True)
+        theirs, of_neg = np.unique(weights.groups[neg], return_inverse=True)
+        wins = _wins(scores[pos], scores[neg], of_pos, of_neg)
+        counts, against = weights.counts[:, ours], weights.counts[:, theirs]
+        won += ((counts @ wins) * against).sum(axis=1)
+        pairs += (counts @ np.bincount(of_pos)) * (against @ np.bincount(of_neg))
     return _ratio(won, pairs)
 
 
-def balanced_accuracy(scores: ndarray, labels: ndarray, weights: ndarray) -> ndarray:
+def _wins(pos: ndarray, neg: ndarray, of_pos: ndarray, of_neg: ndarray) -> ndarray:
+    """Return how many pairs each group of pos wins against each of neg, ties counted half.
+
+    `[groups of pos, groups of neg]`, from the scores of both sides and the group of each row.
+    """
+    n_pos, n_neg = (int(of.max(initial=-1)) + 1 for of in (of_pos, of_neg))
+    order = np.argsort(neg)
+    ranked = neg[order]
+    seen = np.zeros((len(neg) + 1, n_neg))
+    seen[np.arange(1, len(neg) + 1), of_neg[order]] = 1
+    below = np.cumsum(seen, axis=0, out=seen)
+    ahead = below[np.searchsorted(ranked, pos, "left")]
+    ahead += below[np.searchsorted(ranked, pos, "right")]
+    wins = np.zeros((n_pos, n_neg))
+    np.add.at(wins, of_pos, ahead / 2)
+    return wins
+
+
+def balanced_accuracy(scores: ndarray, labels: ndarray, weights: Weights) -> ndarray:
     """Return the mean of the two sides' shares of rows on the right side of 0."""
     right = ((scores > 0) == labels).astype(float)
-    pos, neg = (_mean(right, weights * side) for side in (labels, ~labels))
-    return np.asarray((pos + neg) / 2)
+    return np.asarray((weights.mean(right, labels) + weights.mean(right, ~labels)) / 2)
 
 
-def cohens_d(scores: ndarray, labels: ndarray, weights: ndarray) -> ndarray:
+def cohens_d(scores: ndarray, labels: ndarray, weights: Weights) -> ndarray:
     """Return the gap of the means in pooled standard deviations (Cohen 1988, section 2.2)."""
-    gap, within, count = np.zeros((3, len(weights)))
+    gap, within, count = np.zeros((3, len(weights.counts)))
     for sign, side in ((1, labels), (-1, ~labels)):
-        mine = weights * side
-        mean = _mean(scores, mine)
+        mean, n = weights.mean(scores, side), weights.total(side)
         gap = gap + sign * mean
-        within = within + mine @ scores**2 - mine.sum(axis=1) * mean**2
-        count = count + mine.sum(axis=1)
+        within = within + weights.total(scores**2 * side) - n * mean**2
+        count = count + n
     spread = np.sqrt(np.maximum(within, 0) / np.maximum(count - 2, 1))
     return _ratio(gap, spread)
-
-
-def _mean(values: ndarray, weights: ndarray) -> ndarray:
-    return _ratio(weights @ values, weights.sum(axis=1))
 
 
 def _ratio(above: ndarray, below: ndarray) -> ndarray:

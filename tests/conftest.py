@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.device import serve_arguments
 from traitmill.cli.main import main
-from traitmill.engine.models import fast_bfloat16
+from traitmill.engine.generation import on_gpu
 
 Traitmill = Callable[..., tuple[int, str]]
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +26,14 @@ TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
 
 def pytest_configure() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the tests that need a card to machines that have one."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if wanting and not on_gpu():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU is visible to PyTorch"))
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +80,7 @@ def vllm_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "2048",
     ]
     command += ["--max-num-seqs", "32"]
-    if not fast_bfloat16("cpu"):
-        command += ["--dtype", "float32"]
+    command += serve_arguments(gpu=on_gpu())
     with log.open("wb") as file:
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:

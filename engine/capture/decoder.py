@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import AccessError, ResourceError, UsageError
 from ..models import config as attention
+from ..models import refuse_faulty
 
 OUT_OF_MEMORY_TEXTS = (
     "out of memory",
@@ -48,11 +49,7 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
     text_config = config.get_text_config()
     attention.require_causal(text_config)
     chosen = attention.dtype_on(config, dtype, kind)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UsageError(
-            f"model type {config.model_type} has no causal language model in transformers; take "
-            f"another"
-        )
+    attention.require_class(config)
     family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     implementation = attention.choose_attention(
         text_config,
@@ -64,12 +61,13 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
     )
     spread = kind == "cuda" and torch.device(device).index is None and torch.cuda.device_count() > 1
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=getattr(torch, chosen),
             attn_implementation=implementation,
             device_map="auto" if spread else {"": device},
+            output_loading_info=True,
         )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -82,6 +80,7 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
         raise AccessError(
             f"the weights of model {source} cannot be loaded: {_first_line(error)}"
         ) from None
+    refuse_faulty(source, info)
     if spread and any(parameter.device.type != "cuda" for parameter in model.parameters()):
         raise ResourceError(  # accelerate would run what is left over from host memory, at a crawl
             f"the weights of {source} do not fit on the {torch.cuda.device_count()} GPUs here: "

@@ -288,7 +288,7 @@ def require_cpu_build() -> None:
         raise UsageError(
             f"PyTorch is built for CUDA {torch.version.cuda} and sees no GPU: its driver is too "
             "old for that (nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, "
-            "or install the CPU build where there is no GPU: make clean setup"
+            "or install the CPU build: export FLAVOUR=cpu, then make clean setup"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .chat import chat_token_ids, lazy_tokenizer, load_tokenizer
+from .chat import Prompts, chat_token_ids, lazy_tokenizer, load_tokenizer
 from .config import (
     Shape,
     check_capture,
@@ -19,21 +19,26 @@ from .config import (
     require_causal,
 )
 from .demo import EMBEDDED, embedded_folder
+from .gpus import Gpu, read_gpus, show_only
 from .hub import ModelRef, find_model, infer_model
 from .machine import GIB, choose_device, free_host_memory, token_budget
 from .placement import GPU_BATCHED_TOKENS, Placement, choose_placement, engine_length
-from .weights import check_weights
+from .support import check_support
+from .weights import check_weights, refuse_faulty
 
 __all__ = [
     "EMBEDDED",
     "GIB",
     "GPU_BATCHED_TOKENS",
+    "Gpu",
     "ModelRef",
     "Placement",
+    "Prompts",
     "Shape",
     "chat_token_ids",
     "check_capture",
     "check_layers",
+    "check_support",
     "check_weights",
     "choose_attention",
     "choose_device",
@@ -53,6 +58,9 @@ __all__ = [
     "length_dependent_rope",
     "load_tokenizer",
     "read_config",
+    "read_gpus",
+    "refuse_faulty",
     "require_causal",
+    "show_only",
     "token_budget",
 ]

@@ -6,13 +6,20 @@ prompts, and so its samples' ids, do not change with the day.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 from ..errors import AccessError, UsageError
+from ..settings import Sampling
 from .hub import ModelRef
+
+_PROBE = "a system turn, tried"
+_THOUGHT_SWITCHES = ("enable_thinking", "thinking")
+"""Variables that turn thought on and off: the first in Qwen-3, GLM and SmolLM-3, the second in
+DeepSeek and Granite."""
 
 
 def load_tokenizer(ref: ModelRef) -> Any:
@@ -28,49 +35,164 @@ def load_tokenizer(ref: ModelRef) -> Any:
         ) from None
 
 
-def lazy_tokenizer(ref: ModelRef) -> Callable[[str], Callable[[str], tuple[int, ...]]]:
-    """Return what gives a moment's function from prompt to token ids.
+def lazy_tokenizer(ref: ModelRef) -> Callable[[str, Sampling], Prompts]:
+    """Return what gives the prompts of a run, by its moment and sampling.
 
-    That function remembers its answers. The tokenizer is loaded when one is first called.
+    The tokenizer is loaded, once, when the first prompt is asked for.
     """
     load = cache(partial(load_tokenizer, ref))
-    return cache(lambda moment: cache(lambda prompt: chat_token_ids(load(), prompt, moment)))
+    return cache(lambda moment, sampling: Prompts(load, sampling, moment))
+
+
+class Prompts:
+    """Turns instruction and question into token ids, in one way for a whole run."""
+
+    def __init__(self, load: Callable[[], Any], sampling: Sampling, moment: str) -> None:
+        """`moment`, in ISO 8601, is the time for a template that asks."""
+        self._load, self._sampling, self._moment = load, sampling, moment
+        self._known: dict[tuple[str, str], tuple[int, ...]] = {}
+
+    def __call__(self, instruction: str, question: str) -> tuple[int, ...]:
+        """Return the token ids of one prompt, with one BOS at most; no instruction may be empty.
+
+        Raise AccessError where the template fails, UsageError for a prompt without tokens.
+        """
+        asked = (instruction, question)
+        if asked not in self._known:
+            self._known[asked] = self._tokenized(instruction, question)
+        return self._known[asked]
+
+    def text(self, instruction: str, question: str) -> str:
+        """Return one prompt as the model reads it, special tokens and all."""
+        return str(self._load().decode(self(instruction, question)))
+
+    @cached_property
+    def remark(self) -> str:
+        """What stands elsewhere than was asked, empty where nothing does. Loads the tokenizer."""
+        remarks = []
+        if self._sampling.wants_system and not self._has_template:
+            remarks.append("the model has no chat template: prompts go in raw, system text first")
+        elif self._sampling.wants_system and not self._takes_system:
+            remarks.append(
+                "the chat template takes no system turn: what belongs there begins the user turn"
+            )
+        if self._has_template and self._sampling.prompt_format != "raw" and self._thinks:
+            remarks.append(
+                "the prompt ends in an open thought, which would be judged and pooled as the "
+                "response; close it with `prefill` \\n</think>\\n\\n"
+            )
+        return "; ".join(remarks)
+
+    def _tokenized(self, instruction: str, question: str) -> tuple[int, ...]:
+        how, tokenizer = self._sampling, self._load()
+        system, user = [how.system_prompt or ""], [instruction, question]
+        if how.prompt_format == "system":
+            system, user = [*system, instruction], [question]
+        if self._takes_system and self._sampling.wants_system:
+            turns = [{"role": "system", "content": _joined(system)}]
+        else:
+            turns, user = [], [*system, *user]
+        if not self._has_template or how.prompt_format == "raw":
+            return _ids(tokenizer, tokenizer(_joined(user) + how.prefill)["input_ids"])
+        turns.append({"role": "user", "content": _joined(user)})
+        variables = self._variables
+        if not how.prefill:
+            return _ids(tokenizer, _templated(tokenizer, turns, self._moment, **variables))
+        text = _templated(tokenizer, turns, self._moment, tokenize=False, **variables)
+        ids = tokenizer(text + how.prefill, add_special_tokens=False)["input_ids"]
+        return _ids(tokenizer, ids)
+
+    @cached_property
+    def _has_template(self) -> bool:
+        return bool(self._load().chat_template)
+
+    @cached_property
+    def _variables(self) -> dict[str, Any]:
+        """Variables for the template; thought is off where that was asked for, or can be."""
+        how = self._sampling
+        given = how.template_variables()
+        if how.thinking == "template" or set(_THOUGHT_SWITCHES) & given.keys():
+            return given
+        template = str(self._load().chat_template)
+        off = _without_thought(template)
+        if how.thinking == "off" and not off and "<think>" in template:
+            raise UsageError(
+                "`thinking` off: this model's chat template has no switch for it "
+                f"({', '.join(_THOUGHT_SWITCHES)}); close the thought with `prefill` "
+                "\\n</think>\\n\\n, or take another model"
+            )
+        return given | off
+
+    @cached_property
+    def _thinks(self) -> bool:
+        """Whether what the model reads ends in a thought that is begun and not closed."""
+        how = self._sampling
+        turns = [{"role": "user", "content": "?"}]
+        text = _templated(self._load(), turns, self._moment, tokenize=False, **self._variables)
+        return "</think>" not in (text + how.prefill).rpartition("<think>")[2] and "<think>" in text
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template has a system turn of its own: some refuse it, some drop it."""
+        if not self._has_template or self._sampling.prompt_format == "raw":
+            return False
+        turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "?"}]
+        try:
+            text = _templated(self._load(), turns, self._moment, tokenize=False, **self._variables)
+        except AccessError:
+            return False
+        return _PROBE in text
 
 
 def chat_token_ids(tokenizer: Any, prompt: str, moment: str) -> tuple[int, ...]:
-    """Return the token ids of `prompt`, with one BOS at most.
+    """Return the token ids of `prompt` as one user turn, raw for base models; one BOS at most.
 
-    Chat models get it as one user turn through their chat template, base models raw. `moment`, in
-    ISO 8601, is the time for a template that asks. Raise AccessError where the template fails.
+    Thought is turned off where the template can. `moment`, in ISO 8601, is the time for a template
+    that asks. Raise AccessError where the template fails.
     """
-    if tokenizer.chat_template:
-        ids = _templated(tokenizer, prompt, moment)
-    else:
-        ids = tokenizer(prompt)["input_ids"]
-    ids = tuple(map(int, ids))
+    if not tokenizer.chat_template:
+        return _ids(tokenizer, tokenizer(prompt)["input_ids"])
+    turns = [{"role": "user", "content": prompt}]
+    off = _without_thought(str(tokenizer.chat_template))
+    return _ids(tokenizer, _templated(tokenizer, turns, moment, **off))
+
+
+def _without_thought(template: str) -> dict[str, Any]:
+    """Return the variables that turn thought off in a template, none where it has no switch."""
+    return {name: False for name in _THOUGHT_SWITCHES if re.search(rf"\b{name}\b", template)}
+
+
+def _joined(parts: list[str]) -> str:
+    return "\n\n".join(filter(None, parts))
+
+
+def _ids(tokenizer: Any, found: Any) -> tuple[int, ...]:
+    ids = tuple(map(int, found))
     bos = tokenizer.bos_token_id
     # A template that writes BOS itself, tokenized by a tokenizer that adds one.
     while bos is not None and ids[:2] == (bos, bos):
         ids = ids[1:]
     if not ids:
-        raise UsageError(f"the prompt {prompt[:40]!r} has no tokens under this model's tokenizer")
+        raise UsageError("a prompt has no tokens under this model's tokenizer")
     return ids
 
 
-def _templated(tokenizer: Any, prompt: str, moment: str) -> Any:
+def _templated(tokenizer: Any, turns: list[dict[str, str]], moment: str, **variables: Any) -> Any:
+    """Return the token ids of a conversation up to the model's turn; with `tokenize` False its
+    text."""
     from jinja2 import TemplateError
 
     clock = datetime.fromisoformat(moment).astimezone(UTC)
+    how = {"tokenize": True, "return_dict": False, **variables}
     try:
         return tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
+            turns,
             add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
             strftime_now=clock.strftime,  # stands before transformers' own of this name
+            **how,
         )
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        # What a template's own code raises, for one that is broken or that refuses one user turn.
+        # What a template's own code raises, for one that is broken or that refuses such turns.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AccessError(
             f"the chat template of {tokenizer.name_or_path} fails: {reason}; mend the template "

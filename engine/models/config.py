@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..settings import CaptureSettings
+from .gpus import read_gpus
 
 KEEPS_SOFT_CAP = ("eager", "flash_attention_2", "flex_attention")
 """Implementations that apply a soft-cap on attention scores. sdpa drops it without a word."""
@@ -50,6 +51,7 @@ def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str)
     config = read_config(raw)
     text_config = config.get_text_config()
     require_causal(text_config)
+    require_class(config)
     check_layers(capture.layers, int(text_config.num_hidden_layers))
     dtype = dtype_on(config, capture.dtype, device)
     flash = device == "cuda" and flash_with_soft_cap()
@@ -63,6 +65,17 @@ def require_causal(text_config: Any) -> None:
         raise UsageError(
             f"model type {text_config.model_type} attends to later tokens; capture works on causal "
             "language models"
+        )
+
+
+def require_class(config: Any) -> None:
+    """Raise UsageError where transformers has no causal language model of this type."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UsageError(
+            f"model type {config.model_type} has no causal language model in transformers, which "
+            "capture needs; take another, or give `extract_activations` False"
         )
 
 
@@ -142,11 +155,13 @@ def choose_attention(
     return requested
 
 
+@cache
 def computes_bfloat16(device: str) -> bool:
-    """Return whether `device`, cpu or cuda, has bfloat16 arithmetic: old GPUs have not."""
-    import torch
+    """Return whether `device`, cpu or cuda, has bfloat16 arithmetic: GPUs before Ampere have not.
 
-    return device != "cuda" or bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    Asked of the driver: PyTorch would take a context on the card for the answer.
+    """
+    return device != "cuda" or all(gpu.capability >= (8, 0) for gpu in read_gpus())
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ CPU_TOKENS = 1024
 """Padded tokens of a CPU batch: the fastest of 256 to 4,096 (python -m benchmarks.capture)."""
 GPU_TOKENS = 16384
 """Padded tokens of a GPU batch: more fills the matrix units no better. Untested on GPU."""
-_LEAST_TOKENS = 256
+LEAST_TOKENS = 256
 """The arithmetic is an estimate: below this, memory itself decides."""
 _CPU_SHARE = 0.25
 _GPU_SHARE = 0.8
@@ -32,11 +33,11 @@ def token_budget(shape: Shape, itemsize: int, free: int, *, gpu: bool) -> TokenB
     share, cap = (_GPU_SHARE, GPU_TOKENS) if gpu else (_CPU_SHARE, CPU_TOKENS)
     per_token = shape.block_bytes_per_token(itemsize)
     fits = int(free * share / per_token)
-    tokens = max(_LEAST_TOKENS, min(fits, cap))
+    tokens = max(LEAST_TOKENS, min(fits, cap))
     why = "all that fits"
     if fits > cap:
         why = f"capped at {cap:,}, where speed levels off"
-    elif fits < _LEAST_TOKENS:
+    elif fits < LEAST_TOKENS:
         why = f"{tokens} are tried all the same, and halved where they do not fit"
     line = (
         f"capture batches of {tokens:,} tokens: {share:.0%} of {free / GIB:.1f} GiB free at "
@@ -47,29 +48,54 @@ def token_budget(shape: Shape, itemsize: int, free: int, *, gpu: bool) -> TokenB
     return TokenBudget(tokens, line)
 
 
-def free_host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that the machine has left, or the container (cgroup v2) of this process."""
+def free_host_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that the machine has left, or the tightest group this process is in.
+
+    Groups are control groups of version 1 or 2, as containers, Slurm and systemd make them; a limit
+    holds for all groups below it. `root` is where /proc and /sys are.
+    """
     import psutil
 
     free = int(psutil.virtual_memory().available)
+    limits = [_left_in(group) for group in _memory_groups(root)]
+    return max(0, min([free, *(left for left in limits if left is not None)]))
+
+
+def _memory_groups(root: Path) -> Iterator[Path]:
+    """Yield the folders of the groups whose memory limits hold for this process, its own first."""
     try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        taken = int((cgroup / "memory.current").read_text())
-        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return free
+        lines = ["0::/"]
+    mounted = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        top = mounted
+        if controllers:
+            if "memory" not in controllers.split(","):
+                continue
+            top = mounted / "memory"
+        # A container may see its own group as the top, under a name that only the host has.
+        parts = [part for part in Path(name).parts if part not in ("/", "..")]
+        for depth in range(len(parts), -1, -1):
+            yield top.joinpath(*parts[:depth])
+
+
+def _left_in(group: Path) -> int | None:
+    """Return the bytes a group has left, None where it has no limit or is not there."""
+    names = ("memory.max", "memory.current", "inactive_file")
+    if (group / "memory.limit_in_bytes").is_file():
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    try:
+        limit = (group / names[0]).read_text().strip()
+        taken = int((group / names[1]).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
     if limit == "max":
-        return free
+        return None
     # Page cache gives way when asked.
-    return max(0, min(free, int(limit) - taken + int(stat.get("inactive_file", 0))))
-
-
-def gpu_memory() -> list[int]:
-    """Return the bytes of each NVIDIA GPU, taken or not."""
-    import torch
-
-    gpus = range(torch.cuda.device_count())
-    return [int(torch.cuda.get_device_properties(gpu).total_memory) for gpu in gpus]
+    return int(limit) - taken + int(stat.get(names[2], 0))
 
 
 def choose_device(requested: str) -> str:

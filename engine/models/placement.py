@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ..settings import RunSettings
 from .config import OVERFLOWS_FLOAT16, Shape, computes_bfloat16, dtype_on, itemsize, read_config
-from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, gpu_memory
+from .feasibility import CONTEXT_OVERHEAD, capture_bytes, refuse_capture, refuse_generation
+from .gpus import Gpu, emptiest_first, read_gpus
+from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, free_host_memory
 
 GPU_BATCHED_TOKENS = 8192
 """Tokens of an engine's step at most: more fills the matrix units no better, and its activations
 grow with them."""
-CONTEXT_OVERHEAD = 1 * GIB
-"""What one more CUDA process takes before its first tensor, libraries included. An assumption."""
 _ENGINE_BASE = 3 * GIB // 2
 """What vLLM takes for context, graphs and libraries; another 1 GiB where GPUs talk to each other.
 An assumption."""
@@ -26,25 +27,32 @@ _SPARE_TOKENS = 64
 """Blocks vLLM wants beside the longest sequence's: one empty, and one of each kind of layer."""
 _LENGTH_STEP = 256
 _USABLE = 0.95
+_DEFAULT_SHARE = 0.92
+"""vLLM's own gpu_memory_utilization."""
+_SHARE_SPARE = 0.02
 
 Mode = Literal["alone", "apart", "co-resident", "in turn"]
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where capture runs beside vLLM, which has the first GPUs, and what each may take."""
+    """Where capture runs beside vLLM, which has the first of `gpus`, and what each may take."""
 
     mode: Mode
-    """alone: no engine is loaded. apart: capture has a device to itself. co-resident: both are
-    loaded and run side by side. in turn: generation ends and leaves before capture is loaded."""
+    """alone: one of the two is loaded, not both. apart: capture has a device to itself.
+    co-resident: both are loaded and run side by side. in turn: generation ends and leaves before
+    capture is loaded."""
     line: str
     capture_device: str
+    """cpu, cuda (spread over `gpus`) or cuda:N, the N-th of `gpus`."""
     kv_cache_bytes: int | None = None
     """Of each GPU, where it is shared at the same time; None leaves it to vLLM."""
     gpu_share: float | None = None
     """Of each GPU, what vLLM may ask to be free at its start, cache included; None: its default."""
     capture_tokens: int | None = None
     """Of a batch, where vLLM is loaded too; None lets capture see what is free."""
+    gpus: tuple[Gpu, ...] = ()
+    """The cards in the order in which the run's processes are to see them; none: no GPU is used."""
 
 
 def engine_length(longest: int) -> int:
@@ -69,7 +77,7 @@ def engine_overhead(shape: Shape, sequences: int, tensor_parallel: int, itemsize
 def place_on_gpus(
     shape: Shape,
     *,
-    totals: Sequence[int],
+    gpus: Sequence[Gpu],
     tensor_parallel: int,
     capture_device: str,
     itemsize: int,
@@ -77,42 +85,79 @@ def place_on_gpus(
     sequences: int,
     tokens_per_sequence: int,
 ) -> Placement:
-    """Decide how GPUs of `totals` bytes, otherwise empty, serve generation and capture of a model.
+    """Decide how the free memory of `gpus` serves generation and capture of a model.
 
     vLLM splits weights and KV cache over the first `tensor_parallel`. `sequences` of
     `tokens_per_sequence` (prompt and response) are wanted in flight; a quarter of them is the least
-    that co-residence is worth. What neither needs of a shared GPU goes to capture batches.
+    that co-residence is worth. What neither needs of a shared GPU goes to capture batches. Under
+    `auto` capture takes a GPU of its own, else one that holds the model, else all of them.
     """
+    place = partial(
+        _place_beside,
+        shape,
+        gpus=gpus,
+        tensor_parallel=tensor_parallel,
+        itemsize=itemsize,
+        capture_itemsize=capture_itemsize,
+        sequences=sequences,
+        tokens_per_sequence=tokens_per_sequence,
+    )
+    if capture_device != "auto":
+        return place(capture_device=capture_device)
+    needed = capture_bytes(shape, capture_itemsize, CPU_TOKENS)
+    spare = _first_that_holds(gpus, needed, after=tensor_parallel)
+    if spare is not None:
+        return place(capture_device=f"cuda:{spare}")
+    devices = ["cuda"]
+    # Spread over several, one card at a time would work.
+    single = _first_that_holds(gpus, needed)
+    if single is not None and len(gpus) > 1:
+        devices.insert(0, f"cuda:{single}")
+    found = [place(capture_device=device) for device in devices]
+    return next((each for each in found if each.mode == "co-resident"), found[0])
+
+
+def _place_beside(
+    shape: Shape,
+    *,
+    gpus: Sequence[Gpu],
+    tensor_parallel: int,
+    capture_device: str,
+    itemsize: int,
+    capture_itemsize: int,
+    sequences: int,
+    tokens_per_sequence: int,
+) -> Placement:
+    """Return the placement with capture on one device, cpu, cuda or cuda:N."""
     per_token = shape.block_bytes_per_token(capture_itemsize)
-    all_weights = shape.weight_bytes(capture_itemsize)
     least_batch = CPU_TOKENS * per_token
-    if capture_device == "auto":
-        needed = all_weights + CONTEXT_OVERHEAD + least_batch
-        capture_device = _spare_gpu(totals, tensor_parallel, needed)
     kind, _, index = capture_device.partition(":")
-    generation = f"generation on {_gpus(tensor_parallel)}"
+    engines = gpus[:tensor_parallel]
+    generation = f"generation on {_named(engines)}"
+    share = own_share(engines)
     if kind != "cuda" or (index and int(index) >= tensor_parallel):
-        line = f"{generation}, capture on {capture_device} beside it; untested on GPU"
-        return Placement("apart", line, capture_device)
-    over = 1 if index else len(totals)
-    usable = int(min(totals) * _USABLE)
-    weights, capture_weights = shape.weight_bytes(itemsize) // tensor_parallel, all_weights // over
+        where = _named([gpus[int(index)]]) if index else capture_device
+        line = f"{generation}, capture on {where} beside it; untested on GPU"
+        return Placement("apart", line, capture_device, gpu_share=share, gpus=tuple(gpus))
+    captures = [gpus[int(index)]] if index else gpus
+    usable = int(min(gpu.free for gpu in (*engines, *captures)) * _USABLE)
+    weights = shape.weight_bytes(itemsize) // tensor_parallel
+    capture_weights = shape.weight_bytes(capture_itemsize) // len(captures)
     kv_per_token = shape.kv_bytes_per_token(itemsize)
-    # vLLM does not start with a cache that one sequence of the engine's length does not fit in.
-    least_kv = (engine_length(tokens_per_sequence) + _SPARE_TOKENS) * kv_per_token
-    least_kv //= tensor_parallel
+    least_kv = least_cache(shape, itemsize, tokens_per_sequence) // tensor_parallel
     kv = max(sequences * tokens_per_sequence * kv_per_token // tensor_parallel, least_kv)
     overhead = engine_overhead(shape, sequences, tensor_parallel, itemsize)
     engine, capture = weights + overhead, capture_weights + CONTEXT_OVERHEAD + least_batch
     sums = (
         f"{usable / GIB:.1f} GiB usable a GPU; {generation}: {weights / GIB:.1f} weights + "
-        f"{overhead / GIB:.1f} engine + {kv / GIB:.1f} KV; capture on {_gpus(over)}: "
+        f"{overhead / GIB:.1f} engine + {kv / GIB:.1f} KV; capture on {_named(captures)}: "
         f"{capture_weights / GIB:.1f} weights + {CONTEXT_OVERHEAD / GIB:.1f} context + "
         f"{least_batch / GIB:.1f} batch; untested on GPU"
     )
     room = usable - engine - capture
     if room < max(kv // 4, least_kv):
-        return Placement("in turn", f"generation first, capture after it: {sums}", capture_device)
+        line = f"generation first, capture after it: {sums}"
+        return Placement("in turn", line, capture_device, gpu_share=share, gpus=tuple(gpus))
     # Batches of eight times the least, as long as the cache keeps half of what it wants.
     roomy = min(7 * least_batch, max(0, room - max(kv // 2, least_kv)))
     kv_given = min(kv, room - roomy)
@@ -121,21 +166,40 @@ def place_on_gpus(
         f"co-resident: {sums}",
         capture_device,
         kv_cache_bytes=kv_given,
-        gpu_share=(engine + kv_given) / min(totals),
+        gpu_share=(engine + kv_given) / min(gpu.total for gpu in engines),
         capture_tokens=min(GPU_TOKENS, CPU_TOKENS + (room - kv_given) // per_token),
+        gpus=tuple(gpus),
     )
 
 
-def _spare_gpu(totals: Sequence[int], taken: int, needed: int) -> str:
-    """Return the first GPU after the `taken` ones that holds `needed` bytes, else all GPUs."""
-    for index, total in enumerate(totals):
-        if index >= taken and needed <= int(total * _USABLE):
-            return f"cuda:{index}"
-    return "cuda"
+def least_cache(shape: Shape, itemsize: int, tokens_per_sequence: int) -> int:
+    """Return the bytes of cache, over all cards, without which vLLM does not start.
+
+    One sequence of the engine's length must fit in.
+    """
+    tokens = engine_length(tokens_per_sequence) + _SPARE_TOKENS
+    return tokens * shape.kv_bytes_per_token(itemsize)
 
 
-def _gpus(count: int) -> str:
-    return "one GPU" if count == 1 else f"{count} GPUs"
+def own_share(gpus: Sequence[Gpu]) -> float | None:
+    """Return what vLLM may ask of cards it has to itself; None where its default of 0.92 is free.
+
+    It does not start where less is free than it asks for.
+    """
+    free = min(gpu.free / gpu.total for gpu in gpus) - _SHARE_SPARE
+    return None if free >= _DEFAULT_SHARE else free
+
+
+def _first_that_holds(gpus: Sequence[Gpu], needed: int, after: int = 0) -> int | None:
+    """Return the place of the first card from `after` on with `needed` bytes to use."""
+    for place, gpu in enumerate(gpus):
+        if place >= after and needed <= int(gpu.free * _USABLE):
+            return place
+    return None
+
+
+def _named(gpus: Sequence[Gpu]) -> str:
+    return f"GPU{'s' * (len(gpus) > 1)} {', '.join(str(gpu.index) for gpu in gpus)}"
 
 
 def choose_placement(
@@ -146,28 +210,61 @@ def choose_placement(
     engine: bool,
     sequences: int,
     tokens_per_sequence: int,
+    capture: bool = True,
 ) -> Placement:
-    """Return where a run's capture goes.
+    """Return which devices a run uses, and how much of them.
 
-    `config` is config.json; `gpu` says whether there is one, `engine` whether vLLM loads the same
-    model. Raise UsageError for a model, dtype or device that cannot work.
+    `config` is config.json; `gpu` says whether there is one, `engine` and `capture` what is loaded
+    of the model. Raise UsageError for a model, dtype or device that cannot work, ResourceError
+    where the devices cannot hold what is loaded on them.
     """
     device = settings.execution.capture_device
-    if not engine:
-        return Placement("alone", "", device)
-    if not gpu:  # sharing the cores gains nothing
+    if not gpu:
+        if not engine:
+            return Placement("alone", "", device)
+        # Sharing the cores gains nothing.
         return Placement("in turn", "generation on all cores first, capture after it", device)
     read, kind = read_config(config), choose_device(device).partition(":")[0]
-    return place_on_gpus(
-        Shape.from_config(read),
-        totals=gpu_memory(),
-        tensor_parallel=settings.execution.tensor_parallel_size,
-        capture_device=device,
-        itemsize=_generation_itemsize(read, settings.sampling.dtype),
-        capture_itemsize=itemsize(dtype_on(read, settings.capture.dtype, kind)),
-        sequences=sequences,
-        tokens_per_sequence=tokens_per_sequence,
-    )
+    shape, gpus = Shape.from_config(read), read_gpus()
+    if ":" not in device:  # a card that is named by its number keeps it
+        gpus = emptiest_first(gpus)
+    tensor_parallel = settings.execution.tensor_parallel_size
+    value = _generation_itemsize(read, settings.sampling.dtype)
+    capture_value = itemsize(dtype_on(read, settings.capture.dtype, kind))
+    # What a quantised model's weights take is not in its shape.
+    counted = "quantization_config" not in config
+    if engine and counted:
+        least = least_cache(shape, value, tokens_per_sequence)
+        refuse_generation(shape, gpus, tensor_parallel, value, least)
+    if not capture:
+        share = own_share(gpus[:tensor_parallel])
+        return Placement("alone", "", device, gpu_share=share, gpus=tuple(gpus))
+    if engine:
+        found = place_on_gpus(
+            shape,
+            gpus=gpus,
+            tensor_parallel=tensor_parallel,
+            capture_device=device,
+            itemsize=value,
+            capture_itemsize=capture_value,
+            sequences=sequences,
+            tokens_per_sequence=tokens_per_sequence,
+        )
+    else:
+        device = _alone_on(shape, gpus, device, capture_value)
+        found = Placement("alone", "", device, gpus=tuple(gpus))
+    if counted:
+        free_host = free_host_memory()
+        refuse_capture(shape, gpus, found.capture_device, capture_value, free_host)
+    return found
+
+
+def _alone_on(shape: Shape, gpus: Sequence[Gpu], device: str, itemsize: int) -> str:
+    """Return the device of a capture that nothing runs beside: one card where the model fits."""
+    if device != "auto":
+        return device
+    single = _first_that_holds(gpus, capture_bytes(shape, itemsize, CPU_TOKENS))
+    return "cuda" if single is None or len(gpus) == 1 else f"cuda:{single}"
 
 
 def _generation_itemsize(config: Any, dtype: str) -> int:

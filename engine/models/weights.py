@@ -1,29 +1,145 @@
-"""Whether a model folder's weight files are all there and whole. Reads headers, loads nothing."""
+"""Whether a model's weights are all there, whole, and of the shapes its config says.
+
+Both engines make up what a checkpoint lacks, and so agree with each other: nothing later would
+tell. Headers are read, no weight is.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import AccessError
+from .config import read_config
 from .hub import ModelRef
+
+_NAMED = 3
+_EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
+_HARMLESS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "lm_head.weight")
+"""Ends of what older versions saved: computed buffers, and a head tied to the embedding."""
 
 
 def check_weights(ref: ModelRef) -> None:
-    """Raise AccessError for a local folder without weights, or with a file missing or cut off.
+    """Raise AccessError for weights that are missing, cut off, or not those of the config.
 
-    Models on the hub are fetched, and checked, by what loads them.
+    A hub model that is not in the cache is fetched, and checked, by what loads it.
     """
+    if ref.is_local:
+        _check_files(Path(ref.source))
+    if "quantization_config" in ref.config:  # its tensors have names of their own
+        return
+    info = _loading_info(ref)
+    if info is not None:
+        refuse_faulty(ref.name, info)
+
+
+def refuse_faulty(name: str, info: Mapping[str, Any]) -> None:
+    """Raise AccessError where transformers' loading info tells that weights are not the model's.
+
+    Source: `output_loading_info` of transformers' `from_pretrained`.
+    """
+    faults = {
+        "lack": sorted(info["missing_keys"]),
+        "have, against config.json,": sorted(
+            f"{key} of shape {'x'.join(map(str, found))} for {'x'.join(map(str, wanted))}"
+            for key, found, wanted in info["mismatched_keys"]
+        ),
+        "hold, for no part of this model,": sorted(
+            key for key in info["unexpected_keys"] if not key.endswith(_HARMLESS)
+        ),
+    }
+    for fault, found in faults.items():
+        _refuse(fault, found, name)
+
+
+def _refuse(fault: str, found: Sequence[str], name: str) -> None:
+    if not found:
+        return
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    raise AccessError(
+        f"the weights of model {name} {fault} {', '.join(found[:_NAMED])}{more}; copy the model "
+        "again, weights and config.json together"
+    )
+
+
+def _loading_info(ref: ModelRef) -> dict[str, Any] | None:
+    """Load the model without storage; return what was missing, too much or of another shape.
+
+    None where transformers has no such model, or the hub's is not in the cache. Raise AccessError.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    if type(read_config(ref.config)) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    try:
+        with _quiet():
+            _, info = AutoModelForCausalLM.from_pretrained(
+                ref.source,
+                revision=ref.hub_revision,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if not ref.is_local:
+            return None
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise AccessError(f"the weights of model {ref.name} cannot be loaded: {reason}") from None
+    return dict(info)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own report and progress bar off the screen."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_files(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    if not ref.is_local:
-        return
-    for path in _files(Path(ref.source)):
+    if (folder / "adapter_config.json").exists():
+        raise AccessError(
+            f"model folder {folder} holds a LoRA adapter (adapter_config.json), which the two "
+            "engines would treat differently; merge it into its base with peft's merge_and_unload, "
+            "or move it out"
+        )
+    names: set[str] = set()
+    for path in _files(folder):
         try:
-            with safe_open(path, "np"):  # looks at the header and at the file's length
-                pass
+            with safe_open(path, "np") as file:  # looks at the header and at the file's length
+                names.update(file.keys())
         except (SafetensorError, OSError) as error:
             raise AccessError(f"{path} is cut off or damaged ({error}); copy it again") from None
+    _refuse("lack", _missing_experts(names), folder.name)
+
+
+def _missing_experts(names: Iterable[str]) -> list[str]:
+    """Return the tensors that some experts of a layer have and others have not.
+
+    transformers stacks experts, and does not say which one was not there.
+    """
+    found = [match for match in map(_EXPERT.fullmatch, names) if match]
+    there = {match[0] for match in found}
+    count = 1 + max((int(match[2]) for match in found), default=0)
+    parts = {(match[1], match[3]) for match in found}
+    wanted = {f"{layer}{index}{part}" for layer, part in parts for index in range(count)}
+    return sorted(wanted - there)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -237,6 +237,7 @@ def _metadata(
     if any(pool.endswith("_mean") for pool in pools):
         storage_type = "token_averaged"
     names = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype")
+    given = sampling.model_dump(exclude_defaults=True, exclude={"model", "revision"})
     root = state.folder.path
     return Metadata(
         model=sampling.model,
@@ -262,7 +263,7 @@ def _metadata(
         attention=facts.attention,
         placement=facts.placement,
         extraction_date=facts.begun,
-        sampling={name: getattr(sampling, name) for name in names},
+        sampling={name: given.pop(name) for name in names} | given,
         judge=judge_summary(state),
         counts=state.counts(),
         cost=judge_usage(state),

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import storage
 from ..errors import UsageError
-from ..models import ModelRef, find_model, lazy_tokenizer
+from ..models import ModelRef, check_support, find_model, lazy_tokenizer
 from ..settings import RunSettings
 from ..storage import TraitFolder, lock_traits
 from ..traits import coherence_of, load_traits
@@ -206,6 +206,8 @@ async def _run(
 ) -> RunResult:
     """Lock the folders, open them, load what is needed, run, take it down."""
     settings, generates = wanted[0].settings, wanted[0].generates
+    if generates or settings.capture_rows != "none":
+        check_support(ref, captures=settings.capture_rows != "none")
     check_capture_settings(settings, ref)
     stop = stop or asyncio.Event()
     started = time.monotonic()

@@ -20,12 +20,15 @@ from ..models import (
     ModelRef,
     Placement,
     Shape,
+    check_capture,
+    check_support,
     check_weights,
     choose_placement,
     find_model,
     free_host_memory,
     generation_dtype,
     read_config,
+    show_only,
 )
 from ..outputs import measurement
 from ..records import Activation, Response
@@ -63,7 +66,7 @@ class Work:
                 question = max(run.trait.questions, key=len)
                 prompt = fill(local_prompt(run.trait), question=question, answer="")
                 # Judged text may take more tokens than were sampled.
-                longest = max(longest, len(run.tokenize(prompt)) + 2 * new)
+                longest = max(longest, len(run.tokenize("", prompt)) + 2 * new)
         return longest
 
 
@@ -91,6 +94,7 @@ def find_judge(name: str, generating: ModelRef) -> tuple[ModelRef, Any]:
             ref = find_model(name.partition(":")[2])
         except AccessError as error:
             raise AccessError(f"`judge_model` {name}: {error}") from None
+        check_support(ref, captures=False)
     return ref, need_words(ref)
 
 
@@ -109,20 +113,23 @@ class _Loader:
         self._gpu = await asyncio.to_thread(on_gpu)
         needs_engine = work.generates or (work.judges and judge.model == "local")
         self._refuse_second_model(needs_engine)
+        # What cannot work is found out before a judge is paid or a weight downloaded.
+        placement = None
+        if needs_engine or work.captures:
+            await asyncio.to_thread(self._check_model)
+            placement = await asyncio.to_thread(self._place, needs_engine)
         backends = Backends()
         local: tuple[ModelRef, Any] | None = None
         if work.judges and judge.is_local:
             local = await asyncio.to_thread(find_judge, judge.model, work.ref)
-        elif work.judges:
-            backends = await self._open_endpoint()
-        if needs_engine or work.captures:
-            await asyncio.to_thread(check_weights, work.ref)
         if local is not None and local[0] is not work.ref:
             await asyncio.to_thread(check_weights, local[0])
+        if work.judges and local is None:  # after the weights: its first calls are paid for
+            backends = await self._open_endpoint()
         loads: list[Awaitable[object]] = []
-        placement = None
-        if work.captures:
-            placement = await asyncio.to_thread(self._place, needs_engine)
+        if placement is not None and placement.gpus:
+            show_only(placement.gpus)
+        if placement is not None and work.captures:
             if placement.line:
                 work.notice(placement.line)
             self._capture = await self._make_capture(placement, needs_engine)
@@ -136,6 +143,12 @@ class _Loader:
         if local is not None:
             backends = await self._open_local(backends, *local)
         return replace(backends, capturer=self._capture)
+
+    def _check_model(self) -> None:
+        ref = self._work.ref
+        if self._work.captures:
+            check_capture(ref.config, self._settings.capture, "cuda" if self._gpu else "cpu")
+        check_weights(ref)
 
     def _refuse_second_model(self, needs_engine: bool) -> None:
         judge = self._settings.judge
@@ -158,6 +171,7 @@ class _Loader:
             self._settings,
             gpu=self._gpu,
             engine=needs_engine,
+            capture=self._work.captures,
             sequences=self._settings.execution.batch_size or GPU_SEQUENCES,
             tokens_per_sequence=longest,
         )

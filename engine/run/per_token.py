@@ -15,6 +15,7 @@ from ..models import (
     ModelRef,
     Shape,
     check_capture,
+    check_support,
     choose_device,
     dtype_on,
     read_config,
@@ -64,6 +65,7 @@ def capture_tokens(
         )
     ref = generating_model(records)
     device = choose_device(first.execution.capture_device).partition(":")[0]
+    check_support(ref, captures=True)
     check_capture(ref.config, first.capture, device)
     config = read_config(ref.config)
     dtype = dtype_on(config, first.capture.dtype, device)

@@ -11,10 +11,10 @@ from typing import Literal
 from .. import storage
 from ..errors import SettingsChangedError, UsageError
 from ..judging import judge_key, local_prompt
-from ..models import ModelRef
+from ..models import ModelRef, Prompts
 from ..outputs import is_exported
 from ..records import POLARITIES, Polarity
-from ..settings import CaptureSettings, RunSettings, check_thresholds
+from ..settings import CaptureSettings, RunSettings, Sampling, check_thresholds
 from ..storage import (
     Choice,
     JudgeFacts,
@@ -28,7 +28,7 @@ from ..storage import (
     open_state,
 )
 from ..traits import Plan, Trait, load_plan
-from .trait_run import Tokenize, TraitRun, asked, planned
+from .trait_run import TraitRun, asked, planned
 
 Notice = Callable[[str], None]
 
@@ -48,9 +48,9 @@ class Wanted:
 
 
 def open_run(
-    wanted: Wanted, ref: ModelRef, tokenizers: Callable[[str], Tokenize], notice: Notice
+    wanted: Wanted, ref: ModelRef, tokenizers: Callable[[str, Sampling], Prompts], notice: Notice
 ) -> TraitRun:
-    """Open a folder whose lock is held; `tokenizers` gives the tokenizer of the run's moment.
+    """Open a folder whose lock is held; `tokenizers` gives how a run's prompts are tokenized.
 
     Raise SettingsChangedError with a diff where settings that define the samples differ;
     ResourceError where rows were lost that this command cannot make again; AccessError where the
@@ -65,16 +65,18 @@ def open_run(
         record = new
     elif wanted.generates:
         record = new.model_copy(update={"created": record.created, "versions": record.versions})
-    tokenize = tokenizers(record.created)
+    prompts = tokenizers(record.created, wanted.settings.sampling)
     if wanted.generates:
         n_planned: dict[Polarity, int] = dict.fromkeys(
             POLARITIES, wanted.settings.counts.n_examples
         )
         stored = None if record is new else load_plan(folder.plan)
-        plan = planned(wanted.trait, wanted.settings, n_planned, tokenize, stored)
+        plan = planned(wanted.trait, wanted.settings, n_planned, prompts, stored)
         record.save(folder.run_record)
         if plan is not stored:
             plan.save(folder.plan)
+            if prompts.remark:
+                notice(f"{folder.name}: {prompts.remark}")
     else:
         plan = _need_plan(folder)
     state = _recovered(wanted, record, plan, notice)
@@ -82,7 +84,7 @@ def open_run(
         trait=wanted.trait,
         folder=folder,
         settings=wanted.settings,
-        tokenize=tokenize,
+        tokenize=prompts,
         state=state,
         decided=not wanted.generates,
         exports=wanted.question == "trait",

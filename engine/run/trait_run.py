@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,10 +15,8 @@ from ..outputs import Exported, export_trait, is_exported
 from ..records import POLARITIES, Polarity, Sample
 from ..settings import RunSettings
 from ..storage import KINDS, Journal, JudgeFacts, Kind, TraitFolder, TraitState
-from ..traits import Plan, Trait, make_plan, plan_key
+from ..traits import Plan, Tokenize, Trait, make_plan, plan_key
 from .backends import Stage
-
-Tokenize = Callable[[str], tuple[int, ...]]
 
 
 @dataclass(slots=True, eq=False)

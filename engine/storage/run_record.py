@@ -71,6 +71,12 @@ class SamplingRecord(BaseModel):
     top_k: int
     max_new_tokens: int
     seed: int
+    prompt_format: str = "user"
+    system_prompt: str | None = None
+    prefill: str = ""
+    thinking: str = "template"
+    """Of a run made before this could be chosen: as the template has it."""
+    chat_template_kwargs: str = ""
 
 
 class RunRecord(Stored):

@@ -22,7 +22,16 @@ from ..settings import Sampling
 from .definition import Trait, build_prompt
 
 Counts = Mapping[Polarity, int]
-Tokenize = Callable[[str], tuple[int, ...]]
+Tokenize = Callable[[str, str], tuple[int, ...]]
+"""From instruction and question to the token ids of a prompt."""
+_LATER = {
+    "prompt_format": "user",
+    "system_prompt": None,
+    "prefill": "",
+    "thinking": "template",
+    "chat_template_kwargs": "",
+}
+"""Settings that came later, by what was done before: a plan made then is the plan still."""
 _LARGEST_SEED = 2**63 - 1
 _COLUMNS = {
     "ids": "S32",
@@ -92,13 +101,12 @@ class Plan:
         return np.where(self.ids[places] == ids, places, -1)
 
     def sample(self, position: int, trait: Trait, tokenize: Tokenize) -> Sample:
-        """Return the sample at a position; `tokenize` is called with its prompt."""
+        """Return the sample at a position; `tokenize` is called for its prompt."""
         polarity = POLARITIES[self.polarity[position]]
         instruction_index = int(self.instruction_index[position])
         question_index = int(self.question_index[position])
         instruction = trait.instruction(polarity, instruction_index)
         question = trait.questions[question_index]
-        prompt = build_prompt(instruction, question)
         return Sample(
             trait=trait.name,
             id=self.ids[position].decode(),
@@ -108,8 +116,8 @@ class Plan:
             rollout=int(self.rollout[position]),
             instruction=instruction,
             question=question,
-            prompt=prompt,
-            prompt_token_ids=tokenize(prompt),
+            prompt=build_prompt(instruction, question),
+            prompt_token_ids=tokenize(instruction, question),
             seed=int(self.seed[position]),
         )
 
@@ -142,7 +150,12 @@ def load_plan(path: Path) -> Plan | None:
 def plan_key(trait: Trait, n_planned: Counts, sampling: Sampling) -> str:
     """Return a hash of all that decides the plan; a stored plan with the same key is the plan."""
     counts = [n_planned[polarity] for polarity in POLARITIES]
-    content = [trait.instructions, trait.questions, counts, asdict(sampling)]
+    chosen = {
+        name: value
+        for name, value in asdict(sampling).items()
+        if name not in _LATER or value != _LATER[name]
+    }
+    content = [trait.instructions, trait.questions, counts, chosen]
     return _digest(content).hex()[:16]
 
 
@@ -161,7 +174,7 @@ def make_plan(trait: Trait, n_planned: Counts, sampling: Sampling, tokenize: Tok
             instruction = trait.instruction(polarity, instruction_index)
             for k in range(count):
                 rollout, question_index = divmod(k, len(trait.questions))
-                token_ids = tokenize(build_prompt(instruction, trait.questions[question_index]))
+                token_ids = tokenize(instruction, trait.questions[question_index])
                 id_, seed = sample_id(polarity, token_ids, earlier[token_ids], sampling)
                 earlier[token_ids] += 1
                 rows.append((id_, side, instruction_index, question_index, rollout, seed))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..outputs import Activations
 from .methods import DEFAULT_METHODS, METHODS, Method, check_methods
 from .rows import LayerRows, Rows, Sides, cells_of, map_layers
+from .tall_methods import fit_tall
 
 SCHEMA_VERSION = 1
 NAMED = 5
@@ -50,17 +51,17 @@ def fit_vectors(
 ) -> Vectors:
     """Fit each method at each layer (None: all that were captured).
 
-    Time grows with n^2 (hidden_dim + n) a layer, memory with n (hidden_dim + n) a thread. The same
-    input gives the same vectors. Raise UsageError for an unknown method or a layer that was not
-    captured.
+    Time and memory of a layer grow with n^2 up to half as many rows as hidden dimensions, and with
+    n above that. The same input gives the same vectors. Raise UsageError for an unknown
+    method or a layer that was not captured.
     """
     names, chosen = check_methods(methods), check_layers(activations, layers)
     cells = cells_of(activations)
 
     def fit(at: LayerRows) -> list[tuple[ndarray, dict[str, Any]]]:
-        rows = Rows(at.gram, at.centred.shape[1])
-        sides = Sides(rows, activations.labels, cells)
-        return [_fit_one(METHODS[name], at, sides) for name in names]
+        labels = activations.labels
+        found = _fit_layer(at, labels, cells, names)
+        return [_described(METHODS[name], at, labels, each) for name, each in found.items()]
 
     fitted = map_layers(fit, activations, chosen)
     general = {
@@ -83,22 +84,47 @@ def fit_vectors(
     return Vectors(activations.trait, activations.pool, names, chosen, values, metadata)
 
 
-def _fit_one(method: Method, at: LayerRows, sides: Sides) -> tuple[ndarray, dict[str, Any]]:
+class _Found(NamedTuple):
+    vector: ndarray
+    """float64 `[hidden_dim]`."""
+    intercept: float | None
+    """Of the probe, for centred rows."""
+    facts: Mapping[str, Any]
+
+
+def _fit_layer(
+    at: LayerRows, labels: ndarray, cells: ndarray, names: Sequence[str]
+) -> dict[str, _Found]:
+    """Return what each method finds at one layer."""
+    if at.tall:
+        found = fit_tall(at, labels, cells, names)
+        return {
+            name: _Found(each.vectors[:, 0], each.intercepts[0], each.facts[0])
+            for name, each in found.items()
+        }
+    sides = Sides(Rows(at.gram, at.centred.shape[1]), labels, cells)
+    directions = {name: METHODS[name].fit(sides) for name in names}
+    return {
+        name: _Found(each.weights @ at.centred, each.intercept, each.facts)
+        for name, each in directions.items()
+    }
+
+
+def _described(
+    method: Method, at: LayerRows, labels: ndarray, found: _Found
+) -> tuple[ndarray, dict[str, Any]]:
     """Return a vector, float32 `[hidden_dim]`, and what is known of it."""
-    labels = sides.labels
-    direction = method.fit(sides)
-    vector = direction.weights @ at.centred
+    vector, intercept = found.vector, found.intercept
     norm = float(np.linalg.norm(vector))
     projected = at.centred @ vector
     pos, neg = projected[labels], projected[~labels]
-    intercept = direction.intercept
     if intercept is None:
         intercept = -(pos.mean() + neg.mean()) / 2
     right = (projected + intercept > 0) == labels
     hits = right[labels].mean() + right[~labels].mean()
     separation = 0.0
     if norm:
-        separation = float(sides.gap @ projected / norm)
+        separation = float((pos.mean() - neg.mean()) / norm)
     return vector.astype(np.float32), {
         "norm": norm,
         "bias": float(intercept - vector @ at.mean),
@@ -108,7 +134,7 @@ def _fit_one(method: Method, at: LayerRows, sides: Sides) -> tuple[ndarray, dict
         "measured_on": "the rows the vector was fitted to: accuracy is the mean of both sides' "
         "share of right calls, separation the distance of the means along the vector in "
         "activation units; see held_out for unseen rows",
-        "settings": direction.facts,
+        "settings": dict(found.facts),
         "objective": method.objective,
         "units": method.units,
         "source": method.source,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, islice
+from itertools import combinations, islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -12,9 +13,12 @@ from numpy import ndarray
 from ..outputs import Activations
 from ..statistics import fold_auroc, once
 from .fit import Vectors
+from .logistic import solver
 from .methods import METHODS
 from .rows import LayerRows, Sides, cells_of, contrast, map_layers
 from .splits import Split, why_not
+from .tall import TallRows
+from .tall_methods import FOLD_PRECISION, Fits, Near
 
 SHUFFLES = 5
 RANDOM_VECTORS = 20
@@ -54,14 +58,15 @@ def held_out(
 
     Labels are shuffled for the first split only.
     """
-    cells, methods = cells_of(activations), vectors.methods
+    cells = cells_of(activations)
     shuffles = {split.name: shuffles_of(split, seed) for split in splits[:1]}
 
     def refit(at: LayerRows) -> list[list[ndarray]]:
+        near = _near(at, vectors) if at.tall else None
         found = []
         for split in splits:
             wanted = shuffles.get(split.name, [])
-            found.append(_refit(at, cells, methods, split, wanted))
+            found.append(_refit(at, cells, vectors.methods, split, wanted, near))
         return found
 
     by_layer = map_layers(refit, activations, vectors.layers)
@@ -89,33 +94,88 @@ def shuffles_of(split: Split, seed: int) -> list[ndarray]:
     return list(islice(usable, SHUFFLES))
 
 
+def _near(at: LayerRows, vectors: Vectors) -> Near | None:
+    """Return the probe that is fitted to all rows of a layer, where there is one."""
+    if "probe" not in vectors.methods:
+        return None
+    vector = vectors.vector("probe", at.layer).astype(np.float64)
+    intercept = vectors.metadata["probe", at.layer]["bias"] + vector @ at.mean
+    probe = np.append(vector, intercept)
+    return probe, solver(at.design.hessian_at(probe))
+
+
+class Refit(NamedTuple):
+    """A fit to the rows outside some folds."""
+
+    without: tuple[int, ...]
+    labels: ndarray
+    """bool `[n]`."""
+
+
 def _refit(
     at: LayerRows,
     cells: ndarray,
     methods: Sequence[str],
     split: Split,
     shuffles: Sequence[ndarray],
+    near: Near | None,
 ) -> list[ndarray]:
     """Return the three arrays of `HeldOut` at one layer."""
     tests, n = split.tests(), len(cells)
+    folds = range(len(tests))
+    real: list[tuple[int, ...]] = [(fold,) for fold in folds]
+    if split.nestable:
+        real += list(combinations(folds, 2))
+    wanted = [Refit(without, split.labels) for without in real]
+    wanted += [Refit((fold,), labels) for labels in shuffles for fold in folds]
+    if at.tall:
+        found = _tall(at, cells, methods, split, wanted, near)
+    else:
+        found = _small(at, cells, methods, split, wanted)
     scores = np.full((len(methods), len(tests), n), np.nan)
-    by_shuffle = np.empty((len(methods), len(shuffles), n))
-    for (i, one), (j, other) in combinations_with_replacement(enumerate(tests), 2):
-        if i != j and not split.nestable:
-            continue
-        fold = _Fold(at, cells, one | other)
-        for number, method in enumerate(methods):
-            found = fold.scores(method, split.labels)
-            scores[number, j, one] = found[one]
-            scores[number, i, other] = found[other]
-            if i == j:
-                for index, labels in enumerate(shuffles):
-                    by_shuffle[number, index, one] = fold.scores(method, labels)[one]
-    shuffled = np.empty(by_shuffle.shape[:2])
+    for without, mine in zip(real, found, strict=False):
+        one, other = without[0], without[-1]
+        scores[:, other, tests[one]] = mine[:, tests[one]]
+        scores[:, one, tests[other]] = mine[:, tests[other]]
+    shuffled = np.empty((len(methods), len(shuffles)))
     for index, labels in enumerate(shuffles):
-        for number, row in enumerate(by_shuffle[:, index]):
+        by_fold = found[len(real) + index * len(tests) :][: len(tests)]
+        for number in range(len(methods)):
+            row = np.choose(split.folds, [each[number] for each in by_fold])
             shuffled[number, index] = fold_auroc(row, labels, split.folds, once(n))[0]
     return [scores, _random_scores(at, split), shuffled]
+
+
+def _small(
+    at: LayerRows, cells: ndarray, methods: Sequence[str], split: Split, wanted: Sequence[Refit]
+) -> list[ndarray]:
+    """Return the scores of all rows by each refit, `[n_methods, n]` each."""
+    found: list[ndarray] = []
+    without: tuple[int, ...] = ()
+    for each in wanted:
+        if each.without != without:
+            without = each.without
+            fold = _Fold(at, cells, np.isin(split.folds, without))
+        found.append(np.stack([fold.scores(name, each.labels) for name in methods]))
+    return found
+
+
+def _tall(
+    at: LayerRows,
+    cells: ndarray,
+    methods: Sequence[str],
+    split: Split,
+    wanted: Sequence[Refit],
+    near: Near | None,
+) -> list[ndarray]:
+    """Return the same where rows are many."""
+    rows = TallRows(at, split.folds, FOLD_PRECISION)
+    fits = Fits(rows, cells, wanted, near)
+    found = [
+        _standardised(at.centred @ each.vectors, fits.kept, fits.labels)
+        for each in fits.directions(methods).values()
+    ]
+    return list(np.stack(found).transpose(2, 0, 1))
 
 
 class _Fold:
@@ -133,11 +193,15 @@ class _Fold:
         """
         sides = Sides(self._rows, labels[self._train], self._cells)
         projected = self._cross @ METHODS[method].fit(sides).weights
-        pos = projected[self._train & labels]
-        neg = projected[self._train & ~labels]
-        middle = (pos.mean() + neg.mean()) / 2
-        spread = np.sqrt((pos.var() + neg.var()) / 2) or 1.0
-        return np.asarray((projected - middle) / spread)
+        return _standardised(projected, self._train, labels)
+
+
+def _standardised(projected: ndarray, kept: ndarray, labels: ndarray) -> ndarray:
+    """Return projections, `[n]` or `[n, k]`, as `HeldOut.scores` has them; `kept` rows count."""
+    sides = [{"where": side, "axis": 0} for side in (kept & labels, kept & ~labels)]
+    middle = sum(projected.mean(**side) for side in sides) / 2
+    spread = np.sqrt(sum(projected.var(**side) for side in sides) / 2)
+    return np.asarray((projected - middle) / np.where(spread > 0, spread, 1))
 
 
 def random_directions(dim: int, layer: int, count: int) -> ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy import ndarray
 
 from ..errors import UsageError
-from .rows import Direction, Sides, contrast, leading
+from .krylov import leading
+from .rows import Direction, Sides, contrast
 
 PROBE_C = 1.0
 PROBE_TOLERANCE = 1e-6
@@ -36,10 +37,18 @@ def ledoit_wolf(gram: ndarray, dim: int) -> float:
     From the Gram matrix `[n, n]` of centred rows (Ledoit & Wolf 2004, J. Multivariate Analysis 88,
     365-411, lemma 3.2 and following).
     """
-    n = len(gram)
-    second = (gram**2).sum() / n**2
-    spread = second - (np.trace(gram) / n) ** 2 / dim
-    noise = ((np.diag(gram) ** 2).mean() - second) / n
+    square, fourth = float((gram**2).sum()), float((np.diag(gram) ** 2).mean())
+    return shrinkage_of(len(gram), dim, float(np.trace(gram)), square, fourth)
+
+
+def shrinkage_of(n: int, dim: int, trace: float, square: float, fourth: float) -> float:
+    """Return the same from sums.
+
+    Of X'X of n centred rows the trace and the sum of squares; the mean fourth power of their norms.
+    """
+    second = square / n**2
+    spread = second - (trace / n) ** 2 / dim
+    noise = (fourth - second) / n
     if spread <= 0:
         return 1.0
     return float(min(noise, spread) / spread)

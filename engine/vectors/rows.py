@@ -1,9 +1,10 @@
-"""The rows of one layer, and what fits make of them.
+"""The rows of one layer, and what fits make of them where they are few.
 
 Every fitted direction is a sum of rows, w = sum_i a_i x_i, whose weights a add up to zero. So a
 method needs only the rows' Gram matrix K = X X' (`[n, n]`), whatever the hidden dimension: K is
 computed once a layer and shared by all methods and by all held-out folds, whose Gram matrices are
-blocks of it. A held-out row's projection is K a as well.
+blocks of it. A held-out row's projection is K a as well. Where rows are many, K is too large: see
+tall.py.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ import numpy as np
 from numpy import ndarray
 
 from ..outputs import Activations
+from .krylov import leading
+from .logistic import Design
 
+TALL = 0.5
+"""Rows a hidden dimension above which sums over rows cost less than the Gram matrix: measured, see
+docs/decisions/012-rows-or-width.md."""
 ICA_COMPONENTS = 10
 ICA_STEPS = 200
 ICA_TOLERANCE = 1e-4
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class LayerRows:
     """All rows at one layer."""
 
@@ -35,8 +41,22 @@ class LayerRows:
     """float64 `[n, hidden_dim]`."""
     mean: ndarray
     """float64 `[hidden_dim]`."""
-    gram: ndarray
-    """float64 `[n, n]`, of the centred rows."""
+
+    @property
+    def tall(self) -> bool:
+        """Whether the rows are too many for their Gram matrix."""
+        n, dim = self.centred.shape
+        return bool(n > TALL * dim)
+
+    @cached_property
+    def gram(self) -> ndarray:
+        """float64 `[n, n]`, of the centred rows."""
+        return np.asarray(self.centred @ self.centred.T)
+
+    @cached_property
+    def design(self) -> Design:
+        """The rows as a probe of many of them sees them."""
+        return Design(self.centred)
 
     def among(self, kept: ndarray) -> Rows:
         """Return the rows of a mask `[n]`."""
@@ -59,7 +79,7 @@ def map_layers(
         centred = activations.rows_at(layer)
         mean = centred.mean(axis=0)
         centred -= mean
-        return function(LayerRows(layer, centred, mean, centred @ centred.T))
+        return function(LayerRows(layer, centred, mean))
 
     workers = len(os.sched_getaffinity(0))
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
@@ -140,24 +160,22 @@ def independent_components(gram: ndarray) -> tuple[ndarray, bool]:
 
     Of at most 10 principal components, the leading eigenvectors of the Gram matrix `[n, n]`.
     """
-    values, vectors = leading(gram, min(ICA_COMPONENTS, len(gram) - 1))
+    return sources_of(*leading(gram, min(ICA_COMPONENTS, len(gram) - 1))[::-1])
+
+
+def sources_of(principal: ndarray, values: ndarray) -> tuple[ndarray, bool]:
+    """Return the same from principal components `[n, count]` of unit norm, ascending by `values`.
+
+    Those without variance of their own are left out.
+    """
     own_variance = values > 1e-10 * values[-1]
     k = max(1, int(own_variance.sum()))
-    white = vectors[:, -k:] * np.sqrt(len(gram))
+    white = principal[:, -k:] * np.sqrt(len(principal))
     # LAPACK is free to flip an eigenvector; the seeded start must not mean another one then.
     largest = np.abs(white).argmax(axis=0)
     white *= np.sign(white[largest, range(k)])
     start = np.random.default_rng(0).standard_normal((k, k))
     return fast_ica(white, start)
-
-
-def leading(matrix: ndarray, count: int) -> tuple[ndarray, ndarray]:
-    """Return the `count` largest eigenvalues, ascending, and their vectors `[n, count]`."""
-    from scipy.linalg import eigh
-
-    n = len(matrix)
-    values, vectors = eigh(matrix, subset_by_index=[n - count, n - 1], check_finite=False)
-    return values, vectors
 
 
 def fast_ica(white: ndarray, start: ndarray) -> tuple[ndarray, bool]:

@@ -10,6 +10,7 @@ from numpy import ndarray
 
 from ..statistics import (
     Estimate,
+    Weights,
     balanced_accuracy,
     cohens_d,
     draw_groups,
@@ -36,8 +37,8 @@ class Split:
     """int `[n]`, numbered from 0."""
     folds: ndarray
     """int `[n]`, numbered from 0: the fold in which the row is held out."""
-    draws: ndarray
-    """float32 `[draws, n]`: how often the row's group was drawn, with replacement."""
+    draws: Weights
+    """How often each draw, with replacement, counts a group."""
     nestable: bool
     """Whether two folds can be left out together."""
 

@@ -565,7 +565,8 @@ def test_a_part_over_its_time_is_stopped_and_named() -> None:
     assert everything.run(part, None, 0.0) == "stopped after 0.0 minutes"
 
 
-def test_gpu_tables_are_refused_without_a_gpu() -> None:
+def test_gpu_tables_are_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(everything, "gpu_name", str)
     with pytest.raises(SystemExit, match="no NVIDIA GPU is visible here"):
         everything.run_on_gpu(None)
 

@@ -26,9 +26,12 @@ from traitmill.engine.storage.folder import TraitFolder
 from traitmill.engine.traits.definition import load_traits
 
 
-def tokenize(prompt: str) -> tuple[int, ...]:
+def tokenize(*prompt: str) -> tuple[int, ...]:
     """Ids that the tiny models know."""
-    return (BOS, *(3 + byte % (VOCAB - 3) for byte in prompt.encode()))
+    return (BOS, *(3 + byte % (VOCAB - 3) for byte in "\n\n".join(prompt).encode()))
+
+
+tokenize.remark = ""  # type: ignore[attr-defined]
 
 
 class TinyGenerator(fakes.FakeGenerator):
@@ -57,7 +60,7 @@ def tiny_job(root: Path, model: str, **changes: object) -> tuple[TraitRun, RunSe
     wanted = Wanted(
         trait=trait, folder=TraitFolder(folder), settings=run, generates=True, judges=True
     )
-    return open_run(wanted, ref, lambda _: tokenize, lambda _: None), run, ref
+    return open_run(wanted, ref, lambda *_: tokenize, lambda _: None), run, ref
 
 
 class Placed:

@@ -17,12 +17,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.conftest import ROOT, TRAITMILL, Traitmill, clean_environment
-from tests.support import fakes, lab
+from tests.support import fakes, lab, oracle
 from tests.support.misbehaving_server import MisbehavingServer
 from traitmill.engine import run
 from traitmill.engine.errors import AccessError, ExitCode
@@ -230,18 +229,18 @@ def test_f23_a_token_that_cannot_be_sent_is_named_and_not_shown(
 
 
 def _model(folder: Path) -> None:
-    """A model folder with two shards."""
-    folder.mkdir()
-    config = {
-        "model_type": "llama",
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
+    """A tiny Llama in two shards, a and b."""
+    oracle.build("llama", folder)
+    whole = folder / "model.safetensors"
+    tensors = sorted(load_file(whole).items())
+    whole.unlink()
+    halves = {"a": tensors[::2], "b": tensors[1::2]}
+    for shard, half in halves.items():
+        save_file(dict(half), folder / f"{shard}.safetensors", metadata={"format": "pt"})
+    weight_map = {
+        name: f"{shard}.safetensors" for shard, half in halves.items() for name, _ in half
     }
-    (folder / "config.json").write_text(json.dumps(config))
-    for name in ("a", "b"):
-        save_file({name: np.zeros(100, np.float32)}, folder / f"{name}.safetensors")
-    index = {"weight_map": {name: f"{name}.safetensors" for name in ("a", "b")}}
+    index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 

@@ -244,15 +244,16 @@ async def test_closing_an_engine_waits_for_its_own_processes_alone() -> None:
 STUBBORN = """
 import asyncio, os, signal, sys
 import psutil
-from traitmill.engine.generation import VllmEngine, size_engine
+from tests.support.device import engine_size
+from traitmill.engine.generation import VllmEngine, on_gpu
 from traitmill.engine.models import find_model
 from traitmill.engine.settings import Execution, Sampling
 
 async def main():
     ref = find_model(sys.argv[1])
     execution = Execution(batch_size=2)
-    size = size_engine(ref, execution, 64, on_gpu=False, free_bytes=2 << 30)
-    engine = VllmEngine(ref, Sampling(), execution, size, on_gpu=False)
+    size = engine_size(ref, execution, 64)
+    engine = VllmEngine(ref, Sampling(), execution, size, on_gpu=on_gpu())
     engine.start()
     [core] = [process.pid for process in engine._processes]
     os.kill(core, signal.SIGSTOP)  # it hears no SIGTERM, so vLLM kills it

@@ -23,19 +23,59 @@ def test_the_budget_says_its_arithmetic():
     assert "halved where they do not fit" in none.line
 
 
+def group(folder, limit, taken, inactive=0, version=2):
+    """A control group's memory files."""
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{taken}\n")
+    (folder / "memory.stat").write_text(f"anon 100\n{names[2]} {inactive}\nactive_file 5\n")
+
+
+def belongs_to(root, *lines):
+    """What the kernel says of the groups of this process."""
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    (root / "proc/self/cgroup").write_text("".join(f"{line}\n" for line in lines))
+    return root / "sys/fs/cgroup"
+
+
 def test_free_memory_honours_a_container(tmp_path):
-    machine = devices.free_host_memory(tmp_path)
-    assert machine > 0
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    (tmp_path / "memory.stat").write_text(
-        "anon 100000\nfile 300000\ninactive_file 250000\nactive_file 50000\n"
-    )
+    assert devices.free_host_memory(tmp_path) > 0
+    top = belongs_to(tmp_path, "0::/")
+    group(top, 1_000_000, 400_000, 250_000)
     assert devices.free_host_memory(tmp_path) == 850_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert devices.free_host_memory(tmp_path) > 600_000
-    (tmp_path / "memory.max").write_text("100\n")
+    group(top, "max", 400_000, 250_000)
+    assert devices.free_host_memory(tmp_path) > 850_000
+    group(top, 100, 400_000)
     assert devices.free_host_memory(tmp_path) == 0
+
+
+def test_t48_a_nested_groups_limit_holds_and_its_parents_too(tmp_path):
+    top = belongs_to(tmp_path, "0::/system.slice/job.scope/step")
+    group(top / "system.slice/job.scope/step", "max", 100)
+    group(top / "system.slice/job.scope", 900_000, 200_000)
+    group(top / "system.slice", 5_000_000, 100)
+    assert devices.free_host_memory(tmp_path) == 700_000
+    group(top / "system.slice", 500_000, 100_000, 50_000)
+    assert devices.free_host_memory(tmp_path) == 450_000
+
+
+def test_t48_a_limit_of_version_1_holds(tmp_path):
+    top = belongs_to(tmp_path, "12:cpu,cpuacct:/job", "7:memory:/slurm/job", "0::/")
+    unlimited = 9223372036854771712
+    group(top / "memory", unlimited, 100, version=1)
+    group(top / "memory/slurm/job", 800_000, 300_000, 100_000, version=1)
+    assert devices.free_host_memory(tmp_path) == 600_000
+
+
+@pytest.mark.parametrize("name", ["/docker/0123", "/../../docker/0123"])
+def test_t48_a_container_whose_group_has_the_hosts_name_is_limited_too(tmp_path, name):
+    """Its group is mounted as the top, and the name it is told leads nowhere."""
+    top = belongs_to(tmp_path, f"7:memory:{name}")
+    group(top / "memory", 800_000, 300_000, version=1)
+    assert devices.free_host_memory(tmp_path) == 500_000
 
 
 def test_a_device_is_one_that_is_here(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.support import fakes
 from traitmill.engine.errors import SettingsChangedError, UsageError
 from traitmill.engine.models import config, placement
 from traitmill.engine.models.config import Shape
+from traitmill.engine.models.gpus import Gpu
 from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import GIB
 from traitmill.engine.models.placement import Placement, choose_placement, place_on_gpus
@@ -50,6 +52,15 @@ LLAMA_70B = {
 }
 
 
+def cards(*totals_gib: float, taken: Sequence[float] = ()) -> list[Gpu]:
+    """Cards of these sizes in GiB, of which so much is taken."""
+    held = [*taken, *[0.0] * len(totals_gib)]
+    return [
+        Gpu(index, int(gib * GIB), int((gib - used) * GIB), "card", f"GPU-{index}", (9, 0), "580.1")
+        for index, (gib, used) in enumerate(zip(totals_gib, held, strict=False))
+    ]
+
+
 def place(
     raw: dict[str, Any],
     *totals_gib: int,
@@ -59,7 +70,7 @@ def place(
 ) -> Placement:
     return place_on_gpus(
         Shape.from_config(raw),
-        totals=[gib * GIB for gib in totals_gib],
+        gpus=cards(*totals_gib),
         tensor_parallel=tp,
         capture_device=device,
         itemsize=2,
@@ -123,8 +134,8 @@ def test_one_gpu_policy(raw: dict[str, Any], total: int, mode: str) -> None:
         (GEMMA_9B, (80, 80), 1, "cuda:1", "apart", "cuda:1"),
         (GEMMA_9B, (80, 80), 1, "cuda:0", "co-resident", "cuda:0"),
         (GEMMA_9B, (80, 80), 2, "cuda:1", "co-resident", "cuda:1"),
-        (GEMMA_9B, (80, 80), 2, "auto", "co-resident", "cuda"),
-        (GEMMA_9B, (80, 12), 1, "auto", "in turn", "cuda"),  # the second is too small for the model
+        (GEMMA_9B, (80, 80), 2, "auto", "co-resident", "cuda:0"),
+        (GEMMA_9B, (80, 12), 1, "auto", "co-resident", "cuda:0"),  # the second is too small
         (LLAMA_70B, (80, 80), 2, "auto", "in turn", "cuda"),
         (LLAMA_70B, (80, 80, 80, 80), 4, "auto", "co-resident", "cuda"),
         (LLAMA_70B, (80, 80, 80, 80), 4, "cuda:0", "in turn", "cuda:0"),
@@ -140,6 +151,7 @@ def test_several_gpus(
         return
     shape = Shape.from_config(raw)
     over = 1 if ":" in where else len(totals)
+    smallest = min(totals[: max(tp, over)])
     assert found.kv_cache_bytes is not None
     assert found.gpu_share is not None
     engine = (
@@ -147,8 +159,8 @@ def test_several_gpus(
         + placement.engine_overhead(shape, 256, tp, 2)
         + found.kv_cache_bytes
     )
-    assert engine + shape.weight_bytes(2) / over <= 0.95 * min(totals) * GIB
-    assert found.gpu_share * min(totals) * GIB == pytest.approx(engine, rel=1e-6)
+    assert engine + shape.weight_bytes(2) / over <= 0.95 * smallest * GIB
+    assert found.gpu_share * smallest * GIB == pytest.approx(engine, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +181,12 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
 ) -> None:
     seen: list[tuple[int, int]] = []
 
-    def record(shape: Shape, *, itemsize: int, capture_itemsize: int, **_: object) -> None:
+    def record(shape: Shape, *, itemsize: int, capture_itemsize: int, **_: object) -> Placement:
         seen.append((itemsize, capture_itemsize))
+        return Placement("in turn", "", "cuda")
 
     monkeypatch.setattr(placement, "place_on_gpus", record)
-    monkeypatch.setattr(placement, "gpu_memory", lambda: [80 * GIB])
+    monkeypatch.setattr(placement, "read_gpus", lambda: cards(80))
     monkeypatch.setattr(placement, "computes_bfloat16", lambda _: bfloat16)
     for name in ("computes_bfloat16", "fast_bfloat16"):
         monkeypatch.setattr(config, name, lambda _: bfloat16)
@@ -194,7 +207,7 @@ def test_a_device_that_is_not_here_is_refused_before_anything_loads() -> None:
 
 def test_without_a_shared_gpu_there_is_nothing_to_divide() -> None:
     run = fakes.settings(execution=Execution(capture_device="cpu"))
-    alone = choose_placement({}, run, gpu=True, engine=False, sequences=8, tokens_per_sequence=0)
+    alone = choose_placement({}, run, gpu=False, engine=False, sequences=8, tokens_per_sequence=0)
     assert alone == Placement("alone", "", "cpu")
     on_cpu = choose_placement({}, run, gpu=False, engine=True, sequences=8, tokens_per_sequence=0)
     assert (on_cpu.mode, on_cpu.capture_device, on_cpu.capture_tokens) == ("in turn", "cpu", None)
@@ -278,8 +291,10 @@ async def run(
     **changes: Any,
 ) -> tuple[TraitRun, list[str]]:
     """Run a small trait to the end on a machine with these GPUs, judged by the fake."""
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):  # put back after the run
+        monkeypatch.setenv(name, "")
     monkeypatch.setattr(loading, "on_gpu", lambda: bool(totals))
-    monkeypatch.setattr(placement, "gpu_memory", lambda: [gib * GIB for gib in totals])
+    monkeypatch.setattr(placement, "read_gpus", lambda: cards(*totals))
     monkeypatch.setattr(placement, "computes_bfloat16", lambda _: True)
     monkeypatch.setattr(placement, "dtype_on", lambda *_: "bfloat16")
     monkeypatch.setattr(loading, "free_host_memory", lambda: 256 * GIB)

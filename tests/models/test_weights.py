@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MixtralConfig, OPTConfig
 
+from tests.support import oracle
 from traitmill.engine.errors import AccessError
 from traitmill.engine.models import ModelRef, check_weights
 
@@ -20,7 +22,8 @@ def save(path: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    check_weights(ModelRef("mine", str(folder), "r", {}))
+    """Look at the files alone: a quantised model's tensors are not compared with its config."""
+    check_weights(ModelRef("mine", str(folder), "r", {"quantization_config": {}}))
 
 
 def test_a_single_file_is_read_whatever_an_index_says(tmp_path: Path) -> None:
@@ -51,8 +54,104 @@ def test_f23_a_damaged_index_is_named(tmp_path: Path, index: str) -> None:
 
 
 def test_other_formats_and_models_of_the_hub_are_left_to_their_loaders(tmp_path: Path) -> None:
-    check_weights(ModelRef("someone/model", "someone/model", "r", {}))
+    check_weights(ModelRef("someone/model", "someone/model", "r", {"model_type": "llama"}))
     with pytest.raises(AccessError, match="holds no weights"):
         check(tmp_path)
     (tmp_path / "pytorch_model-00001-of-00002.bin").touch()
     check(tmp_path)
+
+
+# --- weights against the config ---
+
+OTHERS = {
+    "gpt2": lambda: GPT2Config(n_embd=32, n_head=4, n_layer=3, vocab_size=97),
+    "opt": lambda: OPTConfig(
+        hidden_size=32, ffn_dim=48, num_attention_heads=4, num_hidden_layers=3, vocab_size=97
+    ),
+    "bloom": lambda: BloomConfig(hidden_size=32, n_head=4, n_layer=3, vocab_size=97),
+    "mixtral": lambda: MixtralConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=3,
+        num_local_experts=4,
+        vocab_size=97,
+    ),
+}
+
+
+def tiny(family: str, folder: Path) -> tuple[ModelRef, dict[str, np.ndarray]]:
+    """Save a tiny model of a family; return it and its tensors as they are stored."""
+    if family in OTHERS:
+        AutoModelForCausalLM.from_config(OTHERS[family]()).save_pretrained(folder)
+    else:
+        oracle.build(family, folder)
+    config = json.loads((folder / "config.json").read_text())
+    return ModelRef("mine", str(folder), "r", config), load_file(folder / "model.safetensors")
+
+
+def store(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", sorted([*oracle.FAMILIES, *OTHERS]))
+def test_t21_a_tensor_that_is_not_there_is_named(family: str, tmp_path: Path) -> None:
+    ref, tensors = tiny(family, tmp_path)
+    check_weights(ref)
+    last = max(name for name in tensors if ".2." in name)
+    store(tmp_path, {name: value for name, value in tensors.items() if name != last})
+    tail = last.removeprefix("model.").removeprefix("transformer.")
+    with pytest.raises(AccessError, match=rf"weights of model mine lack .*{tail}"):
+        check_weights(ref)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_t21_a_part_of_an_expert_that_is_not_there_is_named(family: str, tmp_path: Path) -> None:
+    ref, tensors = tiny(family, tmp_path)
+    last = max(name for name in tensors if "experts.3." in name)
+    store(tmp_path, {name: value for name, value in tensors.items() if name != last})
+    with pytest.raises(AccessError, match=r"layers\.2\..*experts"):
+        check_weights(ref)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3_moe", "mixtral"])
+def test_t22_a_tensor_of_another_shape_is_named(family: str, tmp_path: Path) -> None:
+    ref, tensors = tiny(family, tmp_path)
+    name = next(name for name in sorted(tensors) if name.endswith("norm.weight") or "ln_f" in name)
+    store(tmp_path, {**tensors, name: np.zeros(7, np.float32)})
+    with pytest.raises(AccessError, match=r"against config.json, .*of shape 7 for 32"):
+        check_weights(ref)
+
+
+@pytest.mark.parametrize(("n_layers", "fault"), [(4, "lack .*layers.3"), (2, "hold, .*layers.2")])
+def test_t46_another_number_of_layers_is_refused(n_layers: int, fault: str, tmp_path: Path) -> None:
+    ref, _ = tiny("llama", tmp_path)
+    config = {**ref.config, "num_hidden_layers": n_layers}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AccessError, match=f"the weights of model mine {fault}"):
+        check_weights(ModelRef("mine", str(tmp_path), "r", config))
+
+
+def test_tensors_that_older_versions_saved_are_no_fault(tmp_path: Path) -> None:
+    ref, tensors = tiny("llama", tmp_path)
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
+    store(tmp_path, tensors | extra)
+    check_weights(ref)
+
+
+def test_t46_an_adapter_beside_its_base_is_refused(tmp_path: Path) -> None:
+    ref, _ = tiny("llama", tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(AccessError, match="LoRA adapter .*merge_and_unload"):
+        check_weights(ref)
+
+
+def test_nothing_of_it_is_on_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ref, tensors = tiny("llama", tmp_path)
+    tensors.popitem()
+    store(tmp_path, tensors)
+    capfd.readouterr()
+    with pytest.raises(AccessError):
+        check_weights(ref)
+    assert capfd.readouterr() == ("", "")

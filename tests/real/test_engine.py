@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from tests.support import fakes
-from traitmill.engine.generation.sizing import size_engine
+from tests.support.device import engine_size
+from traitmill.engine.generation import on_gpu
 from traitmill.engine.generation.vllm_engine import VllmEngine, is_checked
 from traitmill.engine.judging.local import LocalJudge
 from traitmill.engine.models import fast_bfloat16
@@ -95,10 +96,10 @@ class Run:
             )
             for trait in load_traits(self.folders)
         ]
-        size = size_engine(self.ref, self.settings.execution, 300, on_gpu=False, free_bytes=4 << 30)
+        size = engine_size(self.ref, self.settings.execution, 300)
         size = replace(size, max_num_batched_tokens=size.max_model_len)
         self.engine = VllmEngine(
-            self.ref, sampling, self.settings.execution, size, on_gpu=False, stat_loggers=[Watch]
+            self.ref, sampling, self.settings.execution, size, on_gpu=on_gpu(), stat_loggers=[Watch]
         )
         self.engine.start()
         self.spy = fakes.FakeCapture(self.settings.capture)

@@ -46,11 +46,14 @@ TEXTS = (
 )
 
 
-def tokenize(prompt: str) -> tuple[int, ...]:
-    return tuple(prompt.encode())
+def tokenize(*parts: str) -> tuple[int, ...]:
+    return tuple("\n\n".join(parts).encode())
 
 
-def tokenizers(_moment: str) -> Callable[[str], tuple[int, ...]]:
+tokenize.remark = ""  # type: ignore[attr-defined]
+
+
+def tokenizers(_moment: str, _sampling: Sampling) -> Callable[..., tuple[int, ...]]:
     return tokenize
 
 

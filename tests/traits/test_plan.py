@@ -56,8 +56,8 @@ PINNED_OTHER = {
 }
 
 
-def tokens(prompt: str) -> tuple[int, ...]:
-    return tuple(prompt.encode())
+def tokens(*prompt: str) -> tuple[int, ...]:
+    return tuple("\n\n".join(prompt).encode())
 
 
 @pytest.mark.parametrize(("sampling", "pinned"), [(GEMMA, PINNED), (OTHER, PINNED_OTHER)])
@@ -110,11 +110,11 @@ def test_a_larger_plan_holds_the_smaller_ones_and_repeats_no_id(n: int) -> None:
 
 
 def test_each_distinct_prompt_is_tokenized_once() -> None:
-    asked: list[str] = []
+    asked: list[tuple[str, ...]] = []
 
-    def tokenize(prompt: str) -> tuple[int, ...]:
+    def tokenize(*prompt: str) -> tuple[int, ...]:
         asked.append(prompt)
-        return tokens(prompt)
+        return tokens(*prompt)
 
     make_plan(TRAIT, {"pos": 30, "neg": 30}, GEMMA, tokenize)
     assert len(asked) == len(set(asked)) == (2 + 3) * 2

@@ -15,6 +15,8 @@ from traitmill.engine.vectors import METHODS, check_methods, fit_vectors
 from traitmill.engine.vectors.methods import ledoit_wolf
 from traitmill.engine.vectors.rows import Rows, Sides
 
+pytestmark = pytest.mark.usefixtures("space")
+
 
 @pytest.fixture
 def folder(tmp_path):

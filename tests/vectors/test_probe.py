@@ -12,6 +12,8 @@ from tests.vectors.helpers import cosine, rows_of
 from traitmill.engine.outputs import load_activations
 from traitmill.engine.vectors import fit_vectors
 
+pytestmark = pytest.mark.usefixtures("space")
+
 
 @pytest.fixture
 def folder(tmp_path):

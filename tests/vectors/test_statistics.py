@@ -8,6 +8,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from tests.vectors.helpers import within_folds
 from traitmill.engine.statistics import (
+    Weights,
     balanced_accuracy,
     cohens_d,
     effective_groups,
@@ -22,7 +23,7 @@ def test_weighted_figures_are_those_of_repeated_rows():
     rng = np.random.default_rng(1)
     labels, scores = rng.random(50) < 0.5, rng.standard_normal(50).round(1)
     folds, counts = rng.integers(0, 3, 50), rng.integers(0, 4, 50)
-    weights = counts[None].astype(np.float32)
+    weights = Weights(np.arange(50), counts[None].astype(float))
     y, s, f = (np.repeat(values, counts) for values in (labels, scores, folds))
     assert fold_auroc(scores, labels, folds, weights)[0] == pytest.approx(
         within_folds(s, y, f), rel=1e-5
@@ -56,5 +57,25 @@ def test_groups_of_unequal_size_count_for_fewer():
     )
 
 
+def test_rows_of_one_group_weigh_the_same_in_every_figure():
+    rng = np.random.default_rng(2)
+    labels, scores, folds = (
+        rng.random(60) < 0.5,
+        rng.standard_normal(60).round(1),
+        np.arange(60) % 2,
+    )
+    groups, counts = rng.integers(0, 7, 60), rng.integers(0, 4, (5, 7)).astype(float)
+    by_group, by_row = Weights(groups, counts), Weights(np.arange(60), counts[:, groups])
+    for figure in (balanced_accuracy, cohens_d):
+        np.testing.assert_allclose(
+            figure(scores, labels, by_group), figure(scores, labels, by_row), rtol=1e-12
+        )
+    np.testing.assert_allclose(
+        fold_auroc(scores, labels, folds, by_group),
+        fold_auroc(scores, labels, folds, by_row),
+        rtol=1e-12,
+    )
+
+
 def test_once_counts_every_row():
-    assert once(4).tolist() == [[1, 1, 1, 1]]
+    assert once(4).total(np.array([1.0, 2.0, 3.0, 5.0])).tolist() == [11]

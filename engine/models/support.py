@@ -1,0 +1,79 @@
+"""Whether a model is of a kind that the two engines can use. Reads its config, imports little."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .hub import ModelRef
+
+_GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Decoder", "WithLMHead")
+"""Ends of the class names that predict the next token."""
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_FP8 = ("fp8", "fbgemm_fp8", "float-quantized", "modelopt", "mxfp4", "nvfp4")
+
+
+def check_support(ref: ModelRef, *, captures: bool) -> None:
+    """Raise UsageError for a model that cannot generate, or with `captures` not be captured.
+
+    Load nothing, and look at nothing but config.json and the names beside it.
+    """
+    _require_generating(ref)
+    quantisation = quantised(ref.config)
+    if quantisation and captures:
+        raise UsageError(
+            f"model {ref.name} is quantised ({quantisation}): capture cannot compute with the same "
+            "weights as vLLM; take the model it was made from, or give `extract_activations` False"
+        )
+    if quantisation and any(name in quantisation for name in _FP8) and not _has_gpu():
+        raise UsageError(
+            f"model {ref.name} is quantised ({quantisation}), which vLLM does not compute on a "
+            "CPU; take the model it was made from, or a machine with a GPU"
+        )
+    if ref.is_local and isinstance(ref.config.get("vision_config"), dict):
+        there = [name for name in _PROCESSOR_FILES if (Path(ref.source) / name).exists()]
+        if not there:
+            raise UsageError(
+                f"model folder {ref.source} has a vision part and no preprocessor_config.json, "
+                "which vLLM asks for though no picture is shown; copy it from the original model"
+            )
+
+
+def quantised(config: Mapping[str, Any]) -> str:
+    """Return in words how a checkpoint is quantised, empty where it is not.
+
+    Source: `quantization_config` in config.json, which older exporters nest in `text_config`.
+    """
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, dict) else {}
+    how = config.get("quantization_config") or text.get("quantization_config")
+    if not how:
+        how = config.get("compression_config")
+    if not isinstance(how, dict):
+        return ""
+    words = [str(how[key]) for key in ("quant_method", "quant_algo", "format") if how.get(key)]
+    if how.get("bits"):
+        words.append(f"{how['bits']} bits")
+    return ", ".join(words) or "by an unnamed method"
+
+
+def _require_generating(ref: ModelRef) -> None:
+    classes = ref.config.get("architectures") or []
+    kind = ", ".join(map(str, classes)) or str(ref.config.get("model_type"))
+    fault = ""
+    if ref.config.get("is_encoder_decoder"):
+        fault = "has an encoder beside its decoder"
+    elif classes and not any(str(name).endswith(_GENERATING) for name in classes):
+        fault = "predicts no next token"
+    if fault:
+        raise UsageError(
+            f"model {ref.name} ({kind}) {fault}: take a causal language model (…ForCausalLM)"
+        )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())

@@ -1,0 +1,62 @@
+"""Whether this machine's NVIDIA driver and cards suit the CUDA lock; asked before it is installed.
+
+    python tools/driver.py    # exits with 2 and says what to do, where they do not
+
+Plain Python: it runs before there is an environment.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+DRIVER = 580
+"""The oldest that runs CUDA 13, for which the locked torch is built."""
+CAPABILITY = (7, 5)
+"""The oldest cards the locked torch has code for: Turing (T4); Volta (V100) is not among them."""
+_CPU = "or take the CPU build, for small models only: export FLAVOUR=cpu, then make setup"
+
+
+def fault(lines: list[str]) -> str:
+    """Return why cards cannot be used, empty where they can.
+
+    `lines` are nvidia-smi's: name, driver version and compute capability, comma-separated.
+    """
+    for line in lines:
+        name, driver, capability = (part.strip() for part in line.split(","))
+        if int(driver.partition(".")[0]) < DRIVER:
+            return (
+                f"the NVIDIA driver is {driver}; the CUDA build needs {DRIVER} or newer. Rent a "
+                f"machine with a newer one (CUDA 13), or have it updated; on data-centre cards "
+                f"NVIDIA's package cuda-compat-13-0 does instead (untested here: put its folder "
+                f"on LD_LIBRARY_PATH and say export DRIVER=compat); {_CPU}"
+            )
+        major, minor = capability.split(".")
+        if (int(major), int(minor)) < CAPABILITY:
+            oldest = ".".join(map(str, CAPABILITY))
+            return (
+                f"{name} has compute capability {capability}; the CUDA build needs {oldest} or "
+                f"newer (T4, A100, L4 and later, no V100). Take another card, hide it with "
+                f"CUDA_VISIBLE_DEVICES and say export DRIVER=compat, {_CPU}"
+            )
+    return ""
+
+
+def main() -> None:
+    """Ask nvidia-smi; exit with 2 where its cards cannot be used."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    try:
+        found = fault([line for line in said.stdout.splitlines() if line.strip()])
+    except ValueError:  # so old a driver does not know the question
+        found = (
+            f"nvidia-smi does not say driver and compute capability; the CUDA build needs driver "
+            f"{DRIVER} or newer; {_CPU}"
+        )
+    if found:
+        print(found, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
