@@ -41,6 +41,9 @@ ifeq ($(FLAVOUR),cpu)
 	@$(PIP) $(TORCH_CPU) 2>/dev/null || $(PIP) --index-url https://download.pytorch.org/whl/cpu $(TORCH_CPU)
 endif
 	@$(PIP) --no-build-isolation --editable .
+ifeq ($(FLAVOUR),cuda)
+	@$(BIN)/python -m pip check || echo "set up all the same: the packages above do not suit each other"
+endif
 	@touch $@
 
 demo: setup  ## run the whole job once, on the embedded model

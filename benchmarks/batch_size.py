@@ -49,6 +49,21 @@ async def measure(ref: ModelRef, options: argparse.Namespace, say: Say) -> None:
     facts, n, batches = machine(), whole(options.n_examples), options.rows.split(",")
     prompts = [len(sample.prompt_token_ids) for sample in workload(ref, n, options.max_new_tokens)]
     rounds: list[dict[str, Measured]] = []
+
+    def figures(so_far: Sequence[Mapping[str, Measured]]) -> dict[str, Any]:
+        """Return what is stored; a round cut off holds some of the rows."""
+        return {
+            "model": ref.name,
+            "random_weights": options.shape is not None,
+            "captured": captures(options),
+            "prompt_tokens": statistics.fmean(prompts),
+            "samples": n,
+            "max_new_tokens": options.max_new_tokens,
+            "judge_latency_s": options.latency,
+            "rounds": len(so_far),
+            "rows": [row(batch, so_far, batches[0]) for batch in batches if batch in so_far[0]],
+        }
+
     for number in range(1, options.rounds + 1):
         measured: dict[str, Measured] = {}
         for batch in batches if number % 2 else batches[::-1]:
@@ -58,20 +73,11 @@ async def measure(ref: ModelRef, options: argparse.Namespace, say: Say) -> None:
                 f"round {number}, batch {batch}: {run.tokens_per_s:.1f} tokens/s, "
                 f"{run.makespan:.1f} s in all"
             )
+            if number == 1:  # row by row: what is stopped at its limit keeps what it has
+                record(options.out, NAME, facts, figures([measured]), options.shape)
         rounds.append(measured)
-        figures = {
-            "model": ref.name,
-            "random_weights": options.shape is not None,
-            "captured": captures(options),
-            "prompt_tokens": statistics.fmean(prompts),
-            "samples": n,
-            "max_new_tokens": options.max_new_tokens,
-            "judge_latency_s": options.latency,
-            "rounds": number,
-            "rows": [row(batch, rounds, batches[0]) for batch in batches],
-        }
-        record(options.out, NAME, facts, figures, options.shape)
-    say(markdown({**figures, "command": "", "machine": facts}))
+        record(options.out, NAME, facts, figures(rounds), options.shape)
+    say(markdown({**figures(rounds), "command": "", "machine": facts}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,6 +207,9 @@ def main() -> None:
     chosen = options.parse_args()
     config = SHAPES[chosen.shape] if chosen.shape else find_model(chosen.gen_model).text_config
     model, device = chosen.shape or chosen.gen_model, DEVICES.get(chosen.device) or here()
+    if device is None:
+        print(f"no limit known for {gpu_name()}: name a like one with --device; nothing was stored")
+        return
     generated, captured = {}, {}
     if not chosen.device:
         generated = last_result(named("batch_size", chosen.shape), model, chosen)
@@ -225,23 +228,19 @@ def main() -> None:
     print(markdown(found))
 
 
-def here() -> Device:
-    """This machine's GPU if its peaks are known, else its CPU. Raises SystemExit for an unknown
-    GPU."""
+def here() -> Device | None:
+    """This machine's GPU, None if its peaks are not known; its CPU where there is no GPU."""
     name = gpu_name()
     if not name:
         return measured_cpu()
     return known_gpu(name)
 
 
-def known_gpu(name: str) -> Device:
-    """The device whose words are all in a GPU's name, the one with the most of them. Raises
-    SystemExit."""
+def known_gpu(name: str) -> Device | None:
+    """The device whose words are all in a GPU's name, the one with the most of them; else None."""
     words = set(re.split(r"[\s-]", name))
     known = [device for key, device in DEVICES.items() if set(key.split()) <= words]
-    if not known:
-        raise SystemExit(f"the peaks of {name} are not known here; name a like one with --device")
-    return max(known, key=lambda device: len(device.name.split()))
+    return max(known, key=lambda device: len(device.name.split()), default=None)
 
 
 if __name__ == "__main__":

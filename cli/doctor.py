@@ -15,6 +15,7 @@ import click
 from traitmill.engine.errors import ExitCode, ResourceError, TraitmillError, UsageError
 
 from . import options
+from .gpu_checks import check_compiler, check_shared_memory, describe_gpus
 from .render import error_text, say
 from .session import prepare_environment
 
@@ -63,6 +64,8 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     experiment, model = given["experiment"], given["gen_model"]
     yield "packages", _packages
     yield "device", _device
+    yield "compiler", _compiler
+    yield "shared memory", _shared_memory
     yield "disk", lambda: _disk(given["experiments_dir"])
     if experiment is not None:
         yield "traits", lambda: _traits(given["experiments_dir"], experiment)
@@ -89,17 +92,26 @@ def _packages() -> str:
 
 def _device() -> str:
     from traitmill.engine.generation import on_gpu, require_cpu_build
-    from traitmill.engine.models import GIB, free_host_memory
+    from traitmill.engine.models import GIB, free_host_memory, read_gpus
 
     memory = f"{free_host_memory() / GIB:.0f} GiB of host memory free"
     if not on_gpu():
         require_cpu_build()
         return f"no NVIDIA GPU; vLLM's CPU build runs small models only; {memory}"
-    import torch
+    return f"{describe_gpus(read_gpus())}; {memory}"
 
-    free, total = torch.cuda.mem_get_info()
-    name = torch.cuda.get_device_name()
-    return f"{name}, {free / GIB:.0f} of {total / GIB:.0f} GiB free; {memory}"
+
+def _compiler() -> str:
+    from traitmill.engine.generation import on_gpu
+
+    return check_compiler() if on_gpu() else "not needed without a GPU"
+
+
+def _shared_memory() -> str:
+    from traitmill.engine.generation import on_gpu
+    from traitmill.engine.models import read_gpus
+
+    return check_shared_memory(read_gpus() if on_gpu() else [])
 
 
 def _disk(experiments_dir: Path) -> str:

@@ -25,7 +25,7 @@ from . import decoder
 from .batching import Batch, Budget, run_batches
 from .pooling import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
 from .reference import run_alone
-from .self_check import Mode, SelfCheck
+from .self_check import UNMEASURED_SLACK, Mode, SelfCheck
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +97,7 @@ class CaptureModel:
             bos=bos if isinstance(bos, int) else None,
             capped=has_soft_cap(text_config),
             experts=self._shape.experts,
+            slack=UNMEASURED_SLACK if torch.device(self._device).type == "cuda" else 1.0,
         )
 
     def _captured_layers(self, capture: CaptureSettings) -> tuple[int, ...]:

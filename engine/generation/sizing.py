@@ -64,6 +64,8 @@ def size_engine(
     sequences, batched = CPU_SEQUENCES, _CPU_BATCHED_TOKENS
     if on_gpu:
         sequences, batched = GPU_SEQUENCES, GPU_BATCHED_TOKENS
+        if placement is not None and placement.limits is not None:
+            sequences, batched = placement.limits.sequences, placement.limits.batched_tokens
     sequences = execution.batch_size or sequences
     length = engine_length(longest)
     length = min(length, ref.context_length or length)

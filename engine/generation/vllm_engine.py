@@ -7,7 +7,7 @@ import itertools
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AccessError, EngineDiedError, UsageError
@@ -39,6 +39,11 @@ _CPU_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "2000",
     # Even eager, vLLM compiles one small function of its sampler: seconds, and a C++ compiler.
     "TORCH_COMPILE_DISABLE": "1",
+}
+_GPU_ARGUMENTS: Mapping[str, Any] = {
+    # Left to vLLM, both hang on whether nvcc and ninja are on PATH, and cost minutes at the start.
+    "enable_flashinfer_autotune": False,
+    "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
 }
 _CHECKED_QUESTIONS, _CHECKED_ROLLOUTS = 2, 8
 _SHUTDOWN_S = 1.0
@@ -94,9 +99,12 @@ class VllmEngine:
             self._engine = AsyncLLMEngine.from_engine_args(
                 self._arguments(), stat_loggers=self._stat_loggers or None
             )
-        except (OSError, ValueError) as error:
+        except OSError as error:
             reason = _first_line(error)
             raise AccessError(f"vLLM cannot load model {self._ref.name}: {reason}") from error
+        except ValueError as error:  # of its configuration, pydantic's among them
+            reason = _own_words(error)
+            raise UsageError(f"vLLM refuses model {self._ref.name}: {reason}") from error
         except RuntimeError as error:
             reason = self._last_error() or _first_line(error)
             raise EngineDiedError(
@@ -131,8 +139,7 @@ class VllmEngine:
             "enable_log_requests": False,
             "generation_config": "vllm",  # sampling is ours to state, never a model file's
         }
-        if not self._on_gpu:
-            arguments |= self._cpu_arguments()
+        arguments |= _GPU_ARGUMENTS if self._on_gpu else self._cpu_arguments()
         return AsyncEngineArgs(**arguments)
 
     def _cpu_arguments(self) -> dict[str, Any]:
@@ -290,6 +297,15 @@ def require_cpu_build() -> None:
             "old for that (nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, "
             "or install the CPU build: export FLAVOUR=cpu, then make clean setup"
         )
+
+
+def _own_words(error: ValueError) -> str:
+    """Return what a configuration's check says; pydantic's first line only counts the faults."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return "; ".join(fault["msg"] for fault in error.errors(include_input=False))[:300]
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from .demo import EMBEDDED, embedded_folder
 from .gpus import Gpu, read_gpus, show_only
 from .hub import ModelRef, find_model, infer_model
 from .machine import GIB, choose_device, free_host_memory, token_budget
-from .placement import GPU_BATCHED_TOKENS, Placement, choose_placement, engine_length
+from .overhead import GPU_BATCHED_TOKENS, engine_length
 from .support import check_support
 from .weights import check_weights, refuse_faulty
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,20 +12,14 @@ from .config import OVERFLOWS_FLOAT16, Shape, computes_bfloat16, dtype_on, items
 from .feasibility import CONTEXT_OVERHEAD, capture_bytes, refuse_capture, refuse_generation
 from .gpus import Gpu, emptiest_first, read_gpus
 from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, free_host_memory
+from .overhead import (
+    GPU_BATCHED_TOKENS,
+    EngineLimits,
+    choose_limits,
+    engine_overhead,
+    least_cache,
+)
 
-GPU_BATCHED_TOKENS = 8192
-"""Tokens of an engine's step at most: more fills the matrix units no better, and its activations
-grow with them."""
-_ENGINE_BASE = 3 * GIB // 2
-"""What vLLM takes for context, graphs and libraries; another 1 GiB where GPUs talk to each other.
-An assumption."""
-_LOGIT_BYTES = 8
-"""Of a sequence and word: 16-bit logits, their scaled copy, and the float32 copy sampled from."""
-_PROMPT_LOGPROBS_ROWS = 512
-"""vLLM computes a prompt's log-probabilities in chunks as large as so many sequences' logits."""
-_SPARE_TOKENS = 64
-"""Blocks vLLM wants beside the longest sequence's: one empty, and one of each kind of layer."""
-_LENGTH_STEP = 256
 _USABLE = 0.95
 _DEFAULT_SHARE = 0.92
 """vLLM's own gpu_memory_utilization."""
@@ -53,25 +47,8 @@ class Placement:
     """Of a batch, where vLLM is loaded too; None lets capture see what is free."""
     gpus: tuple[Gpu, ...] = ()
     """The cards in the order in which the run's processes are to see them; none: no GPU is used."""
-
-
-def engine_length(longest: int) -> int:
-    """Return the tokens an engine has room for, where its longest sequence has `longest`.
-
-    At least one more, for the self-check's question.
-    """
-    return (longest // _LENGTH_STEP + 1) * _LENGTH_STEP
-
-
-def engine_overhead(shape: Shape, sequences: int, tensor_parallel: int, itemsize: int) -> int:
-    """Return the bytes of a GPU that vLLM takes while it runs, beside weights and KV cache.
-
-    An estimate; untested on GPU.
-    """
-    widths = 2 * shape.ffn // tensor_parallel + 6 * shape.hidden
-    logits = max(sequences, _PROMPT_LOGPROBS_ROWS) * shape.vocab * _LOGIT_BYTES
-    overhead = _ENGINE_BASE + GPU_BATCHED_TOKENS * widths * itemsize + logits
-    return overhead + GIB if tensor_parallel > 1 else overhead
+    limits: EngineLimits | None = None
+    """Of vLLM's step, on GPUs."""
 
 
 def place_on_gpus(
@@ -84,6 +61,7 @@ def place_on_gpus(
     capture_itemsize: int,
     sequences: int,
     tokens_per_sequence: int,
+    batched_tokens: int = GPU_BATCHED_TOKENS,
 ) -> Placement:
     """Decide how the free memory of `gpus` serves generation and capture of a model.
 
@@ -101,6 +79,7 @@ def place_on_gpus(
         capture_itemsize=capture_itemsize,
         sequences=sequences,
         tokens_per_sequence=tokens_per_sequence,
+        batched_tokens=batched_tokens,
     )
     if capture_device != "auto":
         return place(capture_device=capture_device)
@@ -127,6 +106,7 @@ def _place_beside(
     capture_itemsize: int,
     sequences: int,
     tokens_per_sequence: int,
+    batched_tokens: int = GPU_BATCHED_TOKENS,
 ) -> Placement:
     """Return the placement with capture on one device, cpu, cuda or cuda:N."""
     per_token = shape.block_bytes_per_token(capture_itemsize)
@@ -146,7 +126,7 @@ def _place_beside(
     kv_per_token = shape.kv_bytes_per_token(itemsize)
     least_kv = least_cache(shape, itemsize, tokens_per_sequence) // tensor_parallel
     kv = max(sequences * tokens_per_sequence * kv_per_token // tensor_parallel, least_kv)
-    overhead = engine_overhead(shape, sequences, tensor_parallel, itemsize)
+    overhead = engine_overhead(shape, sequences, tensor_parallel, itemsize, batched_tokens)
     engine, capture = weights + overhead, capture_weights + CONTEXT_OVERHEAD + least_batch
     sums = (
         f"{usable / GIB:.1f} GiB usable a GPU; {generation}: {weights / GIB:.1f} weights + "
@@ -170,15 +150,6 @@ def _place_beside(
         capture_tokens=min(GPU_TOKENS, CPU_TOKENS + (room - kv_given) // per_token),
         gpus=tuple(gpus),
     )
-
-
-def least_cache(shape: Shape, itemsize: int, tokens_per_sequence: int) -> int:
-    """Return the bytes of cache, over all cards, without which vLLM does not start.
-
-    One sequence of the engine's length must fit in.
-    """
-    tokens = engine_length(tokens_per_sequence) + _SPARE_TOKENS
-    return tokens * shape.kv_bytes_per_token(itemsize)
 
 
 def own_share(gpus: Sequence[Gpu]) -> float | None:
@@ -236,10 +207,14 @@ def choose_placement(
     if engine and counted:
         least = least_cache(shape, value, tokens_per_sequence)
         refuse_generation(shape, gpus, tensor_parallel, value, least)
-    if not capture:
-        share = own_share(gpus[:tensor_parallel])
-        return Placement("alone", "", device, gpu_share=share, gpus=tuple(gpus))
+    engines, limits = gpus[:tensor_parallel], None
     if engine:
+        fixed = settings.execution.batch_size is not None
+        limits = choose_limits(shape, engines, value, tokens_per_sequence, sequences, fixed=fixed)
+    if not capture:
+        share = own_share(engines)
+        return Placement("alone", "", device, gpu_share=share, gpus=tuple(gpus), limits=limits)
+    if limits is not None:
         found = place_on_gpus(
             shape,
             gpus=gpus,
@@ -247,8 +222,9 @@ def choose_placement(
             capture_device=device,
             itemsize=value,
             capture_itemsize=capture_value,
-            sequences=sequences,
+            sequences=limits.sequences,
             tokens_per_sequence=tokens_per_sequence,
+            batched_tokens=limits.batched_tokens,
         )
     else:
         device = _alone_on(shape, gpus, device, capture_value)
@@ -256,7 +232,7 @@ def choose_placement(
     if counted:
         free_host = free_host_memory()
         refuse_capture(shape, gpus, found.capture_device, capture_value, free_host)
-    return found
+    return replace(found, limits=limits)
 
 
 def _alone_on(shape: Shape, gpus: Sequence[Gpu], device: str, itemsize: int) -> str:

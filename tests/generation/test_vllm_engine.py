@@ -122,7 +122,7 @@ def test_a_cuda_build_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) 
     ("error", "kind", "words"),
     [
         (OSError("no file\nmore"), AccessError, "cannot load model someone/model: no file$"),
-        (ValueError(""), AccessError, "cannot load model someone/model: ValueError$"),
+        (ValueError(""), UsageError, "refuses model someone/model: ValueError$"),
         (RuntimeError("see above"), EngineDiedError, "did not start .*: of the log$"),
     ],
 )

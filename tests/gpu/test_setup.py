@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,18 @@ def test_g02_the_way_to_the_cpu_build_does_not_lead_back_to_cuda(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="export FLAVOUR=cpu, then make clean setup"):
         require_cpu_build()
+
+
+def test_g06_the_cuda_lock_has_what_python_3_12_asks_for_and_set_up_checks_it(
+    tmp_path: Path,
+) -> None:
+    pins = re.findall(
+        r"^([a-z0-9._-]+)==", (ROOT / "requirements/cuda.txt").read_text(), re.MULTILINE
+    )
+    assert "six" in pins
+    assert len(pins) == len(set(pins))
+    line = "NVIDIA H100 80GB HBM3, 580.95.05, 9.0"
+    planned = make(tmp_path, line, "-n").stdout
+    assert planned.index("pip check") > planned.index("requirements/cuda.txt")
+    (tmp_path / "cpu").mkdir()
+    assert "pip check" not in make(tmp_path / "cpu", line, "-n", FLAVOUR="cpu").stdout
