@@ -63,6 +63,8 @@ def command(**given: Any) -> int:
 def say_fitted(name: str, fitted: FittedTrait) -> None:
     """Write what one trait's vectors are worth."""
     vectors, evaluation = fitted.vectors, fitted.evaluation
+    if fitted.reused:
+        say(f"{name}: fitted before, nothing has changed since")
     say(
         f"{name}: {len(vectors.methods)} methods x {len(vectors.layers)} layers from "
         f"{fitted.n_pos} pos and {fitted.n_neg} neg -> {fitted.folder}"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ExitCode, TraitmillError, UsageError
-from ..outputs import load_activations
+from ..outputs import Activations, load_activations
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, lock_traits, select_traits
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
-from .fit import Vectors, fit_vectors
+from .fit import Vectors, check_layers, fit_vectors
 from .methods import DEFAULT_METHODS, check_methods
+from .stored import fingerprint, read_vectors
 from .transfer import update_transfer
 from .vector_files import Format, write_vectors
 
@@ -29,6 +30,8 @@ class FittedTrait:
     """Where the vectors stand."""
     dropped: str
     """What an evaluation that was there covered and this one does not, in words."""
+    reused: bool = False
+    """Whether the same had been fitted before and stood there unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +94,44 @@ def fit_trait(
 ) -> FittedTrait:
     """Fit, evaluate and write one trait; all is computed before anything is written.
 
-    The caller holds the trait's lock.
+    Nothing is where the same stands there already, unchanged. The caller holds the trait's lock.
     """
     folder.clean()
     activations = load_activations(folder, pool)
-    vectors = fit_vectors(activations, methods, layers)
+    names, chosen = check_methods(methods), check_layers(activations, layers)
+    before = _evaluation(folder, activations)
+    if before and before.fingerprint:
+        there = read_vectors(folder, activations, names, chosen, format)
+        if there and before.fingerprint == fingerprint(activations, there, format):
+            return _fitted(folder, activations, there, before, reused=True)
+    vectors = fit_vectors(activations, names, chosen)
     evaluation = evaluate_vectors(activations, vectors)
-    try:
-        dropped = read_evaluation(folder, activations.metadata, pool).beyond(vectors)
-    except UsageError:  # there is none, or none of these activations
-        dropped = ""
     write_vectors(folder, vectors, format, evaluation.held_out())
+    stored = read_vectors(folder, activations, names, chosen, format)
+    if stored:
+        evaluation = replace(evaluation, fingerprint=fingerprint(activations, stored, format))
     write_evaluation(folder, evaluation)
+    dropped = before.beyond(vectors) if before else ""
+    return _fitted(folder, activations, vectors, evaluation, dropped=dropped)
+
+
+def _evaluation(folder: TraitFolder, activations: Activations) -> Evaluation | None:
+    """Return the one that stands there; None where there is none of these activations."""
+    try:
+        return read_evaluation(folder, activations.metadata, activations.pool)
+    except UsageError:
+        return None
+
+
+def _fitted(
+    folder: TraitFolder,
+    activations: Activations,
+    vectors: Vectors,
+    evaluation: Evaluation,
+    *,
+    dropped: str = "",
+    reused: bool = False,
+) -> FittedTrait:
     return FittedTrait(
         vectors=vectors,
         evaluation=evaluation,
@@ -110,4 +139,5 @@ def fit_trait(
         n_neg=activations.n_neg,
         folder=folder.vectors,
         dropped=dropped,
+        reused=reused,
     )

@@ -42,6 +42,8 @@ class Evaluation:
     notes: tuple[str, ...]
     """What could not be measured, and what the rows are too few for."""
     activations_sha256: str
+    fingerprint: str = ""
+    """Of what was asked for and of the vectors' files, see `stored.py`."""
 
     def held_out(self) -> dict[tuple[str, int], dict[str, Any]]:
         """Return the held-out figures by method and layer, as `write_vectors` takes them."""
@@ -210,6 +212,7 @@ def write_evaluation(folder: TraitFolder, evaluation: Evaluation) -> Path:
         "recommendation": recommendation,
         "notes": evaluation.notes,
         "activations_sha256": evaluation.activations_sha256,
+        "fingerprint": evaluation.fingerprint,
         "schema_version": SCHEMA_VERSION,
     }
     path = folder.evaluation(evaluation.pool)
@@ -240,4 +243,5 @@ def read_evaluation(
         recommendation=recommendation,
         notes=tuple(facts["notes"]),
         activations_sha256=facts["activations_sha256"],
+        fingerprint=facts.get("fingerprint", ""),
     )

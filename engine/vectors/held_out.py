@@ -150,14 +150,15 @@ def _small(
     at: LayerRows, cells: ndarray, methods: Sequence[str], split: Split, wanted: Sequence[Refit]
 ) -> list[ndarray]:
     """Return the scores of all rows by each refit, `[n_methods, n]` each."""
-    found: list[ndarray] = []
-    without: tuple[int, ...] = ()
-    for each in wanted:
-        if each.without != without:
-            without = each.without
-            fold = _Fold(at, cells, np.isin(split.folds, without))
-        found.append(np.stack([fold.scores(name, each.labels) for name in methods]))
-    return found
+    found: dict[int, ndarray] = {}
+    for without in dict.fromkeys(each.without for each in wanted):
+        # Shuffled labels share a fold's matrix and what is found without labels.
+        fold = _Fold(at, cells, np.isin(split.folds, without))
+        for index, each in enumerate(wanted):
+            if each.without == without:
+                scores = [fold.scores(name, each.labels) for name in methods]
+                found[index] = np.stack(scores)
+    return [found[index] for index in range(len(wanted))]
 
 
 def _tall(

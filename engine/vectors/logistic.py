@@ -149,7 +149,7 @@ def fit_logistic(
         weights[:, live] += lengths * step
         odds[:, live] += lengths * moved
         steps[live] += 1
-        if tried > REFACTOR and not fresh and len(live) > 1:
+        if tried > REFACTOR and not fresh:
             precondition, fresh = solver(design.hessian(bend.mean(axis=1))), True
     return Fitted(weights, np.minimum(steps, STEPS), ~far)
 

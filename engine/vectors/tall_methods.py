@@ -17,8 +17,11 @@ from .tall import Folds, Subset, TallRows, TallSides
 
 FIT_PRECISION = 1e-10
 """Of stored vectors, relative."""
-FOLD_PRECISION = 1e-5
+FOLD_PRECISION = 1e-4
 """Of fits that are only measured: far below what the AUROC's interval can tell."""
+PROBE_PRECISION = 1e-5
+"""Of probes that are only measured, at best: their search starts from labels that the measured
+fold has a part in, which must not show."""
 SHUFFLED_PRECISION = 1e-3
 """Of probes of shuffled labels, of which the mean of five is shown."""
 REFINEMENTS = 10
@@ -165,7 +168,9 @@ class Fits:
         for chosen in (np.flatnonzero(near), np.flatnonzero(~near)):
             if not len(chosen):
                 continue
-            precision = self.rows.precision if near[chosen[0]] else SHUFFLED_PRECISION
+            precision = min(self.rows.precision, PROBE_PRECISION)
+            if not near[chosen[0]]:
+                precision = SHUFFLED_PRECISION
             if self.near and near[chosen[0]]:
                 start, precondition = self.near
             else:
@@ -223,7 +228,7 @@ def solve_scatters(rows: TallRows, kept: ndarray, add: ndarray, right: ndarray) 
             break
         scale = np.maximum(scale, 1e-300)
         single = (residual / scale).astype(np.float32)
-        step, _ = conjugate_gradients(apply, precondition, single, 1e-4)
+        step, _ = conjugate_gradients(apply, precondition, single, 1e-5)
         found = found + step.astype(np.float64) * scale
         residual = right - apply(found)
     return found

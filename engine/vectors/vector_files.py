@@ -147,3 +147,9 @@ def load_vector(
     if layer not in packed:
         raise UsageError(f"{path} is missing; make it", step)
     return packed[layer]
+
+
+def stored_format(folder: TraitFolder, method: str, layer: int, pool: str) -> Format:
+    """Return the kind of file from which `load_vector` takes a vector."""
+    path, _ = _pt_paths(folder.vectors, method, layer, pool)
+    return "pt" if path.is_file() else "safetensors"

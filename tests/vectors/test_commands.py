@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.support import planted
@@ -45,6 +46,57 @@ def test_what_a_new_evaluation_no_longer_covers_is_said(folder):
     assert fit_trait(folder, ["gradient"], [1]).dropped == "mean_diff, 1 layer"
     planted.write_trait(folder.path, n_layers=2, seed=3)
     assert fit_trait(folder, ["gradient"]).dropped == ""  # that one was of other activations
+
+
+def contents(folder: TraitFolder) -> dict:
+    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_t13_what_was_fitted_is_not_fitted_again(folder, monkeypatch, kind):
+    first = fit_trait(folder, FAST, format=kind)
+    before = contents(folder)
+
+    def fails(*_args: object) -> None:
+        raise RuntimeError("fitted again")
+
+    monkeypatch.setattr(commands_module, "fit_vectors", fails)
+    again = fit_trait(folder, FAST, format=kind)
+    assert (first.reused, again.reused) == (False, True)
+    assert contents(folder) == before
+    np.testing.assert_array_equal(again.vectors.values, first.vectors.values)
+    assert again.evaluation.table.equals(first.evaluation.table)
+    for other in (
+        {"methods": ["gradient"]},
+        {"layers": [1]},
+        {"format": {"pt": "safetensors", "safetensors": "pt"}[kind]},
+    ):
+        with pytest.raises(RuntimeError, match="fitted again"):
+            fit_trait(folder, **{"methods": FAST, "format": kind, **other})
+
+
+@pytest.mark.parametrize("damage", ["vector", "facts", "gone", "rows", "figures"])
+def test_t13_what_changed_is_fitted_again(folder, damage):
+    first = fit_trait(folder, FAST)
+    before = contents(folder)
+    path = folder.vectors / "gradient_layer1.pt"
+    beside = folder.vectors / "gradient_layer1_metadata.json"
+    if damage == "vector":
+        data = bytearray(path.read_bytes())
+        place = data.index(first.vectors.vector("gradient", 1).tobytes())
+        data[place] ^= 1  # the lowest bit of a number
+        path.write_bytes(bytes(data))
+    elif damage == "facts":
+        beside.write_text(beside.read_text().replace('"layer": 1', '"layer": 0'))
+    elif damage == "gone":
+        path.unlink()
+    elif damage == "rows":
+        planted.write_trait(folder.path, n_layers=2, seed=3)
+    else:
+        folder.evaluation("response_mean").unlink()
+    assert not fit_trait(folder, FAST).reused
+    assert (contents(folder) == before) == (damage != "rows")
+    assert fit_trait(folder, FAST).reused
 
 
 def test_t52_leftovers_of_a_killed_command_go(folder):
