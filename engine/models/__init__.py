@@ -23,6 +23,7 @@ from .gpus import Gpu, read_gpus, show_only
 from .hub import ModelRef, find_model, infer_model
 from .machine import GIB, choose_device, free_host_memory, token_budget
 from .overhead import GPU_BATCHED_TOKENS, engine_length
+from .placement import Placement, choose_placement
 from .support import check_support
 from .weights import check_weights, refuse_faulty
 
