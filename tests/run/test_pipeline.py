@@ -168,7 +168,7 @@ def test_sequences_in_flight_stay_full_until_the_queue_is_empty(tmp_path: Path) 
             finally:
                 self.running -= 1
 
-    generator = Counting(0.05, 32)
+    generator = Counting(0.25, 32)
     run(folders, settings, generator=generator)
     steady = generator.seen[32:]
     assert np.mean(steady) >= 0.8 * 32

@@ -1,0 +1,35 @@
+"""The settings of a run, checked on creation, in classes by what a change means on an existing
+folder.
+
+Messages name a setting in backquotes, as `temperature`; the command line shows it as its option.
+"""
+
+from __future__ import annotations
+
+from .capture import DEFAULT_POOL, POOLS, CaptureSettings
+from .judge import DEFAULT_JUDGE, LOCAL_JUDGE, JudgeLimits, JudgeSettings, read_extra
+from .run import DEFAULTS, NAMES, Execution, RunSettings, apply, check_thresholds, value_of
+from .sampling import DTYPES, PROMPT_FORMATS, THINKING, SampleCounts, Sampling
+
+__all__ = [
+    "DEFAULTS",
+    "DEFAULT_JUDGE",
+    "DEFAULT_POOL",
+    "DTYPES",
+    "LOCAL_JUDGE",
+    "NAMES",
+    "POOLS",
+    "PROMPT_FORMATS",
+    "THINKING",
+    "CaptureSettings",
+    "Execution",
+    "JudgeLimits",
+    "JudgeSettings",
+    "RunSettings",
+    "SampleCounts",
+    "Sampling",
+    "apply",
+    "check_thresholds",
+    "read_extra",
+    "value_of",
+]
