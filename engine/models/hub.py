@@ -24,6 +24,7 @@ _INFERRED = {
     "^demo($|_)": EMBEDDED,
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_TOO_MANY, _SERVER_ERRORS = 429, 500
 _BLOCKS_READ = 16
 _BLOCK_BYTES = 1 << 16
 
@@ -90,13 +91,15 @@ def _find_on_hub(name: str) -> ModelRef:
     from huggingface_hub import errors, hf_hub_download
 
     offline = not _reach(name)
+    if offline:
+        _stay_offline()
     try:
         path = Path(hf_hub_download(name, "config.json", local_files_only=offline))
     except errors.LocalEntryNotFoundError:
         raise AccessError(
-            f"model {name} is not in the local cache and the hub cannot be reached: go online "
-            f"once, or give a local folder with `gen_model` (without any hub: `gen_model` "
-            f"{EMBEDDED})"
+            f"model {name} is not in the local cache and the hub does not answer: go online once, "
+            "or wait where it is overloaded (429, 503), or give a local folder with `gen_model` "
+            f"(without any hub: `gen_model` {EMBEDDED})"
         ) from None
     except errors.EntryNotFoundError:
         raise AccessError(
@@ -135,12 +138,20 @@ def _reach(name: str) -> bool:
             "HF_TOKEN=hf_... into .env"
         ) from None
     except errors.HfHubHTTPError as error:
-        if error.response.status_code < 500:
+        if error.response.status_code < _SERVER_ERRORS and error.response.status_code != _TOO_MANY:
             raise _refused(name, error) from None
         return False
     except (TransportError, errors.OfflineModeIsEnabled):
         return False
     return True
+
+
+def _stay_offline() -> None:
+    """Tell every library of this process and its children: each would find out for minutes."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
 
 
 def _page(name: str) -> str:

@@ -204,7 +204,7 @@ def test_f23_a_hub_that_is_down_is_no_refusal(tmp_path: Path, hub: str) -> None:
         command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
     assert result.returncode == ExitCode.ACCESS, result.stderr
-    assert "not in the local cache and the hub cannot be reached" in result.stderr
+    assert "not in the local cache and the hub does not answer" in result.stderr
 
 
 def test_f23_a_token_that_cannot_be_sent_is_named_and_not_shown(

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from traitmill.engine.errors import AccessError, ExitCode
 from traitmill.engine.models import EMBEDDED, find_model, infer_model
@@ -96,15 +97,37 @@ def test_f23_what_is_neither_folder_nor_hub_name_is_refused(name: str) -> None:
         find_model(name)
 
 
-def test_f23_a_hub_that_cannot_be_reached_leaves_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(_: object, name: str) -> None:
-        raise httpx2.ConnectError(f"no route to {name}")
+def _answers(status: int) -> Exception:
+    request = httpx2.Request("GET", "https://hub.example")
+    response = httpx2.Response(status, request=request)
+    return HfHubHTTPError(f"{status}", response=response)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "auth_check", unreachable)
+
+@pytest.mark.parametrize(
+    "error", [httpx2.ConnectError("no route"), _answers(429), _answers(500), _answers(503)]
+)
+def test_t43_a_hub_that_does_not_answer_is_found_out_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def away(_: object, name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "auth_check", away)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(AccessError, match="the hub cannot be reached: go online once") as caught:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--someone--cached"
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "snapshots" / commit / "config.json").write_text(json.dumps(CONFIG))
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    found = find_model("someone/cached")
+    assert (found.revision, found.config) == (commit, CONFIG)
+    # Every library here, and every process started from here, is told.
+    assert huggingface_hub.is_offline_mode()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    with pytest.raises(AccessError, match="the hub does not answer: go online once") as caught:
         find_model("someone/away")
     assert f"`gen_model` {EMBEDDED}" in str(caught.value)
 
