@@ -30,8 +30,9 @@ import torch
 from traitmill.engine.capture import decoder
 from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.errors import TraitmillError
-from traitmill.engine.models.config import Shape, flash_with_soft_cap, has_soft_cap
+from traitmill.engine.models.config import flash_with_soft_cap, has_soft_cap
 from traitmill.engine.models.machine import GPU_TOKENS
+from traitmill.engine.models.shape import Shape
 from traitmill.engine.records import Response
 from traitmill.engine.settings import CaptureSettings
 

@@ -23,10 +23,10 @@ from tests.support.rows import response_row
 from traitmill.engine.capture import CaptureProcess
 from traitmill.engine.capture.batching import Budget, run_batches
 from traitmill.engine.generation.vllm_engine import on_gpu
-from traitmill.engine.models.config import Shape
 from traitmill.engine.models.demo import EMBEDDED
 from traitmill.engine.models.hub import ModelRef, find_model
 from traitmill.engine.models.machine import free_host_memory, token_budget
+from traitmill.engine.models.shape import Shape
 from traitmill.engine.settings import CaptureSettings, Execution
 
 NAME = "memory"

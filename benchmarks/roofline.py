@@ -21,9 +21,9 @@ from typing import Any
 
 from benchmarks.common import gpu_name, machine, named, parser, record, results_folder, table
 from benchmarks.shapes import SHAPES
-from traitmill.engine.models.config import Shape
 from traitmill.engine.models.demo import EMBEDDED
 from traitmill.engine.models.hub import find_model
+from traitmill.engine.models.shape import Shape
 
 NAME = "roofline"
 FORMULAS = (

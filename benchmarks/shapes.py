@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from traitmill.engine.generation.vllm_engine import VllmEngine
-from traitmill.engine.models.config import Shape
 from traitmill.engine.models.hub import ModelRef, find_model
 from traitmill.engine.models.machine import free_host_memory
+from traitmill.engine.models.shape import Shape
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .chat import Prompts, chat_token_ids, lazy_tokenizer, load_tokenizer
 from .config import (
-    Shape,
     check_capture,
     check_layers,
     choose_attention,
@@ -24,6 +23,7 @@ from .hub import ModelRef, find_model, infer_model
 from .machine import GIB, choose_device, free_host_memory, token_budget
 from .overhead import GPU_BATCHED_TOKENS, engine_length
 from .placement import Placement, choose_placement
+from .shape import Shape
 from .support import check_support
 from .weights import check_weights, refuse_faulty
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -221,94 +220,3 @@ def generation_dtype(config: Any, requested: str, *, gpu: bool) -> str:
 def itemsize(dtype: str) -> int:
     """Return the bytes of a value."""
     return 4 if dtype == "float32" else 2
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes of a decoder that decide its memory."""
-
-    n_layers: int
-    hidden: int
-    ffn: int
-    """Width of the feed-forward part that a token passes through, over its active experts."""
-    ffn_stored: int
-    """Width of the feed-forward part as stored, over all experts."""
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied: bool
-
-    @classmethod
-    def from_config(cls, config: Any) -> Shape:
-        """Read config.json's values, or transformers' config.
-
-        Raise UsageError for a model without the sizes of a transformer decoder, such as Mamba.
-        """
-        if isinstance(config, Mapping):
-            config = read_config(config)
-        text = config.get_text_config()
-
-        def size(*names: str) -> int:
-            """Return the first size that is there, the largest where each layer has its own."""
-            found = next(filter(None, (getattr(text, name, None) for name in names)), 0)
-            return int(max(found) if isinstance(found, (list, tuple)) else found)
-
-        hidden, heads = size("hidden_size"), size("num_attention_heads")
-        if not (size("num_hidden_layers") and hidden and heads):
-            raise UsageError(
-                f"model type {text.model_type} cannot be sized: its config names no layers, hidden "
-                "size or attention heads; take a decoder with attention"
-            )
-        width = size("intermediate_size") or 4 * hidden
-        active = stored = 1
-        if experts := size("num_experts", "num_local_experts", "n_routed_experts"):
-            width = size("moe_intermediate_size") or width
-            active, stored = size("num_experts_per_tok") or 2, experts
-        return cls(
-            n_layers=size("num_hidden_layers"),
-            hidden=hidden,
-            ffn=width * active,
-            ffn_stored=width * stored,
-            heads=heads,
-            kv_heads=size("num_key_value_heads") or heads,
-            head_dim=size("head_dim") or hidden // heads,
-            vocab=size("vocab_size"),
-            tied=bool(getattr(text, "tie_word_embeddings", True)),
-        )
-
-    @property
-    def experts(self) -> bool:
-        """Whether tokens are routed to some of several feed-forward parts."""
-        return self.ffn_stored > self.ffn
-
-    @property
-    def parameters(self) -> int:
-        """Weights: attention 2·d·d_h·(n_q + n_kv), gated feed-forward 3·d·d_ff, embeddings."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        block = attention + 3 * self.hidden * self.ffn_stored
-        return self.n_layers * block + self.vocab * self.hidden * (1 if self.tied else 2)
-
-    def weight_bytes(self, itemsize: int) -> int:
-        return self.parameters * itemsize
-
-    def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Key and value of every layer."""
-        return 2 * self.n_layers * self.kv_heads * self.head_dim * itemsize
-
-    def block_bytes_per_token(self, itemsize: int) -> int:
-        """Memory of one token while one block runs, and of its float32 copy while it is pooled.
-
-        itemsize · (8·d + 3·d_ff + 2·(n_q + 2·n_kv)·d_h) + 4·d: inputs, residuals and norms; gate,
-        up and product; queries, keys and values before and after rotation.
-        """
-        attention = 2 * (self.heads + 2 * self.kv_heads) * self.head_dim
-        return itemsize * (8 * self.hidden + 3 * self.ffn + attention) + 4 * self.hidden
-
-    def score_growth(self, itemsize: int) -> float:
-        """How a token's memory grows per token of its row where scores are kept (eager attention).
-
-        Relative to `block_bytes_per_token`: scores, mask sum and probabilities, and the float32
-        softmax.
-        """
-        return self.heads * (3 * itemsize + 4) / self.block_bytes_per_token(itemsize)

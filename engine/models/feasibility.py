@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ResourceError
-from .config import Shape
 from .gpus import Gpu
 from .machine import GIB, LEAST_TOKENS
+from .shape import Shape
 
 CONTEXT_OVERHEAD = 1 * GIB
 """What one more CUDA process takes before its first tensor, libraries included. An assumption."""

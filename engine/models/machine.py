@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from .config import Shape
+from .shape import Shape
 
 GIB = 1 << 30
 CPU_TOKENS = 1024

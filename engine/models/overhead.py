@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .config import Shape
 from .gpus import Gpu
 from .machine import GIB
+from .shape import Shape
 
 GPU_BATCHED_TOKENS = 8192
 """Tokens of an engine's step at most: more fills the matrix units no better, and its activations

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ..settings import RunSettings
-from .config import OVERFLOWS_FLOAT16, Shape, computes_bfloat16, dtype_on, itemsize, read_config
+from .config import OVERFLOWS_FLOAT16, computes_bfloat16, dtype_on, itemsize, read_config
 from .feasibility import CONTEXT_OVERHEAD, capture_bytes, refuse_capture, refuse_generation
 from .gpus import Gpu, emptiest_first, read_gpus
 from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, free_host_memory
@@ -19,6 +19,7 @@ from .overhead import (
     engine_overhead,
     least_cache,
 )
+from .shape import Shape
 
 _USABLE = 0.95
 _DEFAULT_SHARE = 0.92

@@ -25,7 +25,7 @@ from benchmarks import (
 from benchmarks.shapes import SHAPES, check_fits, dummy_model
 from benchmarks.stand import Run, SleepingJudge, whole
 from tests.conftest import ROOT
-from traitmill.engine.models.config import Shape
+from traitmill.engine.models.shape import Shape
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.traits.definition import Trait
 

@@ -16,7 +16,7 @@ from benchmarks import gpu, selfcheck
 from tests.support.oracle import FAMILIES, VOCAB, build
 from tests.support.rows import response_row
 from traitmill.engine.capture.model import CaptureModel
-from traitmill.engine.models.config import Shape
+from traitmill.engine.models.shape import Shape
 from traitmill.engine.settings import CaptureSettings
 
 

@@ -161,7 +161,7 @@ FALLBACK = "begins the user turn"
         (NO_TEMPLATE, {"system_prompt": "S"}, "S\n\nI\n\nQ", "prompts go in raw"),
     ],
 )
-def test_instruction_and_question_stand_where_they_were_asked_to(
+def test_r06_r07_r08_instruction_and_question_stand_where_they_were_asked_to(
     model_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     template: str,
@@ -209,7 +209,7 @@ def test_a_run_made_before_a_format_could_be_chosen_keeps_its_prompts() -> None:
     assert (record.system_prompt, record.prefill, record.chat_template_kwargs) == (None, "", "")
 
 
-def test_a_local_judge_is_asked_behind_a_closed_thought(model_folder: Path) -> None:
+def test_r05_a_local_judge_is_asked_behind_a_closed_thought(model_folder: Path) -> None:
     tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
     tokenizer.chat_template = SWITCH
     text = tokenizer.decode(chat_token_ids(tokenizer, "Is it so?", MOMENT))

@@ -10,7 +10,6 @@ from tests.support.oracle import BY_LENGTH, FAMILIES
 from traitmill.engine.errors import UsageError
 from traitmill.engine.models import config as configs
 from traitmill.engine.models.config import (
-    Shape,
     check_capture,
     check_layers,
     choose_attention,
@@ -20,6 +19,7 @@ from traitmill.engine.models.config import (
     itemsize,
     length_dependent_rope,
 )
+from traitmill.engine.models.shape import Shape
 from traitmill.engine.settings import CaptureSettings
 
 GEMMA_2B = Shape.from_config(
@@ -105,6 +105,13 @@ def test_sizes_have_other_names_in_other_families(raw, layers, hidden, heads):
     shape = Shape.from_config(raw)
     assert (shape.n_layers, shape.hidden, shape.heads) == (layers, hidden, heads)
     assert shape.ffn == (16384 if raw["model_type"] == "gemma3n_text" else 4 * hidden)
+
+
+def test_r01_layers_of_different_widths_are_summed():
+    """Gemma-4's: every sixth layer attends to all, with heads of 512 in place of 256."""
+    shape = Shape.from_config({"model_type": "gemma4"})
+    assert (shape.n_layers, shape.kv_heads, shape.head_dim) == (30, 4, 512)
+    assert shape.kv_bytes_per_token(2) == 2 * 2 * 4 * (25 * 256 + 5 * 512)
 
 
 def test_experts_of_deepseek_are_counted():

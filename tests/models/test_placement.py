@@ -12,11 +12,11 @@ import pytest
 from tests.support import fakes
 from traitmill.engine.errors import SettingsChangedError, UsageError
 from traitmill.engine.models import config, placement
-from traitmill.engine.models.config import Shape
 from traitmill.engine.models.gpus import Gpu
 from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import GIB
 from traitmill.engine.models.placement import Placement, choose_placement, place_on_gpus
+from traitmill.engine.models.shape import Shape
 from traitmill.engine.run import Work, loading, open_backends
 from traitmill.engine.run.pipeline import Pipeline
 from traitmill.engine.run.trait_run import TraitRun

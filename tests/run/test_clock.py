@@ -45,7 +45,7 @@ def opened(folder: Path, ref: ModelRef, n: int) -> TraitRun:
     return open_run(wanted, ref, lazy_tokenizer(ref), lambda _: None)
 
 
-def test_t15_another_day_changes_no_prompt_and_no_id(
+def test_t15_r03_another_day_changes_no_prompt_and_no_id(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = with_template(model_folder, tmp_path, DATED)
