@@ -117,7 +117,7 @@ class Backlog:
         return self._handed([self._live.popleft() for _ in range(min(limit, len(self._live)))])
 
     async def take_in_plan_order(self, limit: int, patience: float) -> list[Item]:
-        """Return up to `limit` responses of one trait, in the order of its plan.
+        """Return up to `limit` responses of one trait, in the order of its plan, none if dropped.
 
         What waits in full is so always cut into the same batches, and bfloat16 results move with
         the batch. Wait up to `patience` seconds for `limit` of them, unless `hurry` is set.
@@ -127,6 +127,8 @@ class Backlog:
             async with asyncio.timeout(patience):
                 await self._fill(limit, gather=True)
         await self._fill(limit, wait=False)
+        if not self._live:  # dropped while more was gathered
+            return []
         first = self._live[0][0]
         own = [item for item in self._live if item[0] is first]
         others = [item for item in self._live if item[0] is not first]
