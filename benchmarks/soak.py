@@ -19,6 +19,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,11 @@ def start(root: Path, url: str) -> subprocess.Popen[bytes]:
 
 
 def count(root: Path, kind: str) -> int:
-    """Rows of a kind that are stored now, while the run may be at work."""
+    """Rows of a kind that are stored now, in parts and journals, while the run may be at work."""
     total = 0
     for name in TRAITS:
+        with suppress(FileNotFoundError):  # a journal whose rows stand in a part by now
+            total += len(lab.journaled(root / "exp" / name, kind))
         for path in (root / "exp" / name / "parquet" / kind).rglob("part-*.parquet"):
             try:
                 total += pq.read_metadata(path).num_rows
@@ -114,12 +117,12 @@ def stage_of(root: Path) -> str:
     """The stage a run is in, by its rows: loading until there are any, then the slowest that has
     begun."""
     planned = 2 * N_EXAMPLES * len(TRAITS)
-    responses, verdicts, activations = (count(root, kind) for kind in lab.KINDS)
+    responses, activations = count(root, "responses"), count(root, "activations")
     if not responses:
         return "loading"
     if activations:
         return "capture" if activations < planned else "export"
-    return "generation" if responses < planned and not verdicts else "judging"
+    return "generation" if responses < planned else "judging"
 
 
 def kill_in(root: Path, stage: str, url: str) -> tuple[str | None, int]:
