@@ -53,7 +53,8 @@ class Prompts:
         self._known: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def __call__(self, instruction: str, question: str) -> tuple[int, ...]:
-        """Return the token ids of one prompt, with one BOS at most; no instruction may be empty.
+        """Return the token ids of one prompt, with one BOS at most; without an instruction the
+        question stands alone.
 
         Raise AccessError where the template fails, UsageError for a prompt without tokens.
         """

@@ -12,7 +12,7 @@ from .hub import ModelRef
 _GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Decoder", "WithLMHead")
 """Ends of the class names that predict the next token."""
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_FP8 = ("fp8", "fbgemm_fp8", "float-quantized", "modelopt", "mxfp4", "nvfp4")
+_FP8 = ("fp8", "float-quantized", "modelopt", "mxfp4", "nvfp4")
 
 
 def check_support(ref: ModelRef, *, captures: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import AccessError
 from .config import read_config
 from .hub import ModelRef
+from .support import quantised
 
 _NAMED = 3
 _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
@@ -30,7 +31,7 @@ def check_weights(ref: ModelRef) -> None:
     """
     if ref.is_local:
         _check_files(Path(ref.source))
-    if "quantization_config" in ref.config:  # its tensors have names of their own
+    if quantised(ref.config):  # its tensors have names of their own
         return
     info = _loading_info(ref)
     if info is not None:

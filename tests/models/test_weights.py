@@ -23,7 +23,9 @@ def save(path: Path) -> None:
 
 def check(folder: Path) -> None:
     """Look at the files alone: a quantised model's tensors are not compared with its config."""
-    check_weights(ModelRef("mine", str(folder), "r", {"quantization_config": {}}))
+    check_weights(
+        ModelRef("mine", str(folder), "r", {"quantization_config": {"quant_method": "any"}})
+    )
 
 
 def test_a_single_file_is_read_whatever_an_index_says(tmp_path: Path) -> None:
@@ -103,6 +105,18 @@ def test_t21_a_tensor_that_is_not_there_is_named(family: str, tmp_path: Path) ->
     store(tmp_path, {name: value for name, value in tensors.items() if name != last})
     tail = last.removeprefix("model.").removeprefix("transformer.")
     with pytest.raises(AccessError, match=rf"weights of model mine lack .*{tail}"):
+        check_weights(ref)
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_t21_a_config_that_names_no_quantisation_is_compared(
+    nothing: object, tmp_path: Path
+) -> None:
+    ref, tensors = tiny("llama", tmp_path)
+    tensors.pop("model.norm.weight")
+    store(tmp_path, tensors)
+    ref.config["quantization_config"] = nothing
+    with pytest.raises(AccessError, match=r"lack model\.norm\.weight"):
         check_weights(ref)
 
 
