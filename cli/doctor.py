@@ -12,7 +12,13 @@ from typing import Any
 
 import click
 
-from traitmill.engine.errors import ExitCode, ResourceError, TraitmillError, UsageError
+from traitmill.engine.errors import (
+    DefinitionError,
+    ExitCode,
+    ResourceError,
+    TraitmillError,
+    UsageError,
+)
 
 from . import options
 from .gpu_checks import check_compiler, check_shared_memory, describe_gpus
@@ -127,12 +133,16 @@ def _disk(experiments_dir: Path) -> str:
 def _traits(experiments_dir: Path, experiment: str) -> str:
     from traitmill.engine.run import scale_remarks
     from traitmill.engine.storage import select_traits
-    from traitmill.engine.traits import load_traits
+    from traitmill.engine.traits import definition_errors, load_traits
 
     folders = select_traits(experiments_dir, experiment, None)
     for folder in folders.values():
         folder.check_writable()
-    traits = load_traits({name: folder.path for name, folder in folders.items()})
+    paths = {name: folder.path for name, folder in folders.items()}
+    traits = load_traits(paths)
+    faults = definition_errors(paths)
+    if faults:
+        raise DefinitionError(faults)
     return "; ".join([", ".join(trait.name for trait in traits), *scale_remarks(traits)])
 
 

@@ -32,7 +32,16 @@ from .settings import (
 if TYPE_CHECKING:
     from .outputs import load_activations
     from .report import write_report
-    from .run import Listener, RunResult, capture, export, generate, judge
+    from .run import (
+        Listener,
+        RunResult,
+        capture,
+        check_traits,
+        export,
+        generate,
+        judge,
+        new_trait,
+    )
     from .storage import load_state
     from .vectors import evaluate_vectors, fit_experiment, fit_vectors, load_vector
 
@@ -40,9 +49,11 @@ _LAZY = {
     "Listener": "run",
     "RunResult": "run",
     "capture": "run",
+    "check_traits": "run",
     "export": "run",
     "generate": "run",
     "judge": "run",
+    "new_trait": "run",
     "evaluate_vectors": "vectors",
     "fit_experiment": "vectors",
     "fit_vectors": "vectors",
@@ -72,6 +83,7 @@ __all__ = [
     "TraitmillError",
     "UsageError",
     "capture",
+    "check_traits",
     "evaluate_vectors",
     "export",
     "fit_experiment",
@@ -81,6 +93,7 @@ __all__ = [
     "load_activations",
     "load_state",
     "load_vector",
+    "new_trait",
     "write_report",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .capabilities import JudgeProfile
 from .client import OPENAI, read_base_url
+from .completion import complete
 from .cost import Usage, find_price
 from .endpoint import EndpointJudge
 from .headers import authorizes, read_headers
@@ -18,6 +19,7 @@ __all__ = [
     "Usage",
     "authorizes",
     "calibration_positions",
+    "complete",
     "find_price",
     "judge_key",
     "local_prompt",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .authoring import check_traits, new_trait
 from .backends import STAGES, Backends, Capturer, Clock, Generator, Judge, Stage
 from .commands import OpenBackends, capture, generate, judge
 from .exporting import ExportResult, export
@@ -30,9 +31,11 @@ __all__ = [
     "capture",
     "capture_tokens",
     "check_judge",
+    "check_traits",
     "export",
     "generate",
     "judge",
+    "new_trait",
     "open_backends",
     "redirected",
     "scale_remarks",

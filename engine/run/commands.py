@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import storage
-from ..errors import UsageError
+from ..errors import DefinitionError, UsageError
 from ..models import ModelRef, check_support, find_model, lazy_tokenizer
 from ..settings import RunSettings
 from ..storage import TraitFolder, lock_traits
-from ..traits import coherence_of, load_traits
+from ..traits import coherence_of, definition_errors, load_traits
 from .backends import Backends
 from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
 from .loading import Work, open_backends
@@ -59,6 +59,9 @@ async def generate(
     listener = listener or Listener()
     folders = select(experiment, traits)
     definitions = {trait.name: trait for trait in load_traits(_paths(folders))}
+    faults = definition_errors(_paths(folders))
+    if faults:
+        raise DefinitionError(faults)
     settings, remarks = resolve(folders, given)
     check_machine(folders, _any(settings))
     check_judge(_any(settings))

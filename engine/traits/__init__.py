@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from .coherence import coherence_of
-from .definition import DEFINITION_FILE, Trait, fill, load_traits
+from .definition import DEFINITION_FILE, DRAFT, SCHEMA_KEY, Trait, fill, json_schema, load_traits
+from .finding import Finding
+from .lint import check_bytes, check_definition, definition_errors
 from .plan import Plan, Tokenize, counts_per_instruction, load_plan, make_plan, plan_key
+from .scaffold import build, scaffold
 from .scale import FULL, Scale, other_scale
 
 __all__ = [
     "DEFINITION_FILE",
+    "DRAFT",
     "FULL",
+    "SCHEMA_KEY",
+    "Finding",
     "Plan",
     "Scale",
     "Tokenize",
     "Trait",
+    "build",
+    "check_bytes",
+    "check_definition",
     "coherence_of",
     "counts_per_instruction",
+    "definition_errors",
     "fill",
+    "json_schema",
     "load_plan",
     "load_traits",
     "make_plan",
     "other_scale",
     "plan_key",
+    "scaffold",
 ]

@@ -19,6 +19,10 @@ from ..records import POLARITIES, Polarity
 from .scale import FULL, LARGEST, Scale
 
 DEFINITION_FILE = "trait_definition.json"
+SCHEMA_KEY = "$schema"
+"""Where an editor finds the schema of the file."""
+DRAFT = "draft"
+"""Marks a definition that a model wrote and no one has read."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KINDS = {
     dict: "an object",
@@ -108,7 +112,7 @@ class _Pair(BaseModel):
 
 
 class _File(BaseModel):
-    """trait_definition.json. Unknown keys are left alone."""
+    """trait_definition.json. Unknown keys are left alone here; `lint` names them."""
 
     model_config = ConfigDict(strict=True)
     instruction: Annotated[list[_Pair], Field(min_length=1)]
@@ -124,6 +128,21 @@ class _File(BaseModel):
         if self.score_min >= self.score_max:
             raise PydanticCustomError("text", "score_min: must be below score_max")
         return self
+
+
+KEYS = tuple(_File.model_fields)
+"""What is read of a definition."""
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of trait_definition.json, for editors."""
+    found = _File.model_json_schema()
+    found |= {"title": "traitmill trait definition", "additionalProperties": False}
+    found["properties"] |= {
+        SCHEMA_KEY: {"type": "string"},
+        DRAFT: {"type": "boolean", "description": "A model wrote it; remove the key once read."},
+    }
+    return found
 
 
 def load_traits(folders: Mapping[str, Path]) -> list[Trait]:

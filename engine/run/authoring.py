@@ -1,0 +1,124 @@
+"""A trait before its first run: a new definition, and what to mend in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ..errors import AccessError, UsageError
+from ..files import atomic_file
+from ..judging import complete
+from ..settings import RunSettings, apply
+from ..storage import check_name
+from ..traits import (
+    DEFINITION_FILE,
+    DRAFT,
+    SCHEMA_KEY,
+    Finding,
+    build,
+    check_definition,
+    json_schema,
+    scaffold,
+)
+from .selection import select
+
+SCHEMA_FILE = "trait_definition.schema.json"
+_ASK = """\
+You help to write a trait definition: a way to measure one behaviour of a language model. The model \
+is asked the same questions under opposite instructions, and a judge scores each answer from 0 to 100.
+
+The trait is called {name}. Its author says: {sentence}
+
+Answer with one JSON object and nothing else, with these keys:
+"meaning": one or two sentences that end the sentence "{name} means", and say what it is not;
+"pairs": five objects {{"pos": ..., "neg": ...}}: instructions that ask for the trait and for its \
+opposite, of equal length and build, five different approaches (a direct order, a role, a rule, an \
+effect on the reader, an example to follow);
+"questions": twenty short questions or small tasks on mixed topics, which either side can answer, \
+and none of which names or asks for the trait;
+"anchors": five short descriptions of an answer, for the scores 0, 25, 50, 75 and 100;
+"asked": one short question about the answer that Yes or No can answer, Yes for the trait."""  # noqa: E501 - as a model reads it
+
+
+class _Pair(BaseModel):
+    pos: str
+    neg: str
+
+
+class _Draft(BaseModel):
+    meaning: str
+    pairs: Annotated[list[_Pair], Field(min_length=1)]
+    questions: Annotated[list[str], Field(min_length=1)]
+    anchors: Annotated[list[str], Field(min_length=5, max_length=5)]
+    asked: str
+
+
+def check_traits(
+    experiment: Path | str, traits: Sequence[str] | str | None = None
+) -> dict[str, list[Finding]]:
+    """Return the findings on each trait's definition by name, errors first; None is all traits.
+
+    Raise UsageError for names that are not there.
+    """
+    folders = select(experiment, traits)
+    return {name: check_definition(name, folder.path) for name, folder in folders.items()}
+
+
+async def new_trait(
+    experiment: Path | str, trait: str, *, sentence: str | None = None, **given: Any
+) -> Path:
+    """Write a new trait's definition, and the JSON Schema beside the traits; return its path.
+
+    Without a sentence it is a scaffold: texts that say what belongs in their place, which no run
+    takes. With one, a judge's model drafts it (`given`: `judge_model` and `judge_base_url`); it is
+    marked as a draft until its author has read it.
+
+    Raise UsageError where the trait has a definition already; AccessError where the model gives
+    none.
+    """
+    root = Path(experiment)
+    check_name(root.name, "experiment")
+    check_name(trait, "trait")
+    path = root / trait / DEFINITION_FILE
+    if path.exists():
+        raise UsageError(f"{path} is there already; edit it, or choose another name")
+    settings = apply(given)
+    content = scaffold(trait) if sentence is None else await _drafted(trait, sentence, settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(root / SCHEMA_FILE, json_schema())
+    _write(path, {SCHEMA_KEY: f"../{SCHEMA_FILE}", **content})
+    return path
+
+
+async def _drafted(trait: str, sentence: str, settings: RunSettings) -> dict[str, Any]:
+    if settings.judge.is_local:
+        raise UsageError(
+            "a draft needs a model at an endpoint: name it with `judge_model` and `judge_base_url`"
+        )
+    name = trait.replace("_", " ")
+    text = await complete(
+        settings.judge, settings.limits, _ASK.format(name=name, sentence=" ".join(sentence.split()))
+    )
+    begin, end = text.find("{"), text.rfind("}")
+    try:
+        draft = _Draft.model_validate_json(text[begin : end + 1])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AccessError(
+            f"{settings.judge.model} gave no usable draft ({where or 'JSON'}: {first['msg']}): run "
+            "the command again, or begin from the scaffold"
+        ) from None
+    pairs = [(pair.pos, pair.neg) for pair in draft.pairs]
+    built = build(trait, pairs, draft.questions, draft.meaning, draft.anchors, draft.asked)
+    return {DRAFT: True, **built}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    with atomic_file(path) as file:
+        file.write(f"{text}\n".encode())

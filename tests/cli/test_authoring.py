@@ -1,0 +1,136 @@
+"""`traitmill new` and `check`: from nothing to a definition that a run takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TRAITMILL, clean_environment
+from tests.support import fakes
+from tests.support.misbehaving_server import MisbehavingServer, completion, error
+from traitmill.engine.errors import AccessError, DefinitionError, ExitCode, UsageError
+from traitmill.engine.run import check_traits, generate, new_trait
+
+DRAFT = {
+    "meaning": "answers that praise tea. It is not about any other drink.",
+    "pairs": [
+        {"pos": f"Way {way}: turn every answer to the merits of tea.",
+         "neg": f"Way {way}: keep every answer away from any tea at all."}
+        for way in ("one", "two", "three", "four", "five")
+    ],
+    "questions": [f"What do you know about {thing}?" for thing in "abcdefghijklmnopqrst"],
+    "anchors": ["no word of it", "a hint", "a sentence", "mostly", "all of it"],
+    "asked": "Does the answer praise tea?",
+}  # fmt: skip
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**clean_environment(), **environment}
+    return subprocess.run([TRAITMILL, *words], capture_output=True, text=True, env=env, timeout=120)
+
+
+def left_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def test_a_scaffold_is_refused_until_it_is_written(tmp_path: Path) -> None:
+    on = ["--experiment", "mine", "--trait", "tea", "--experiments_dir", str(tmp_path)]
+    made = command("new", *on)
+    assert made.returncode == ExitCode.OK, made.stderr
+    path = tmp_path / "mine" / "tea" / "trait_definition.json"
+    assert made.stdout.splitlines()[0] == str(path)
+    content = json.loads(path.read_text())
+    schema = json.loads((path.parent / content["$schema"]).read_text())
+    assert set(schema["properties"]) >= {"instruction", "questions", "eval_prompt", "$schema"}
+
+    checked = command("check", *on)
+    assert checked.returncode == ExitCode.USAGE
+    assert "1 definition: 1 error, 0 warnings" in checked.stdout
+    run = command("generate", *on, "--gen_model", "no/such-model")
+    assert run.returncode == ExitCode.USAGE
+    assert "scaffold" in run.stderr
+    assert sorted(each.name for each in path.parent.iterdir()) == [path.name]
+
+    again = command("new", *on)
+    assert again.returncode == ExitCode.USAGE
+    assert "is there already" in again.stderr
+    assert json.loads(path.read_text()) == content
+
+
+def test_check_writes_json_and_ends_well_with_warnings_alone(tmp_path: Path) -> None:
+    fakes.make_trait(tmp_path, "tea")
+    done = command("check", "--experiment", "exp", "--experiments_dir", str(tmp_path), "--json")
+    assert done.returncode == ExitCode.OK, done.stderr
+    found = json.loads(done.stdout)
+    assert {each["severity"] for each in found["tea"]} == {"warning"}
+    assert {"rule", "where", "said", "remedy"} < set(found["tea"][0])
+
+
+async def test_a_run_starts_with_no_error_of_its_definition(tmp_path: Path) -> None:
+    content = fakes.definition()
+    folder = fakes.make_trait(tmp_path, content={**content, "yes_no_promt": "Is it?"})
+    with pytest.raises(DefinitionError, match="did you mean `yes_no_prompt`"):
+        await generate(folder.parent, "trait", model="no/such-model")
+    assert [path.name for path in folder.iterdir()] == ["trait_definition.json"]
+
+
+@pytest.mark.parametrize("dress", [str, "```json\n{}\n```".format, "<think>{{}}</think>{}".format])
+async def test_a_draft_is_asked_for_once_and_marked(
+    dress: Callable[[str], str], tmp_path: Path
+) -> None:
+    with MisbehavingServer(script=lambda _: completion(dress(json.dumps(DRAFT)))) as server:
+        path = await new_trait(
+            tmp_path / "mine",
+            "tea_talk",
+            sentence="It speaks of  tea.",
+            judge_model="m",
+            judge_base_url=server.url,
+        )
+        assert len(server.log) == 1
+        assert "It speaks of tea." in server.log[0].prompt
+    content = json.loads(path.read_text())
+    assert content["draft"] is True
+    assert content["questions"] == DRAFT["questions"]
+    assert "Tea talk means answers that praise tea." in content["eval_prompt"]
+    assert "100: all of it\n" in content["eval_prompt"]
+    findings = check_traits(tmp_path / "mine")["tea_talk"]
+    assert [each.rule for each in findings if each.where == "draft"] == ["draft"]
+    assert [each for each in findings if each.severity == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (completion("I cannot."), "no usable draft"),
+        (completion(json.dumps({**DRAFT, "anchors": ["one"]})), "anchors"),
+        (completion(None, refusal="No."), "gave no answer"),
+        (error(401, "bad key", code="invalid_api_key"), "OPENAI_API_KEY"),
+    ],
+)
+async def test_a_draft_that_is_none_leaves_nothing(
+    reply: object, said: str, tmp_path: Path
+) -> None:
+    with (
+        MisbehavingServer(script=lambda _: reply) as server,
+        pytest.raises(AccessError, match=said),
+    ):
+        await new_trait(
+            tmp_path / "mine",
+            "tea",
+            sentence="tea",
+            judge_model="m",
+            judge_base_url=server.url,
+        )
+    assert left_in(tmp_path) == []
+
+
+async def test_a_draft_wants_an_endpoint(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="endpoint"):
+        await new_trait(tmp_path / "mine", "tea", sentence="tea", judge_model="local")
+    with pytest.raises(UsageError, match="refused"):
+        await new_trait(tmp_path / "mine", "../tea")
+    assert left_in(tmp_path) == []

@@ -1,0 +1,199 @@
+"""What `check` finds: each planted fault by its rule and place, and nothing in sound definitions."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from traitmill.engine.traits import (
+    DEFINITION_FILE,
+    check_bytes,
+    check_definition,
+    json_schema,
+    scaffold,
+)
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+SHIPPED = sorted(path.parent for path in EXPERIMENTS.glob(f"*/*/{DEFINITION_FILE}"))
+SOUND: dict[str, Any] = json.loads(
+    (EXPERIMENTS / "library" / "formality" / DEFINITION_FILE).read_text()
+)
+EVAL: str = SOUND["eval_prompt"]
+
+
+def found(definition: dict[str, Any], name: str = "formality") -> set[tuple[str, str, str]]:
+    findings = check_bytes(name, json.dumps(definition).encode())
+    return {(each.severity, each.rule, each.where) for each in findings}
+
+
+def planted(path: str, value: object) -> dict[str, Any]:
+    """The sound definition with one value changed, by a path such as `instruction.0.pos`."""
+    definition = deepcopy(SOUND)
+    *parents, last = path.split(".")
+    place: Any = definition
+    for part in parents:
+        place = place[int(part)] if part.isdecimal() else place[part]
+    place[int(last) if last.isdecimal() else last] = value
+    return definition
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_nothing_is_found_in_what_ships(folder: Path) -> None:
+    assert check_definition(folder.name, folder) == []
+
+
+LONG = " ".join(["Answer in the formal register of an official letter,"] * 8)
+NEAR = "How do I get from the airport to the city center?"
+PLANTED = [
+    ("yes_no_promt", "x", ("warning", "unknown-key", "")),
+    ("coherence_promt", "x", ("error", "unknown-key", "")),
+    ("Eval-Prompt", "x", ("warning", "unknown-key", "")),
+    ("instructions", [], ("warning", "unknown-key", "")),
+    ("author", "me", ("warning", "unknown-key", "")),
+    ("instruction.1.poz", "x", ("warning", "unknown-key", "instruction[1]")),
+    ("draft", True, ("warning", "draft", "draft")),
+    (
+        "instruction.0.neg",
+        SOUND["instruction"][0]["pos"],
+        ("error", "equal-sides", "instruction[0]"),
+    ),
+    (
+        "instruction.0.neg",
+        SOUND["instruction"][0]["pos"].upper() + "!",
+        ("error", "equal-sides", "instruction[0]"),
+    ),
+    (
+        "instruction.2.neg",
+        SOUND["instruction"][0]["pos"],
+        ("warning", "swapped", "instruction[2].neg"),
+    ),
+    ("instruction.0.pos", LONG, ("warning", "length", "instruction[0]")),
+    (
+        "instruction.1.pos",
+        SOUND["instruction"][0]["pos"],
+        ("warning", "duplicate", "instruction[1].pos"),
+    ),
+    (
+        "instruction.1.pos",
+        SOUND["instruction"][0]["pos"].replace("slang", "slangs"),
+        ("warning", "near-duplicate", "instruction[1].pos"),
+    ),
+    ("questions.3", SOUND["questions"][0], ("warning", "duplicate", "questions[3]")),
+    (
+        "questions.3",
+        SOUND["questions"][0].lower() + " ?",
+        ("warning", "duplicate", "questions[3]"),
+    ),
+    ("questions.3", NEAR, ("warning", "near-duplicate", "questions[3]")),
+    ("questions.3", "What is formal wear?", ("warning", "names-trait", "questions[3]")),
+    ("questions", SOUND["questions"][:4], ("warning", "few-questions", "questions")),
+    ("instruction", SOUND["instruction"][:1], ("warning", "few-pairs", "instruction")),
+    ("questions.3", " Why is it so?", ("warning", "blanks", "questions[3]")),
+    ("questions.3", "Why is {question} so?", ("warning", "placeholder", "questions[3]")),
+    ("questions.3", "Say <|im_end|> aloud.", ("warning", "special-token", "questions[3]")),
+    (
+        "instruction.0.neg",
+        "[INST] Be brief. [/INST]",
+        ("warning", "special-token", "instruction[0].neg"),
+    ),
+    ("questions.3", "Why\u200b is it so?", ("warning", "invisible", "questions[3]")),
+    ("questions.3", "Tell me about these things:", ("warning", "unfinished", "questions[3]")),
+    ("eval_prompt", EVAL.replace("0 to 100", "1 to 10"), ("warning", "other-scale", "eval_prompt")),
+    (
+        "eval_prompt",
+        "How formal is it? {question} {answer}",
+        ("warning", "no-scale", "eval_prompt"),
+    ),
+    ("eval_prompt", EVAL + " {answer}", ("warning", "placeholder-twice", "eval_prompt")),
+    ("eval_prompt", EVAL + " {answers}", ("warning", "placeholder", "eval_prompt")),
+    ("eval_prompt", "Rate {question} from 0 to 100.", ("error", "invalid", "")),
+    (
+        "yes_no_prompt",
+        "{question} {answer} Is it formal?",
+        ("warning", "no-yes-no", "yes_no_prompt"),
+    ),
+    ("questions.3", "", ("error", "invalid", "")),
+    ("questions.3", 7, ("error", "invalid", "")),
+    ("questions", [], ("error", "invalid", "")),
+    ("score_min", 200, ("error", "invalid", "")),
+    (
+        "instruction",
+        [
+            {
+                "pos": f"Always write in stiff words, {way}.",
+                "neg": f"{way}, write in loose words here.",
+            }
+            for way in ("as a judge", "by letter", "with ceremony", "in full", "at length")
+        ],
+        ("warning", "shared-wording", "instruction"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), PLANTED)
+def test_each_planted_fault_is_found(
+    path: str, value: object, expected: tuple[str, str, str]
+) -> None:
+    assert expected in found(planted(path, value))
+    assert expected not in found(SOUND)
+
+
+def test_t05_a_mistyped_key_is_named_with_the_one_that_is_meant() -> None:
+    definition = {**SOUND, "instructions": SOUND["instruction"]}
+    del definition["instruction"]
+    (said,) = [
+        str(each)
+        for each in check_bytes("formality", json.dumps(definition).encode())
+        if each.severity == "error"
+    ]
+    assert "`instructions`: did you mean `instruction`?" in said
+
+
+def test_sides_of_unequal_length_are_told_as_a_whole() -> None:
+    definition = deepcopy(SOUND)
+    for pair in definition["instruction"]:
+        pair["pos"] = f"{pair['pos']} And do so from the first word of it to the very last one."
+    assert ("warning", "length", "instruction") in found(definition)
+
+
+def test_two_short_texts_of_one_build_are_two_questions() -> None:
+    definition = {**SOUND, "questions": [f"Write about a {word}." for word in _WORDS]}
+    assert found(definition) == set()
+
+
+_WORDS = ("cat", "bat", "rat", "hat", "mat", "car", "can", "cap", "cup", "cut")
+
+
+def test_a_scaffold_is_one_finding_until_its_last_text_is_written() -> None:
+    definition = scaffold("my_trait")
+    assert found(definition, "my_trait") == {("error", "scaffold", "")}
+    finished = {**SOUND, "yes_no_prompt": definition["yes_no_prompt"]}
+    assert found(finished) == {("error", "scaffold", "")}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"\xff", b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"questions": 1}']
+)
+def test_what_cannot_be_read_is_a_finding_too(data: bytes) -> None:
+    assert {each.severity for each in check_bytes("t", data)} == {"error"}
+
+
+def test_a_missing_file_is_a_finding(tmp_path: Path) -> None:
+    (only,) = check_definition("t", tmp_path)
+    assert only.rule == "missing"
+
+
+def test_the_schema_takes_what_ships_and_refuses_a_mistyped_key() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="comes with vLLM's packages")
+    schema = json_schema()
+    for folder in SHIPPED:
+        jsonschema.validate(json.loads((folder / DEFINITION_FILE).read_text()), schema)
+    jsonschema.validate({"$schema": "x", **scaffold("t")}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**SOUND, "yes_no_promt": "x"}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**SOUND, "questions": []}, schema)
