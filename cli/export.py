@@ -8,6 +8,7 @@ import click
 
 from . import options
 from .options import Option
+from .render import command as step_command
 from .render import complain, say
 
 PARAMS = (
@@ -51,6 +52,7 @@ def command(**given: Any) -> int:
     Takes seconds, and no model.
     """
     from traitmill.engine import run
+    from traitmill.engine.storage import TraitFolder
 
     arguments = options.arguments(given)
     result = run.export(**arguments)
@@ -64,5 +66,8 @@ def command(**given: Any) -> int:
             say(f"  {exported.unjudged} responses are not judged by it")
         for remark in exported.remarks:
             say(f"  {remark}")
+        if exported.stale:
+            step = step_command(TraitFolder(arguments["experiment"] / name).step("vectors"))
+            say(f"  {', '.join(exported.stale)} show other rows than these; to renew them: {step}")
     complain(*result.errors.values())
     return result.exit_code

@@ -59,7 +59,7 @@ def command(**given: Any) -> int:
 
 def _facts(folder: TraitFolder) -> tuple[dict[str, Any], ExitCode]:
     """Return what a trait's run holds, and what a fault in it means to the exit code."""
-    from traitmill.engine.outputs import judge_summary, refuse_lost
+    from traitmill.engine.outputs import judge_summary, noted_stale, refuse_lost
     from traitmill.engine.storage import load_state, unfinished_sets, verdict_sets
 
     state = load_state(folder)
@@ -68,6 +68,7 @@ def _facts(folder: TraitFolder) -> tuple[dict[str, Any], ExitCode]:
         refuse_lost(state)
     except TraitmillError as error:
         faults, code = [error_text(error)], error.exit_code
+    stale = noted_stale(folder)
     facts = {
         "created": state.record.created,
         "counts": state.counts(),
@@ -81,6 +82,7 @@ def _facts(folder: TraitFolder) -> tuple[dict[str, Any], ExitCode]:
         "bytes": _sizes(state),
         "quarantined": len(list(folder.quarantine.glob("*"))),
         "faults": faults,
+        "stale": stale,
         "remarks": unfinished_sets(state),
     }
     return facts, code
@@ -122,6 +124,8 @@ def _print(experiment: str, found: Mapping[str, dict[str, Any] | None]) -> None:
         if facts is not None:
             for line in [*facts["faults"], *facts["remarks"]]:
                 say(f"{name}: {line}")
+            if facts["stale"]:
+                say(f"{name}: {', '.join(facts['stale'])} show other rows than the files do now")
 
 
 def _cells(side: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from traitmill.engine.settings import POOLS
 
 from . import options
 from .options import Option
+from .render import command as step
 from .render import complain, say
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def command(**given: Any) -> int:
 
     Writes vectors/ and evaluation.parquet in each trait's folder; traitmill report shows them.
     """
+    from traitmill.engine.storage import TraitFolder
     from traitmill.engine.vectors import fit_experiment
 
     arguments = options.arguments(given)
@@ -57,6 +59,10 @@ def command(**given: Any) -> int:
         arguments["methods"] = [name.strip() for name in names if name.strip()]
     result = fit_experiment(**arguments, on_fitted=say_fitted, notice=say)
     complain(*result.errors.values())
+    stale = [name for name, fitted in result.fitted.items() if fitted.stale]
+    if stale:
+        folder = TraitFolder(result.fitted[stale[0]].folder.parent)
+        say(f"the report shows earlier rows; to renew it: {step(folder.step('report'), stale)}")
     return result.exit_code
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         new_trait,
     )
     from .storage import load_state
-    from .vectors import evaluate_vectors, fit_experiment, fit_vectors, load_vector
+    from .vectors import evaluate_vectors, fit_experiment, fit_vectors, load_vector, load_vectors
 
 _LAZY = {
     "Listener": "run",
@@ -60,6 +60,7 @@ _LAZY = {
     "load_activations": "outputs",
     "load_state": "storage",
     "load_vector": "vectors",
+    "load_vectors": "vectors",
     "write_report": "report",
 }
 
@@ -93,6 +94,7 @@ __all__ = [
     "load_activations",
     "load_state",
     "load_vector",
+    "load_vectors",
     "new_trait",
     "write_report",
 ]

@@ -16,11 +16,13 @@ from .export import (
 )
 from .load import MIN_ROWS, Activations, load_activations, load_tensor
 from .metadata import CSV_COLUMNS, LAYER_CONVENTION, POOLING, Metadata
+from .stale import PAGE_MARK, note_stale, noted_stale, stale_files
 
 __all__ = [
     "CSV_COLUMNS",
     "LAYER_CONVENTION",
     "MIN_ROWS",
+    "PAGE_MARK",
     "POOLING",
     "Activations",
     "Exported",
@@ -35,5 +37,8 @@ __all__ = [
     "load_activations",
     "load_tensor",
     "measurement",
+    "note_stale",
+    "noted_stale",
     "refuse_lost",
+    "stale_files",
 ]

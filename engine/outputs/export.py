@@ -19,6 +19,7 @@ from ..statistics import auroc_interval, histogram
 from ..storage import COUNTED, MODES, Kind, Selection, TraitState, unfinished_sets, verdict_sets
 from .csv_files import write_csvs
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
+from .stale import note_stale
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ class Exported:
     shape: tuple[int, ...] | None
     """Of all_layers.pt, None without activations."""
     remarks: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    """Vectors, evaluations and pages there that are of other activations than these."""
+
+    def __repr__(self) -> str:
+        return f"Exported({self.kept['pos']} pos + {self.kept['neg']} neg, shape {self.shape})"
 
 
 def refuse_lost(state: TraitState, redone: Collection[Kind] = ()) -> None:
@@ -81,7 +87,8 @@ def require_captured(state: TraitState) -> None:
 def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Exported:
     """Write pos.csv, neg.csv and, where activations are captured, the tensors and metadata.json.
 
-    Then note in selection.json what the files show. Raise UsageError, with nothing written, when
+    Then note in selection.json what the files show, and in STALE.txt which vectors and pages show
+    other activations. Raise UsageError, with nothing written, when
     kept responses were not captured (`without_uncaptured`: write the CSVs, remove activations of
     another selection); ResourceError when the disk is full or a part file is damaged.
     """
@@ -122,6 +129,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     selection.model_copy(update={"digest": digest(state), "rows": state.n_rows()}).save(
         folder.selection
     )
+    stale = note_stale(folder)
     return Exported(
         kept=counts,
         excluded=int(state.passing().sum()) - len(kept),
@@ -131,6 +139,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
         files=tuple(files),
         shape=shape,
         remarks=(*unfinished_sets(state), *_incoherent(state)),
+        stale=tuple(stale),
     )
 
 

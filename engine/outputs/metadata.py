@@ -80,6 +80,12 @@ class Metadata(BaseModel):
     sha256: str = ""
     """Of all the keys above, as canonical JSON."""
 
+    def __repr__(self) -> str:
+        rows = f"{self.n_examples_pos} pos + {self.n_examples_neg} neg"
+        return f"Metadata({self.trait}: {rows}, {self.n_layers} layers of {self.model})"
+
+    __str__ = __repr__
+
     def checksum(self) -> str:
         """Return the sha256 of everything but `sha256` itself."""
         content = self.model_dump(exclude={"sha256"})

@@ -19,6 +19,9 @@ class ReportResult:
     pages: tuple[Path, ...]
     errors: tuple[TraitmillError, ...]
 
+    def __repr__(self) -> str:
+        return f"ReportResult({len(self.pages)} pages, {len(self.errors)} errors)"
+
     @property
     def exit_code(self) -> ExitCode:
         """The exit code that the command ends with."""

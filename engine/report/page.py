@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import TraitmillError
 from ..files import write_atomic
-from ..outputs import audit_table
+from ..outputs import PAGE_MARK, audit_table, note_stale
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, pool_suffix
 from ..vectors import evaluated_traits, read_transfer
@@ -41,8 +41,12 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
         dollars=dollars(metadata),
         audit=audit(responses),
         settings=dict(settings(metadata.model_dump())),
+        mark=PAGE_MARK,
+        made_from=metadata.tensor_sha256(pool),
     )
-    return _write(folder, page, pictures, pool)
+    path = _write(folder, page, pictures, pool)
+    note_stale(folder)
+    return path
 
 
 def write_experiment_report(

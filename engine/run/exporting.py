@@ -22,6 +22,9 @@ class ExportResult:
     exported: Mapping[str, Exported]
     errors: Mapping[str, TraitmillError]
 
+    def __repr__(self) -> str:
+        return f"ExportResult({len(self.exported)} exported, {len(self.errors)} failed)"
+
     @property
     def exit_code(self) -> ExitCode:
         """The exit code that the command ends with."""

@@ -119,6 +119,9 @@ class RunResult:
     log: Path | None
     """None where no model was loaded."""
 
+    def __repr__(self) -> str:
+        return f"RunResult({list(self.traits.values())}, exit code {int(self.exit_code)})"
+
     @property
     def errors(self) -> list[TraitmillError]:
         """What stopped a stage, and what stopped a trait."""

@@ -91,6 +91,11 @@ class TraitFolder:
     def plots(self) -> Path:
         return self.path / "plots"
 
+    @property
+    def stale_note(self) -> Path:
+        """Says which of the files above are of other activations than are there now."""
+        return self.path / "STALE.txt"
+
     # --- the records ---
 
     @property
@@ -133,7 +138,7 @@ class TraitFolder:
         """Files and folders at the top that runs write, the records last."""
         pages = [self.report(pool) for pool in POOLS] + [self.evaluation(pool) for pool in POOLS]
         folders = [self.path / name for name in ("responses", "activations")]
-        found = [*folders, self.vectors, self.plots, *pages, self.records]
+        found = [*folders, self.vectors, self.plots, *pages, self.stale_note, self.records]
         return [path for path in found if path.exists() or path.is_symlink()]
 
     def outputs(self) -> list[Path]:

@@ -69,6 +69,11 @@ class TraitState:
     coherence: Index | None = None
     """Verdicts on coherence, where they are looked at."""
 
+    def __repr__(self) -> str:
+        kept = {side: n["kept"] for side, n in self.counts().items()}
+        planned = f"{len(self.plan)} planned"
+        return f"TraitState({self.name}: {planned}, {kept['pos']} pos + {kept['neg']} neg kept)"
+
     @property
     def name(self) -> str:
         return self.folder.name

@@ -7,6 +7,7 @@ from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_eva
 from .fit import Vectors, fit_vectors
 from .methods import DEFAULT_METHODS, METHODS, check_methods
 from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, Recommendation
+from .trait_vectors import StaleWarning, TraitVectors, load_vectors, open_vectors
 from .transfer import evaluated_traits, read_transfer, update_transfer
 from .vector_files import Format, load_vector, write_vectors
 
@@ -20,6 +21,8 @@ __all__ = [
     "FittedTrait",
     "Format",
     "Recommendation",
+    "StaleWarning",
+    "TraitVectors",
     "Vectors",
     "check_methods",
     "evaluate_vectors",
@@ -28,6 +31,8 @@ __all__ = [
     "fit_trait",
     "fit_vectors",
     "load_vector",
+    "load_vectors",
+    "open_vectors",
     "read_evaluation",
     "read_transfer",
     "update_transfer",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ExitCode, TraitmillError, UsageError
-from ..outputs import Activations, load_activations
+from ..outputs import Activations, load_activations, note_stale
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, lock_traits, select_traits
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
@@ -32,6 +32,11 @@ class FittedTrait:
     """What an evaluation that was there covered and this one does not, in words."""
     reused: bool = False
     """Whether the same had been fitted before and stood there unchanged."""
+    stale: tuple[str, ...] = ()
+    """What stands beside them and shows other activations: a page, as a rule."""
+
+    def __repr__(self) -> str:
+        return f"FittedTrait({self.vectors!r} from {self.n_pos} pos + {self.n_neg} neg)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,9 @@ class FitResult:
 
     fitted: Mapping[str, FittedTrait]
     errors: Mapping[str, TraitmillError]
+
+    def __repr__(self) -> str:
+        return f"FitResult({len(self.fitted)} fitted, {len(self.errors)} failed)"
 
     @property
     def exit_code(self) -> ExitCode:
@@ -140,4 +148,5 @@ def _fitted(
         folder=folder.vectors,
         dropped=dropped,
         reused=reused,
+        stale=tuple(note_stale(folder)),
     )

@@ -45,6 +45,11 @@ class Evaluation:
     fingerprint: str = ""
     """Of what was asked for and of the vectors' files, see `stored.py`."""
 
+    def __repr__(self) -> str:
+        best = self.recommendation
+        chosen = f"{best.method} at layer {best.layer}" if best else "nothing recommended"
+        return f"Evaluation({self.trait}: {chosen}, {len(self.table)} figures, {self.pool})"
+
     def held_out(self) -> dict[tuple[str, int], dict[str, Any]]:
         """Return the held-out figures by method and layer, as `write_vectors` takes them."""
         found: dict[tuple[str, int], dict[str, Any]] = {}

@@ -15,7 +15,7 @@ from .methods import DEFAULT_METHODS, METHODS, Method, check_methods
 from .rows import LayerRows, Rows, Sides, cells_of, map_layers
 from .tall_methods import fit_tall
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAMED = 5
 """Layers that an error names; of more it says how many."""
 
@@ -31,15 +31,17 @@ class Vectors:
     values: ndarray = field(repr=False)
     """float32 `[n_methods, n_layers, hidden_dim]`; a method's units stand in its metadata."""
     metadata: dict[tuple[str, int], dict[str, Any]] = field(repr=False)
-    """By method and layer: norm, bias, accuracy, separation, settings, source."""
+    """By method and layer: norm, bias, midpoint, spread, accuracy, separation, settings, source."""
+
+    def __repr__(self) -> str:
+        of = f"{', '.join(self.methods)} at layers {_span(self.layers)}"
+        return f"Vectors({self.trait}: {of}, {self.values.shape[2]} wide, {self.pool})"
 
     def vector(self, method: str, layer: int) -> ndarray:
         """Return float32 `[hidden_dim]`. Raise UsageError for what was not fitted."""
         if method not in self.methods or layer not in self.layers:
-            raise UsageError(
-                f"there is no {method} vector at layer {layer}: fitted are "
-                f"{', '.join(self.methods)} at layers {_span(self.layers)}"
-            )
+            available = dict.fromkeys(self.methods, self.layers)
+            raise UsageError(absent(self.trait, available, method, layer))
         i, j = self.methods.index(method), self.layers.index(layer)
         return np.asarray(self.values[i, j])
 
@@ -67,6 +69,7 @@ def fit_vectors(
     general = {
         "trait": activations.trait,
         "model": activations.metadata.model,
+        "revision": activations.metadata.revision,
         "pool": activations.pool,
         "n_pos": activations.n_pos,
         "n_neg": activations.n_neg,
@@ -116,19 +119,25 @@ def _described(
     """Return a vector, float32 `[hidden_dim]`, and what is known of it."""
     vector, intercept = found.vector, found.intercept
     norm = float(np.linalg.norm(vector))
-    projected = at.centred @ vector
+    stored = vector.astype(np.float32)
+    projected = at.centred @ stored.astype(np.float64)
     pos, neg = projected[labels], projected[~labels]
+    middle = (pos.mean() + neg.mean()) / 2
     if intercept is None:
-        intercept = -(pos.mean() + neg.mean()) / 2
+        intercept = -middle
     right = (projected + intercept > 0) == labels
     hits = right[labels].mean() + right[~labels].mean()
     separation = 0.0
     if norm:
         separation = float((pos.mean() - neg.mean()) / norm)
-    return vector.astype(np.float32), {
+    return stored, {
         "norm": norm,
         "bias": float(intercept - vector @ at.mean),
         "bias_meaning": "vector . activation + bias > 0 says pos",
+        "midpoint": float(middle + stored.astype(np.float64) @ at.mean),
+        "spread": float(np.sqrt((pos.var() + neg.var()) / 2)),
+        "scale_meaning": "(vector . activation - midpoint) / spread is 0 between the means of the "
+        "two sides it was fitted to, and 1 a standard deviation of a side towards pos",
         "accuracy": float(hits / 2),
         "separation": separation,
         "measured_on": "the rows the vector was fitted to: accuracy is the mean of both sides' "
@@ -159,6 +168,19 @@ def check_layers(activations: Activations, layers: Sequence[int] | None) -> tupl
         verb = "was" if len(missing) == 1 else "were"
         raise UsageError(f"`layers` {named} {verb} not captured: {held}")
     return tuple(sorted(set(layers)))
+
+
+def absent(trait: str, available: Mapping[str, Sequence[int]], method: str, layer: int) -> str:
+    """Return in words that there is no such vector, and which there are.
+
+    Raise UsageError where no method has that name.
+    """
+    check_methods([method])
+    methods_by_layers: dict[str, list[str]] = {}
+    for name, layers in available.items():
+        methods_by_layers.setdefault(_span(layers), []).append(name)
+    there = "; ".join(f"{', '.join(n)} at layers {s}" for s, n in methods_by_layers.items())
+    return f"{trait} has no {method} vector at layer {layer}: it has {there}"
 
 
 def _span(layers: Sequence[int]) -> str:

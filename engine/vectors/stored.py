@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UsageError
 from ..outputs import Activations
 from ..storage import TraitFolder, installed_versions
-from .fit import Vectors
+from .fit import SCHEMA_VERSION, Vectors
 from .vector_files import Format, load_vector, stored_format
 
 
@@ -51,6 +51,7 @@ def fingerprint(
     A change of a row's group, of a file of vectors or of the program makes it another.
     """
     asked = {
+        "schema_version": SCHEMA_VERSION,
         "versions": installed_versions(("traitmill", "numpy", "scipy")),
         "metadata_sha256": activations.metadata.sha256,
         "pool": vectors.pool,

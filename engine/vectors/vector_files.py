@@ -127,6 +127,17 @@ def _read_packed(path: Path) -> dict[int, tuple[ndarray, Facts]]:
     return found
 
 
+def packed_layers(folder: Path, method: str, pool: str) -> list[int]:
+    """Return the layers in a method's `.safetensors` file, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(_packed_path(folder, method, pool), "np") as file:
+            return [int(name.removeprefix("layer")) for name in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError):
+        return []
+
+
 def load_vector(
     folder: TraitFolder | Path | str, method: str, layer: int, pool: str = DEFAULT_POOL
 ) -> tuple[ndarray, Facts]:

@@ -35,6 +35,6 @@ def test_vectors_are_found_by_method_and_layer(activations):
     np.testing.assert_array_equal(vectors.vector("mean_diff", 2), vectors.values[1, 1])
     assert vectors.metadata["mean_diff", 2]["layer"] == 2
     for method, layer in (("probe", 0), ("pca", 1)):
-        with pytest.raises(UsageError, match="fitted are pca, mean_diff at layers 0, 2"):
+        with pytest.raises(UsageError, match="it has pca, mean_diff at layers 0, 2"):
             vectors.vector(method, layer)
     assert "array" not in repr(vectors)

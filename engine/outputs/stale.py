@@ -1,0 +1,125 @@
+"""Vectors, evaluations and pages that were made from other activations than a folder holds now."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..files import write_atomic
+from ..settings import POOLS
+from ..storage import TraitFolder, pool_suffix
+from .metadata import Metadata
+
+PAGE_MARK = "traitmill-activations"
+"""Name of the page's `meta` element that holds the sha256 of the activations it shows."""
+_HEAD_BYTES = 4096
+"""So far into a page the mark stands."""
+
+
+def noted_stale(folder: TraitFolder) -> list[str]:
+    """Return what is stale where STALE.txt says that something is: cheap where nothing is."""
+    return stale_files(folder) if folder.stale_note.is_file() else []
+
+
+def stale_files(folder: TraitFolder) -> list[str]:
+    """Return what stands in a trait's folder and shows other activations than it holds now.
+
+    Names are as in the folder: `vectors/`, `evaluation.parquet`, `report.html`, and those of other
+    pools. Without activations all that is there is stale. What cannot be read is left out: whoever
+    reads it says so.
+    """
+    found = []
+    metadata = _metadata(folder)
+    for pool in POOLS:
+        current = metadata.tensor_sha256(pool) if metadata else None
+        if any(made_from != current for made_from in _of_vectors(folder, pool)):
+            found.append("vectors/")
+        for path, made_from in (
+            (folder.evaluation(pool), _of_evaluation(folder.evaluation(pool))),
+            (folder.report(pool), _of_page(folder.report(pool))),
+        ):
+            if made_from is not None and made_from != current:
+                found.append(path.name)
+    return list(dict.fromkeys(found))
+
+
+def note_stale(folder: TraitFolder) -> list[str]:
+    """Write STALE.txt where something is stale, else remove it; return what is.
+
+    It stands in the trait's folder, and in `vectors/` too where these are stale. Call it whenever
+    activations, vectors, an evaluation or a page have been written, while holding the lock.
+    """
+    stale = stale_files(folder)
+    text = (
+        f"Made from other activations than this folder holds now: {', '.join(stale)}.\n"
+        "Responses were added, judged or chosen anew since. To bring them up to date:\n"
+        f"  traitmill vectors --experiment {folder.experiment.name} --trait {folder.name}\n"
+        f"  traitmill report --experiment {folder.experiment.name} --trait {folder.name}\n"
+    )
+    for path, wanted in (
+        (folder.stale_note, bool(stale)),
+        (folder.vectors / folder.stale_note.name, "vectors/" in stale),
+    ):
+        if wanted:
+            write_atomic(path, text.encode())
+        else:
+            path.unlink(missing_ok=True)
+    return stale
+
+
+def _metadata(folder: TraitFolder) -> Metadata | None:
+    """Return that of the folder's activations; None where it holds none that can be read."""
+    try:
+        return Metadata.read(folder)
+    except UsageError:
+        return None
+
+
+def _of_vectors(folder: TraitFolder, pool: str) -> Iterator[str]:
+    """Yield the sha256 of the activations that each file of a pool's vectors was fitted to."""
+    suffix = re.escape(pool_suffix(pool))
+    for path in folder.vectors.glob("*_metadata.json"):
+        if re.search(rf"_layer-?[0-9]+{suffix}_metadata\.json$", path.name):
+            with suppress(OSError, ValueError):
+                yield from _digest_in(json.loads(path.read_bytes()))
+    for path in folder.vectors.glob("*.safetensors"):
+        if re.fullmatch(rf"[a-z_]+{suffix}\.safetensors", path.name):
+            yield from _of_packed(path)
+
+
+def _of_packed(path: Path) -> Iterator[str]:
+    from safetensors import SafetensorError, safe_open
+
+    with suppress(OSError, ValueError, SafetensorError), safe_open(path, "np") as file:
+        for name, text in (file.metadata() or {}).items():
+            if name.startswith("layer"):
+                yield from _digest_in(json.loads(text))
+
+
+def _digest_in(facts: Any) -> Iterator[str]:
+    digest = facts.get("activations_sha256") if isinstance(facts, dict) else None
+    if isinstance(digest, str):
+        yield digest
+
+
+def _of_evaluation(path: Path) -> str | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with suppress(OSError, ValueError, KeyError, pa.ArrowException):
+        for digest in _digest_in(json.loads(pq.read_metadata(path).metadata[b"traitmill"])):
+            return digest
+    return None
+
+
+def _of_page(path: Path) -> str | None:
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
+        found = re.search(rf'<meta name="{PAGE_MARK}" content="([0-9a-f]+)">', head)
+        return found[1] if found else None
+    return None

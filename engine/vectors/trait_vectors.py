@@ -1,0 +1,208 @@
+"""A trait's vectors as they stand in its folder: each is read when it is asked for."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+
+from ..errors import UsageError
+from ..outputs import Metadata
+from ..settings import DEFAULT_POOL, POOLS
+from ..storage import TraitFolder, pool_suffix
+from .evaluation import read_evaluation
+from .fit import absent
+from .methods import METHODS
+from .vector_files import Facts, load_vector, packed_layers
+
+
+class StaleWarning(UserWarning):
+    """Vectors are of other responses than their folder holds now."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TraitVectors:
+    """A trait's vectors by method and layer, with what is known of each.
+
+    Layer i is the residual stream leaving decoder block i, `hidden_states[i + 1]` in transformers;
+    -1, where it was captured, is the embedding output.
+    """
+
+    folder: TraitFolder
+    pool: str
+    available: Mapping[str, tuple[int, ...]]
+    """The layers that stand there, ascending, by method."""
+    model: str
+    """Whose activations the vectors were fitted to."""
+    activations_sha256: str
+    """Of those activations' file."""
+    recommended: tuple[str, int] | None
+    """Method and layer that the evaluation of these vectors chose; None where there is none."""
+    stale: str
+    """Why the vectors are not those of the folder's responses now; empty where they are."""
+
+    @property
+    def trait(self) -> str:
+        return self.folder.name
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(self.available)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Every layer that some method has, ascending."""
+        return tuple(sorted({layer for layers in self.available.values() for layer in layers}))
+
+    def __repr__(self) -> str:
+        of = f"{len(self.methods)} methods x {len(self.layers)} layers of {self.model}"
+        stale = ", stale" if self.stale else ""
+        return f"TraitVectors({self.trait}: {of}, {self.pool}{stale})"
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        """Yield method and layer of every vector."""
+        return ((method, layer) for method, layers in self.available.items() for layer in layers)
+
+    def vector(self, method: str, layer: int) -> ndarray:
+        """Return float32 `[hidden_dim]`. Raise UsageError that says which there are."""
+        return self._load(method, layer)[0]
+
+    def metadata(self, method: str, layer: int) -> Facts:
+        """Return what is known of a vector: norm, bias, midpoint, spread, held_out and more.
+
+        Raise UsageError as `vector` does.
+        """
+        return self._load(method, layer)[1]
+
+    def scale(self, method: str, layer: int) -> tuple[float, float]:
+        """Return midpoint and spread of the training projections.
+
+        The midpoint is that of the two sides' means; the spread is the root mean square of their
+        standard deviations. Raise UsageError where the vector's file does not say them.
+        """
+        facts = self.metadata(method, layer)
+        with suppress(KeyError, TypeError, ValueError):
+            return float(facts["midpoint"]), float(facts["spread"]) or 1.0
+        raise UsageError(
+            f"the {method} vector at layer {layer} of {self.folder.path} does not say its spread; "
+            "fit it anew",
+            self.folder.step("vectors", pool=self.pool),
+        )
+
+    def score(self, rows: ndarray, method: str, layer: int) -> ndarray:
+        """Return `[n]`: projections of rows `[n, hidden_dim]` at that layer, in training spreads.
+
+        0 is the midpoint of the two training sides, and pos lies above it: the units in which the
+        evaluation has its held-out scores.
+        """
+        vector = self.vector(method, layer).astype(np.float64)
+        midpoint, spread = self.scale(method, layer)
+        return np.asarray((np.asarray(rows, np.float64) @ vector - midpoint) / spread)
+
+    def _load(self, method: str, layer: int) -> tuple[ndarray, Facts]:
+        if layer not in self.available.get(method, ()):
+            raise UsageError(absent(self.trait, self.available, method, layer))
+        return load_vector(self.folder, method, layer, self.pool)
+
+
+def load_vectors(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL) -> TraitVectors:
+    """Return the vectors that stand in a trait's folder, `experiments/<experiment>/<trait>`.
+
+    Nothing but names and one vector's metadata is read before a vector is asked for. Warn
+    (StaleWarning) where the folder holds other activations by now than they were fitted to. Raise
+    UsageError where there are none.
+    """
+    vectors = open_vectors(folder, pool)
+    if vectors.stale:
+        warnings.warn(vectors.stale, StaleWarning, stacklevel=2)
+    return vectors
+
+
+def open_vectors(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL) -> TraitVectors:
+    """Return the same without a warning: `stale` says it."""
+    if not isinstance(folder, TraitFolder):
+        folder = TraitFolder(Path(folder))
+    if pool not in POOLS:
+        raise UsageError(f"`pool` {pool!r} is unknown; choose from {', '.join(POOLS)}")
+    available = _available(folder, pool)
+    if not available:
+        raise UsageError(
+            f"{folder.path} holds no vectors of {pool}; fit them",
+            folder.step("vectors", pool=pool),
+        )
+    method, layers = next(iter(available.items()))
+    facts = load_vector(folder, method, layers[0], pool)[1]
+    digest = str(facts.get("activations_sha256", ""))
+    current = _metadata(folder)
+    return TraitVectors(
+        folder=folder,
+        pool=pool,
+        available=available,
+        model=str(facts.get("model", "an unknown model")),
+        activations_sha256=digest,
+        recommended=_recommended(folder, pool, digest, current, available),
+        stale=_why_stale(folder, pool, digest, current),
+    )
+
+
+def _available(folder: TraitFolder, pool: str) -> dict[str, tuple[int, ...]]:
+    """Return the layers of each method's vectors, by names of files and of tensors alone."""
+    found: dict[str, set[int]] = {}
+    named = re.compile(rf"([a-z_]+)_layer(-?[0-9]+){re.escape(pool_suffix(pool))}\.pt")
+    for path in folder.vectors.glob("*.pt"):
+        match = named.fullmatch(path.name)
+        if match and match[1] in METHODS:
+            found.setdefault(match[1], set()).add(int(match[2]))
+    for method in METHODS:
+        for layer in packed_layers(folder.vectors, method, pool):
+            found.setdefault(method, set()).add(layer)
+    return {name: tuple(sorted(found[name])) for name in METHODS if name in found}
+
+
+def _metadata(folder: TraitFolder) -> Metadata | None:
+    """Return that of the folder's activations; None where it holds none that can be read."""
+    try:
+        return Metadata.read(folder)
+    except UsageError:
+        return None
+
+
+def _why_stale(folder: TraitFolder, pool: str, digest: str, current: Metadata | None) -> str:
+    if current is None and not any(folder.responses_csv(side).exists() for side in ("pos", "neg")):
+        return ""  # vectors alone, without the run that they came from
+    if current is not None and current.tensor_sha256(pool) == digest:
+        return ""
+    holds = "holds other ones now" if current else "holds none that can be read now"
+    step = folder.step("vectors", pool=pool)
+    return (
+        f"the vectors in {folder.vectors} were fitted to other activations: the folder {holds}; "
+        f"fit them anew: {step}"
+    )
+
+
+def _recommended(
+    folder: TraitFolder,
+    pool: str,
+    digest: str,
+    current: Metadata | None,
+    available: Mapping[str, tuple[int, ...]],
+) -> tuple[str, int] | None:
+    """Return what the evaluation that stands there chose, where it is of these vectors."""
+    if current is None:
+        return None
+    try:
+        evaluation = read_evaluation(folder, current, pool)
+    except UsageError:
+        return None
+    best = evaluation.recommendation
+    if best is None or evaluation.activations_sha256 != digest:
+        return None
+    if best.layer not in available.get(best.method, ()):
+        return None
+    return best.method, best.layer

@@ -1,0 +1,46 @@
+"""What Python users print is one short line, whatever it holds."""
+
+from __future__ import annotations
+
+import pytest
+
+import traitmill
+from tests.support import fakes, lab
+from traitmill.engine import run
+from traitmill.engine.errors import ExitCode
+from traitmill.engine.storage import TraitFolder
+
+LONGEST = 160
+
+
+@pytest.mark.slow
+def test_t09_every_object_of_the_face_prints_as_one_short_line(tmp_path):
+    work = lab.Work(tmp_path, n=30)
+    fakes.make_trait(work.root, "trait")
+    assert lab.run_to_end(work) == ExitCode.OK
+    experiment = tmp_path / "exp"
+    folder = experiment / "trait"
+    activations = traitmill.load_activations(folder)
+    vectors = traitmill.fit_vectors(activations, ["mean_diff", "probe"])
+    fitted = traitmill.fit_experiment(experiment, methods=["mean_diff"])
+    exported = run.export(experiment)
+    state = traitmill.load_state(TraitFolder(folder))
+    shown = {
+        "Activations": activations,
+        "Metadata": activations.metadata,
+        "Vectors": vectors,
+        "Evaluation": traitmill.evaluate_vectors(activations, vectors),
+        "FitResult": fitted,
+        "FittedTrait": fitted.fitted["trait"],
+        "TraitVectors": traitmill.load_vectors(folder),
+        "ExportResult": exported,
+        "Exported": exported.exported["trait"],
+        "ReportResult": traitmill.write_report(experiment),
+        "TraitState": state,
+    }
+    for name, each in shown.items():
+        text = repr(each)
+        assert text.startswith(f"{name}("), text
+        assert len(text) <= LONGEST, text
+        assert "\n" not in text
+        assert "array" not in text
