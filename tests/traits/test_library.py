@@ -54,7 +54,14 @@ def _ratio(one: float, other: float) -> float:
 def test_the_library_holds_the_guides_traits_and_more() -> None:
     names = {trait.name for trait in LIBRARY}
     assert names >= NAMED_BY_THE_GUIDE
-    assert len(names) >= 9
+    assert len(names) == 24
+
+
+def test_every_library_trait_has_a_card() -> None:
+    page = (EXPERIMENTS.parent / "docs/trait_library.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    assert [row[1].strip(" `") for row in rows] == [trait.name for trait in LIBRARY]
+    assert all(cell.strip() for row in rows for cell in row[1:-1])
 
 
 def test_the_demo_holds_its_two_traits() -> None:
