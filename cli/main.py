@@ -25,6 +25,7 @@ COMMANDS = {
     "vectors": "fit and evaluate trait vectors (stage 3)",
     "report": "write the HTML report",
     "judge": "judge stored responses again, with another judge or prompt",
+    "export_vectors": "write vectors for llama.cpp, persona_vectors and others",
     "export": "write the CSV and tensor files again from Parquet, without a model",
     "status": "what is planned, generated, judged, captured and kept",
     "doctor": "check this machine, a model and a judge before a run",

@@ -43,7 +43,14 @@ if TYPE_CHECKING:
         new_trait,
     )
     from .storage import load_state
-    from .vectors import evaluate_vectors, fit_experiment, fit_vectors, load_vector, load_vectors
+    from .vectors import (
+        evaluate_vectors,
+        export_vectors,
+        fit_experiment,
+        fit_vectors,
+        load_vector,
+        load_vectors,
+    )
 
 _LAZY = {
     "Listener": "run",
@@ -55,6 +62,7 @@ _LAZY = {
     "judge": "run",
     "new_trait": "run",
     "evaluate_vectors": "vectors",
+    "export_vectors": "vectors",
     "fit_experiment": "vectors",
     "fit_vectors": "vectors",
     "load_activations": "outputs",
@@ -87,6 +95,7 @@ __all__ = [
     "check_traits",
     "evaluate_vectors",
     "export",
+    "export_vectors",
     "fit_experiment",
     "fit_vectors",
     "generate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .commands import FitResult, FittedTrait, fit_experiment, fit_trait
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
+from .exchange import EXCHANGES, ExportedVectors, export_vectors
 from .fit import Vectors, fit_vectors
 from .methods import DEFAULT_METHODS, METHODS, check_methods
 from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, Recommendation
@@ -13,10 +14,12 @@ from .vector_files import Format, load_vector, write_vectors
 
 __all__ = [
     "DEFAULT_METHODS",
+    "EXCHANGES",
     "METHODS",
     "MIN_CLAIM_GROUPS",
     "MIN_CLAIM_ROWS",
     "Evaluation",
+    "ExportedVectors",
     "FitResult",
     "FittedTrait",
     "Format",
@@ -27,6 +30,7 @@ __all__ = [
     "check_methods",
     "evaluate_vectors",
     "evaluated_traits",
+    "export_vectors",
     "fit_experiment",
     "fit_trait",
     "fit_vectors",
