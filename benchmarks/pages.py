@@ -77,6 +77,7 @@ BLOCKS = (
         "python -m benchmarks.capture --flat 100000",
         _by("capture", "flat_markdown"),
     ),
+    Block("waiting", "capture.md", "python -m benchmarks.waiting", _by("waiting"), apart=True),
     Block("selfcheck", "capture.md", "python -m benchmarks.selfcheck", _by("selfcheck")),
     Block("judge", "judge.md", "python -m benchmarks.judge", _by("judge")),
     Block(

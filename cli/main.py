@@ -12,6 +12,7 @@ from importlib import import_module
 import click
 
 from traitmill.engine.errors import ExitCode, ResourceError, UsageError
+from traitmill.engine.threads import wait_briefly
 
 from .output import is_full, safe_streams
 from .render import as_error, complain
@@ -86,6 +87,7 @@ def _check_surroundings() -> None:
 
 def main() -> None:
     """Run the command line: errors a user can act on are one clear message and an exit code."""
+    wait_briefly()  # before any command loads PyTorch
     # SIGTERM ends as Ctrl-C does, whatever is under way.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with safe_streams() as out:

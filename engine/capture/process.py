@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EngineDiedError
 from ..records import Activation, Response
 from ..settings import CaptureSettings, Execution
+from ..threads import wait_briefly
 
 if TYPE_CHECKING:
     from .model import CaptureModel
@@ -59,6 +60,7 @@ class CaptureProcess:
 
     async def start(self) -> CaptureFacts:
         """Load the model. Raise AccessError, ResourceError, UsageError or EngineDiedError."""
+        wait_briefly()
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),

@@ -14,6 +14,7 @@ from ..errors import AccessError, EngineDiedError, UsageError
 from ..models import ModelRef, generation_dtype, read_config
 from ..records import Response, Sample
 from ..settings import Execution, Sampling
+from ..threads import wait_briefly
 from .sizing import CPU_BLOCK, EngineSize
 
 if TYPE_CHECKING:
@@ -33,10 +34,6 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _CPU_ENVIRONMENT = {
-    # OpenMP's threads spin at each of a step's hundreds of barriers, for so many rounds before they
-    # sleep: by default for milliseconds, in which a thread that lost its core to another program
-    # cannot have it back.
-    "GOMP_SPINCOUNT": "2000",
     # Even eager, vLLM compiles one small function of its sampler: seconds, and a C++ compiler.
     "TORCH_COMPILE_DISABLE": "1",
 }
@@ -85,6 +82,7 @@ class VllmEngine:
 
     def start(self) -> None:
         """Load the model (blocking, minutes for large ones). Raise EngineDiedError, AccessError."""
+        wait_briefly()
         environment = _ENVIRONMENT
         if not self._on_gpu:
             require_cpu_build()

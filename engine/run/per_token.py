@@ -22,6 +22,7 @@ from ..models import (
 )
 from ..settings import RunSettings
 from ..storage import TraitFolder, TraitState, lock_traits
+from ..threads import wait_briefly
 from .folder_settings import resolve
 from .selection import generating_model, select
 
@@ -116,6 +117,7 @@ def _write(
     folders: Mapping[str, TraitFolder],
     notice: Notice,
 ) -> list[str]:
+    wait_briefly()
     from ..capture.model import CaptureModel
     from ..capture.per_token import write_per_token
 
