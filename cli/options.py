@@ -281,7 +281,7 @@ MACHINE = (
         common=True,
         kind=AutoInt(),
     ),
-    setting("tensor_parallel_size", "GPUs one model is split over.", "Machine"),
+    setting("tensor_parallel_size", "GPUs, or CPU workers, one model is split over.", "Machine"),
     setting("capture_device", "cpu, cuda or cuda:N.", "Machine"),
     FORCE_UNLOCK,
 )

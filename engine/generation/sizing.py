@@ -14,6 +14,7 @@ from ..models import (
     engine_length,
     generation_dtype,
     itemsize,
+    kv_share,
     read_config,
 )
 from ..settings import Execution
@@ -57,9 +58,9 @@ def size_engine(
 ) -> EngineSize:
     """Return the size for prompts and responses of at most `longest` tokens together.
 
-    On a CPU the KV cache is what all sequences may need, at most a third of the free memory; on a
-    GPU it is what `placement` leaves it. Raise ResourceError when not even one sequence fits,
-    UsageError for a model without sizes.
+    On a CPU the KV cache is what all sequences may need, at most a third of the free memory over
+    all workers; on a GPU it is what `placement` leaves it. Raise ResourceError when not even one
+    sequence fits, UsageError for a model without sizes.
     """
     sequences, batched = CPU_SEQUENCES, _CPU_BATCHED_TOKENS
     if on_gpu:
@@ -71,7 +72,7 @@ def size_engine(
     length = min(length, ref.context_length or length)
     size = EngineSize(sequences, max(batched, length, sequences), length, kv_cache_bytes=None)
     if not on_gpu:
-        return replace(size, kv_cache_bytes=_cpu_cache(ref, size, free_bytes, dtype))
+        return replace(size, kv_cache_bytes=_cpu_cache(ref, size, free_bytes, dtype, execution))
     if placement is not None:
         size = replace(size, kv_cache_bytes=placement.kv_cache_bytes)
         if placement.gpu_share:
@@ -81,12 +82,17 @@ def size_engine(
     return size
 
 
-def _cpu_cache(ref: ModelRef, size: EngineSize, free_bytes: int, dtype: str) -> int:
+def _cpu_cache(
+    ref: ModelRef, size: EngineSize, free_bytes: int, dtype: str, execution: Execution
+) -> int:
+    """Return the bytes of cache of each worker; they hold equal parts of every token's."""
     config = read_config(ref.config)
     value = itemsize(generation_dtype(config, dtype, gpu=False))
-    per_token = Shape.from_config(config).kv_bytes_per_token(value)
+    workers = execution.tensor_parallel_size
+    shape = Shape.from_config(config)
+    per_token = shape.kv_bytes_per_token(value) // kv_share(shape, workers)
     need = size.max_num_seqs * (size.max_model_len + CPU_BLOCK) * per_token
-    cache = max(min(need, free_bytes // 3), 64 << 20)
+    cache = max(min(need, free_bytes // (3 * workers)), 64 << 20)
     least = size.max_model_len * per_token
     if cache < least:
         raise ResourceError(

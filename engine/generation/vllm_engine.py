@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import logging
 import multiprocessing
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ..models import ModelRef, generation_dtype, read_config
 from ..records import Response, Sample
 from ..settings import Execution, Sampling
 from ..threads import wait_briefly
+from .environment import set_environment
 from .sizing import CPU_BLOCK, EngineSize
 
 if TYPE_CHECKING:
@@ -22,21 +22,6 @@ if TYPE_CHECKING:
 
     from vllm import AsyncEngineArgs
 
-_ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    # A forked worker would keep our locks and pipes open.
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "VLLM_LOGGING_COLOR": "0",
-    # Its warm-up is compiled with nvcc, which a GPU machine may lack; seeded samples never use it.
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-_CPU_ENVIRONMENT = {
-    # Even eager, vLLM compiles one small function of its sampler: seconds, and a C++ compiler.
-    "TORCH_COMPILE_DISABLE": "1",
-}
 _GPU_ARGUMENTS: Mapping[str, Any] = {
     # Left to vLLM, both hang on whether nvcc and ninja are on PATH, and cost minutes at the start.
     "enable_flashinfer_autotune": False,
@@ -83,12 +68,9 @@ class VllmEngine:
     def start(self) -> None:
         """Load the model (blocking, minutes for large ones). Raise EngineDiedError, AccessError."""
         wait_briefly()
-        environment = _ENVIRONMENT
         if not self._on_gpu:
             require_cpu_build()
-            environment = _ENVIRONMENT | _CPU_ENVIRONMENT
-        for name, value in environment.items():
-            os.environ.setdefault(name, value)
+        set_environment(on_gpu=self._on_gpu, workers=self._execution.tensor_parallel_size)
         logging.getLogger("vllm").propagate = False
         from vllm import AsyncLLMEngine
 

@@ -24,6 +24,7 @@ from .machine import GIB, choose_device, free_host_memory, token_budget
 from .overhead import GPU_BATCHED_TOKENS, engine_length
 from .placement import Placement, choose_placement
 from .shape import Shape
+from .split import check_split, cores, kv_share
 from .support import check_support
 from .weights import check_weights, refuse_faulty
 
@@ -39,11 +40,13 @@ __all__ = [
     "chat_token_ids",
     "check_capture",
     "check_layers",
+    "check_split",
     "check_support",
     "check_weights",
     "choose_attention",
     "choose_device",
     "choose_placement",
+    "cores",
     "dtype_on",
     "embedded_folder",
     "engine_length",
@@ -55,6 +58,7 @@ __all__ = [
     "has_soft_cap",
     "infer_model",
     "itemsize",
+    "kv_share",
     "lazy_tokenizer",
     "length_dependent_rope",
     "load_tokenizer",

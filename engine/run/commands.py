@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import storage
 from ..errors import DefinitionError, UsageError
-from ..models import ModelRef, check_support, find_model, lazy_tokenizer
+from ..models import ModelRef, check_split, check_support, find_model, lazy_tokenizer
 from ..settings import RunSettings
 from ..storage import TraitFolder, lock_traits
 from ..traits import coherence_of, definition_errors, load_traits
@@ -211,6 +211,8 @@ async def _run(
     settings, generates = wanted[0].settings, wanted[0].generates
     if generates or settings.capture_rows != "none":
         check_support(ref, captures=settings.capture_rows != "none")
+    if generates or (wanted[0].judges and settings.judge.model == "local"):
+        check_split(ref, settings.execution.tensor_parallel_size)
     check_capture_settings(settings, ref)
     stop = stop or asyncio.Event()
     started = time.monotonic()

@@ -21,6 +21,7 @@ from ..models import (
     Placement,
     Shape,
     check_capture,
+    check_split,
     check_support,
     check_weights,
     choose_placement,
@@ -123,6 +124,7 @@ class _Loader:
         if work.judges and judge.is_local:
             local = await asyncio.to_thread(find_judge, judge.model, work.ref)
         if local is not None and local[0] is not work.ref:
+            check_split(local[0], self._settings.execution.tensor_parallel_size)
             await asyncio.to_thread(check_weights, local[0])
         if work.judges and local is None:  # after the weights: its first calls are paid for
             backends = await self._open_endpoint()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import storage
 from ..errors import UsageError
-from ..models import ModelRef, check_capture, choose_device, find_model, infer_model
+from ..models import ModelRef, check_capture, choose_device, cores, find_model, infer_model
 from ..settings import DEFAULTS, RunSettings
 from ..storage import TraitFolder, select_traits
 
@@ -21,7 +21,7 @@ def select(experiment: Path | str, traits: Sequence[str] | str | None) -> dict[s
 
 
 def check_machine(folders: Mapping[str, TraitFolder], settings: RunSettings) -> None:
-    """Raise UsageError for folders that cannot be written, and for GPUs that are not here."""
+    """Raise UsageError for folders that cannot be written, and for missing GPUs or cores."""
     storage.now()  # refuses a SOURCE_DATE_EPOCH that is no number
     for folder in folders.values():
         folder.check_writable()
@@ -30,7 +30,13 @@ def check_machine(folders: Mapping[str, TraitFolder], settings: RunSettings) -> 
         import torch
 
         here = torch.cuda.device_count()
-        if here < wanted:
+        if not here and torch.version.cuda is None:
+            if wanted > cores():
+                raise UsageError(
+                    f"`tensor_parallel_size` {wanted}: without a GPU each worker takes a CPU core, "
+                    f"and this machine has {cores()} for this program"
+                )
+        elif here < wanted:
             raise UsageError(
                 f"`tensor_parallel_size` {wanted}: this machine shows {here} NVIDIA GPUs"
             )

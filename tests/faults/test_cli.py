@@ -468,7 +468,7 @@ def test_f25_a_run_goes_on_at_its_own_endpoint(traitmill: Traitmill, copy: lab.W
         (("--capture_device", "cuda:7"), "--capture_device cuda:7"),
         (("--capture_device", "tpu"), "is unknown; use auto"),
         (("--attention", "foo"), "--attention foo is unknown to transformers"),
-        (("--tensor_parallel_size", "4"), "this machine shows 0 NVIDIA GPUs"),
+        (("--tensor_parallel_size", "4096"), "without a GPU each worker takes a CPU core"),
         (("--n_examples", "99999999999"), "--n_examples must be from 1 to 1,000,000"),
     ],
 )

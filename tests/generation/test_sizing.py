@@ -31,11 +31,12 @@ def size(
     placement: Placement | None = None,
     dtype: str = "bfloat16",
     context: int = 0,
+    workers: int = 1,
 ) -> EngineSize:
     config = CONFIG | {"max_position_embeddings": context}
     return size_engine(
         ModelRef("m", "m", "r", config),
-        Execution(batch_size=batch_size),
+        Execution(batch_size=batch_size, tensor_parallel_size=workers),
         longest,
         on_gpu=gpu,
         free_bytes=free,
@@ -72,6 +73,13 @@ def test_the_cpus_cache_holds_all_sequences_but_no_third_of_the_memory(
     assert size(2000, batch_size=1024, dtype=dtype).kv_cache_bytes == wanted
     assert size(2000, batch_size=1024, dtype=dtype, free=GIB // 2).kv_cache_bytes == GIB // 6
     assert size(10, dtype=dtype).kv_cache_bytes == 64 << 20
+
+
+def test_t16_workers_hold_equal_parts_of_a_cpus_cache_and_of_the_memory() -> None:
+    wanted = 1024 * (2048 + 32) * KV_BYTES * 2
+    two, eight = (size(2000, batch_size=1024, workers=n).kv_cache_bytes for n in (2, 8))
+    assert two == eight == wanted // 2  # of two key-value heads, eight workers hold copies
+    assert size(2000, batch_size=1024, workers=2, free=GIB // 2).kv_cache_bytes == GIB // 12
 
 
 def test_a_cache_that_holds_no_sequence_is_refused() -> None:

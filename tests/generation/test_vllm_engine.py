@@ -21,6 +21,7 @@ from traitmill.engine.generation import (
     require_cpu_build,
     vllm_engine,
 )
+from traitmill.engine.generation.environment import binding, set_environment
 from traitmill.engine.models import ModelRef
 from traitmill.engine.records import Sample
 from traitmill.engine.settings import Execution, Sampling
@@ -106,6 +107,36 @@ def test_on_a_gpu_vllms_own_choices_stand() -> None:
         assert getattr(arguments, name) == getattr(own, name), name
     assert (arguments.gpu_memory_utilization, arguments.dtype) == (0.5, "auto")
     assert arguments.generation_config == "vllm"
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "bound"),
+    [
+        ([0, 1], 2, "0|1"),
+        ([0, 1, 2, 3], 2, "0,1|2,3"),
+        ([4, 5, 8, 9, 10], 2, "4,5|8,9"),
+        ([7, 8, 9], 3, "7|8|9"),
+    ],
+)
+def test_t16_workers_on_a_cpu_get_equal_runs_of_cores(
+    cores: list[int], workers: int, bound: str
+) -> None:
+    assert binding(cores, workers) == bound
+
+
+def test_t16_only_split_models_on_cpus_are_bound_and_never_against_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "VLLM_CPU_OMP_THREADS_BIND"
+    monkeypatch.setattr(os, "environ", {})
+    set_environment(on_gpu=False)
+    set_environment(on_gpu=True, workers=2)
+    assert name not in os.environ
+    set_environment(on_gpu=False, workers=1 + len(os.sched_getaffinity(0)) // 2)
+    assert os.environ[name].count("|") == len(os.sched_getaffinity(0)) // 2
+    os.environ[name] = "0-1"
+    set_environment(on_gpu=False, workers=2)
+    assert os.environ[name] == "0-1"
 
 
 def test_a_cuda_build_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
