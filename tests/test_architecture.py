@@ -166,13 +166,14 @@ def test_the_exit_codes_of_the_readme_are_those_of_the_code() -> None:
     assert [int(row) for row in rows] == [int(code) for code in ExitCode]
 
 
-def test_every_command_of_the_guide_has_its_form_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_every_command_of_the_guide_has_its_form_here() -> None:
+    assert "docs/coming_from_the_guide.md" in (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/coming_from_the_guide.md").read_text()
     for number, name in enumerate(("generate_batched_simple", "extract_activations"), 1):
-        assert f"{number}_{name}.py" in readme
-    assert "3_extract_vectors.py" in readme
+        assert f"{number}_{name}.py" in page
+    assert "3_extract_vectors.py" in page
     options = """--batch_size 8|--extract_activations False|--gen_model|--judge_model
         |--n_examples 200|--threshold 60|--max_new_tokens 200
         |--traits refusal,uncertainty,verbosity"""
     for option in options.split("|"):
-        assert option.strip() in readme
+        assert option.strip() in page
