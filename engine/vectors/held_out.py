@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from .logistic import solver
 from .methods import METHODS
 from .rows import LayerRows, Sides, cells_of, contrast, map_layers
 from .splits import Split, why_not
-from .tall import TallRows
-from .tall_methods import FOLD_PRECISION, Fits, Near
+from .tall import FOLD_PRECISION, Scatters, TallRows, TallSides
+from .tall_methods import TALL_METHODS, Near, Search
 
 SHUFFLES = 5
 RANDOM_VECTORS = 20
@@ -62,11 +62,11 @@ def held_out(
     shuffles = {split.name: shuffles_of(split, seed) for split in splits[:1]}
 
     def refit(at: LayerRows) -> list[list[ndarray]]:
-        near = _near(at, vectors) if at.tall else None
+        fit = _tall(at, vectors) if at.tall else _small
         found = []
         for split in splits:
             wanted = shuffles.get(split.name, [])
-            found.append(_refit(at, cells, vectors.methods, split, wanted, near))
+            found.append(_refit(at, cells, vectors.methods, split, wanted, fit))
         return found
 
     by_layer = map_layers(refit, activations, vectors.layers)
@@ -112,13 +112,17 @@ class Refit(NamedTuple):
     """bool `[n]`."""
 
 
+FitAll = Callable[[LayerRows, ndarray, Sequence[str], Split, Sequence[Refit]], list[ndarray]]
+"""Returns the scores of all rows by each refit, `[n_methods, n]` each."""
+
+
 def _refit(
     at: LayerRows,
     cells: ndarray,
     methods: Sequence[str],
     split: Split,
     shuffles: Sequence[ndarray],
-    near: Near | None,
+    fit: FitAll,
 ) -> list[ndarray]:
     """Return the three arrays of `HeldOut` at one layer."""
     tests, n = split.tests(), len(cells)
@@ -128,10 +132,7 @@ def _refit(
         real += list(combinations(folds, 2))
     wanted = [Refit(without, split.labels) for without in real]
     wanted += [Refit((fold,), labels) for labels in shuffles for fold in folds]
-    if at.tall:
-        found = _tall(at, cells, methods, split, wanted, near)
-    else:
-        found = _small(at, cells, methods, split, wanted)
+    found = fit(at, cells, methods, split, wanted)
     scores = np.full((len(methods), len(tests), n), np.nan)
     for without, mine in zip(real, found, strict=False):
         one, other = without[0], without[-1]
@@ -161,22 +162,29 @@ def _small(
     return [found[index] for index in range(len(wanted))]
 
 
-def _tall(
-    at: LayerRows,
-    cells: ndarray,
-    methods: Sequence[str],
-    split: Split,
-    wanted: Sequence[Refit],
-    near: Near | None,
-) -> list[ndarray]:
-    """Return the same where rows are many."""
-    rows = TallRows(at, split.folds, FOLD_PRECISION)
-    fits = Fits(rows, cells, wanted, near)
-    found = [
-        _standardised(at.centred @ each.vectors, fits.kept, fits.labels)
-        for each in fits.directions(methods).values()
-    ]
-    return list(np.stack(found).transpose(2, 0, 1))
+def _tall(at: LayerRows, vectors: Vectors) -> FitAll:
+    """Return what gives the same where rows are many."""
+    rows, near = TallRows(at), _near(at, vectors)
+
+    def fit(
+        _at: LayerRows,
+        cells: ndarray,
+        methods: Sequence[str],
+        split: Split,
+        wanted: Sequence[Refit],
+    ) -> list[ndarray]:
+        sets = list(dict.fromkeys(each.without for each in wanted))
+        of = np.array([sets.index(each.without) for each in wanted])
+        labels = np.stack([each.labels for each in wanted], axis=1)
+        sides = TallSides(Scatters(rows, split.folds, sets), of, labels, cells)
+        search = Search(sides, FOLD_PRECISION, near)
+        found = []
+        for name in methods:
+            projected = at.centred @ TALL_METHODS[name](search).vectors
+            found.append(_standardised(projected, sides.kept, labels))
+        return list(np.stack(found).transpose(2, 0, 1))
+
+    return fit
 
 
 class _Fold:

@@ -6,49 +6,37 @@ those of the rows outside some folds are the total without these folds' own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 from numpy import ndarray
 
-from .krylov import Apply, leading_of_large
+from .krylov import DIRECT, SPARE, Apply, leading_of_large, leading_of_many
 from .logistic import solver
 from .rows import ICA_COMPONENTS, LayerRows, sources_of
 
 CHUNK = 4096
 """Rows summed at a time."""
+FIT_PRECISION = 1e-10
+"""Of stored vectors, relative."""
+FOLD_PRECISION = 1e-4
+"""Of fits that are only measured: far below what the AUROC's interval can tell."""
 Folds = tuple[int, ...]
 
 
 class TallRows:
-    """All rows at one layer, divided into folds."""
+    """All rows at one layer."""
 
-    def __init__(self, at: LayerRows, folds: ndarray, precision: float) -> None:
+    def __init__(self, at: LayerRows) -> None:
         self.centred = at.centred
         """float64 `[n, hidden_dim]`."""
-        self.folds = folds
-        """int `[n]`, numbered from 0."""
-        self.precision = precision
-        """Relative, of what is found by iteration."""
         self.design = at.design
 
     @cached_property
-    def moments(self) -> ndarray:
-        """Of each fold X'X, float64 `[folds, hidden_dim, hidden_dim]`."""
-        dim = self.centred.shape[1]
-        found = np.zeros((int(self.folds.max()) + 1, dim, dim))
-        for fold in range(len(found)):
-            mine = np.flatnonzero(self.folds == fold)
-            for start in range(0, len(mine), CHUNK):
-                rows = self.centred[mine[start : start + CHUNK]]
-                found[fold] += rows.T @ rows
-        return found
-
-    @cached_property
     def moment(self) -> ndarray:
-        """X'X of all rows."""
-        return np.asarray(self.moments.sum(axis=0))
+        """X'X, float64 `[hidden_dim, hidden_dim]`."""
+        return moment_of(self.centred, np.arange(len(self.centred)))
 
     @cached_property
     def lengths(self) -> ndarray:
@@ -57,64 +45,142 @@ class TallRows:
 
     @cached_property
     def flat_solver(self) -> Apply:
-        """The inverse of the probe's Hessian of all rows at weights of 0."""
+        """The inverse of the probe's Hessian at weights of 0."""
         return solver(self.design.flat_hessian(self.moment))
 
     @cached_property
-    def start(self) -> ndarray | None:
-        """Leading directions of all rows, near those of the rows outside some folds."""
-        if len(self.moments) == 1:
-            return None
-        count = min(ICA_COMPONENTS, len(self.moment))
-        return leading_of_large(self.moment, count, self.precision)[1]
+    def leading(self) -> ndarray:
+        """Leading directions, float32 `[hidden_dim, any]`: near those of rows outside a fold."""
+        found = leading_of_large(self.moment, ICA_COMPONENTS + SPARE, FOLD_PRECISION)[1]
+        return found.astype(np.float32)
 
 
-class Subset:
-    """The rows outside some folds."""
+def moment_of(rows: ndarray, chosen: ndarray) -> ndarray:
+    """Return X'X of chosen rows, int `[any]`, in the rows' precision."""
+    dim = rows.shape[1]
+    found = np.zeros((dim, dim), rows.dtype)
+    for start in range(0, len(chosen), CHUNK):
+        part = rows[chosen[start : start + CHUNK]]
+        found += part.T @ part
+    return found
 
-    def __init__(self, rows: TallRows, without: Folds) -> None:
-        self.rows, self.without = rows, without
-        self.kept = ~np.isin(rows.folds, without)
-        """bool `[n]`."""
-        self.n = int(self.kept.sum())
-        self.mean = self.kept / self.n @ rows.centred
+
+class Scatters:
+    """m sets of rows, each outside some folds, and their scatters: X'X about their own mean.
+
+    Those that leave rows out are only measured: where dimensions are many, they are in float32.
+    """
+
+    def __init__(self, rows: TallRows, folds: ndarray, without: Sequence[Folds]) -> None:
+        self.rows, self.folds = rows, folds
+        self.left_out = np.array([np.isin(np.arange(folds.max() + 1), each) for each in without])
+        """bool `[m, folds]`."""
+        self.kept = ~self.left_out.T[folds]
+        """bool `[n, m]`."""
+        self.counts = self.kept.sum(axis=0)
+        self.means = rows.centred.T @ (self.kept / self.counts)
+        """float64 `[hidden_dim, m]`."""
+        exact = len(rows.moment) <= DIRECT or not self.left_out.any()
+        self.dtype = np.dtype(np.float64 if exact else np.float32)
+        self._total = rows.moment.astype(self.dtype, copy=False)
 
     @cached_property
-    def scatter(self) -> ndarray:
-        """X'X of these rows, centred on their mean."""
-        total = np.outer(-self.n * self.mean, self.mean)
-        total += self.rows.moment
-        for fold in self.without:
-            total -= self.rows.moments[fold]
-        return total
+    def _moments(self) -> list[ndarray]:
+        """X'X of each fold."""
+        design, exact = self.rows.design, self.dtype == np.float64
+        source = design.rows if exact else design.single
+        folds = range(self.left_out.shape[1])
+        return [moment_of(source, np.flatnonzero(self.folds == fold)) for fold in folds]
+
+    def times(self, block: ndarray, of: ndarray) -> ndarray:
+        """Return `S x` of each column x of `[hidden_dim, k]`, S the scatter of set `of`, `[k]`."""
+        block = block.astype(self.dtype, copy=False)
+        found = self._total @ block
+        for fold in np.flatnonzero(self.left_out.any(axis=0)):
+            columns = np.flatnonzero(self.left_out[of, fold])
+            if len(columns):
+                found[:, columns] -= self._moments[fold] @ block[:, columns]
+        means = self.means[:, of].astype(self.dtype)
+        along = np.einsum("ij,ij->j", means, block) * self.counts[of].astype(self.dtype)
+        found -= means * along
+        return np.asarray(found)
 
     @cached_property
-    def sources(self) -> tuple[ndarray, ndarray, bool]:
-        """Independent components `[n, k]`, how a row changes with each `[hidden_dim, k]`, settled.
+    def squares(self) -> ndarray:
+        """Sum of squares of each scatter, float64 `[m]`."""
+        used = self.left_out.any(axis=0)
+        parts = [self._total, *(self._moments[fold] for fold in np.flatnonzero(used))]
+        products = np.zeros((len(parts), len(parts)))
+        for start in range(0, len(self._total), 64):
+            flat = [each[start : start + 64].ravel().astype(np.float64) for each in parts]
+            products += np.stack(flat) @ np.stack(flat).T
+        signs = np.concatenate(
+            [np.ones((len(self.counts), 1)), -1.0 * self.left_out[:, used]], axis=1
+        )
+        # What is left of the total, before the mean is taken off, is S + n m m'.
+        along = np.einsum("ij,ij->j", self.means, self.times(self.means, np.arange(len(signs))))
+        length = (self.means**2).sum(axis=0)
+        moments = np.einsum("ij,jk,ik->i", signs, products, signs)
+        return np.asarray(moments - 2 * self.counts * along - (self.counts * length) ** 2)
 
-        Those of rows that are left out are 0.
+    @cached_property
+    def traces(self) -> ndarray:
+        """`[m]`."""
+        own = self.counts * (self.means**2).sum(axis=0)
+        return np.asarray(self.rows.lengths @ self.kept - own)
+
+    @cached_property
+    def sources(self) -> tuple[list[ndarray], list[ndarray], ndarray]:
+        """Independent components of each set, and how a row changes with each; which settled.
+
+        `[n, k]`, 0 for rows that are left out, `[hidden_dim, k]`, and bool `[m]`.
         """
-        scatter, rows = self.scatter, self.rows
-        count = min(ICA_COMPONENTS, self.n - 1, len(scatter))
-        values, vectors = leading_of_large(scatter, count, rows.precision, rows.start)
-        white = (rows.centred @ vectors)[self.kept] - self.mean @ vectors
-        norms = np.sqrt(np.maximum(values, 0))
-        sources, settled = sources_of(white / np.where(norms > 0, norms, 1), values)
+        vectors = self._leading()
+        projected = self.rows.centred @ np.concatenate(vectors, axis=1)
+        ends = np.cumsum([each.shape[1] for each in vectors])
+        principal, values, bases = [], [], []
+        for number, along in enumerate(np.split(projected, ends[:-1], axis=1)):
+            kept = self.kept[:, number]
+            part = np.where(kept[:, None], along - along[kept].mean(axis=0), 0)
+            found, turn = np.linalg.eigh(part.T @ part)
+            norms = np.sqrt(np.maximum(found, 0))
+            principal.append(part @ turn / np.where(norms > 0, norms, 1))
+            values.append(found)
+            bases.append(vectors[number] @ turn * norms)
+        sources, settled = sources_of(principal, values, self.counts, self.dtype)
         # A column of the mixing matrix, X's / n, from the leading directions that make up s.
-        mixing = vectors @ (white.T @ sources / self.n)
-        found = np.zeros((len(self.kept), sources.shape[1]))
-        found[self.kept] = sources
-        return found, mixing, settled
+        each = zip(bases, principal, sources, self.counts, strict=True)
+        mixing = [base @ (white.T @ source / n) for base, white, source, n in each]
+        return sources, mixing, settled
+
+    def _leading(self) -> list[ndarray]:
+        """Return each set's leading directions, float64 `[hidden_dim, any]`."""
+        sets, dim = np.arange(len(self.counts)), len(self.means)
+        if self.dtype == np.float64:
+            counts = np.minimum(self.counts - 1, min(ICA_COMPONENTS, dim))
+            scatters = (self.times(np.eye(dim), np.repeat(each, dim)) for each in sets)
+            pairs = zip(scatters, counts, strict=True)
+            return [leading_of_large(each, int(n), FIT_PRECISION)[1] for each, n in pairs]
+
+        def apply(blocks: ndarray) -> ndarray:
+            width = blocks.shape[2]
+            flat = np.concatenate(list(blocks), axis=1)
+            found = self.times(flat, np.repeat(sets, width))
+            return np.stack(np.split(found, len(sets), axis=1))
+
+        start = np.repeat(self.rows.leading[None], len(sets), axis=0)
+        vectors = leading_of_many(apply, start, ICA_COMPONENTS, FOLD_PRECISION)[1]
+        return list(vectors.astype(np.float64))
 
 
 class TallSides:
-    """A subset's rows with some labellings of them."""
+    """k fits: sets of rows, `of` which each is one (int `[k]`), with labels of all rows."""
 
-    def __init__(self, subset: Subset, labels: ndarray, cells: ndarray) -> None:
-        self.subset, self.cells = subset, cells
-        kept = subset.kept[:, None]
-        self.pos, self.neg = labels & kept, ~labels & kept
-        """bool `[n, k]`."""
+    def __init__(self, sets: Scatters, of: ndarray, labels: ndarray, cells: ndarray) -> None:
+        self.sets, self.of, self.labels, self.cells = sets, of, labels, cells
+        self.kept = sets.kept[:, of]
+        self.pos, self.neg = labels & self.kept, ~labels & self.kept
+        """bool `[n, k]`, as labels and kept."""
         self.n_pos, self.n_neg = self.pos.sum(axis=0), self.neg.sum(axis=0)
         """int `[k]`."""
 
@@ -122,10 +188,10 @@ class TallSides:
     def means(self) -> tuple[ndarray, ndarray]:
         """Of pos and of neg, `[hidden_dim, k]`."""
         shares = np.concatenate([self.pos / self.n_pos, self.neg / self.n_neg], axis=1)
-        pos, neg = np.split(self.subset.rows.centred.T @ shares, 2, axis=1)
+        pos, neg = np.split(self.sets.rows.centred.T @ shares, 2, axis=1)
         return pos, neg
 
-    @property
+    @cached_property
     def gaps(self) -> ndarray:
         """Mean of pos minus mean of neg, `[hidden_dim, k]`."""
         pos, neg = self.means
@@ -148,5 +214,5 @@ class TallSides:
         for cell in np.split(order, ends):
             pos, neg = (cell[side[cell, column]] for side in (self.pos, self.neg))
             if len(pos) and len(neg):
-                rows = self.subset.rows.centred
+                rows = self.sets.rows.centred
                 yield rows[pos].mean(axis=0) - rows[neg].mean(axis=0)

@@ -15,7 +15,7 @@ from traitmill.engine.outputs import Activations, load_activations
 from traitmill.engine.vectors import METHODS, Vectors, evaluate_vectors, fit_vectors, rows
 from traitmill.engine.vectors.krylov import DIRECT, leading_of_large
 from traitmill.engine.vectors.rows import LayerRows
-from traitmill.engine.vectors.tall import Subset, TallRows
+from traitmill.engine.vectors.tall import Scatters, TallRows
 
 WIDTH = 200
 
@@ -97,7 +97,10 @@ def test_leading_eigenvectors_of_fewer_directions_than_wanted():
 def test_sums_outside_some_folds_are_those_of_the_rows_left(without):
     rng = np.random.default_rng(0)
     centred, folds = rng.standard_normal((90, 7)) + 3, rng.integers(0, 4, 90)
-    subset = Subset(TallRows(LayerRows(0, centred, np.zeros(7)), folds, 1e-10), without)
+    sets = Scatters(TallRows(LayerRows(0, centred, np.zeros(7))), folds, [(), without])
     left = centred[[fold not in without for fold in folds]]
-    np.testing.assert_allclose(subset.scatter, (len(left) - 1) * np.cov(left.T), rtol=1e-9)
-    np.testing.assert_allclose(subset.mean, left.mean(axis=0))
+    expected = (len(left) - 1) * np.cov(left.T)
+    np.testing.assert_allclose(sets.times(np.eye(7), np.ones(7, int)), expected, rtol=1e-9)
+    np.testing.assert_allclose(sets.means[:, 1], left.mean(axis=0))
+    np.testing.assert_allclose(sets.squares[1], (expected**2).sum())
+    np.testing.assert_allclose(sets.traces[1], np.trace(expected))
