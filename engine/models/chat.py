@@ -15,6 +15,8 @@ from typing import Any
 from ..errors import AccessError, UsageError
 from ..settings import Sampling
 from .hub import ModelRef
+from .mistral import is_mistral, refusals
+from .typed_tokens import marked, marked_ids, spells_special
 
 _PROBE = "a system turn, tried"
 _THOUGHT_SWITCHES = ("enable_thinking", "thinking")
@@ -93,19 +95,17 @@ class Prompts:
             turns = [{"role": "system", "content": _joined(system)}]
         else:
             turns, user = [], [*system, *user]
-        if not self._has_template or how.prompt_format == "raw":
+        if how.prompt_format == "raw":  # as its author typed it, special tokens and all
             return _ids(tokenizer, tokenizer(_joined(user) + how.prefill)["input_ids"])
+        if not self._has_template:
+            return _ids(tokenizer, _raw_ids(tokenizer, _joined(user), how.prefill))
         turns.append({"role": "user", "content": _joined(user)})
-        variables = self._variables
-        if not how.prefill:
-            return _ids(tokenizer, _templated(tokenizer, turns, self._moment, **variables))
-        text = _templated(tokenizer, turns, self._moment, tokenize=False, **variables)
-        ids = tokenizer(text + how.prefill, add_special_tokens=False)["input_ids"]
+        ids = _turn_ids(tokenizer, turns, self._moment, how.prefill, **self._variables)
         return _ids(tokenizer, ids)
 
     @cached_property
     def _has_template(self) -> bool:
-        return bool(self._load().chat_template)
+        return _is_chat(self._load())
 
     @cached_property
     def _variables(self) -> dict[str, Any]:
@@ -151,11 +151,16 @@ def chat_token_ids(tokenizer: Any, prompt: str, moment: str) -> tuple[int, ...]:
     Thought is turned off where the template can. `moment`, in ISO 8601, is the time for a template
     that asks. Raise AccessError where the template fails.
     """
-    if not tokenizer.chat_template:
-        return _ids(tokenizer, tokenizer(prompt)["input_ids"])
+    if not _is_chat(tokenizer):
+        return _ids(tokenizer, _raw_ids(tokenizer, prompt))
     turns = [{"role": "user", "content": prompt}]
     off = _without_thought(str(tokenizer.chat_template))
-    return _ids(tokenizer, _templated(tokenizer, turns, moment, **off))
+    return _ids(tokenizer, _turn_ids(tokenizer, turns, moment, **off))
+
+
+def _is_chat(tokenizer: Any) -> bool:
+    """Return whether a tokenizer writes turns, by a template or by code of its own."""
+    return bool(tokenizer.chat_template) or is_mistral(tokenizer)
 
 
 def _without_thought(template: str) -> dict[str, Any]:
@@ -165,6 +170,31 @@ def _without_thought(template: str) -> dict[str, Any]:
 
 def _joined(parts: list[str]) -> str:
     return "\n\n".join(filter(None, parts))
+
+
+def _raw_ids(tokenizer: Any, text: str, prefill: str = "") -> Any:
+    """Return the token ids of words without a template; a special token in the text is words."""
+    if spells_special(tokenizer, text):
+        return marked_ids(tokenizer, marked(tokenizer, text) + prefill)
+    return tokenizer(text + prefill)["input_ids"]
+
+
+def _turn_ids(
+    tokenizer: Any, turns: list[dict[str, str]], moment: str, prefill: str = "", **variables: Any
+) -> Any:
+    """Return the token ids of a conversation and what follows it; a special token in a turn is
+    words."""
+    typed = spells_special(tokenizer, *(turn["content"] for turn in turns))
+    if is_mistral(tokenizer) or not (typed or prefill):
+        # By mistral_common the text of a conversation does not give its ids again.
+        ids = _templated(tokenizer, turns, moment, **variables)
+        return ids + tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else ids
+    if typed:
+        turns = [turn | {"content": marked(tokenizer, turn["content"])} for turn in turns]
+    text = _templated(tokenizer, turns, moment, tokenize=False, **variables) + prefill
+    if typed:
+        return marked_ids(tokenizer, text, add_special_tokens=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _ids(tokenizer: Any, found: Any) -> tuple[int, ...]:
@@ -184,15 +214,18 @@ def _templated(tokenizer: Any, turns: list[dict[str, str]], moment: str, **varia
     from jinja2 import TemplateError
 
     clock = datetime.fromisoformat(moment).astimezone(UTC)
-    how = {"tokenize": True, "return_dict": False, **variables}
+    # The clock stands before transformers' own of this name.
+    how = {"tokenize": True, "return_dict": False, "strftime_now": clock.strftime, **variables}
+    as_text = is_mistral(tokenizer) and not how["tokenize"]
+    if is_mistral(tokenizer):  # it has no clock
+        how |= {"tokenize": True}
+        del how["strftime_now"]
+    faults: tuple[type[Exception], ...] = (TemplateError, TypeError, ValueError)
+    faults += (ArithmeticError, LookupError, *refusals(tokenizer))
     try:
-        return tokenizer.apply_chat_template(
-            turns,
-            add_generation_prompt=True,
-            strftime_now=clock.strftime,  # stands before transformers' own of this name
-            **how,
-        )
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        found = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **how)
+        return tokenizer.decode(found) if as_text else found
+    except faults as error:
         # What a template's own code raises, for one that is broken or that refuses such turns.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AccessError(
