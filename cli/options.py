@@ -303,11 +303,11 @@ def arguments(options: Mapping[str, Any], *, all_traits: bool = False) -> dict[s
     given = {name: options[name] for name in typed - chosen}
     name = check_name(options["experiment"], "experiment")  # never a path out of the folder
     given["experiment"] = options["experiments_dir"] / name
-    given["traits"] = _traits(options["trait"], options["traits"], all_traits=all_traits)
+    given["traits"] = named_traits(options["trait"], options["traits"], all_traits=all_traits)
     return given
 
 
-def _traits(trait: str | None, traits: str | None, *, all_traits: bool) -> list[str] | None:
+def named_traits(trait: str | None, traits: str | None, *, all_traits: bool) -> list[str] | None:
     """Return the names of the traits that are meant, None for all."""
     if trait is None and traits is None and all_traits:
         return None

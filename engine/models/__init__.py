@@ -18,17 +18,19 @@ from .config import (
     require_causal,
 )
 from .demo import EMBEDDED, embedded_folder
-from .gpus import Gpu, read_gpus, show_only
+from .feasibility import capture_bytes
+from .gpus import Gpu, emptiest_first, read_gpus, show_only
 from .hub import ModelRef, find_model, infer_model
-from .machine import GIB, choose_device, free_host_memory, token_budget
-from .overhead import GPU_BATCHED_TOKENS, engine_length
-from .placement import Placement, choose_placement
+from .machine import CPU_TOKENS, GIB, choose_device, free_host_memory, token_budget
+from .overhead import GPU_BATCHED_TOKENS, engine_length, engine_overhead
+from .placement import Placement, choose_placement, generation_itemsize
 from .shape import Shape
 from .split import check_split, cores, kv_share
 from .support import check_support
 from .weights import check_weights, refuse_faulty
 
 __all__ = [
+    "CPU_TOKENS",
     "EMBEDDED",
     "GIB",
     "GPU_BATCHED_TOKENS",
@@ -37,6 +39,7 @@ __all__ = [
     "Placement",
     "Prompts",
     "Shape",
+    "capture_bytes",
     "chat_token_ids",
     "check_capture",
     "check_layers",
@@ -49,12 +52,15 @@ __all__ = [
     "cores",
     "dtype_on",
     "embedded_folder",
+    "emptiest_first",
     "engine_length",
+    "engine_overhead",
     "fast_bfloat16",
     "find_model",
     "flash_with_soft_cap",
     "free_host_memory",
     "generation_dtype",
+    "generation_itemsize",
     "has_soft_cap",
     "infer_model",
     "itemsize",

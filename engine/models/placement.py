@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ..settings import RunSettings
-from .config import OVERFLOWS_FLOAT16, computes_bfloat16, dtype_on, itemsize, read_config
+from .config import OVERFLOWS_FLOAT16, choose_dtype, dtype_on, itemsize, read_config
 from .feasibility import CONTEXT_OVERHEAD, capture_bytes, refuse_capture, refuse_generation
 from .gpus import Gpu, emptiest_first, read_gpus
 from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, free_host_memory
@@ -183,12 +183,14 @@ def choose_placement(
     sequences: int,
     tokens_per_sequence: int,
     capture: bool = True,
+    cards: Sequence[Gpu] | None = None,
 ) -> Placement:
     """Return which devices a run uses, and how much of them.
 
     `config` is config.json; `gpu` says whether there is one, `engine` and `capture` what is loaded
-    of the model. Raise UsageError for a model, dtype or device that cannot work, ResourceError
-    where the devices cannot hold what is loaded on them.
+    of the model. `cards` are those of another machine; None: this one's. Raise UsageError for a
+    model, dtype or device that cannot work, ResourceError where the devices cannot hold what is
+    loaded on them.
     """
     device = settings.execution.capture_device
     if not gpu:
@@ -196,13 +198,19 @@ def choose_placement(
             return Placement("alone", "", device)
         # Sharing the cores gains nothing.
         return Placement("in turn", "generation on all cores first, capture after it", device)
-    read, kind = read_config(config), choose_device(device).partition(":")[0]
-    shape, gpus = Shape.from_config(read), read_gpus()
+    read = read_config(config)
+    shape = Shape.from_config(read)
+    gpus, kind, free_host = _machine(device, cards)
     if ":" not in device:  # a card that is named by its number keeps it
         gpus = emptiest_first(gpus)
     tensor_parallel = settings.execution.tensor_parallel_size
-    value = _generation_itemsize(read, settings.sampling.dtype)
-    capture_value = itemsize(dtype_on(read, settings.capture.dtype, kind))
+    value = generation_itemsize(read, settings.sampling.dtype, gpus)
+    capture_dtype = settings.capture.dtype
+    if kind == "cuda":
+        capture_dtype = choose_dtype(read, capture_dtype, bfloat16=_all_bfloat16(gpus))
+    else:
+        capture_dtype = dtype_on(read, capture_dtype, kind)
+    capture_value = itemsize(capture_dtype)
     # What a quantised model's weights take is not in its shape.
     counted = "quantization_config" not in config
     if engine and counted:
@@ -231,9 +239,18 @@ def choose_placement(
         device = _alone_on(shape, gpus, device, capture_value)
         found = Placement("alone", "", device, gpus=tuple(gpus))
     if counted:
-        free_host = free_host_memory()
         refuse_capture(shape, gpus, found.capture_device, capture_value, free_host)
     return replace(found, limits=limits)
+
+
+def _machine(device: str, cards: Sequence[Gpu] | None) -> tuple[list[Gpu], str, int]:
+    """Return the cards, the kind of device that captures (cpu or cuda) and the free host memory.
+
+    The host of other cards is taken to have as much memory as they.
+    """
+    if cards is None:
+        return read_gpus(), choose_device(device).partition(":")[0], free_host_memory()
+    return list(cards), "cpu" if device == "cpu" else "cuda", sum(gpu.total for gpu in cards)
 
 
 def _alone_on(shape: Shape, gpus: Sequence[Gpu], device: str, itemsize: int) -> str:
@@ -244,12 +261,17 @@ def _alone_on(shape: Shape, gpus: Sequence[Gpu], device: str, itemsize: int) -> 
     return "cuda" if single is None or len(gpus) == 1 else f"cuda:{single}"
 
 
-def _generation_itemsize(config: Any, dtype: str) -> int:
-    """Return the bytes of a value in vLLM on a GPU: under `auto`, half precision where it is safe.
+def generation_itemsize(config: Any, dtype: str, gpus: Sequence[Gpu]) -> int:
+    """Return the bytes of a value in vLLM on some cards; `auto` is half precision where it is safe.
 
     Without bfloat16 only float16 is left, which overflows in some families; they run in float32.
     """
     overflows = str(config.model_type).startswith((*OVERFLOWS_FLOAT16, "glm4"))
-    if dtype == "auto" and overflows and not computes_bfloat16("cuda"):
+    if dtype == "auto" and overflows and not _all_bfloat16(gpus):
         return 4
     return itemsize(dtype)
+
+
+def _all_bfloat16(gpus: Sequence[Gpu]) -> bool:
+    """Return whether all cards have bfloat16 arithmetic, as Ampere and newer do."""
+    return all(gpu.capability >= (8, 0) for gpu in gpus)

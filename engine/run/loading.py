@@ -36,6 +36,7 @@ from ..records import Activation, Response
 from ..settings import Execution, RunSettings
 from ..traits import fill
 from .backends import Backends
+from .foresight import foresee
 from .log import last_error
 from .trait_run import TraitRun
 from .watchdog import tie_children
@@ -119,6 +120,11 @@ class _Loader:
         if needs_engine or work.captures:
             await asyncio.to_thread(self._check_model)
             placement = await asyncio.to_thread(self._place, needs_engine)
+            if work.generates:
+                said = await asyncio.to_thread(
+                    foresee, work.ref, work.settings, work.runs, placement
+                )
+                work.notice(said)
         backends = Backends()
         local: tuple[ModelRef, Any] | None = None
         if work.judges and judge.is_local:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +187,9 @@ def test_auto_dtypes_are_resolved_before_they_are_counted(
         return Placement("in turn", "", "cuda")
 
     monkeypatch.setattr(placement, "place_on_gpus", record)
-    monkeypatch.setattr(placement, "read_gpus", lambda: cards(80))
-    monkeypatch.setattr(placement, "computes_bfloat16", lambda _: bfloat16)
+    capability = (8, 0) if bfloat16 else (7, 5)
+    seen_cards = [replace(card, capability=capability) for card in cards(80)]
+    monkeypatch.setattr(placement, "read_gpus", lambda: seen_cards)
     for name in ("computes_bfloat16", "fast_bfloat16"):
         monkeypatch.setattr(config, name, lambda _: bfloat16)
     run = fakes.settings(capture=CaptureSettings(dtype=requested))
@@ -295,7 +297,6 @@ async def run(
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(loading, "on_gpu", lambda: bool(totals))
     monkeypatch.setattr(placement, "read_gpus", lambda: cards(*totals))
-    monkeypatch.setattr(placement, "computes_bfloat16", lambda _: True)
     monkeypatch.setattr(placement, "dtype_on", lambda *_: "bfloat16")
     monkeypatch.setattr(loading, "free_host_memory", lambda: 256 * GIB)
     settings = fakes.settings(n_examples=6, **changes)

@@ -1,0 +1,146 @@
+"""How a model lies on some cards: replicas, the split of each, and the memory of its cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import ResourceError
+from ..models import (
+    CPU_TOKENS,
+    Gpu,
+    Placement,
+    Shape,
+    capture_bytes,
+    choose_placement,
+    engine_overhead,
+    generation_itemsize,
+    read_config,
+)
+from ..settings import RunSettings
+from .job import Job
+
+_VLLMS_SHARE = 0.92
+SPLITS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Replicas of a model, each on cards of its own."""
+
+    replicas: int
+    tensor_parallel: int
+    placement: Placement
+    """Of the first replica; the others are like it."""
+    gpus: tuple[Gpu, ...]
+    """Of the first replica, in the order of its placement."""
+    shape: Shape
+    itemsize: int
+    """Of a value in generation."""
+    sequences: int
+    """That run at once in each replica: what the limits and the cache allow."""
+    weights: int
+    """Bytes of a card, and so for the rest."""
+    overhead: int
+    cache: int
+    capture: int
+    """Of the card that captures: weights, context and the least batch; 0 where none does."""
+
+    @property
+    def taken(self) -> int:
+        """Return the most that a card of a replica holds at once."""
+        engine = self.weights + self.overhead + self.cache
+        if self.placement.mode == "co-resident":
+            return engine + self.capture
+        return max(engine, self.capture)
+
+
+def layouts(
+    config: Mapping[str, Any],
+    settings: RunSettings,
+    gpus: Sequence[Gpu],
+    job: Job,
+    sequences: int,
+    splits: Sequence[int] = SPLITS,
+) -> Iterator[Layout | ResourceError]:
+    """Yield each way to use all of some cards, or why it cannot be.
+
+    A replica has as many cards as it is split over; where that leaves one replica, it sees them
+    all. `sequences` are wanted at once. Raise UsageError for a model or dtype that cannot work.
+    """
+    heads = Shape.from_config(read_config(config)).heads
+    for split in splits:
+        if split > len(gpus) or heads % split:
+            continue
+        replicas = len(gpus) // split
+        seen = gpus[:split] if replicas > 1 else gpus
+        execution = replace(settings.execution, tensor_parallel_size=split)
+        try:
+            placement = choose_placement(
+                config,
+                replace(settings, execution=execution),
+                gpu=True,
+                engine=True,
+                capture=job.captures,
+                sequences=sequences,
+                tokens_per_sequence=job.tokens_per_sequence,
+                cards=seen,
+            )
+        except ResourceError as error:
+            yield error
+            continue
+        found = layout(config, placement, settings, job, split, replicas)
+        if found.sequences:
+            yield found
+        else:
+            yield ResourceError(
+                f"a split over {split} leaves no room for the cache of one sequence beside "
+                f"{found.weights / 2**30:.1f} GiB of weights a GPU; take more or larger GPUs"
+            )
+
+
+def layout(
+    config: Mapping[str, Any],
+    placement: Placement,
+    settings: RunSettings,
+    job: Job,
+    tensor_parallel: int,
+    replicas: int = 1,
+) -> Layout:
+    """Return what a placement of generation means in bytes of a card and sequences."""
+    read = read_config(config)
+    shape = Shape.from_config(read)
+    engines = placement.gpus[:tensor_parallel]
+    limits = placement.limits
+    assert limits is not None  # noqa: S101 - a placement of an engine on GPUs has them
+    itemsize = generation_itemsize(read, settings.sampling.dtype, placement.gpus)
+    weights = shape.weight_bytes(itemsize) // tensor_parallel
+    overhead = engine_overhead(
+        shape, limits.sequences, tensor_parallel, itemsize, limits.batched_tokens
+    )
+    cache = placement.kv_cache_bytes
+    if cache is None:
+        share = placement.gpu_share or _VLLMS_SHARE
+        cache = min(int(gpu.total * share) for gpu in engines) - weights - overhead
+    cache = max(0, cache)
+    each = job.tokens_per_sequence * shape.kv_bytes_per_token(itemsize) / tensor_parallel
+    running = min(limits.sequences, int(cache / each))
+    capture = 0
+    if job.captures and placement.capture_device != "cpu":
+        over = 1 if ":" in placement.capture_device else len(placement.gpus)
+        whole = capture_bytes(shape, itemsize, CPU_TOKENS)
+        capture = whole - shape.weight_bytes(itemsize) * (over - 1) // over
+    return Layout(
+        replicas=replicas,
+        tensor_parallel=tensor_parallel,
+        placement=placement,
+        gpus=placement.gpus,
+        shape=shape,
+        itemsize=itemsize,
+        sequences=running,
+        weights=weights,
+        overhead=overhead,
+        cache=cache,
+        capture=capture,
+    )

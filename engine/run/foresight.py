@@ -1,0 +1,32 @@
+"""What a run says before anything loads: what is left to do, where, how long, for how much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..models import ModelRef, Placement
+from ..planning import job_of, judge_dollars, plan_run, work_words
+from ..settings import RunSettings
+from .trait_run import TraitRun
+
+
+def foresee(
+    ref: ModelRef, settings: RunSettings, runs: Sequence[TraitRun], placement: Placement
+) -> str:
+    """Return the plan of what is left to generate, as one paragraph.
+
+    Prompts are counted in the model's own tokens. A CPU's speed is not foreseen.
+    """
+    job = replace(
+        job_of([run.trait for run in runs], settings),
+        samples=sum(len(run.ungenerated()) for run in runs),
+    )
+    lengths = [length for run in runs for length in run.prompt_lengths()]
+    if lengths:  # none where verdicts may still ask for another round
+        job = replace(job, prompt_tokens=sum(lengths) / len(lengths), longest_prompt=max(lengths))
+    if placement.limits is not None:
+        return str(plan_run(ref.name, ref.config, settings, placement, job))
+    said = f"plan: {work_words(ref.name, job)}; on this CPU, whose speed the first rows will show"
+    dollars = judge_dollars(settings, job)
+    return f"{said}; judge about ${dollars:,.2f}" if dollars else said

@@ -1,0 +1,253 @@
+"""Plans: sizes against published ones, times against arithmetic by hand, advice that does help."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plans
+from tests.conftest import Traitmill
+from tests.gpu.test_placement import card, smi
+from tests.support import fakes
+from traitmill.engine.errors import ResourceError, UsageError
+from traitmill.engine.models import Gpu, ModelRef, Shape, choose_placement
+from traitmill.engine.models.machine import GIB
+from traitmill.engine.planning import card_of, job_of, make_plan, parse_gpus, typical_job
+from traitmill.engine.planning.job import Job
+from traitmill.engine.planning.roofline import Device, read_weights, step_seconds
+from traitmill.engine.run.foresight import foresee
+from traitmill.engine.settings import apply
+from traitmill.engine.traits import load_traits
+
+PUBLISHED = {
+    "llama-3.2-1b": 1_235_814_400,
+    "gemma-2-2b": 2_614_341_888,
+    "llama-3.1-8b": 8_030_261_248,
+    "qwen3-8b": 8_190_735_360,
+    "gemma-2-9b": 9_241_705_984,
+    "qwen3-14b": 14_768_307_200,
+    "gemma-2-27b": 27_227_128_320,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-32b": 32_762_123_264,
+    "llama-3.1-70b": 70_553_706_496,
+}
+
+
+# --- the page ---
+
+
+def test_the_page_of_plans_is_what_the_code_says_now() -> None:
+    """Where this fails: python -m benchmarks.plans, and read what changed."""
+    assert plans.PAGE.read_text(encoding="utf-8") == plans.page()
+
+
+@pytest.mark.parametrize("model", plans.MODELS)
+def test_the_configs_have_the_published_sizes(model: str) -> None:
+    assert Shape.from_config(plans.config(model)).parameters == pytest.approx(
+        PUBLISHED[model], rel=2e-3
+    )
+
+
+@pytest.mark.parametrize("setup", plans.SETUPS)
+def test_a_plan_fits_its_cards_and_a_refusal_is_beyond_them(setup: str) -> None:
+    """Bytes of weights by published counts: two a value, four where Gemma meets a T4."""
+    gpus = parse_gpus(setup)
+    for model in plans.MODELS:
+        value = 4 if setup == "T4" and model.startswith("gemma") else 2
+        weights = value * PUBLISHED[model]
+        try:
+            found = plans.plan(model, setup).layout
+        except ResourceError:
+            assert weights > 0.7 * sum(gpu.free for gpu in gpus)
+            continue
+        assert found.weights * found.tensor_parallel == pytest.approx(weights, rel=2e-3)
+        assert found.taken <= gpus[0].free
+        assert found.replicas * found.tensor_parallel == len(gpus)
+        assert found.sequences >= 1
+
+
+# --- cards ---
+
+
+@pytest.mark.parametrize(
+    ("named", "kind"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80"),
+        ("NVIDIA A100-PCIE-40GB", "A100-40"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA A10", None),
+    ],
+)
+def test_cards_are_known_by_their_drivers_names(named: str, kind: str | None) -> None:
+    found = card_of(Gpu(0, GIB, GIB, named))
+    assert (found and found.name) == kind
+
+
+def test_cards_are_asked_for_by_number_and_name() -> None:
+    assert [(gpu.index, gpu.total >> 20) for gpu in parse_gpus("2xh100")] == [
+        (0, 81559),
+        (1, 81559),
+    ]
+    assert len(parse_gpus(" t4 ")) == 1
+    for text in ("", "8", "0xT4", "65xT4", "8xV100", "T4,L4"):
+        with pytest.raises(UsageError, match="as 8xH100; known: T4, L4,"):
+            parse_gpus(text)
+
+
+# --- arithmetic ---
+
+
+def test_a_step_reads_weights_and_cache_or_computes() -> None:
+    """Llama-3.1-8B: all weights but embeddings and norms, 128 KiB of cache a token."""
+    shape = Shape.from_config(plans.config("llama-3.1-8b"))
+    weights = 8_030_261_248 - 128_256 * 4096 - 65 * 4096
+    h100 = Device(flops=989e12, bandwidth=3.35e12)
+    one = (2 * weights + 1000 * 131_072) / 3.35e12
+    assert step_seconds(shape, h100, 1, 1000) == pytest.approx(one, rel=1e-6)
+    many = 2 * weights * 4096 / 989e12
+    assert step_seconds(shape, h100, 4096, 0) == pytest.approx(many, rel=1e-6)
+
+
+def test_a_mixtures_step_reads_the_experts_that_are_asked() -> None:
+    shape = Shape.from_config(plans.config("qwen3-30b-a3b"))
+    expert = 48 * 3 * 2048 * 768
+    one, two, all_ = (read_weights(shape, count) for count in (1, 2, 10_000))
+    assert two - one == 8 * expert
+    assert all_ - one == 120 * expert
+
+
+def small_job(**changes: float) -> Job:
+    base = Job(
+        traits=1,
+        samples=1000,
+        prompt_tokens=50.0,
+        longest_prompt=60,
+        new_tokens=100,
+        judge_tokens=300.0,
+        captures=True,
+    )
+    return replace(base, **changes)
+
+
+def test_the_judges_price_and_pace_are_the_lists_and_the_limits() -> None:
+    settings = apply({"judge_rpm": 100.0, "judge_model": "gpt-5-mini"})
+    gpus = parse_gpus("H100")
+    found = make_plan("m", plans.config("gemma-2-2b"), settings, gpus, small_job(), sequences=64)
+    assert found.estimate is not None
+    assert found.estimate.dollars == pytest.approx((1000 * 300 * 0.25 + 1000 * 16 * 2.0) / 1e6)
+    assert found.estimate.judging == 600.0
+    unlisted = apply({"judge_model": "somebodys-own"})
+    found = make_plan("m", plans.config("gemma-2-2b"), unlisted, gpus, small_job(), sequences=64)
+    assert "price of somebodys-own unknown" in str(found)
+    local = apply({"judge_model": "local"})
+    found = make_plan("m", plans.config("gemma-2-2b"), local, gpus, small_job(), sequences=64)
+    assert found.estimate is not None
+    assert (found.estimate.judging, found.estimate.dollars) == (0.0, 0.0)
+
+
+def test_the_advised_rate_does_let_the_cards_decide() -> None:
+    gpus, job = parse_gpus("H100"), small_job(samples=20_000)
+    slow = make_plan(
+        "m", plans.config("gemma-2-2b"), apply({"judge_rpm": 60.0}), gpus, job, sequences=512
+    )
+    assert slow.estimate is not None
+    assert slow.estimate.bottleneck == "judging"
+    rate = float(slow.advice().partition("`judge_rpm` ")[2].partition(" would")[0].replace(",", ""))
+    free = make_plan(
+        "m", plans.config("gemma-2-2b"), apply({"judge_rpm": rate}), gpus, job, sequences=512
+    )
+    assert free.estimate is not None
+    assert free.estimate.bottleneck != "judging"
+    assert free.estimate.total < slow.estimate.total
+
+
+def test_the_split_that_ends_first_is_taken_and_a_given_one_is_kept() -> None:
+    """A 2B is not split; a 70B has to be."""
+    settings, gpus = apply({"judge_model": "local"}), parse_gpus("8xA100-80")
+    job = small_job(samples=100_000)
+    two = make_plan("m", plans.config("gemma-2-2b"), settings, gpus, job, sequences=512)
+    assert (two.layout.tensor_parallel, two.layout.replicas) == (1, 8)
+    large = make_plan("m", plans.config("llama-3.1-70b"), settings, gpus, job, sequences=512)
+    assert large.layout.tensor_parallel > 1
+    given = make_plan(
+        "m", plans.config("gemma-2-2b"), settings, gpus, job, sequences=512, splits=(4,)
+    )
+    assert (given.layout.tensor_parallel, given.layout.replicas) == (4, 2)
+    assert two.estimate is not None
+    assert given.estimate is not None
+    assert two.estimate.total <= given.estimate.total
+
+
+def test_what_a_job_is_comes_from_the_definitions(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    (trait,) = load_traits({"trait": folder})
+    job = job_of([trait], apply({"n_examples": 7, "max_new_tokens": 9}))
+    prompts = [
+        len(text) + len(question)
+        for pair in trait.instructions
+        for text in pair
+        for question in trait.questions
+    ]
+    assert (job.traits, job.samples, job.new_tokens) == (1, 14, 9)
+    assert job.prompt_tokens == pytest.approx(sum(prompts) / len(prompts) / 4 + 16)
+    assert typical_job(3, apply({"n_examples": 10})).samples == 60
+
+
+# --- what is said ---
+
+
+def model_folder_of(tmp_path: Path, name: str) -> Path:
+    """A folder with a config and nothing else."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(plans.config(name)))
+    return folder
+
+
+def test_the_command_plans_from_the_config_alone(traitmill: Traitmill, tmp_path: Path) -> None:
+    model = model_folder_of(tmp_path, "gemma-2-27b")
+    code, said = traitmill("plan", "--gpus", "2xH100", "--gen_model", model, "--n_traits", 3)
+    assert code == 0
+    assert "3 traits, 600 samples of up to 150 new tokens" in said
+    assert "GiB weights" in said
+    assert "untested on GPU" in said
+    code, said = traitmill("plan", "--gpus", "T4", "--gen_model", model)
+    assert code == 10
+    assert "generation does not fit" in said
+
+
+def test_the_command_says_how_to_plan_without_cards(traitmill: Traitmill, tmp_path: Path) -> None:
+    model = model_folder_of(tmp_path, "gemma-2-2b")
+    code, said = traitmill("plan", "--gen_model", model)
+    assert code == 2
+    assert "name the cards to plan for, as --gpus 8xH100" in said
+
+
+def test_a_run_says_its_plan_in_one_line_with_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi(monkeypatch, card(0, 80), card(1, 80))
+    config = plans.config("gemma-2-2b") | {"dtype": "bfloat16"}
+    ref = ModelRef("fake", "fake", "r0", config)
+    settings = fakes.settings(n_examples=20, sampling=replace(fakes.settings().sampling))
+    runs = fakes.open_runs([fakes.make_trait(tmp_path, "one")], settings)
+    placement = choose_placement(
+        config, settings, gpu=True, engine=True, sequences=512, tokens_per_sequence=200
+    )
+    said = foresee(ref, settings, runs, placement)
+    assert said.startswith("plan: 1 trait, 40 samples of up to ")
+    assert "\n" not in said
+    assert "generation on GPU 0, capture on GPU 1 beside it" in said
+    on_cpu = choose_placement(
+        config, settings, gpu=False, engine=True, sequences=512, tokens_per_sequence=0
+    )
+    assert "on this CPU, whose speed the first rows will show" in foresee(
+        ref, settings, runs, on_cpu
+    )
