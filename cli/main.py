@@ -20,6 +20,7 @@ from .render import as_error, complain
 COMMANDS = {
     "new": "begin a trait definition: a scaffold, or a draft from one sentence",
     "check": "find what to mend in trait definitions before a run is paid",
+    "preview": "a few responses of both sides with scores, before a run is paid",
     "run": "generate, fit vectors and write the report, in one resumable command",
     "generate": "generate, judge and capture (stage 1)",
     "activations": "capture stored responses, or apply a new threshold (stage 2)",

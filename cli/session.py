@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from traitmill.engine.errors import ExitCode
 
 if TYPE_CHECKING:
     from traitmill.engine.run import RunResult
+
+T = TypeVar("T")
 
 
 def prepare_environment() -> None:
@@ -32,16 +34,28 @@ def run_to_end(
 ) -> RunResult:
     """Call one of the engine's commands with a display, and write its summary.
 
-    The first Ctrl-C or SIGTERM lets the run store what is in hand, the second leaves at once.
     `goes_on`: the caller does the next step itself.
     """
-    from .display import Display, open_console
+    from .display import open_console
     from .summary import print_summary
+
+    result = watched(call, arguments)
+    print_summary(open_console(sys.stdout), result, goes_on=goes_on)
+    leave_if(interrupted=result.interrupted)
+    return result
+
+
+def watched(call: Callable[..., Awaitable[T]], arguments: Mapping[str, Any]) -> T:
+    """Call one of the engine's commands with a display; return what it returns.
+
+    The first Ctrl-C or SIGTERM lets the run store what is in hand, the second leaves at once.
+    """
+    from .display import Display
 
     prepare_environment()
     display = Display()
 
-    async def run() -> RunResult:
+    async def run() -> T:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def press() -> None:
@@ -56,13 +70,14 @@ def run_to_end(
         return await call(**arguments, listener=display, stop=stop)
 
     try:
-        result = asyncio.run(run())
+        return asyncio.run(run())
     finally:
         display.ended()
         # asyncio puts back the system's own handler.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print_summary(open_console(sys.stdout), result, goes_on=goes_on)
-    if result.interrupted:
-        # A thread may still be loading a model, and would be waited for.
+
+
+def leave_if(*, interrupted: bool) -> None:
+    """End an interrupted command: a thread may still be loading a model, and is not waited for."""
+    if interrupted:
         os._exit(ExitCode.INTERRUPTED)
-    return result

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         generate,
         judge,
         new_trait,
+        preview,
     )
     from .storage import load_state
     from .vectors import (
@@ -61,6 +62,7 @@ _LAZY = {
     "generate": "run",
     "judge": "run",
     "new_trait": "run",
+    "preview": "run",
     "evaluate_vectors": "vectors",
     "export_vectors": "vectors",
     "fit_experiment": "vectors",
@@ -105,6 +107,7 @@ __all__ = [
     "load_vector",
     "load_vectors",
     "new_trait",
+    "preview",
     "write_report",
 ]
 

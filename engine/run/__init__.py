@@ -10,6 +10,7 @@ from .folder_settings import check_judge, scale_remarks
 from .loading import Work, open_backends
 from .log import redirected
 from .per_token import TokenEstimate, capture_tokens
+from .previewing import Preview, PreviewRow, preview
 from .progress import Listener, Progress, RunResult, TraitResult
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Judge",
     "Listener",
     "OpenBackends",
+    "Preview",
+    "PreviewRow",
     "Progress",
     "RunResult",
     "Stage",
@@ -37,6 +40,7 @@ __all__ = [
     "judge",
     "new_trait",
     "open_backends",
+    "preview",
     "redirected",
     "scale_remarks",
 ]
