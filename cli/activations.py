@@ -30,6 +30,7 @@ YES = options.Option(
 )
 PARAMS = (
     *options.SELECTION,
+    options.RESET,
     *options.FILTERS,
     options.CAPTURE_ROWS,
     *options.CAPTURE,

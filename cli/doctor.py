@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,19 @@ def command(**given: Any) -> int:
 
 def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what is checked: a name, and a function that returns what was found or raises."""
+    from traitmill.engine.run import settings_of
     from traitmill.engine.settings import apply
 
     known = {option.name for option in (*options.JUDGE, *options.PROMPT)}
     wanted = {name: value for name, value in given.items() if name in known and value is not None}
-    address = os.environ.get("OPENAI_BASE_URL")
-    if address:
-        wanted.setdefault("judge_base_url", address)
-    settings = apply(wanted)
-    experiment, model = given["experiment"], given["gen_model"]
+    experiment = given["experiment"]
+    folder = None if experiment is None else given["experiments_dir"] / experiment
+    apply(wanted)  # refuses what no setting may be
+
+    @cache
+    def plan() -> tuple[Any, str]:
+        return settings_of(folder, given["gen_model"], wanted)
+
     yield "packages", _packages
     yield "device", _device
     yield "compiler", _compiler
@@ -75,13 +79,10 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "disk", lambda: _disk(given["experiments_dir"])
     if experiment is not None:
         yield "traits", lambda: _traits(given["experiments_dir"], experiment)
-    yield "model", lambda: _model(_model_name(model, experiment))
+    yield "model", lambda: _model(plan()[1])
     if experiment is not None:
-        yield (
-            "prompts",
-            lambda: _prompts(settings, model, given["experiments_dir"], experiment),
-        )
-    yield "judge", lambda: _judge(settings, _model_name(model, experiment))
+        yield "prompts", lambda: _prompts(*plan(), given["experiments_dir"], experiment)
+    yield "judge", lambda: _judge(*plan())
 
 
 def _packages() -> str:
@@ -146,12 +147,6 @@ def _traits(experiments_dir: Path, experiment: str) -> str:
     return "; ".join([", ".join(trait.name for trait in traits), *scale_remarks(traits)])
 
 
-def _model_name(named: str | None, experiment: str | None) -> str:
-    from traitmill.engine.models import infer_model
-
-    return named or infer_model(experiment or "")
-
-
 def _model(name: str) -> str:
     from traitmill.engine.models import check_support, check_weights, find_model, load_tokenizer
 
@@ -165,7 +160,7 @@ def _model(name: str) -> str:
     return f"{name}, revision {ref.revision}, context {context}, {prompts}"
 
 
-def _prompts(settings: Any, model: str | None, experiments_dir: Path, experiment: str) -> str:
+def _prompts(settings: Any, model: str, experiments_dir: Path, experiment: str) -> str:
     """Return one prompt of each side as the model would read it."""
     from traitmill.engine.models import find_model, lazy_tokenizer
     from traitmill.engine.records import POLARITIES
@@ -174,7 +169,7 @@ def _prompts(settings: Any, model: str | None, experiments_dir: Path, experiment
 
     folders = select_traits(experiments_dir, experiment, None)
     trait = load_traits({name: folder.path for name, folder in folders.items()})[0]
-    ref = find_model(_model_name(model, experiment))
+    ref = find_model(model)
     prompts = lazy_tokenizer(ref)(now(), settings.sampling)
     lines = [f"as the model reads the first of {trait.name}"]
     if prompts.remark:

@@ -41,6 +41,7 @@ PARAMS = (
         "Files",
         common=True,
     ),
+    options.RESET,
     options.FORCE_UNLOCK,
 )
 
@@ -55,6 +56,8 @@ def command(**given: Any) -> int:
     from traitmill.engine.storage import TraitFolder
 
     arguments = options.arguments(given)
+    if arguments.get("neg_threshold", 0) is None:  # reset
+        arguments["neg_threshold"] = "off"
     result = run.export(**arguments)
     for name, exported in result.exported.items():
         kept = f"{exported.kept['pos']} pos + {exported.kept['neg']} neg"

@@ -47,6 +47,9 @@ def generate_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     arguments = options.arguments(given)
     if "gen_model" in arguments:
         arguments["model"] = arguments.pop("gen_model")
-    if arguments.pop("extract_activations", None) is False:
+    captures = arguments.pop("extract_activations", None)
+    if captures is False:
         arguments["capture"] = "none"
+    elif captures:
+        arguments.setdefault("capture", "all")
     return arguments

@@ -20,7 +20,7 @@ ASK = options.Option(
 
 @click.command(
     cls=options.GroupedCommand,
-    params=[*options.SELECTION, ASK, *options.JUDGE, options.FORCE_UNLOCK],
+    params=[*options.SELECTION, ASK, options.RESET, *options.JUDGE, options.FORCE_UNLOCK],
 )
 def command(**given: Any) -> int:
     """Judge stored responses: a new judge or an edited eval_prompt adds a verdict set beside the

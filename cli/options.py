@@ -11,7 +11,15 @@ import click
 from click.core import ParameterSource
 
 from traitmill.engine.errors import UsageError
-from traitmill.engine.settings import DEFAULTS, DTYPES, POOLS, PROMPT_FORMATS, THINKING, value_of
+from traitmill.engine.settings import (
+    DEFAULTS,
+    DTYPES,
+    NAMES,
+    POOLS,
+    PROMPT_FORMATS,
+    THINKING,
+    value_of,
+)
 
 _LAYERS = re.compile(r"(-1|[0-9]{1,4})(?:-([0-9]{1,4}))?")
 """An index or a range. No model has 10,000 layers, and a longer number would only fill memory."""
@@ -179,10 +187,17 @@ SELECTION = (
     Option("traits", "Several traits, comma-separated, or all.", "What", common=True),
     EXPERIMENTS_DIR,
 )
+RESET = Option(
+    "reset",
+    "Settings to have their defaults again, not the folder's; comma-separated names of options.",
+    "What",
+    metavar="NAME,...",
+)
 COUNTS = (
     setting("n_examples", "Responses per polarity.", "What", common=True),
     setting("min_kept", "Add rounds of --n_examples until so many pass on each side.", "What"),
     setting("max_examples", "Most responses --min_kept may reach a side.  [10 rounds]", "What"),
+    RESET,
     Option(
         "new_run", "Move a run with other settings, or a finished one, aside.", "What", is_flag=True
     ),
@@ -234,7 +249,7 @@ JUDGE = (
     ),
     setting(
         "judge_base_url",
-        "OpenAI-compatible endpoint.  [the folder's, else $OPENAI_BASE_URL]",
+        "OpenAI-compatible endpoint.  [the folder's, else $OPENAI_BASE_URL, else OpenAI]",
         "Judge",
     ),
     setting("judge_mode", "How a score is read.", "Judge", choices=["auto", "expected", "integer"]),
@@ -301,10 +316,31 @@ def arguments(options: Mapping[str, Any], *, all_traits: bool = False) -> dict[s
     typed = {name for name in options if source(name) is ParameterSource.COMMANDLINE}
     chosen = {"experiment", "experiments_dir", "trait", "traits"}
     given = {name: options[name] for name in typed - chosen}
+    given = {**_defaults(given.pop("reset", None), options), **given}
     name = check_name(options["experiment"], "experiment")  # never a path out of the folder
     given["experiment"] = options["experiments_dir"] / name
     given["traits"] = named_traits(options["trait"], options["traits"], all_traits=all_traits)
     return given
+
+
+def _defaults(names: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of the settings that --reset names. Raise UsageError."""
+    from traitmill.engine.models import infer_model
+
+    reset: dict[str, Any] = {}
+    for name in (part.strip().removeprefix("--") for part in (names or "").split(",")):
+        if name == "extract_activations" and name in options:
+            reset["capture"] = value_of(DEFAULTS, "capture")
+        elif name == "gen_model" and name in options:
+            reset[name] = infer_model(options["experiment"])
+        elif name in NAMES and name in options:
+            reset[name] = value_of(DEFAULTS, name)
+        elif names is not None:
+            known = [each for each in options if each in NAMES]
+            raise UsageError(
+                f"`reset` {name[:40]!r} is no setting of this command; it has: {', '.join(known)}"
+            )
+    return reset
 
 
 def named_traits(trait: str | None, traits: str | None, *, all_traits: bool) -> list[str] | None:

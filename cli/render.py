@@ -23,6 +23,7 @@ _OPTIONS = {
     "methods",
     "n_traits",
     "new_run",
+    "reset",
     "trait",
     "traits",
     "use_judge",

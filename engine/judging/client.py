@@ -82,13 +82,14 @@ class Client:
     """Sends chat completions. The key is OPENAI_API_KEY; an endpoint of one's own may need none."""
 
     def __init__(self, model: str, base_url: str | None, deadline: float) -> None:
-        """`base_url` None: OPENAI_BASE_URL, else OpenAI's own. `deadline`: seconds a request may
-        take.
+        """`base_url` None: OPENAI_BASE_URL, else OpenAI's own; a given one stands, whatever the
+        environment says. `deadline`: seconds a request may take.
 
         Raises UsageError for a malformed URL, or headers in the environment that are none.
         """
         url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        self.base_url = None if url is None else read_base_url(url)
+        self.base_url = None if url in (None, OPENAI) else read_base_url(str(url))
+        """None is OpenAI's own."""
         self._model, self._deadline = model, deadline
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         self._headers = read_headers()
@@ -129,7 +130,7 @@ class Client:
         )
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "none",
-            base_url=self.base_url,
+            base_url=self.where,  # else the client would look into the environment
             max_retries=0,
             timeout=None,  # the deadline is ours: the client's is one between two reads
             http_client=openai.DefaultAioHttpClient(limits=connections, timeout=None),

@@ -64,11 +64,12 @@ def infer_model(experiment: str) -> str:
     return next(found, DEFAULT_MODEL)
 
 
-def find_model(name: str) -> ModelRef:
+def find_model(name: str, revision: str | None = None) -> ModelRef:
     """Find a model's config and revision.
 
     `name` is a local folder, the embedded model's name, or a hub name (cached or online; HF_TOKEN
-    is used). Raise AccessError, within seconds, with the remedy.
+    is used). `revision` is the commit of a hub model, None its newest; a local folder is as it
+    stands. Raise AccessError, within seconds, with the remedy.
     """
     if name == EMBEDDED:
         return _in_folder(embedded_folder(), name)
@@ -79,7 +80,7 @@ def find_model(name: str) -> ModelRef:
         return _in_folder(folder, folder.name)
     if not _HUB_NAME.fullmatch(name):
         raise _no_model(name)
-    return _find_on_hub(name)
+    return _find_on_hub(name, revision)
 
 
 def _in_folder(folder: Path, name: str) -> ModelRef:
@@ -87,14 +88,16 @@ def _in_folder(folder: Path, name: str) -> ModelRef:
     return ModelRef(name, str(folder), fingerprint(folder), config)
 
 
-def _find_on_hub(name: str) -> ModelRef:
+def _find_on_hub(name: str, revision: str | None) -> ModelRef:
     from huggingface_hub import errors, hf_hub_download
 
     offline = not _reach(name)
     if offline:
         _stay_offline()
     try:
-        path = Path(hf_hub_download(name, "config.json", local_files_only=offline))
+        path = Path(
+            hf_hub_download(name, "config.json", revision=revision, local_files_only=offline)
+        )
     except errors.LocalEntryNotFoundError:
         raise AccessError(
             f"model {name} is not in the local cache and the hub does not answer: go online once, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .authoring import check_traits, new_trait
 from .backends import STAGES, Backends, Capturer, Clock, Generator, Judge, Stage
-from .commands import OpenBackends, capture, generate, judge
+from .commands import OpenBackends, capture, generate, judge, settings_of
 from .exporting import ExportResult, export
 from .folder_settings import check_judge, scale_remarks
 from .loading import Work, open_backends
@@ -43,4 +43,5 @@ __all__ = [
     "preview",
     "redirected",
     "scale_remarks",
+    "settings_of",
 ]

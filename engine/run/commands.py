@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import storage
 from ..errors import DefinitionError, UsageError
 from ..models import ModelRef, check_split, check_support, find_model, lazy_tokenizer
-from ..settings import RunSettings
+from ..settings import RunSettings, apply
 from ..storage import TraitFolder, lock_traits
-from ..traits import coherence_of, definition_errors, load_traits
+from ..traits import DEFINITION_FILE, coherence_of, definition_errors, load_traits
+from . import remembered
 from .backends import Backends
-from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
+from .folder_settings import addressed, check_judge, recorded_trait, resolve, scale_remarks
 from .loading import Work, open_backends
 from .log import new_log
 from .pipeline import Pipeline
@@ -65,9 +67,9 @@ async def generate(
     settings, remarks = resolve(folders, given)
     check_machine(folders, _any(settings))
     check_judge(_any(settings))
-    name, said = model_of(folders, model, Path(experiment).name)
+    name, revision, said = model_of(folders, model, Path(experiment).name)
     listener.notice(f"model: {name}{said}")
-    ref = find_model(name)
+    ref = find_model(name, revision)
     for line in [*remarks, *scale_remarks(definitions.values(), given.get("threshold"))]:
         listener.notice(line)
     wanted = [
@@ -78,6 +80,7 @@ async def generate(
             generates=True,
             judges=True,
             new_run=new_run,
+            asked=remembered.values(settings[name], remembered.ALL),
         )
         for name in folders
     ]
@@ -106,7 +109,7 @@ async def judge(
     folders = select(experiment, traits)
     edited = {trait.name: trait for trait in load_traits(_paths(folders))}
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
-    settings, remarks = resolve(folders, {**given, "capture": "none"})
+    settings, remarks = resolve(folders, {**given, "capture": "none"}, remembered.JUDGE)
     check_machine(folders, _any(settings))
     check_judge(_any(settings))
     for line in [*remarks, *scale_remarks(edited.values())]:
@@ -133,6 +136,7 @@ async def judge(
             generates=False,
             judges=True,
             question=ask,
+            asked=remembered.values(settings[name], remembered.JUDGE) if ask == "trait" else {},
         )
         for name in folders
     ]
@@ -157,10 +161,13 @@ async def capture(
     listener = listener or Listener()
     folders = select(experiment, traits)
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
-    settings, _ = resolve(folders, given)
+    used = ("capture", *remembered.CAPTURE, *remembered.FILTERS)
+    settings, remarks = resolve(folders, _capturing(folders, given), used)
     for name, folder in folders.items():
         settings[name] = _with_own_pools(settings[name], folder)
     check_machine(folders, _any(settings))
+    for line in remarks:
+        listener.notice(line)
     ref = generating_model(records)
     wanted = [
         Wanted(
@@ -169,10 +176,36 @@ async def capture(
             settings=settings[name],
             generates=False,
             judges=False,
+            asked=remembered.values(settings[name], used),
         )
         for name in folders
     ]
     return await _run(wanted, ref, listener, stop, backends, force_unlock=force_unlock)
+
+
+def _capturing(folders: Mapping[str, TraitFolder], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Capture all responses of runs that were told to leave that to a command like this one."""
+    before = [remembered.wanted_before(folder).get("capture") for folder in folders.values()]
+    if "capture" not in given and "none" in before:
+        return {**given, "capture": "all"}
+    return given
+
+
+def settings_of(
+    experiment: Path | None, model: str | None, given: Mapping[str, Any]
+) -> tuple[RunSettings, str]:
+    """Return the settings and the name of the model that a run would go on with, loading nothing.
+
+    Without an experiment, or where it holds no trait yet, these are the given ones and the
+    defaults. Raise UsageError where its traits' runs differ.
+    """
+    if experiment is None or not any(experiment.glob(f"*/{DEFINITION_FILE}")):
+        name, _, _ = model_of({}, model, experiment.name if experiment else "")
+        return addressed(apply(given)), name
+    folders = select(experiment, None)
+    settings, _ = resolve(folders, given)
+    name, _, _ = model_of(folders, model, experiment.name)
+    return _any(settings), name
 
 
 def _any(settings: Mapping[str, RunSettings]) -> RunSettings:
@@ -223,7 +256,9 @@ async def _run(
             await asyncio.to_thread(open_run, w, ref, tokenizers, listener.notice) for w in wanted
         ]
         work = _work(runs, ref, listener, generates=generates, judges=wanted[0].judges)
+        remember = partial(_remember, wanted)
         if not (work.generates or work.judges or work.captures):
+            remember()
             listener.notice("everything is done already: no model is loaded")
             pipeline = Pipeline(runs, settings, Backends(), listener.notice)
             await pipeline.run(stop)
@@ -231,13 +266,25 @@ async def _run(
         progress = Progress(work.log, work.captures, runs)
         listener.began(progress)
         try:
-            return await _work_through(work, progress, stop, backends, started)
+            return await _work_through(work, progress, stop, backends, started, remember)
         finally:
             listener.ended()
 
 
+def _remember(wanted: Sequence[Wanted]) -> None:
+    """Note what the folders work with from now on: what was asked for could be had."""
+    for each in wanted:
+        if each.asked:
+            remembered.remember(each.folder, each.asked)
+
+
 async def _work_through(
-    work: Work, progress: Progress, stop: asyncio.Event, backends: OpenBackends, started: float
+    work: Work,
+    progress: Progress,
+    stop: asyncio.Event,
+    backends: OpenBackends,
+    started: float,
+    remember: Callable[[], None],
 ) -> RunResult:
     async with AsyncExitStack() as stack:
         loading = asyncio.ensure_future(stack.enter_async_context(backends(work)))
@@ -249,6 +296,7 @@ async def _work_through(
             loading.cancel()
             return _result(work.runs, None, work.log, started, interrupted=True)
         progress.backends = loading.result()
+        remember()
         pipeline = Pipeline(work.runs, work.settings, progress.backends, work.notice)
         progress.pipeline = pipeline
         await pipeline.run(stop)

@@ -11,7 +11,8 @@ from .. import storage
 from ..errors import ExitCode, TraitmillError, UsageError
 from ..outputs import Exported, export_trait, refuse_lost
 from ..settings import check_thresholds
-from ..storage import TraitFolder, lock_traits
+from ..storage import TraitFolder, TraitState, lock_traits
+from . import remembered
 from .selection import select
 
 
@@ -39,7 +40,7 @@ def export(
     traits: Sequence[str] | str | None = None,
     *,
     threshold: float | None = None,
-    neg_threshold: float | None = None,
+    neg_threshold: float | Literal["off"] | None = None,
     paired: bool | None = None,
     coherence: float | Literal["off"] | None = None,
     use_judge: str | None = None,
@@ -48,14 +49,16 @@ def export(
     """Write CSVs, tensors and metadata again from the records, without a model.
 
     The filters and `use_judge` (a judge's model or the key of a verdict set) change what they show:
-    pos is kept at or above `threshold`, neg below `neg_threshold` (None: as it was, or the same);
+    pos is kept at or above `threshold`, neg below `neg_threshold` (None: as it was; "off": the
+    same);
     `paired` keeps a response only where its twin of the other side passes too; `coherence` only
     where it is so coherent, by the last such judging, and adds a column ("off": as without it).
     One trait's trouble does not keep the others from being written; with `traits` None, those that
     have no run are left out. Raise UsageError or LockedError before anything is written.
     """
     folders = select(experiment, traits)
-    check_thresholds(100.0 if threshold is None else threshold, neg_threshold)
+    low = None if neg_threshold == "off" else neg_threshold
+    check_thresholds(100.0 if threshold is None else threshold, low)
     if coherence not in (None, "off"):
         check_thresholds(float(coherence), name="coherence")
     given = {
@@ -84,6 +87,8 @@ def export(
 def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str | None) -> Exported:
     state = storage.load_state(folder, use_judge)
     filters = _with_coherence(folder, filters)
+    if filters.get("neg_threshold") == "off":
+        filters["neg_threshold"] = None
     wanted = replace(state.choice, **filters)
     neg_threshold = check_thresholds(wanted.threshold, wanted.neg_threshold)
     refuse_lost(state)
@@ -93,7 +98,28 @@ def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str 
     if wanted.coherence_key is not None:
         storage.replay(storage.coherence_parts(folder, wanted.coherence_key, owned=True))
     state.choose(**{**filters, "neg_threshold": neg_threshold})
-    return export_trait(state.with_plan(state.plan))
+    exported = export_trait(state.with_plan(state.plan))
+    _remember(state, judge=use_judge is not None)
+    return exported
+
+
+def _remember(state: TraitState, *, judge: bool) -> None:
+    """Let later commands go on with the filters of now, and the judge where one was named."""
+    settings: dict[str, Any] = {
+        "threshold": state.choice.threshold,
+        "neg_threshold": state.choice.neg_threshold,
+        "paired": state.choice.paired,
+    }
+    facts = state.choice.judge
+    if judge and facts is not None:
+        settings |= {
+            "judge_model": facts.model,
+            "judge_mode": facts.mode,
+            "judge_extra": facts.extra,
+        }
+        if facts.endpoint:
+            settings["judge_base_url"] = facts.endpoint
+    remembered.remember(state.folder, settings)
 
 
 def _with_coherence(folder: TraitFolder, filters: Mapping[str, Any]) -> dict[str, Any]:

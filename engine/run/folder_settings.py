@@ -14,15 +14,19 @@ from ..models import ModelRef
 from ..settings import DEFAULTS, CaptureSettings, JudgeSettings, RunSettings, Sampling, apply
 from ..storage import RunRecord, TraitFolder
 from ..traits import FULL, Scale, Trait, other_scale
+from . import remembered
 
 
 def resolve(
-    folders: Mapping[str, TraitFolder], given: Mapping[str, Any]
+    folders: Mapping[str, TraitFolder],
+    given: Mapping[str, Any],
+    used: Iterable[str] = (*remembered.SAMPLES, *remembered.ALL),
 ) -> tuple[dict[str, RunSettings], list[str]]:
-    """Return each trait's settings, and a line for each thing that was taken from a folder.
+    """Return each trait's settings, and a line that says what was taken from the folders.
 
     What is not given is the folder's own; a folder without a run takes what the first folder with
-    one has. Raise UsageError where folders of one command differ in what they must share.
+    one has. `used`: the settings that matter to the command. Raise UsageError where folders of one
+    command differ in what they must share.
     """
     own = {name: _recorded(folder) for name, folder in folders.items()}
     known = {name: settings for name, settings in own.items() if settings is not None}
@@ -30,18 +34,18 @@ def resolve(
     settings = {
         name: apply(given, _without_extra(known.get(name, base), given)) for name in folders
     }
-    settings = {name: _addressed(each, given) for name, each in settings.items()}
+    settings = {name: addressed(each) for name, each in settings.items()}
     _refuse_differing(settings)
-    remarks = []
-    first = next(iter(settings.values()))
-    if known and "judge_model" not in given and first.judge.model != DEFAULTS.judge.model:
-        where = ""
-        if first.limits.base_url and not first.judge.is_local:
-            where = f" at {first.limits.base_url}"
-        remarks.append(
-            f"judge: {first.judge.model}{where} (from the run's record; `judge_model` overrides)"
-        )
-    return settings, remarks
+    if not known:
+        return settings, []
+    name = next(iter(known))
+    line = remembered.kept_line(settings[name], given, _that_matter(settings[name], used))
+    return settings, [line] if line else []
+
+
+def _that_matter(settings: RunSettings, used: Iterable[str]) -> list[str]:
+    """Leave the address of a judge out that has none."""
+    return [name for name in used if name != "judge_base_url" or not settings.judge.is_local]
 
 
 def _without_extra(own: RunSettings, given: Mapping[str, Any]) -> RunSettings:
@@ -73,8 +77,7 @@ def _recorded(folder: TraitFolder) -> RunSettings | None:
     if chosen.judge is not None:
         judge: Any = chosen.judge.model_dump(include={"model", "mode", "extra"})
         settings = replace(settings, judge=JudgeSettings(**judge))
-        endpoint = chosen.judge.endpoint
-        if endpoint and endpoint != OPENAI:
+        if endpoint := chosen.judge.endpoint:
             settings = replace(settings, limits=replace(settings.limits, base_url=endpoint))
     if chosen.capture is not None:
         asked = dict(chosen.capture.asked)
@@ -82,20 +85,21 @@ def _recorded(folder: TraitFolder) -> RunSettings | None:
             asked["layers"] = tuple(asked["layers"])
         pools = chosen.pools or DEFAULTS.capture.pools
         settings = replace(settings, capture=CaptureSettings(pools=pools, **asked))
-    return settings
+    return apply(remembered.wanted_before(folder), settings)
 
 
-def _addressed(settings: RunSettings, given: Mapping[str, Any]) -> RunSettings:
-    """Take the judge's address from the environment, where neither caller nor folder names one.
+def addressed(settings: RunSettings) -> RunSettings:
+    """Name the judge's address: the one given or the folder's, else the environment's, else
+    OpenAI's.
 
-    A judge that is named now is not looked for at the address of another one.
+    A judge that is named now is asked at the folder's address too: no text goes to an address that
+    nobody named.
     """
-    base_url = settings.limits.base_url
-    if "judge_base_url" not in given and "judge_model" in given:
-        base_url = None
-    if base_url is None:
-        base_url = os.environ.get("OPENAI_BASE_URL") or None
-    return replace(settings, limits=replace(settings.limits, base_url=base_url))
+    limits = settings.limits
+    if settings.judge.is_local or limits.base_url is not None:
+        return settings
+    base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI
+    return replace(settings, limits=replace(limits, base_url=base_url))
 
 
 def _refuse_differing(settings: Mapping[str, RunSettings]) -> None:
@@ -104,6 +108,7 @@ def _refuse_differing(settings: Mapping[str, RunSettings]) -> None:
         "sampling": "models or sampling settings",
         "judge": "judges",
         "capture": "capture settings",
+        "capture_rows": "choices of whose activations are captured",
     }
     for group, words in names.items():
         found = {name: getattr(each, group) for name, each in settings.items()}
@@ -113,6 +118,13 @@ def _refuse_differing(settings: Mapping[str, RunSettings]) -> None:
                 f"the traits were made with different {words} ({listed}): name one, or run them "
                 "one by one"
             )
+    addresses = {name: each.limits.base_url for name, each in settings.items()}
+    if len(set(addresses.values())) > 1 and not next(iter(settings.values())).judge.is_local:
+        listed = "; ".join(f"{name}: {address}" for name, address in addresses.items())
+        raise UsageError(
+            f"the traits were judged at different addresses ({listed}): name one with "
+            "`judge_base_url`, or run them one by one"
+        )
 
 
 def _short(value: Any) -> str:
@@ -173,8 +185,8 @@ def check_judge(settings: RunSettings) -> None:
     if judge.is_local:
         return
     headers = read_headers()
-    if base_url is not None:
-        read_base_url(base_url)
+    if base_url not in (None, OPENAI):
+        read_base_url(str(base_url))
     elif not os.environ.get("OPENAI_API_KEY") and not authorizes(headers):
         raise AccessError(
             f"judge {judge.model} needs a key: put OPENAI_API_KEY=sk-... into .env, or name your "

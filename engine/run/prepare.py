@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from .. import storage
 from ..errors import SettingsChangedError, UsageError
@@ -28,6 +28,7 @@ from ..storage import (
     open_state,
 )
 from ..traits import Plan, Trait, load_plan
+from . import remembered
 from .trait_run import TraitRun, asked, planned
 
 Notice = Callable[[str], None]
@@ -45,6 +46,8 @@ class Wanted:
     new_run: bool = False
     question: Question = "trait"
     """What the judge is asked; only of the first are files written."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What the folder is to remember of the command, by name."""
 
 
 def open_run(
@@ -73,6 +76,9 @@ def open_run(
         stored = None if record is new else load_plan(folder.plan)
         plan = planned(wanted.trait, wanted.settings, n_planned, prompts, stored)
         record.save(folder.run_record)
+        if wanted.asked and not folder.asked.exists() and storage.chosen(folder).judge is None:
+            # Nothing is known here yet: a run that ends while models load must not be forgotten.
+            remembered.remember(folder, wanted.asked)
         if plan is not stored:
             plan.save(folder.plan)
             if prompts.remark:

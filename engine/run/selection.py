@@ -59,17 +59,21 @@ def check_capture_settings(settings: RunSettings, ref: ModelRef) -> None:
 
 def model_of(
     folders: Mapping[str, TraitFolder], name: str | None, experiment: str
-) -> tuple[str, str]:
-    """Return the name of the model to generate with, and in words where it comes from.
+) -> tuple[str, str | None, str]:
+    """Return the model to generate with, its revision where that is fixed, and in words where it
+    comes from.
 
     It is the one named, the folders' own, or the one that the experiment's name implies.
     """
     if name is not None:
-        return name, ""
+        return name, None, ""
     found = [storage.RunRecord.load(folder.run_record) for folder in folders.values()]
-    own = [record.model_argument for record in found if record is not None]
-    said = " (from the run's record or the experiment's name; `gen_model` overrides)"
-    return next(iter(own), infer_model(experiment)), said
+    own = {r.model_argument: r.sampling.revision for r in found if r is not None}
+    if own:
+        first, revision = next(iter(own.items()))
+        return first, revision, " (the folder's own; `gen_model` names another)"
+    said = " (by the experiment's name; `gen_model` names another)"
+    return infer_model(experiment), None, said
 
 
 def generating_model(records: Mapping[str, storage.RunRecord]) -> ModelRef:
@@ -82,7 +86,7 @@ def generating_model(records: Mapping[str, storage.RunRecord]) -> ModelRef:
         names = ", ".join(sorted(f"{source} ({revision})" for source, revision in made_with))
         raise UsageError(f"the traits were made with different models, {names}; run them apart")
     [(source, revision)] = made_with
-    ref = find_model(source)
+    ref = find_model(source, revision)
     if ref.revision != revision:
         raise UsageError(
             f"model {source} has changed since the responses were generated ({revision} -> "

@@ -15,6 +15,7 @@ from .lock import lock_traits
 from .parts import PartSet, ids_of, ok_ids, split_off
 from .run_record import (
     SCHEMA_VERSION,
+    Asked,
     CaptureFacts,
     JudgeFacts,
     Question,
@@ -45,6 +46,7 @@ __all__ = [
     "PENDING",
     "SCHEMA_VERSION",
     "STATUSES",
+    "Asked",
     "CaptureFacts",
     "Choice",
     "Index",

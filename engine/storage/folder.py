@@ -107,6 +107,10 @@ class TraitFolder:
         return self.records / "run.json"
 
     @property
+    def asked(self) -> Path:
+        return self.records / "asked.json"
+
+    @property
     def selection(self) -> Path:
         return self.records / "selection.json"
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,6 +27,11 @@ class Stored(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
+    mend: ClassVar[str] = (
+        "restore the file, or move the folder 'parquet' beside the trait definition aside to start "
+        "again"
+    )
+    """What to do about a damaged one."""
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
@@ -40,8 +45,7 @@ class Stored(BaseModel):
             first = faults[0]
             where = ".".join(str(part) for part in first["loc"])
             raise UsageError(
-                f"{path} is damaged ({where or 'JSON'}: {first['msg']}); restore the file, or move "
-                f"the folder 'parquet' beside the trait definition aside to start again"
+                f"{path} is damaged ({where or 'JSON'}: {first['msg']}); {cls.mend}"
             ) from None
         if found.schema_version > SCHEMA_VERSION:
             raise UsageError(
@@ -165,6 +169,19 @@ class Selection(Stored):
     """Of what the files were written from; empty while an export is under way."""
     rows: dict[str, int] = {}
     """Stored rows of each kind then: fewer now means that rows were lost."""
+
+
+class Asked(Stored):
+    """What commands last had a folder work with, beside its samples: `parquet/asked.json`.
+
+    Records tell what was done. This tells what is wanted where no record does yet: after a run that
+    ended before its first verdict, or before an export.
+    """
+
+    mend = "restore the file, or remove it and name the judge and the filters again"
+
+    settings: dict[str, Any]
+    """By name, as `settings.NAMES` has them."""
 
 
 def now() -> str:

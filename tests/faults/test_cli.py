@@ -374,9 +374,7 @@ def test_f25_a_run_goes_on_with_its_own_judge_when_none_is_named(
 ) -> None:
     code, said = traitmill("generate", *on(copy), *JUDGED_BY_FAKE[2:], "--n_examples", 30)
     assert code == ExitCode.OK, said
-    assert (
-        "judge: fake-judge at http://127.0.0.1:9/v1 (from the run's record; --judge_model" in said
-    )
+    assert "kept from the folder: --judge_model fake-judge" in said
     assert "no model is loaded" in said
 
 
@@ -447,6 +445,7 @@ def test_f25_of_several_judges_one_must_be_named(traitmill: Traitmill, copy: lab
     other = folder.with_name("other")
     subprocess.run(["cp", "-r", folder, other], check=True)
     rewrite(facts_of_judge(other), model="judge-b")
+    (other / "parquet/asked.json").unlink()  # the records alone tell, as in an older folder
     both = ("--experiment", "exp", "--traits", "trait,other", "--experiments_dir", copy.root)
     code, said = traitmill("generate", *both, *JUDGED_BY_FAKE[2:], "--n_examples", 30)
     assert code == ExitCode.USAGE
@@ -459,7 +458,10 @@ def test_f25_a_run_goes_on_at_its_own_endpoint(traitmill: Traitmill, copy: lab.W
     rewrite(facts_of_judge(copy.folders[0]), endpoint="http://127.0.0.1:9/v1")
     code, said = traitmill("generate", *on(copy), "--n_examples", 30)
     assert code == ExitCode.OK, said
-    assert "judge: fake-judge at http://127.0.0.1:9/v1 (from the run's record" in said
+    assert (
+        "kept from the folder: --judge_model fake-judge, --judge_base_url http://127.0.0.1:9/v1"
+        in said
+    )
 
 
 @pytest.mark.parametrize(

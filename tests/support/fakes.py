@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +207,7 @@ def open_runs(
     generates: bool = True,
     judges: bool = True,
     new_run: bool = False,
+    asked: Mapping[str, object] | None = None,
 ) -> list[TraitRun]:
     """Open trait folders for a run, as the front door does."""
     traits = load_traits({folder.name: folder for folder in folders})
@@ -220,6 +221,7 @@ def open_runs(
                 generates=generates,
                 judges=judges,
                 new_run=new_run,
+                asked=asked or {},
             ),
             REF,
             tokenizers,
