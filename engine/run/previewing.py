@@ -16,7 +16,9 @@ from ..errors import DefinitionError, UsageError
 from ..records import POLARITIES, VERDICT_STATUSES, Polarity
 from ..storage import TraitFolder, TraitState, load_state
 from ..traits import DEFINITION_FILE, definition_errors, load_traits
+from . import remembered
 from .commands import OpenBackends, generate
+from .folder_settings import resolve
 from .loading import open_backends
 from .progress import Listener, RunResult
 from .selection import model_of, select
@@ -68,9 +70,19 @@ async def preview(
     faults = definition_errors(paths)
     if faults:
         raise DefinitionError(faults)
-    name, _ = model_of(folders, model, Path(experiment).name)
+    own, _ = resolve(folders, given)
+    name, _, _ = model_of(folders, model, Path(experiment).name)
     few = replace(found, instructions=found.instructions[:1], questions=found.questions[:questions])
-    settings = {**given, "n_examples": len(few.questions), "capture": "none"}
+    # As a run of this folder would go on: its own judge at its own address above all.
+    kept = remembered.values(own[trait], (*remembered.SAMPLES, *remembered.ALL))
+    settings = {
+        **kept,
+        "n_examples": len(few.questions),
+        "min_kept": 0,
+        "max_examples": 0,
+        "capture": "none",
+    }
+    settings |= {name: value for name, value in given.items() if name not in settings}
     with TemporaryDirectory(prefix="traitmill-preview-") as scratch:
         folder = Path(scratch) / Path(experiment).name / trait
         folder.mkdir(parents=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,23 @@ def test_t06_a_hubs_model_keeps_its_commit(work: lab.Work, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="far enough"):
         asyncio.run(run.generate(work.root / "exp", "trait"))
     assert asked == [("someone/model", "abc123")]
+
+
+def test_t02_a_preview_asks_the_folders_judge_at_its_address(
+    work: lab.Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:8/v1")
+    seen: list[RunSettings] = []
+
+    @asynccontextmanager
+    async def backends(wanted: run.Work) -> AsyncIterator[run.Backends]:
+        seen.append(wanted.settings)
+        yield run.Backends(
+            generator=fakes.FakeGenerator(), judge=fakes.FakeJudge(wanted.settings.judge)
+        )
+
+    monkeypatch.setattr("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenizers)
+    asyncio.run(run.preview(work.root / "exp", "trait", backends=backends))
+    [settings] = seen
+    assert settings.judge.model == "fake-judge"
+    assert settings.limits.base_url == "http://127.0.0.1:9/v1"
