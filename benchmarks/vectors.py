@@ -49,6 +49,7 @@ def activations(rows: int, layers: int, dim: int, seed: int = 0) -> Activations:
     k = np.arange(rows // 2)
     metadata = {
         "model": "synthetic",
+        "revision": None,
         "extraction_date": "",
         "sample_ids": [str(row) for row in range(rows)],
         "files_sha256": {"activations/all_layers.pt": ""},
@@ -229,6 +230,7 @@ def simulated(
         values += shifts[labels.astype(int) if "side" in shift else 0, group]
     metadata = {
         "model": "synthetic",
+        "revision": None,
         "extraction_date": "",
         "sample_ids": [str(row) for row in range(2 * n)],
         "files_sha256": {"activations/all_layers.pt": ""},

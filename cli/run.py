@@ -10,6 +10,7 @@ import click
 from traitmill.engine.errors import ExitCode
 
 from .generate import PARAMS, generate_arguments
+from .layers import LayerDisplay
 from .options import GroupedCommand
 from .render import complain, say
 from .session import run_to_end
@@ -51,7 +52,8 @@ def _fit_and_report(experiment: Any, names: list[str], **how: Any) -> ExitCode:
 
     from .vectors import say_fitted
 
-    fitted = fit_experiment(experiment, names, on_fitted=say_fitted, notice=say, **how)
+    shown: dict[str, Any] = {"on_fitted": say_fitted, "on_layer": LayerDisplay(), "notice": say}
+    fitted = fit_experiment(experiment, names, **shown, **how)
     complain(*fitted.errors.values())
     if not fitted.fitted:
         return fitted.exit_code

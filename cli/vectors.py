@@ -9,6 +9,7 @@ import click
 from traitmill.engine.settings import POOLS
 
 from . import options
+from .layers import LayerDisplay
 from .options import Option
 from .render import command as step
 from .render import complain, say
@@ -57,7 +58,7 @@ def command(**given: Any) -> int:
     if "methods" in arguments:
         names = arguments["methods"].split(",")
         arguments["methods"] = [name.strip() for name in names if name.strip()]
-    result = fit_experiment(**arguments, on_fitted=say_fitted, notice=say)
+    result = fit_experiment(**arguments, on_fitted=say_fitted, on_layer=LayerDisplay(), notice=say)
     complain(*result.errors.values())
     stale = [name for name, fitted in result.fitted.items() if fitted.stale]
     if stale:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from ..errors import ExitCode, TraitmillError, UsageError
 from ..outputs import Activations, load_activations, note_stale
@@ -16,6 +18,9 @@ from .methods import DEFAULT_METHODS, check_methods
 from .stored import fingerprint, read_vectors
 from .transfer import update_transfer
 from .vector_files import Format, write_vectors
+
+Step = Literal["fitting", "evaluating"]
+"""What is done layer by layer; the second takes nearly all of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +70,14 @@ def fit_experiment(
     format: Format = "pt",  # noqa: A002 - the option's name
     force_unlock: bool = False,
     on_fitted: Callable[[str, FittedTrait], None] = lambda _name, _fitted: None,
+    on_layer: Callable[[str, Step, int, int], None] = lambda _name, _step, _done, _total: None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> FitResult:
     """Fit, evaluate and write the vectors of traits of an experiment, then the transfer table.
 
     One trait's trouble does not keep the others from being fitted. Raise UsageError for methods or
-    traits that are unknown, LockedError, before anything is written.
+    traits that are unknown, LockedError, before anything is written. `on_layer` is told the trait,
+    what is done there, how many layers of it, and of how many.
     """
     names = check_methods(methods)
     folder = Path(experiment)
@@ -84,7 +91,7 @@ def fit_experiment(
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
         for name, each in folders.items():
             try:
-                fitted[name] = fit_trait(each, names, layers, pool, format)
+                fitted[name] = fit_trait(each, names, layers, pool, format, partial(on_layer, name))
             except TraitmillError as error:
                 errors[name] = error
             else:
@@ -99,6 +106,7 @@ def fit_trait(
     layers: Sequence[int] | None = None,
     pool: str = DEFAULT_POOL,
     format: Format = "pt",  # noqa: A002 - as above
+    on_layer: Callable[[Step, int, int], None] = lambda _step, _done, _total: None,
 ) -> FittedTrait:
     """Fit, evaluate and write one trait; all is computed before anything is written.
 
@@ -112,8 +120,8 @@ def fit_trait(
         there = read_vectors(folder, activations, names, chosen, format)
         if there and before.fingerprint == fingerprint(activations, there, format):
             return _fitted(folder, activations, there, before, reused=True)
-    vectors = fit_vectors(activations, names, chosen)
-    evaluation = evaluate_vectors(activations, vectors)
+    vectors = fit_vectors(activations, names, chosen, partial(on_layer, "fitting"))
+    evaluation = evaluate_vectors(activations, vectors, on_layer=partial(on_layer, "evaluating"))
     write_vectors(folder, vectors, format, evaluation.held_out())
     stored = read_vectors(folder, activations, names, chosen, format)
     if stored:

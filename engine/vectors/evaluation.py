@@ -17,6 +17,7 @@ from ..storage import TraitFolder
 from .fit import Vectors
 from .held_out import HeldOut, held_out
 from .recommendation import MIN_CLAIM_GROUPS, Recommendation, Row, recommend
+from .rows import OnLayer, unheard
 from .splits import Split, make_split
 from .table_file import read_table, write_table
 
@@ -71,7 +72,9 @@ class Evaluation:
         return ", ".join(lost)
 
 
-def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 0) -> Evaluation:
+def evaluate_vectors(
+    activations: Activations, vectors: Vectors, *, seed: int = 0, on_layer: OnLayer = unheard
+) -> Evaluation:
     """Refit every method at every layer of `vectors` with groups held out, and measure on those.
 
     Held out are questions and, separately, instruction pairs, in up to 5 folds. Figures come with
@@ -86,7 +89,7 @@ def evaluate_vectors(activations: Activations, vectors: Vectors, *, seed: int = 
     where a claim has to hold as well before it is made for unseen instructions.
     """
     splits, notes, rows = _make_splits(activations, seed)
-    held = held_out(activations, vectors, splits, seed)
+    held = held_out(activations, vectors, splits, seed, on_layer)
     recommendation, figures = recommend(vectors, held)
     rows += [*_figures(vectors, held), *_cosines(vectors), *figures]
     if recommendation:

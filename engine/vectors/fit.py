@@ -12,7 +12,7 @@ from numpy import ndarray
 from ..errors import UsageError
 from ..outputs import Activations
 from .methods import DEFAULT_METHODS, METHODS, Method, check_methods
-from .rows import LayerRows, Rows, Sides, cells_of, map_layers
+from .rows import LayerRows, OnLayer, Rows, Sides, cells_of, map_layers, unheard
 from .tall_methods import fit_tall
 
 SCHEMA_VERSION = 2
@@ -50,6 +50,7 @@ def fit_vectors(
     activations: Activations,
     methods: Sequence[str] = DEFAULT_METHODS,
     layers: Sequence[int] | None = None,
+    on_layer: OnLayer = unheard,
 ) -> Vectors:
     """Fit each method at each layer (None: all that were captured).
 
@@ -65,7 +66,7 @@ def fit_vectors(
         found = _fit_layer(at, labels, cells, names)
         return [_described(METHODS[name], at, labels, each) for name, each in found.items()]
 
-    fitted = map_layers(fit, activations, chosen)
+    fitted = map_layers(fit, activations, chosen, on_layer)
     general = {
         "trait": activations.trait,
         "model": activations.metadata.model,

@@ -15,7 +15,16 @@ from ..statistics import fold_auroc, once
 from .fit import Vectors
 from .logistic import solver
 from .methods import METHODS
-from .rows import LayerRows, Sides, cells_of, contrast, map_layers
+from .rows import (
+    LayerRows,
+    OnLayer,
+    Sides,
+    cells_of,
+    contrast,
+    independent_components,
+    map_layers,
+    unheard,
+)
 from .splits import Split, why_not
 from .tall import FOLD_PRECISION, Scatters, TallRows, TallSides
 from .tall_methods import TALL_METHODS, Near, Search
@@ -52,7 +61,11 @@ class HeldOut:
 
 
 def held_out(
-    activations: Activations, vectors: Vectors, splits: Sequence[Split], seed: int
+    activations: Activations,
+    vectors: Vectors,
+    splits: Sequence[Split],
+    seed: int,
+    on_layer: OnLayer = unheard,
 ) -> list[HeldOut]:
     """Fit each vector again without each fold of each split, and without each two.
 
@@ -69,7 +82,7 @@ def held_out(
             found.append(_refit(at, cells, vectors.methods, split, wanted, fit))
         return found
 
-    by_layer = map_layers(refit, activations, vectors.layers)
+    by_layer = map_layers(refit, activations, vectors.layers, on_layer)
     held = []
     for split, parts in zip(splits, zip(*by_layer, strict=True), strict=True):
         scores, random, shuffled = zip(*parts, strict=True)
@@ -152,9 +165,15 @@ def _small(
 ) -> list[ndarray]:
     """Return the scores of all rows by each refit, `[n_methods, n]` each."""
     found: dict[int, ndarray] = {}
-    for without in dict.fromkeys(each.without for each in wanted):
+    sets = list(dict.fromkeys(each.without for each in wanted))
+    folds = [_Fold(at, cells, np.isin(split.folds, without)) for without in sets]
+    if "ica" in methods:
+        # All at once: at this size a step of one costs more in calls than in arithmetic.
+        sources = independent_components([fold.rows for fold in folds])
+        for fold, found_of in zip(folds, sources, strict=True):
+            fold.rows.sources = found_of
+    for without, fold in zip(sets, folds, strict=True):
         # Shuffled labels share a fold's matrix and what is found without labels.
-        fold = _Fold(at, cells, np.isin(split.folds, without))
         for index, each in enumerate(wanted):
             if each.without == without:
                 scores = [fold.scores(name, each.labels) for name in methods]
@@ -192,16 +211,18 @@ class _Fold:
 
     def __init__(self, at: LayerRows, cells: ndarray, test: ndarray) -> None:
         self._train = ~test
-        self._rows, self._cells = at.among(self._train), cells[self._train]
-        self._cross = at.gram[:, self._train]
+        self.rows, self._cells = at.among(self._train), cells[self._train]
+        self._at = at
 
     def scores(self, method: str, labels: ndarray) -> ndarray:
         """Return those of all rows, `[n]`, by a fit to `labels`, bool `[n]`.
 
         The fit's own sign stands: a vector that points the wrong way shows as one below 0.5.
         """
-        sides = Sides(self._rows, labels[self._train], self._cells)
-        projected = self._cross @ METHODS[method].fit(sides).weights
+        sides = Sides(self.rows, labels[self._train], self._cells)
+        weights = np.zeros(len(labels))
+        weights[self._train] = METHODS[method].fit(sides).weights
+        projected = self._at.gram @ weights
         return _standardised(projected, self._train, labels)
 
 

@@ -9,7 +9,9 @@ tall.py.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -63,27 +65,60 @@ class LayerRows:
         return Rows(self.gram[np.ix_(kept, kept)], self.centred.shape[1])
 
 
+OnLayer = Callable[[int, int], None]
+"""Told how many layers are done, and of how many."""
+
+
+def unheard(_done: int, _total: int) -> None:
+    """Tell nobody."""
+
+
 def map_layers(
-    function: Callable[[LayerRows], T], activations: Activations, layers: Sequence[int]
+    function: Callable[[LayerRows], T],
+    activations: Activations,
+    layers: Sequence[int],
+    on_layer: OnLayer = unheard,
 ) -> list[T]:
     """Return `function(rows)` for every layer, in order, one layer a core.
 
     Linear algebra is held to one thread each: many small problems side by side beat one at a time
-    on all cores.
+    on all cores. KeyboardInterrupt ends the layers under way, which can take minutes each.
     """
     # Loaded here, since the limit below only reaches libraries that are loaded already.
     import scipy.linalg  # noqa: F401 - see above
     from threadpoolctl import threadpool_limits
 
-    def one(layer: int) -> T:
-        centred = activations.rows_at(layer)
-        mean = centred.mean(axis=0)
-        centred -= mean
-        return function(LayerRows(layer, centred, mean))
+    under_way: set[int] = set()
 
+    def one(layer: int) -> T:
+        under_way.add(threading.get_ident())
+        try:
+            centred = activations.rows_at(layer)
+            mean = centred.mean(axis=0)
+            centred -= mean
+            return function(LayerRows(layer, centred, mean))
+        finally:
+            under_way.discard(threading.get_ident())
+
+    found: list[T] = []
+    on_layer(0, len(layers))
     workers = len(os.sched_getaffinity(0))
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(one, layers))
+        try:
+            for each in pool.map(one, layers):
+                found.append(each)
+                on_layer(len(found), len(layers))
+        except KeyboardInterrupt:
+            for thread in tuple(under_way):
+                _interrupt(thread)
+            raise
+    return found
+
+
+def _interrupt(thread: int) -> None:
+    """Raise KeyboardInterrupt in a thread as soon as it runs Python: the pool waits for it."""
+    error = ctypes.py_object(KeyboardInterrupt)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
 
 
 def cells_of(activations: Activations) -> ndarray:
@@ -105,7 +140,7 @@ class Rows:
     @cached_property
     def sources(self) -> tuple[ndarray, bool]:
         """Their independent components `[n, k]`, unit variance, and whether those settled."""
-        return independent_components(self.gram)
+        return independent_components([self])[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,14 +190,18 @@ class Direction:
     """What the fit found: shrinkage, steps, convergence."""
 
 
-def independent_components(gram: ndarray) -> tuple[ndarray, bool]:
-    """Return components `[n, k]` of unit variance, and whether the iteration settled.
+def independent_components(sets: Sequence[Rows]) -> list[tuple[ndarray, bool]]:
+    """Return each set's components `[n, k]` of unit variance, and whether the iteration settled.
 
-    Of at most 10 principal components, the leading eigenvectors of the Gram matrix `[n, n]`.
+    Of at most 10 principal components, the leading eigenvectors of the Gram matrix.
     """
-    values, principal = leading(gram, min(ICA_COMPONENTS, len(gram) - 1))
-    sources, settled = sources_of([principal], [values], np.array([len(gram)]))
-    return sources[0], bool(settled[0])
+    found = [leading(each.gram, min(ICA_COMPONENTS, each.n - 1)) for each in sets]
+    counts = np.array([each.n for each in sets])
+    most = counts.max()
+    principal = [np.pad(vectors, ((0, most - len(vectors)), (0, 0))) for _, vectors in found]
+    sources, settled = sources_of(principal, [values for values, _ in found], counts)
+    each = zip(sources, counts, settled, strict=True)
+    return [(source[:n], bool(ok)) for source, n, ok in each]
 
 
 def sources_of(

@@ -57,7 +57,7 @@ def test_t13_what_was_fitted_is_not_fitted_again(folder, monkeypatch, kind):
     first = fit_trait(folder, FAST, format=kind)
     before = contents(folder)
 
-    def fails(*_args: object) -> None:
+    def fails(*_args: object, **_how: object) -> None:
         raise RuntimeError("fitted again")
 
     monkeypatch.setattr(commands_module, "fit_vectors", fails)
@@ -112,7 +112,7 @@ def test_nothing_is_written_before_all_is_computed(folder, monkeypatch):
     fit_trait(folder, ["mean_diff"])
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
 
-    def fails(*_args: object) -> None:
+    def fails(*_args: object, **_how: object) -> None:
         raise RuntimeError("in the evaluation")
 
     monkeypatch.setattr(commands_module, "evaluate_vectors", fails)
