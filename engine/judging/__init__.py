@@ -8,7 +8,7 @@ from .completion import complete
 from .cost import Usage, find_price
 from .endpoint import EndpointJudge
 from .headers import authorizes, read_headers
-from .local import LocalJudge, calibration_positions, need_words
+from .local import LocalJudge, NextTokenEngine, calibration_positions, need_words
 from .scoring import judge_key, local_prompt
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "EndpointJudge",
     "JudgeProfile",
     "LocalJudge",
+    "NextTokenEngine",
     "Usage",
     "authorizes",
     "calibration_positions",

@@ -34,7 +34,11 @@ class Judge(Protocol):
 
 
 class Capturer(Protocol):
-    """Makes activations, in the order of the responses; calls are answered one after the other."""
+    """Makes activations, in the order of the responses."""
+
+    @property
+    def calls(self) -> int:
+        """How many calls to keep under way."""
 
     @property
     def beside_generation(self) -> bool:

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anyio import to_thread
-
-from ..capture import CaptureFacts, CaptureProcess
 from ..errors import AccessError, EngineDiedError, StoppedError, UsageError
-from ..generation import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
-from ..judging import EndpointJudge, JudgeProfile, LocalJudge, local_prompt, need_words
-from ..models import (
-    GIB,
-    ModelRef,
-    Placement,
-    Shape,
-    check_capture,
-    check_split,
-    check_support,
-    check_weights,
-    choose_placement,
-    find_model,
-    free_host_memory,
-    generation_dtype,
-    read_config,
-    show_only,
+from ..generation import VllmEngine
+from ..judging import (
+    EndpointJudge,
+    JudgeProfile,
+    LocalJudge,
+    NextTokenEngine,
+    local_prompt,
+    need_words,
 )
+from ..models import ModelRef, check_split, check_support, check_weights, find_model
 from ..outputs import measurement
-from ..records import Activation, Response
-from ..settings import Execution, RunSettings
+from ..settings import RunSettings
 from ..traits import fill
 from .backends import Backends
 from .foresight import foresee
 from .log import last_error
+from .models import LocalModels, ModelsWanted
+from .replicated import ReplicatedModels, is_replicated
 from .trait_run import TraitRun
 from .watchdog import tie_children
 
@@ -104,27 +94,30 @@ class _Loader:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._settings = work.settings
-        self._engines: list[VllmEngine] = []
-        self._capture: _Capture | None = None
+        self._home: LocalModels | None = None
+        self._replicated: ReplicatedModels | None = None
         self._judge: EndpointJudge | LocalJudge | None = None
-        self._gpu = False
 
     async def load(self) -> Backends:
         work, judge = self._work, self._settings.judge
         tie_children()
-        self._gpu = await asyncio.to_thread(on_gpu)
-        needs_engine = work.generates or (work.judges and judge.model == "local")
-        self._refuse_second_model(needs_engine)
-        # What cannot work is found out before a judge is paid or a weight downloaded.
-        placement = None
-        if needs_engine or work.captures:
-            await asyncio.to_thread(self._check_model)
-            placement = await asyncio.to_thread(self._place, needs_engine)
-            if work.generates:
-                said = await asyncio.to_thread(
-                    foresee, work.ref, work.settings, work.runs, placement
-                )
-                work.notice(said)
+        engine = work.generates or (work.judges and judge.model == "local")
+        generating = engine or (work.judges and judge.is_local)
+        wanted = ModelsWanted(
+            ref=work.ref,
+            settings=self._settings,
+            engine=engine,
+            captures=work.captures,
+            longest=await asyncio.to_thread(work.longest) if generating else 0,
+        )
+        models = await self._choose(wanted)
+        await models.prepare()
+        self._refuse_second_model(wanted, gpu=models.gpu)
+        if work.generates and models.placement is not None:
+            said = await asyncio.to_thread(
+                foresee, work.ref, work.settings, work.runs, models.placement
+            )
+            work.notice(said)
         backends = Backends()
         local: tuple[ModelRef, Any] | None = None
         if work.judges and judge.is_local:
@@ -134,113 +127,50 @@ class _Loader:
             await asyncio.to_thread(check_weights, local[0])
         if work.judges and local is None:  # after the weights: its first calls are paid for
             backends = await self._open_endpoint()
-        loads: list[Awaitable[object]] = []
-        if placement is not None and placement.gpus:
-            show_only(placement.gpus)
-        if placement is not None and work.captures:
-            if placement.line:
-                work.notice(placement.line)
-            self._capture = await self._make_capture(placement, needs_engine)
-            if self._capture.loads_now:
-                loads.append(self._capture.load())
-        if needs_engine:
-            loads.append(self._start_engine(work.ref, placement, self._settings.execution))
-        await asyncio.gather(*loads)
-        if needs_engine and work.generates:
-            backends = replace(backends, generator=self._engines[0])
+        await models.load()
+        if work.generates:
+            backends = replace(backends, generator=models.generator)
         if local is not None:
-            backends = await self._open_local(backends, *local)
-        return replace(backends, capturer=self._capture)
+            judging: NextTokenEngine | None = models.generator
+            if judge.model != "local":
+                judging = await self._start_judging_engine(wanted, local[0])
+            backends = self._open_local(backends, *local, judging)
+        return replace(backends, capturer=models.capturer)
 
-    def _check_model(self) -> None:
-        ref = self._work.ref
-        if self._work.captures:
-            check_capture(ref.config, self._settings.capture, "cuda" if self._gpu else "cpu")
-        check_weights(ref)
+    async def _choose(self, wanted: ModelsWanted) -> LocalModels | ReplicatedModels:
+        """Return the models in this process, or in several of Ray's."""
+        work = self._work
+        if (wanted.engine or wanted.captures) and await asyncio.to_thread(
+            is_replicated, self._settings.execution
+        ):
+            self._replicated = ReplicatedModels(wanted, work.notice)
+            return self._replicated
+        self._home = LocalModels(
+            wanted, notice=work.notice, last_error=lambda: last_error(work.log)
+        )
+        return self._home
 
-    def _refuse_second_model(self, needs_engine: bool) -> None:
+    async def _start_judging_engine(self, wanted: ModelsWanted, ref: ModelRef) -> VllmEngine:
+        """Start the engine of a judge that is another model than the run's, in this process."""
+        if self._home is None:
+            work = self._work
+            self._home = LocalModels(
+                replace(wanted, engine=False, captures=False),
+                notice=work.notice,
+                last_error=lambda: last_error(work.log),
+            )
+        execution = replace(self._settings.execution, batch_size=None)
+        return await self._home.start_engine(ref, None, execution)
+
+    def _refuse_second_model(self, wanted: ModelsWanted, *, gpu: bool) -> None:
         judge = self._settings.judge
         other = self._work.judges and judge.is_local and judge.model != "local"
-        if self._gpu and other and (needs_engine or self._work.captures):
+        if gpu and other and (wanted.engine or wanted.captures):
             raise UsageError(
                 f"`judge_model` {judge.model}: a GPU holds one generating model at a time, and "
                 "nothing beside this one; use local, or serve the judge elsewhere and name it with "
                 "`judge_base_url`"
             )
-
-    # --- engine and capture ---
-
-    def _place(self, needs_engine: bool) -> Placement:
-        longest = 0
-        if self._gpu and needs_engine:
-            longest = self._work.longest()
-        return choose_placement(
-            self._work.ref.config,
-            self._settings,
-            gpu=self._gpu,
-            engine=needs_engine,
-            capture=self._work.captures,
-            sequences=self._settings.execution.batch_size or GPU_SEQUENCES,
-            tokens_per_sequence=longest,
-        )
-
-    async def _start_engine(
-        self, ref: ModelRef, placement: Placement | None, execution: Execution
-    ) -> VllmEngine:
-        size = size_engine(
-            ref,
-            execution,
-            await asyncio.to_thread(self._work.longest),
-            on_gpu=self._gpu,
-            free_bytes=free_host_memory(),
-            placement=placement,
-            dtype=self._settings.sampling.dtype,
-        )
-        engine = VllmEngine(
-            ref,
-            self._settings.sampling,
-            execution,
-            size,
-            on_gpu=self._gpu,
-            last_error=lambda: last_error(self._work.log),
-        )
-        self._work.notice(f"loading {ref.name}: {size}")
-        # A model being loaded cannot be stopped, and an interrupt does not wait for it.
-        await to_thread.run_sync(engine.start, abandon_on_cancel=True)
-        self._engines.append(engine)
-        return engine
-
-    async def _make_capture(self, placement: Placement, needs_engine: bool) -> _Capture:
-        work = self._work
-        beside = placement.mode in ("alone", "apart", "co-resident")
-        loads_now = beside
-        if not beside and not self._gpu:
-            # While the engine's start leaves cores idle. Decided before the loads: transformers
-            # cannot be imported from two threads at once.
-            loads_now = await asyncio.to_thread(self._fits_beside_engine)
-        process = CaptureProcess(
-            work.ref.source,
-            work.ref.hub_revision,
-            self._settings.capture,
-            replace(self._settings.execution, capture_device=placement.capture_device),
-            generation_dtype=generation_dtype(
-                read_config(work.ref.config), self._settings.sampling.dtype, gpu=self._gpu
-            ),
-            token_budget=placement.capture_tokens,
-        )
-        return _Capture(
-            process,
-            placement=placement.mode,
-            beside_generation=beside or not needs_engine,
-            loads_now=loads_now,
-            make_room=self._close_engines,
-            notice=work.notice,
-        )
-
-    def _fits_beside_engine(self) -> bool:
-        """Return whether host memory holds the capture model too, whatever its dtype."""
-        weights = Shape.from_config(self._work.ref.config).weight_bytes(4)
-        return 3 * weights < free_host_memory() - GIB
 
     # --- judges ---
 
@@ -260,19 +190,18 @@ class _Loader:
         work.notice(f"judge {self._settings.judge.model}: {prompts} judge prompt{plural}")
         return backends
 
-    async def _open_local(self, backends: Backends, ref: ModelRef, tokenizer: Any) -> Backends:
+    def _open_local(
+        self, backends: Backends, ref: ModelRef, tokenizer: Any, engine: NextTokenEngine | None
+    ) -> Backends:
         work = self._work
-        if self._settings.judge.model != "local":
-            execution = replace(self._settings.execution, batch_size=None)
-            await self._start_engine(ref, None, execution)
-        if not self._engines:
+        if engine is None:
             raise EngineDiedError("the judging engine is not loaded")
         by_name = {run.name: run for run in work.runs}
 
         def freeze(trait: str, offset: float) -> None:
             by_name[trait].learn(offset=offset)
 
-        judge = LocalJudge(self._engines[-1], tokenizer, self._settings.judge, ref.name, freeze)
+        judge = LocalJudge(engine, tokenizer, self._settings.judge, ref.name, freeze)
         self._judge = judge
         for run in work.runs:
             expected = {*run.ungenerated(), *run.unjudged().tolist()}
@@ -283,81 +212,14 @@ class _Loader:
 
     # --- ends ---
 
-    async def _close_engines(self) -> None:
-        engines, self._engines = self._engines, []
-        for engine in engines:
-            await engine.close()
-
     async def close(self) -> None:
         """Take down what was loaded. What is still loading is left to the watchdog."""
-        if self._capture is not None:
-            await self._capture.close()
-        await self._close_engines()
+        if self._replicated is not None:
+            await self._replicated.close()
+        if self._home is not None:
+            await self._home.close()
         if self._judge is not None:
             await self._judge.close()
-
-
-class _Capture:
-    """A capture process as a run wants it: loaded at once, or when generation has made room."""
-
-    def __init__(
-        self,
-        process: CaptureProcess,
-        *,
-        placement: str,
-        beside_generation: bool,
-        loads_now: bool,
-        make_room: Callable[[], Awaitable[None]],
-        notice: Callable[[str], None],
-    ) -> None:
-        self.placement = placement
-        self.beside_generation, self.loads_now = beside_generation, loads_now
-        self._process, self._make_room, self._notice = process, make_room, notice
-        self._facts: CaptureFacts | None = None
-        self._doubted = False
-
-    @property
-    def self_check(self) -> dict[str, Any]:
-        return self._process.self_check
-
-    async def load(self) -> None:
-        """Load the model into its process."""
-        self._facts = await self._process.start()
-        facts = self._facts
-        self._notice(
-            f"capture on {facts.device}, {facts.dtype}, {facts.attention} attention; "
-            f"{facts.arithmetic}"
-        )
-
-    async def open(self) -> CaptureFacts:
-        if not self.beside_generation:
-            await self._make_room()
-        if self._facts is None:
-            await self.load()
-        assert self._facts is not None  # noqa: S101 - load has set it
-        return self._facts
-
-    async def capture(self, responses: Sequence[Response]) -> list[Activation]:
-        found = await self._process.capture(responses)
-        self._say_doubts()
-        return found
-
-    def _say_doubts(self) -> None:
-        """Say once that rows are further off than rounding is on a CPU, and by how much."""
-        seen = self._process.self_check
-        if self._doubted or not seen.get("doubtful_rows"):
-            return
-        self._doubted = True
-        states = max(seen["worst_state_deviation"].values())
-        self._notice(
-            f"self-check: further off than a CPU's rounding, though not by three times: up to "
-            f"{states:.2g} in the pools, {seen['worst_logprob_deviation']:.2g} nats a token; the "
-            "tolerances are not yet measured on GPUs, so look at metadata.json's self_check"
-        )
-
-    async def close(self) -> None:
-        """End the process at once: it holds nothing that is not stored or to be done again."""
-        await self._process.close()
 
 
 def _endpoint_judge(work: Work) -> EndpointJudge:

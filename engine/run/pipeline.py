@@ -22,8 +22,6 @@ from .trait_run import TraitRun
 from .writer import Writer
 
 MAX_JUDGING = 1024
-_CAPTURES = 2
-"""Calls under way: while the results of one travel and are stored, the next is computed."""
 _CAPTURE_ROWS = {"cpu": 64, "cuda": 256}
 """Rows of a call: several batches, so that rows of like length meet, and seconds of work."""
 _CAPTURE_BYTES = 64 << 20
@@ -57,7 +55,9 @@ class Pipeline:
             self._stop_stage(self.stages["judging"], backends.judge_error)
 
     def _make_stages(self) -> dict[Name, Stage[Any]]:
-        in_flight, judging = 1, MAX_JUDGING
+        in_flight, judging, captures = 1, MAX_JUDGING, 1
+        if self.backends.capturer is not None:
+            captures = self.backends.capturer.calls
         if self.backends.generator is not None:
             in_flight = self.backends.generator.max_in_flight
         if self.settings.judge.is_local:
@@ -88,7 +88,7 @@ class Pipeline:
                 self._to_capture,
                 self._next_to_capture,
                 self._capture,
-                _CAPTURES,
+                captures,
                 changed,
                 self._stop_stage,
             ),

@@ -8,7 +8,8 @@ from pathlib import Path
 from .. import storage
 from ..errors import UsageError
 from ..models import ModelRef, check_capture, choose_device, cores, find_model, infer_model
-from ..settings import DEFAULTS, RunSettings
+from ..replicas import require_ray
+from ..settings import DEFAULTS, Execution, RunSettings
 from ..storage import TraitFolder, select_traits
 
 
@@ -25,21 +26,34 @@ def check_machine(folders: Mapping[str, TraitFolder], settings: RunSettings) -> 
     storage.now()  # refuses a SOURCE_DATE_EPOCH that is no number
     for folder in folders.values():
         folder.check_writable()
-    wanted = settings.execution.tensor_parallel_size
-    if wanted > 1:
-        import torch
+    execution = settings.execution
+    if execution.replicas != 1:
+        require_ray()
+    if execution.ray_address is None:  # what a cluster has is asked of the cluster
+        _check_devices(execution)
 
-        here = torch.cuda.device_count()
-        if not here and torch.version.cuda is None:
-            if wanted > cores():
-                raise UsageError(
-                    f"`tensor_parallel_size` {wanted}: without a GPU each worker takes a CPU core, "
-                    f"and this machine has {cores()} for this program"
-                )
-        elif here < wanted:
-            raise UsageError(
-                f"`tensor_parallel_size` {wanted}: this machine shows {here} NVIDIA GPUs"
-            )
+
+def _check_devices(execution: Execution) -> None:
+    workers, replicas = execution.tensor_parallel_size, max(1, execution.replicas)
+    if workers * replicas == 1:
+        return
+    import torch
+
+    here = torch.cuda.device_count()
+    on_cpu = not here and torch.version.cuda is None
+    if on_cpu:
+        here = cores()
+    if workers * replicas <= here:
+        return
+    said = f"this machine shows {here} NVIDIA GPUs"
+    if on_cpu:
+        said = f"without a GPU each worker takes a CPU core, and this program may use {here}"
+    if replicas == 1:
+        raise UsageError(f"`tensor_parallel_size` {workers}: {said}")
+    each = f" of {workers} workers each" if workers > 1 else ""
+    raise UsageError(
+        f"`replicas` {replicas}{each}: {said}; take fewer, or name a Ray cluster with `ray_address`"
+    )
 
 
 def check_capture_settings(settings: RunSettings, ref: ModelRef) -> None:

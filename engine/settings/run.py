@@ -44,6 +44,10 @@ class Execution:
     batch_size: int | None = None
     """Caps sequences in flight and capture rows; None is auto."""
     tensor_parallel_size: int = 1
+    replicas: int = 1
+    """Engines that share the work, each with its capture; 0 is auto: as many as the cards bear."""
+    ray_address: str | None = None
+    """Of the Ray cluster with the replicas: auto (this machine's) or HOST:PORT; None starts one."""
     flush_seconds: float = 5.0
     capture_device: str = "auto"
     self_check: Literal["off", "sample", "all"] = "sample"
@@ -58,6 +62,11 @@ class Execution:
         require(
             self.tensor_parallel_size >= 1,
             f"`tensor_parallel_size` must be at least 1, not {self.tensor_parallel_size}",
+        )
+        require(self.replicas >= 0, f"`replicas` must be auto or at least 1, not {self.replicas}")
+        require(
+            self.ray_address is None or self.replicas != 1,
+            "`ray_address` needs `replicas`: auto, or a number above 1",
         )
         require(
             self.flush_seconds > 0, f"`flush_seconds` must be above 0, not {self.flush_seconds}"
@@ -127,6 +136,8 @@ _FLAT: dict[str, tuple[str, str]] = {
         for name in (
             "batch_size",
             "tensor_parallel_size",
+            "replicas",
+            "ray_address",
             "flush_seconds",
             "capture_device",
             "self_check",

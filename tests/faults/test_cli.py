@@ -471,6 +471,9 @@ def test_f25_a_run_goes_on_at_its_own_endpoint(traitmill: Traitmill, copy: lab.W
         (("--capture_device", "tpu"), "is unknown; use auto"),
         (("--attention", "foo"), "--attention foo is unknown to transformers"),
         (("--tensor_parallel_size", "4096"), "without a GPU each worker takes a CPU core"),
+        (("--replicas", "4096"), "--replicas 4096: without a GPU each worker takes a CPU core"),
+        (("--replicas", "0"), "neither a whole number from 1 nor auto"),
+        (("--ray_address", "auto"), "--ray_address needs --replicas: auto, or a number above 1"),
         (("--n_examples", "99999999999"), "--n_examples must be from 1 to 1,000,000"),
     ],
 )

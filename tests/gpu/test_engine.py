@@ -19,7 +19,7 @@ from traitmill.engine.capture.self_check import UNMEASURED_SLACK, Reference, Sel
 from traitmill.engine.errors import EngineDiedError, ExitCode, SelfCheckError, UsageError
 from traitmill.engine.generation import EngineSize, VllmEngine
 from traitmill.engine.models import ModelRef
-from traitmill.engine.run import Work, loading, open_backends
+from traitmill.engine.run import Work, loading, models, open_backends
 from traitmill.engine.settings import Execution, Sampling
 
 REF = ModelRef("fake", "fake", "r0", shapes.GEMMA_2B)
@@ -100,10 +100,10 @@ async def test_g18_a_failed_engine_does_not_wait_for_the_capture_models_load(
 
     right = CaptureProcess._call
     monkeypatch.setattr(CaptureProcess, "_call", call)
-    monkeypatch.setattr(loading.VllmEngine, "start", fail)
+    monkeypatch.setattr(models.VllmEngine, "start", fail)
     monkeypatch.setattr(loading, "tie_children", lambda: None)
-    monkeypatch.setattr(loading, "on_gpu", lambda: False)
-    monkeypatch.setattr(loading._Loader, "_fits_beside_engine", lambda _: True)
+    monkeypatch.setattr(models, "on_gpu", lambda: False)
+    monkeypatch.setattr(models.LocalModels, "_fits_beside_engine", lambda _: True)
     settings = fakes.settings(n_examples=2)
     work = Work(
         ref=REF,
@@ -115,7 +115,7 @@ async def test_g18_a_failed_engine_does_not_wait_for_the_capture_models_load(
         log=tmp_path / "log",
         notice=lambda _: None,
     )
-    monkeypatch.setattr(loading, "check_weights", lambda _: None)
+    monkeypatch.setattr(models, "check_weights", lambda _: None)
     before = set(multiprocessing.active_children())
     with pytest.raises(EngineDiedError, match="no memory"):
         async with open_backends(work):

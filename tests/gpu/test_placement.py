@@ -19,7 +19,7 @@ from traitmill.engine.models import config, gpus, placement
 from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import GIB
 from traitmill.engine.models.placement import Placement, choose_placement
-from traitmill.engine.run import Work, loading, open_backends
+from traitmill.engine.run import Work, loading, models, open_backends
 from traitmill.engine.settings import (
     CaptureSettings,
     Execution,
@@ -165,7 +165,7 @@ async def test_g04_nothing_is_asked_of_a_judge_before_the_plan_is_known_to_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smi(monkeypatch, card(0, 80))
-    monkeypatch.setattr(loading, "on_gpu", lambda: True)
+    monkeypatch.setattr(models, "on_gpu", lambda: True)
     opened: list[str] = []
 
     class Judge(loading.EndpointJudge):

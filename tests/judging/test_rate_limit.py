@@ -6,45 +6,14 @@ import asyncio
 import heapq
 import itertools
 import random
-import selectors
 import time
 
 import pytest
 
+from tests.support.clock import virtually
 from traitmill.engine.errors import StoppedError
 from traitmill.engine.judging.rate_limit import Throttle, parse_duration, show_seconds, wait_asked
 from traitmill.engine.settings import JudgeLimits
-
-
-class VirtualClock(asyncio.SelectorEventLoop):
-    """An event loop whose time jumps to the next timer, so that minutes pass in milliseconds."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        super().__init__(_NoWait(self))
-
-    def time(self) -> float:
-        return self.now
-
-
-class _NoWait(selectors.SelectSelector):
-    """Instead of waiting for a timer, sets the clock to it."""
-
-    def __init__(self, loop: VirtualClock) -> None:
-        super().__init__()
-        self.loop = loop
-
-    def select(self, timeout=None):
-        self.loop.now += (
-            timeout or 0
-        ) + 1e-7  # a turn of the loop takes time, else a rounded timer never comes
-        return super().select(0)
-
-
-def virtually(main):
-    """Run a coroutine on a virtual clock."""
-    with asyncio.Runner(loop_factory=VirtualClock) as runner:
-        return runner.run(main)
 
 
 def throttle(events=None, **limits):

@@ -18,7 +18,7 @@ from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.models.machine import GIB
 from traitmill.engine.models.placement import Placement, choose_placement, place_on_gpus
 from traitmill.engine.models.shape import Shape
-from traitmill.engine.run import Work, loading, open_backends
+from traitmill.engine.run import Work, loading, models, open_backends
 from traitmill.engine.run.pipeline import Pipeline
 from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.settings import CaptureSettings, Execution, JudgeSettings
@@ -276,8 +276,8 @@ class Recorded:
             async def close(self) -> None:
                 calls.append("capture closes")
 
-        monkeypatch.setattr(loading, "VllmEngine", Engine)
-        monkeypatch.setattr(loading, "CaptureProcess", Process)
+        monkeypatch.setattr(models, "VllmEngine", Engine)
+        monkeypatch.setattr(models, "CaptureProcess", Process)
         monkeypatch.setattr(loading, "tie_children", lambda: None)
 
     def before(self, first: str, second: str) -> bool:
@@ -295,10 +295,10 @@ async def run(
     """Run a small trait to the end on a machine with these GPUs, judged by the fake."""
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):  # put back after the run
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr(loading, "on_gpu", lambda: bool(totals))
+    monkeypatch.setattr(models, "on_gpu", lambda: bool(totals))
     monkeypatch.setattr(placement, "read_gpus", lambda: cards(*totals))
     monkeypatch.setattr(placement, "dtype_on", lambda *_: "bfloat16")
-    monkeypatch.setattr(loading, "free_host_memory", lambda: 256 * GIB)
+    monkeypatch.setattr(models, "free_host_memory", lambda: 256 * GIB)
     settings = fakes.settings(n_examples=6, **changes)
     notices: list[str] = []
     runs = fakes.open_runs([fakes.make_trait(root, "one")], settings)

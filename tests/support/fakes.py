@@ -136,6 +136,7 @@ class FakeCapture:
     """`bad` names samples whose activation is not finite."""
 
     beside_generation = True
+    calls = 2
     placement = "alone"
 
     def __init__(

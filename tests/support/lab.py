@@ -31,13 +31,24 @@ import pyarrow.parquet as pq
 from tests.support import fakes
 from traitmill.engine.errors import ExitCode, TraitmillError
 from traitmill.engine.records import Response, Sample, Verdict
+from traitmill.engine.replicas import (
+    Cluster,
+    Hosted,
+    Needs,
+    ReplicaPool,
+    ReplicatedCapturer,
+    Seat,
+)
 from traitmill.engine.run import pipeline
 from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.commands import generate
 from traitmill.engine.run.loading import Work as Wanted
 from traitmill.engine.run.progress import Listener
+from traitmill.engine.run.watchdog import tie_children
+from traitmill.engine.settings import CaptureSettings
 from traitmill.engine.traits.definition import Trait
 
+_ROOT = str(Path(__file__).resolve().parents[2])
 KINDS = ("responses", "verdicts", "activations")
 FINAL_FILES = (
     "responses/pos.csv",
@@ -70,6 +81,10 @@ class Work:
     """Seconds an interrupt waits for answers in flight; 0 is the product's own."""
     wild: str = ""
     """Makes every text another one, as real sampling does."""
+    replicas: int = 1
+    """Above 1, the fakes of generation and capture run in so many actors of Ray's."""
+    ray_address: str | None = None
+    """Of a cluster for them, each taking one of its CPUs; None starts a Ray for the run."""
     generates: int = 0
     """Responses after which the model falls silent, so that work is left however late a kill comes;
     0 is never."""
@@ -130,6 +145,43 @@ class Judge(fakes.FakeJudge):
             return replace(verdict, raw=response.response)
 
 
+@dataclass(frozen=True)
+class OpenFakes:
+    """Deterministic models in an actor; every one of them is noted by its pid."""
+
+    work: Work
+    capture: CaptureSettings
+
+    @asynccontextmanager
+    async def __call__(self, seat: Seat) -> AsyncIterator[Hosted]:
+        tie_children()
+        (self.work.root / f"replica{seat.index}").write_text(str(os.getpid()))
+        yield Hosted(Generator(self.work), fakes.FakeCapture(self.capture, self.work.capture_delay))
+
+
+@asynccontextmanager
+async def replicated(work: Work, wanted: Wanted) -> AsyncIterator[tuple[Any, Any]]:
+    """Fakes in actors, on a Ray of this run alone."""
+    os.environ["PYTHONPATH"] = _ROOT  # where actors find this module
+    tie_children()
+    cluster = Cluster(work.ray_address)
+    await cluster.connect(1, work.replicas)
+    pool = ReplicaPool(
+        cluster,
+        OpenFakes(work, wanted.settings.capture),
+        replicas=work.replicas,
+        needs=Needs(cpus=0.1 if work.ray_address is None else 1.0),
+        all_needed=True,
+        notice=print,
+    )
+    await pool.start()
+    try:
+        yield pool, ReplicatedCapturer(pool, lambda _: None)
+    finally:
+        await pool.close()
+        await cluster.close()
+
+
 def run(work: Work, ready: Any = None) -> int:
     """Do the work in this process; return the exit code the command line would give."""
     if work.drain:
@@ -154,6 +206,10 @@ async def _run(work: Work, ready: Any) -> int:
     async def backends(wanted: Wanted) -> AsyncIterator[Backends]:
         if ready:
             ready.send("ready")
+        if work.replicas > 1:
+            async with replicated(work, wanted) as (generator, capturer):
+                yield Backends(generator=generator, judge=Judge(work, wanted), capturer=capturer)
+            return
         yield Backends(
             generator=Generator(work),
             judge=Judge(work, wanted),

@@ -1,0 +1,20 @@
+"""Several replicas of a run's models, each in an actor of Ray's: one pull queue feeds them all."""
+
+from __future__ import annotations
+
+from .actor import Hosted, Seat
+from .capturer import ReplicatedCapturer
+from .cluster import TESTED, Cluster, Needs, ray_version, require_ray
+from .pool import ReplicaPool
+
+__all__ = [
+    "TESTED",
+    "Cluster",
+    "Hosted",
+    "Needs",
+    "ReplicaPool",
+    "ReplicatedCapturer",
+    "Seat",
+    "ray_version",
+    "require_ray",
+]

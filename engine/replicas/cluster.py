@@ -1,0 +1,145 @@
+"""Ray, started on this machine or joined: what it has room for, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+from ..errors import AccessError, UsageError
+
+TESTED = "2.60.0"
+"""Of Ray's core; its own `ray[llm]` pins another vLLM than this package works with."""
+_CALLS = 2
+_CALL_BYTES = 64 << 20
+"""Of a capture call's pools, at most; two are under way on each replica."""
+_STORE_SPARE = 128 << 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What one replica takes of a node."""
+
+    gpus: int = 0
+    cpus: float = 1.0
+
+
+def ray_version() -> str | None:
+    """Return the version of Ray that is installed, None where none is."""
+    try:
+        return version("ray")
+    except PackageNotFoundError:
+        return None
+
+
+def require_ray() -> None:
+    """Raise UsageError where Ray is not installed."""
+    if ray_version() is None:
+        raise UsageError(
+            f"`replicas` other than 1 needs Ray, which is not installed: pip install ray=={TESTED}"
+        )
+
+
+class Cluster:
+    """Ray as a run has it. Everything of Ray's own that blocks runs on one thread of this object.
+
+    Ray ties its processes to the thread that started them, so that thread lives as long as they do.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        """`address` is auto (the cluster this machine is part of) or HOST:PORT; None starts Ray
+        here, for this run alone."""
+        self.address = address
+        self._thread = ThreadPoolExecutor(1, "ray")
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that may block, in the thread of Ray's own."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, function, *arguments)
+
+    async def connect(self, replicas: int, cpus: float) -> None:
+        """Start Ray here with so many CPUs, or join the cluster. Raise UsageError, AccessError."""
+        require_ray()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        await self.call(self._start if self.address is None else self._join, replicas, cpus)
+
+    def _start(self, replicas: int, cpus: float) -> None:
+        import psutil
+        import ray
+
+        store = replicas * _CALLS * _CALL_BYTES + _STORE_SPARE
+        ray.init(
+            "local",
+            num_cpus=max(1, round(cpus)),
+            include_dashboard=False,
+            object_store_memory=min(store, psutil.virtual_memory().available // 4),
+            log_to_driver=False,
+            configure_logging=False,
+        )
+
+    def _join(self, _replicas: int, _cpus: float) -> None:
+        import ray
+
+        try:
+            ray.init(self.address, log_to_driver=False, configure_logging=False)
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise AccessError(
+                f"`ray_address` {self.address}: {reason[:300]}; `ray status` on a machine of the "
+                "cluster shows whether it runs"
+            ) from error
+
+    async def room(self, needs: Needs) -> int:
+        """Return how many replicas the nodes hold together, were they idle; none spans two."""
+
+        def fitting() -> int:
+            import ray
+
+            total = 0
+            for node in ray.nodes():
+                if not node["Alive"]:
+                    continue
+                has = node["Resources"]
+                fits = has.get("CPU", 0.0) // needs.cpus
+                if needs.gpus:
+                    fits = min(fits, has.get("GPU", 0.0) // needs.gpus)
+                total += int(fits)
+            return total
+
+        return await self.call(fitting)
+
+    async def nodes(self) -> int:
+        """Return how many nodes are alive."""
+
+        def alive() -> int:
+            import ray
+
+            return sum(node["Alive"] for node in ray.nodes())
+
+        return await self.call(alive)
+
+    async def has_gpus(self) -> bool:
+        """Return whether any node has GPUs that Ray knows of."""
+
+        def found() -> bool:
+            import ray
+
+            return any(node["Alive"] and node["Resources"].get("GPU") for node in ray.nodes())
+
+        return await self.call(found)
+
+    async def close(self) -> None:
+        """Leave the cluster; end what was started here."""
+
+        def leave() -> None:
+            import ray
+
+            ray.shutdown()
+
+        await self.call(leave)
+        self._thread.shutdown(wait=False)

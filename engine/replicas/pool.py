@@ -1,0 +1,314 @@
+"""The replicas as a run sees them: one generator with their room together, whichever of them die.
+
+What is asked waits in one queue; the replica with most room gets the next. An actor that dies is
+started again, and what was under way with it goes to the front of the queue: each caller gets one
+answer, so nothing is lost and nothing stored twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import EngineDiedError, TraitmillError, UsageError
+from ..records import Response, Sample
+from .actor import Answer, OpenModels, Replica, Seat, full
+from .cluster import Cluster, Needs
+from .member import Member, Request
+
+RESTARTS = 3
+"""Starts of a replica that may fail or end without one answer, until it is given up."""
+_CLOSE_S = 10.0
+
+
+class ReplicaPool:
+    """A generator made of several. Raises EngineDiedError when none of them is left."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        open_models: OpenModels,
+        *,
+        replicas: int,
+        needs: Needs,
+        all_needed: bool,
+        notice: Callable[[str], None],
+    ) -> None:
+        """`all_needed`: a replica that does not start ends the run, else the others go on."""
+        self._cluster, self._open_models = cluster, open_models
+        self._needs, self._all_needed, self._notice = needs, all_needed, notice
+        self.members = [Member(index) for index in range(replicas)]
+        self._generates = True
+        self._captures = False
+        self._waiting: deque[Request] = deque()
+        self._numbers = itertools.count()
+        self._revivals: set[asyncio.Task[None]] = set()
+        self._said: set[str] = set()
+        self._errors: list[TraitmillError] = []
+        self._closed = False
+        self.changed = asyncio.Condition()
+        """Notified when a member comes, goes, or has ended a capture call."""
+
+    # --- start ---
+
+    async def start(self) -> None:
+        """Load the models of all replicas. Raise what keeps one from it, named, or all of them."""
+        await asyncio.gather(*map(self._start_member, self.members))
+        live = [member for member in self.members if member.hello is not None]
+        errors = [member for member in self.members if member.hello is None]
+        if not live or (errors and self._all_needed):
+            raise self._errors[0]
+        self._refuse_differing(live)
+        self.members = live
+
+    async def _start_member(self, member: Member) -> None:
+        try:
+            await self._bring_up(member)
+        except TraitmillError as error:
+            named = type(error)(f"{member} did not start: {error.message}")
+            self._errors.append(named)
+            if not self._all_needed:
+                self._notice(f"{named}; the others go on without it")
+
+    async def _bring_up(self, member: Member) -> None:
+        """Start an actor for a member and load its models. Raise a TraitmillError."""
+        from ray.exceptions import RayError
+
+        seat = Seat(member.index, len(self.members), generates=self._generates)
+        member.actor = await self._cluster.call(self._place, seat)
+        try:
+            hello = await member.actor.load.remote()
+            if not isinstance(hello, TraitmillError) and self._captures:
+                facts = await member.actor.open_capture.remote()
+                hello = facts if isinstance(facts, TraitmillError) else hello
+        except RayError as error:
+            raise EngineDiedError(f"its process died: {reason(error)}") from error
+        if isinstance(hello, TraitmillError):
+            await self._end(member)
+            raise hello
+        member.hello, member.up = hello, True
+        for line in hello.notices:
+            if line not in self._said:
+                self._said.add(line)
+                self._notice(line)
+        member.live = self._generates and hello.capacity > 0
+        member.captures = self._captures
+        if member.live:
+            member.talks = [
+                asyncio.create_task(self._talk(member, self._send)),
+                asyncio.create_task(self._talk(member, self._receive)),
+            ]
+        await self.tell()
+        self._deal()
+
+    def _place(self, seat: Seat) -> Any:
+        """Have Ray place an actor. It holds its engine and its capture, so they share a node."""
+        import ray
+
+        remote = ray.remote(Replica).options(
+            num_cpus=self._needs.cpus,
+            num_gpus=self._needs.gpus,
+            # Started again by us: what it was to do must go to others meanwhile.
+            max_restarts=0,
+            max_task_retries=0,
+        )
+        return remote.remote(seat, self._open_models)
+
+    @staticmethod
+    def _refuse_differing(members: Sequence[Member]) -> None:
+        """Raise UsageError where nodes have other versions than the first: results would differ."""
+        first = members[0].hello
+        assert first is not None  # noqa: S101 - it has started
+        for member in members[1:]:
+            assert member.hello is not None  # noqa: S101 - as above
+            for name in sorted({*first.versions, *member.hello.versions}):
+                own, other = member.hello.versions.get(name), first.versions.get(name)
+                if own != other:
+                    raise UsageError(
+                        f"{member} has {name} {own or 'not installed'}, {members[0]} has "
+                        f"{other or 'not installed'}: install the same on all nodes"
+                    )
+
+    # --- asking ---
+
+    @property
+    def max_in_flight(self) -> int:
+        """The requests to keep with all engines together."""
+        return sum(member.hello.capacity for member in self.members if member.hello is not None)
+
+    async def generate(self, sample: Sample) -> Response:
+        """Generate one response, on whichever replica has most room."""
+        return full(await self._ask("generate", sample), sample)
+
+    async def next_logprobs(
+        self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
+    ) -> dict[int, float]:
+        """Return the log-probabilities of named tokens right after a prompt."""
+        found: dict[int, float] = await self._ask(
+            "next_logprobs", list(prompt_token_ids), list(token_ids)
+        )
+        return found
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        self.need_one()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Request(next(self._numbers), method, arguments, answer))
+        self._deal()
+        return await answer
+
+    def need_one(self) -> None:
+        """Raise EngineDiedError where no replica is left."""
+        if all(member.given_up for member in self.members):
+            raise EngineDiedError(
+                "all replicas died. What was stored is safe; run the same command again to go on"
+            )
+
+    def _deal(self) -> None:
+        """Give what waits to those with most room, while there is any."""
+        while self._waiting:
+            member = max(self.members, key=lambda member: member.room)
+            if member.room <= 0:
+                return
+            request = self._waiting.popleft()
+            if request.answer.done():  # given up meanwhile
+                continue
+            member.under_way[request.number] = request
+            member.outbox.append(request)
+            member.posted.set()
+
+    async def _send(self, member: Member) -> None:
+        await member.posted.wait()
+        member.posted.clear()
+        letters, member.outbox = member.outbox, []
+        await member.actor.put.remote([(r.number, r.method, r.arguments) for r in letters])
+
+    async def _receive(self, member: Member) -> None:
+        answers: list[Answer] = await member.actor.take.remote()
+        dead = None
+        for number, value in answers:
+            if isinstance(value, EngineDiedError):  # the actor lives, its engine does not
+                dead = value
+                continue
+            request = member.under_way.pop(number, None)
+            if request is None or request.answer.done():
+                continue
+            if isinstance(value, Exception):
+                request.answer.set_exception(value)
+            else:
+                member.failures = 0
+                request.answer.set_result(value)
+        if dead is not None:
+            raise dead
+        self._deal()
+
+    async def _talk(self, member: Member, step: Callable[[Member], Any]) -> None:
+        from ray.exceptions import RayError
+
+        try:
+            while True:
+                await step(member)
+        except RayError as error:
+            self.lost(member, reason(error))
+        except EngineDiedError as error:
+            self.lost(member, error.message)
+
+    # --- faults ---
+
+    def lost(self, member: Member, why: str) -> None:
+        """Start a member that died again; what it was to do goes to the front of the queue."""
+        if self._closed or member.actor is None:
+            return
+        actor, member.actor = member.actor, None
+        member.up = member.live = member.captures = False
+        current = asyncio.current_task()
+        for talk in member.talks:
+            if talk is not current:
+                talk.cancel()
+        back = sorted(member.under_way.values(), key=lambda request: request.number, reverse=True)
+        self._waiting.extendleft(back)
+        member.under_way.clear()
+        member.outbox.clear()
+        member.posted.clear()
+        self._notice(f"{member} died: {why}; {len(back)} samples of it are queued again")
+        revival = asyncio.create_task(self._revive(member, actor))
+        self._revivals.add(revival)
+        revival.add_done_callback(self._revivals.discard)
+        self._deal()
+
+    async def _revive(self, member: Member, actor: Any) -> None:
+        await self._kill(actor)
+        while member.failures < RESTARTS:
+            member.failures += 1
+            try:
+                await self._bring_up(member)
+            except TraitmillError as error:
+                self._notice(f"{member} did not start again: {error.message}")
+            else:
+                return
+        member.given_up = True
+        self._notice(f"{member} is given up: {member.failures} starts brought no answer")
+        await self.tell()
+        try:
+            self.need_one()
+        except EngineDiedError as error:
+            while self._waiting:
+                request = self._waiting.popleft()
+                if not request.answer.done():
+                    request.answer.set_exception(error)
+
+    # --- capture ---
+
+    def begin_capture(self, *, beside: bool) -> list[Member]:
+        """Note that replicas which come up are to capture; return those that are up now.
+
+        Without `beside`, generation has ended: they load no engine any more.
+        """
+        self._captures = True
+        if not beside:
+            self._generates = False
+            for member in self.members:
+                member.live = False
+        return [member for member in self.members if member.up]
+
+    async def tell(self) -> None:
+        """Wake who waits for a change."""
+        async with self.changed:
+            self.changed.notify_all()
+
+    # --- the end ---
+
+    async def _end(self, member: Member) -> None:
+        actor, member.actor = member.actor, None
+        if actor is not None:
+            await self._kill(actor)
+
+    async def _kill(self, actor: Any) -> None:
+        import ray
+
+        await self._cluster.call(ray.kill, actor)
+
+    async def close(self) -> None:
+        """Take all models down, then the actors. What they are still doing is dropped."""
+        self._closed = True
+        tasks = [*self._revivals, *(talk for member in self.members for talk in member.talks)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        actors = [member.actor for member in self.members if member.actor is not None]
+        closing = [asyncio.ensure_future(_closed(actor)) for actor in actors]
+        if closing:
+            await asyncio.wait(closing, timeout=_CLOSE_S)
+        await asyncio.gather(*map(self._kill, actors))
+
+
+async def _closed(actor: Any) -> None:
+    await actor.close.remote()
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of what Ray says of an actor's end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

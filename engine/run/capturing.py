@@ -1,0 +1,84 @@
+"""A capture process as a run wants it: loaded at once, or when generation has made room."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from ..capture import CaptureFacts, CaptureProcess
+from ..records import Activation, Response
+
+CALLS = 2
+"""Under way: while the results of one travel and are stored, the next is computed."""
+
+
+class RunCapture:
+    """A capture process as a run wants it: loaded at once, or when generation has made room."""
+
+    def __init__(
+        self,
+        process: CaptureProcess,
+        *,
+        placement: str,
+        beside_generation: bool,
+        loads_now: bool,
+        make_room: Callable[[], Awaitable[None]],
+        notice: Callable[[str], None],
+    ) -> None:
+        self.placement = placement
+        self.beside_generation, self.loads_now = beside_generation, loads_now
+        self._process, self._make_room, self._notice = process, make_room, notice
+        self._facts: CaptureFacts | None = None
+        self._doubted = False
+
+    @property
+    def calls(self) -> int:
+        return CALLS
+
+    @property
+    def self_check(self) -> dict[str, Any]:
+        return self._process.self_check
+
+    async def load(self) -> None:
+        """Load the model into its process."""
+        self._facts = await self._process.start()
+        facts = self._facts
+        self._notice(
+            f"capture on {facts.device}, {facts.dtype}, {facts.attention} attention; "
+            f"{facts.arithmetic}"
+        )
+
+    async def open(self) -> CaptureFacts:
+        if not self.beside_generation:
+            await self._make_room()
+        if self._facts is None:
+            await self.load()
+        assert self._facts is not None  # noqa: S101 - load has set it
+        return self._facts
+
+    async def capture(self, responses: Sequence[Response]) -> list[Activation]:
+        found = await self._process.capture(responses)
+        self._say_doubts()
+        return found
+
+    def _say_doubts(self) -> None:
+        doubts = doubt_of(self._process.self_check)
+        if doubts and not self._doubted:
+            self._doubted = True
+            self._notice(doubts)
+
+    async def close(self) -> None:
+        """End the process at once: it holds nothing that is not stored or to be done again."""
+        await self._process.close()
+
+
+def doubt_of(seen: Mapping[str, Any]) -> str:
+    """Return in a line that rows are further off than rounding is on a CPU; empty if none is."""
+    if not seen.get("doubtful_rows"):
+        return ""
+    states = max(seen["worst_state_deviation"].values())
+    return (
+        "self-check: further off than a CPU's rounding, though not by three times: up to "
+        f"{states:.2g} in the pools, {seen['worst_logprob_deviation']:.2g} nats a token; the "
+        "tolerances are not yet measured on GPUs, so look at metadata.json's self_check"
+    )

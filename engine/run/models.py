@@ -1,0 +1,183 @@
+"""The models of a run on one machine: an engine and a capture model, placed and loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from anyio import to_thread
+
+from ..capture import CaptureProcess
+from ..generation import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
+from ..models import (
+    GIB,
+    ModelRef,
+    Placement,
+    Shape,
+    check_capture,
+    check_weights,
+    choose_placement,
+    free_host_memory,
+    generation_dtype,
+    read_config,
+    show_only,
+)
+from ..settings import Execution, RunSettings
+from .capturing import RunCapture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsWanted:
+    """Which models a run needs of its one model's name."""
+
+    ref: ModelRef
+    settings: RunSettings
+    engine: bool
+    captures: bool
+    longest: int
+    """Tokens of the longest sequence that an engine will see."""
+
+
+class LocalModels:
+    """The models in processes of this one, on the devices it sees."""
+
+    def __init__(
+        self,
+        wanted: ModelsWanted,
+        *,
+        notice: Callable[[str], None],
+        last_error: Callable[[], str],
+        share: int = 1,
+    ) -> None:
+        """`share`: how many runs like this one divide the machine's memory."""
+        self.wanted, self._settings = wanted, wanted.settings
+        self._notice, self._last_error, self._share = notice, last_error, share
+        self._engines: list[VllmEngine] = []
+        self.placement: Placement | None = None
+        """Who gets which device; None until `prepare`, and where nothing is loaded."""
+        self.capturer: RunCapture | None = None
+        self.gpu = False
+
+    @property
+    def generator(self) -> VllmEngine | None:
+        """The run's engine; None without one."""
+        return self._engines[0] if self._engines and self.wanted.engine else None
+
+    async def prepare(self) -> None:
+        """Find out what cannot work before a judge is paid or a weight downloaded.
+
+        Raise UsageError, AccessError or ResourceError.
+        """
+        self.gpu = await asyncio.to_thread(on_gpu)
+        if self.wanted.engine or self.wanted.captures:
+            await asyncio.to_thread(check_model, self.wanted, gpu=self.gpu)
+            self.placement = await asyncio.to_thread(self._place)
+
+    def _place(self) -> Placement:
+        wanted = self.wanted
+        return choose_placement(
+            wanted.ref.config,
+            self._settings,
+            gpu=self.gpu,
+            engine=wanted.engine,
+            capture=wanted.captures,
+            sequences=self._settings.execution.batch_size or GPU_SEQUENCES,
+            tokens_per_sequence=wanted.longest if self.gpu and wanted.engine else 0,
+        )
+
+    async def load(self) -> None:
+        """Load them, those side by side that may be. Raise a TraitmillError."""
+        placement = self.placement
+        if placement is None:
+            return
+        loads: list[Awaitable[object]] = []
+        if placement.gpus:
+            show_only(placement.gpus)
+        if self.wanted.captures:
+            if placement.line:
+                self._notice(placement.line)
+            self.capturer = await self._make_capture(placement)
+            if self.capturer.loads_now:
+                loads.append(self.capturer.load())
+        if self.wanted.engine:
+            execution = self._settings.execution
+            loads.append(self.start_engine(self.wanted.ref, placement, execution))
+        await asyncio.gather(*loads)
+
+    async def start_engine(
+        self, ref: ModelRef, placement: Placement | None, execution: Execution
+    ) -> VllmEngine:
+        """Start one more engine, and keep it until the models make room or are closed."""
+        size = size_engine(
+            ref,
+            execution,
+            self.wanted.longest,
+            on_gpu=self.gpu,
+            free_bytes=free_host_memory() // self._share,
+            placement=placement,
+            dtype=self._settings.sampling.dtype,
+        )
+        engine = VllmEngine(
+            ref,
+            self._settings.sampling,
+            execution,
+            size,
+            on_gpu=self.gpu,
+            last_error=self._last_error,
+        )
+        self._notice(f"loading {ref.name}: {size}")
+        # A model being loaded cannot be stopped, and an interrupt does not wait for it.
+        await to_thread.run_sync(engine.start, abandon_on_cancel=True)
+        self._engines.append(engine)
+        return engine
+
+    async def _make_capture(self, placement: Placement) -> RunCapture:
+        wanted = self.wanted
+        beside = placement.mode in ("alone", "apart", "co-resident")
+        loads_now = beside
+        if not beside and not self.gpu:
+            # While the engine's start leaves cores idle. Decided before the loads: transformers
+            # cannot be imported from two threads at once.
+            loads_now = await asyncio.to_thread(self._fits_beside_engine)
+        process = CaptureProcess(
+            wanted.ref.source,
+            wanted.ref.hub_revision,
+            self._settings.capture,
+            replace(self._settings.execution, capture_device=placement.capture_device),
+            generation_dtype=generation_dtype(
+                read_config(wanted.ref.config), self._settings.sampling.dtype, gpu=self.gpu
+            ),
+            token_budget=placement.capture_tokens,
+        )
+        return RunCapture(
+            process,
+            placement=placement.mode,
+            beside_generation=beside or not wanted.engine,
+            loads_now=loads_now,
+            make_room=self._close_engines,
+            notice=self._notice,
+        )
+
+    def _fits_beside_engine(self) -> bool:
+        """Return whether host memory holds the capture model too, whatever its dtype."""
+        weights = Shape.from_config(self.wanted.ref.config).weight_bytes(4)
+        return 3 * weights < free_host_memory() // self._share - GIB
+
+    async def _close_engines(self) -> None:
+        engines, self._engines = self._engines, []
+        for engine in engines:
+            await engine.close()
+
+    async def close(self) -> None:
+        """Take down what was loaded. What is still loading is left to the watchdog."""
+        if self.capturer is not None:
+            await self.capturer.close()
+        await self._close_engines()
+
+
+def check_model(wanted: ModelsWanted, *, gpu: bool) -> None:
+    """Raise UsageError or AccessError for a model whose files or settings cannot work."""
+    if wanted.captures:
+        check_capture(wanted.ref.config, wanted.settings.capture, "cuda" if gpu else "cpu")
+    check_weights(wanted.ref)
