@@ -26,6 +26,7 @@ from .batching import Batch, Budget, run_batches
 from .pooling import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
 from .reference import run_alone
 from .self_check import UNMEASURED_SLACK, Mode, SelfCheck
+from .spread import SharedOnce, devices_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +36,8 @@ class _Pending:
     batch: Batch
     pooled: torch.Tensor
     arrived: torch.cuda.Event | None
+    elsewhere: tuple[tuple[list[int], torch.Tensor, torch.cuda.Event], ...] = ()
+    """Slots whose blocks are on other devices than the first: their pools, and their copy's end."""
 
 
 class CaptureModel:
@@ -78,6 +81,7 @@ class CaptureModel:
         )
         text_config = self._model.config.get_text_config()
         self._blocks = decoder.find_blocks(self._model, blocks)
+        self._devices = devices_of(self._blocks)
         self.pools = capture.pools
         self.layers = self._captured_layers(capture)
         self.hidden_dim = int(text_config.hidden_size)
@@ -207,8 +211,8 @@ class CaptureModel:
         return self._rope[0] == "longrope" and other > self._rope[1]
 
     def _pooled(self, rows: Sequence[Response]) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches with their pools on the host; while one is copied and finished, the next is
-        already running."""
+        """Batches with their pools on the host; while one is copied and finished, as many as there
+        are devices are already running."""
         lengths = [self.tokens_run(row) for row in rows]
         under_way: deque[_Pending] = deque()
         for _, pending in run_batches(
@@ -219,7 +223,7 @@ class CaptureModel:
             together=self.together,
         ):
             under_way.append(pending)
-            if len(under_way) > 1:
+            if len(under_way) > len(set(self._devices)):
                 yield self._arrived(under_way.popleft())
         while under_way:
             yield self._arrived(under_way.popleft())
@@ -236,24 +240,26 @@ class CaptureModel:
         self.forward(ids, self.layers, pooler.take)
         if pooler.pooled.device.type != "cuda":
             return _Pending(batch, pooler.pooled, None)
-        host = torch.empty_like(pooler.pooled, device="cpu", pin_memory=True)
-        host.copy_(pooler.pooled, non_blocking=True)
-        arrived = torch.cuda.Event()
-        # Of its own device: the current one is the first GPU, whose stream knows nothing of a copy
-        # on another.
-        arrived.record(torch.cuda.current_stream(pooler.pooled.device))
-        return _Pending(batch, host, arrived)
+        others = tuple((slots, *_to_host(part)) for slots, part in pooler.elsewhere())
+        return _Pending(batch, *_to_host(pooler.pooled), others)
 
     @staticmethod
     def _arrived(pending: _Pending) -> tuple[Batch, np.ndarray]:
         if pending.arrived is not None:
             pending.arrived.synchronize()
+        for slots, pooled, arrived in pending.elsewhere:
+            arrived.synchronize()
+            pending.pooled[:, :, slots] = pooled
         return pending.batch, pending.pooled.numpy()
 
     def forward(self, ids: torch.Tensor, layers: Sequence[int], take: Any) -> None:
         """Run `[rows, width]` ids up to the last of `layers` (ascending), calling `take(slot,
         hidden)` for each."""
-        with torch.inference_mode(), LayerHooks(self._blocks, layers, take):
+        with (
+            torch.inference_mode(),
+            SharedOnce(self._blocks, self._devices),
+            LayerHooks(self._blocks, layers, take),
+        ):
             try:
                 self._model(input_ids=ids.to(self.input_device), use_cache=False, logits_to_keep=1)
             except Enough:
@@ -310,3 +316,14 @@ class CaptureModel:
         self._check.states(row.sample.id, pooled, reference)
         if row.logprobs is not None:
             self._check.logprobs(row.sample.id, row.logprobs, reference)
+
+
+def _to_host(pooled: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+    """Start the copy of a GPU's tensor; return where it goes, and the event of its end."""
+    host = torch.empty_like(pooled, device="cpu", pin_memory=True)
+    host.copy_(pooled, non_blocking=True)
+    arrived = torch.cuda.Event()
+    # Of its own device: the current one is the first GPU, whose stream knows nothing of a copy on
+    # another.
+    arrived.record(torch.cuda.current_stream(pooled.device))
+    return host, arrived

@@ -121,8 +121,8 @@ class LayerHooks:
 class Pooler:
     """Forms pools as layers go by: `take` is what LayerHooks calls.
 
-    `pooled` is `[rows, pools, layers, dim]`, float32, on `device`; the token states themselves are
-    never kept.
+    `pooled` is `[rows, pools, layers, dim]`, float32, on `device`; layers whose blocks are on other
+    devices stay there, see `elsewhere`. The token states themselves are never kept.
     """
 
     def __init__(
@@ -132,6 +132,7 @@ class Pooler:
         self.pooled = torch.empty(rows, pools, n_layers, dim, dtype=torch.float32, device=device)
         self._weights = weights.pin_memory() if device.type == "cuda" else weights
         self._weights_on: dict[torch.device, torch.Tensor] = {}
+        self._elsewhere: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
 
     def take(self, slot: int, hidden: torch.Tensor) -> None:
         device = hidden.device
@@ -139,6 +140,15 @@ class Pooler:
             self._weights_on[device] = self._weights.to(device, non_blocking=True)
         # A batched product rather than sums over slices: one kernel a layer, and the same order of
         # additions each time.
-        self.pooled[:, :, slot].copy_(
-            torch.bmm(self._weights_on[device], hidden.float()), non_blocking=True
-        )
+        formed = torch.bmm(self._weights_on[device], hidden.float())
+        if device == self.pooled.device:
+            self.pooled[:, :, slot].copy_(formed, non_blocking=True)
+        else:
+            self._elsewhere.setdefault(device, []).append((slot, formed))
+
+    def elsewhere(self) -> list[tuple[list[int], torch.Tensor]]:
+        """Return, of each other device, the slots of its layers and `[rows, pools, slots, dim]`."""
+        return [
+            ([slot for slot, _ in formed], torch.stack([pools for _, pools in formed], dim=2))
+            for formed in self._elsewhere.values()
+        ]

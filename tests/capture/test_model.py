@@ -282,6 +282,10 @@ def test_a_copy_is_waited_for_on_its_own_gpu(folder, monkeypatch):
             self.pooled = SimpleNamespace(device=torch.device("cuda:1"))
             self.take = None
 
+        def elsewhere(self):
+            third = SimpleNamespace(device=torch.device("cuda:2"))
+            return [([1], third)]
+
     model = load(folder("llama")[0])
     monkeypatch.setattr(model, "forward", lambda *_: None)
     monkeypatch.setattr(capture, "Pooler", OnSecondGpu)
@@ -292,7 +296,7 @@ def test_a_copy_is_waited_for_on_its_own_gpu(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
     rows = make_rows(1)
     model._launch(rows, Batch((0,), model.tokens_run(rows[0])))
-    assert recorded == ["stream of cuda:1"]
+    assert sorted(recorded) == ["stream of cuda:1", "stream of cuda:2"]
 
 
 def test_padding_repeats_the_last_token():

@@ -1,0 +1,74 @@
+"""A model whose blocks lie on several devices: what keeps all of them busy at once.
+
+Work on a GPU is only queued by the host, so while one card runs the last blocks of a batch, the
+first may run the next batch's first blocks, if nothing makes it wait. A copy between two cards
+does: it holds up the queues of both. So each device is given once a forward what all blocks share,
+pools stay where their block is until they go to the host, and there are as many batches under way
+as devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+
+def devices_of(blocks: Sequence[nn.Module]) -> list[torch.device]:
+    """Return the device of each block: that of its first weight."""
+    return [next(block.parameters()).device for block in blocks]
+
+
+class SharedOnce:
+    """Inside the `with`, one forward: what its blocks are given alike is copied once a device.
+
+    That is their keyword arguments: rotary tables, positions, masks. Left alone, each block copies
+    its own. Blocks on one device are left alone.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
+        self._places = list(zip(blocks, devices, strict=True))
+        self._handles: list[Any] = []
+        self._copies: dict[tuple[int, torch.device], tuple[Any, Any]] = {}
+        """By the original's identity, with the original, so that it stays the only one of it."""
+
+    def __enter__(self) -> Self:
+        if len({device for _, device in self._places}) > 1:
+            for block, device in self._places:
+                hook = partial(self._before, device)
+                self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._copies.clear()
+
+    def _before(
+        self, device: torch.device, _block: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        moved = {
+            name: value if name == "hidden_states" else self._on(value, device)
+            for name, value in kwargs.items()
+        }
+        return args, moved
+
+    def _on(self, value: Any, device: torch.device) -> Any:
+        if isinstance(value, tuple) and not hasattr(value, "_fields"):
+            return tuple(self._on(part, device) for part in value)
+        if not isinstance(value, torch.Tensor) or value.device == device:
+            return value
+        key = (id(value), device)
+        if key not in self._copies:
+            self._copies[key] = (value, value.to(device, non_blocking=True))
+        return self._copies[key][1]
