@@ -23,6 +23,7 @@ from traitmill.engine.errors import (
 from . import options
 from .gpu_checks import check_compiler, check_shared_memory, describe_gpus
 from .render import error_text, say
+from .run_checks import check_weight_disk, foretell
 from .session import prepare_environment
 
 _LEAST_DISK = 5 << 30
@@ -80,9 +81,32 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if experiment is not None:
         yield "traits", lambda: _traits(given["experiments_dir"], experiment)
     yield "model", lambda: _model(plan()[1])
+    yield "weights", lambda: _weights(plan()[1])
+    yield "run", lambda: _run(*plan(), given["experiments_dir"], experiment)
     if experiment is not None:
         yield "prompts", lambda: _prompts(*plan(), given["experiments_dir"], experiment)
     yield "judge", lambda: _judge(*plan())
+
+
+def _weights(name: str) -> str:
+    from traitmill.engine.models import find_model
+
+    return check_weight_disk(find_model(name))
+
+
+def _run(settings: Any, name: str, experiments_dir: Path, experiment: str | None) -> str:
+    from traitmill.engine.generation import on_gpu
+    from traitmill.engine.models import find_model, read_gpus
+    from traitmill.engine.planning import job_of, typical_job
+    from traitmill.engine.storage import select_traits
+    from traitmill.engine.traits import load_traits
+
+    job = typical_job(1, settings)
+    if experiment is not None:
+        folders = select_traits(experiments_dir, experiment, None)
+        traits = load_traits({name: folder.path for name, folder in folders.items()})
+        job = job_of(traits, settings)
+    return foretell(find_model(name), settings, read_gpus() if on_gpu() else [], job)
 
 
 def _packages() -> str:
