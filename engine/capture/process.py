@@ -16,6 +16,7 @@ from ..errors import EngineDiedError
 from ..records import Activation, Response
 from ..settings import CaptureSettings, Execution
 from ..threads import wait_briefly
+from .tray import Place, Result, Tray
 
 if TYPE_CHECKING:
     from .model import CaptureModel
@@ -56,6 +57,8 @@ class CaptureProcess:
         """
         self._arguments = (source, revision, capture, execution, generation_dtype, token_budget)
         self._pool: ProcessPoolExecutor | None = None
+        self._facts: CaptureFacts | None = None
+        self._pools = capture.pools
         self._checked: dict[str, Any] = {}
 
     async def start(self) -> CaptureFacts:
@@ -67,6 +70,7 @@ class CaptureProcess:
             initializer=_outlive_signals,
         )
         facts: CaptureFacts = await self._call(_load, *self._arguments)
+        self._facts = facts
         return facts
 
     async def capture(self, responses: Sequence[Response]) -> list[Activation]:
@@ -74,9 +78,13 @@ class CaptureProcess:
 
         Raise SelfCheckError, ResourceError or EngineDiedError.
         """
-        found: list[Activation]
-        found, self._checked = await self._call(_capture, list(responses))
-        return found
+        if self._facts is None:
+            raise EngineDiedError("the capture process has not been started")
+        results: list[Result]
+        layers, dim = len(self._facts.layers), self._facts.hidden_dim
+        with Tray(len(responses), self._pools, layers, dim) as tray:
+            results, self._checked = await self._call(_capture, list(responses), tray.place)
+            return tray.take(results)
 
     @property
     def self_check(self) -> dict[str, Any]:
@@ -149,7 +157,7 @@ def _load(
     )
 
 
-def _capture(responses: list[Response]) -> tuple[list[Activation], dict[str, Any]]:
+def _capture(responses: list[Response], place: Place) -> tuple[list[Result], dict[str, Any]]:
     if _model is None:
         raise EngineDiedError("the capture model is not loaded")
-    return _model.capture(responses), _model.check_summary()
+    return place.put(_model.capture(responses)), _model.check_summary()
