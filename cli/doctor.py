@@ -204,7 +204,7 @@ def _prompts(settings: Any, model: str, experiments_dir: Path, experiment: str) 
     if prompts.remark:
         lines.append(f"      {prompts.remark}")
     for polarity in POLARITIES:
-        text = prompts.text(trait.instruction(polarity, 0), trait.questions[0])
+        text = prompts.text(*trait.asked(polarity, 0, 0))
         lines.append(f"      {polarity}: {text!r}")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from .render import as_error, complain
 
 COMMANDS = {
     "new": "begin a trait definition: a scaffold, or a draft from one sentence",
+    "import": "take over traits of persona_vectors, assistant-axis and others",
     "check": "find what to mend in trait definitions before a run is paid",
     "preview": "a few responses of both sides with scores, before a run is paid",
     "run": "generate, fit vectors and write the report, in one resumable command",
@@ -35,7 +36,8 @@ COMMANDS = {
     "demo": "run everything once on the embedded model, without a GPU, a key or a hub",
 }
 
-
+_MODULES = {"import": "import_traits"}
+"""Commands whose name no module can have."""
 LEAST_ADDRESS_SPACE = 4 << 30
 """Below it PyTorch, Arrow and OpenBLAS abort, hang or fail in other ways."""
 
@@ -49,7 +51,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f".{cmd_name}", __package__).command
+        module = _MODULES.get(cmd_name, cmd_name)
+        command: click.Command = import_module(f".{module}", __package__).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -91,7 +91,9 @@ class Prompts:
         system, user = [how.system_prompt or ""], [instruction, question]
         if how.prompt_format == "system":
             system, user = [*system, instruction], [question]
-        if self._takes_system and self._sampling.wants_system:
+        # Without an instruction the template's own system turn stands, unless one is given.
+        wanted = how.system_prompt is not None or any(system)
+        if self._takes_system and wanted:
             turns = [{"role": "system", "content": _joined(system)}]
         else:
             turns, user = [], [*system, *user]

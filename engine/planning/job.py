@@ -50,14 +50,18 @@ class Job:
 def job_of(traits: Sequence[Trait], settings: RunSettings) -> Job:
     """Return the job of some traits under a run's settings."""
     prompts = [
-        _tokens(len(trait.instruction(polarity, place)) + len(question))
+        _tokens(sum(map(len, trait.asked(polarity, place, number))))
         for trait in traits
         for place in range(len(trait.instructions))
         for polarity in POLARITIES
-        for question in trait.questions
+        for number in range(len(trait.questions))
     ]
     templates = [trait.eval_prompt for trait in traits]
-    questions = fmean(len(question) for trait in traits for question in trait.questions)
+    questions = fmean(
+        len(trait.asked("pos", 0, number)[1])
+        for trait in traits
+        for number in range(len(trait.questions))
+    )
     judge = fmean(map(len, templates)) + questions
     return _job(len(traits), settings, fmean(prompts), round(max(prompts)), judge)
 

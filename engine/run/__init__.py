@@ -7,6 +7,7 @@ from .backends import STAGES, Backends, Capturer, Clock, Generator, Judge, Stage
 from .commands import OpenBackends, capture, generate, judge, settings_of
 from .exporting import ExportResult, export
 from .folder_settings import check_judge, scale_remarks
+from .importing import Imported, import_traits
 from .loading import Work, open_backends
 from .log import redirected
 from .per_token import TokenEstimate, capture_tokens
@@ -20,6 +21,7 @@ __all__ = [
     "Clock",
     "ExportResult",
     "Generator",
+    "Imported",
     "Judge",
     "Listener",
     "OpenBackends",
@@ -37,6 +39,7 @@ __all__ = [
     "check_traits",
     "export",
     "generate",
+    "import_traits",
     "judge",
     "new_trait",
     "open_backends",

@@ -139,14 +139,18 @@ def recorded_trait(name: str, record: RunRecord, edited: Trait | None = None) ->
     """Return the definition that a folder was made with; judge prompts as they are in `edited`."""
     definition = record.definition
     prompts = edited.as_json() if edited is not None else definition
+    names = definition.get("assistant_name")
     return Trait(
         name=name,
-        instructions=tuple((pair["pos"], pair["neg"]) for pair in definition["instruction"]),
-        questions=tuple(definition["questions"]),
+        instructions=tuple(
+            (pair["pos"] or "", pair["neg"] or "") for pair in definition["instruction"]
+        ),
+        questions=tuple(definition["questions"] or [""]),
         eval_prompt=prompts["eval_prompt"],
         yes_no_prompt=prompts.get("yes_no_prompt"),
         coherence_prompt=prompts.get("coherence_prompt"),
         scale=Scale(prompts.get("score_min", FULL.low), prompts.get("score_max", FULL.high)),
+        assistant_name=(names["pos"], names["neg"]) if names is not None else None,
     )
 
 

@@ -55,7 +55,7 @@ class Work:
                 if not room or length < room:
                     longest = max(longest, length + new)
             if self.judges and self.settings.judge.is_local:
-                question = max(run.trait.questions, key=len)
+                question = run.trait.longest_question()
                 prompt = fill(local_prompt(run.trait), question=question, answer="")
                 # Judged text may take more tokens than were sampled.
                 longest = max(longest, len(run.tokenize("", prompt)) + 2 * new)

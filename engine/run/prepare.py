@@ -156,9 +156,14 @@ def _changes(record: RunRecord, wanted: Wanted) -> tuple[list[str], list[str]]:
     ]
     if old["instruction"] != new["instruction"]:
         refused.append("trait_definition.json: instruction was edited (it is part of every prompt)")
+    if old.get("assistant_name") != new.get("assistant_name"):
+        refused.append(
+            "trait_definition.json: assistant_name was edited (it is part of every prompt)"
+        )
     if old["questions"] != new["questions"]:
-        added = len(new["questions"]) - len(old["questions"])
-        if new["questions"][: len(old["questions"])] == old["questions"]:
+        before, after = old["questions"] or [""], new["questions"] or [""]
+        added = len(after) - len(before)
+        if after[: len(before)] == before:
             allowed.append(
                 f"trait_definition.json: {added} questions appended (the plan is extended)"
             )

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from .coherence import coherence_of
-from .definition import DEFINITION_FILE, DRAFT, SCHEMA_KEY, Trait, fill, json_schema, load_traits
+from .definition import (
+    DEFINITION_FILE,
+    DRAFT,
+    SCHEMA_KEY,
+    Trait,
+    fill,
+    json_schema,
+    load_traits,
+    parse_definition,
+)
 from .finding import Finding
+from .foreign import KINDS as IMPORT_KINDS
+from .foreign import Foreign, definition_bytes, read_foreign
 from .lint import check_bytes, check_definition, definition_errors
 from .plan import Plan, Tokenize, counts_per_instruction, load_plan, make_plan, plan_key
 from .scaffold import build, scaffold
@@ -14,8 +25,10 @@ __all__ = [
     "DEFINITION_FILE",
     "DRAFT",
     "FULL",
+    "IMPORT_KINDS",
     "SCHEMA_KEY",
     "Finding",
+    "Foreign",
     "Plan",
     "Scale",
     "Tokenize",
@@ -25,6 +38,7 @@ __all__ = [
     "check_definition",
     "coherence_of",
     "counts_per_instruction",
+    "definition_bytes",
     "definition_errors",
     "fill",
     "json_schema",
@@ -32,6 +46,8 @@ __all__ = [
     "load_traits",
     "make_plan",
     "other_scale",
+    "parse_definition",
     "plan_key",
+    "read_foreign",
     "scaffold",
 ]

@@ -38,7 +38,10 @@ _PLACEHOLDER = re.compile(r"\{(question|answer)\}")
 
 @dataclass(frozen=True, slots=True)
 class Trait:
-    """A checked definition. `instructions[i]` is the (pos, neg) pair i."""
+    """A checked definition. `instructions[i]` is the (pos, neg) pair i, empty where it has none.
+
+    Where a definition has no questions, `questions` is one empty text.
+    """
 
     name: str
     instructions: tuple[tuple[str, str], ...]
@@ -49,23 +52,44 @@ class Trait:
     """What `eval_prompt` asks for."""
     coherence_prompt: str | None = None
     """The second question to a judge, where it is not the usual one."""
+    assistant_name: tuple[str, str] | None = None
+    """What the assistant of each side is called before its instruction."""
 
-    def instruction(self, polarity: Polarity, index: int) -> str:
-        pair = self.instructions[index]
-        return pair[POLARITIES.index(polarity)]
+    def asked(
+        self, polarity: Polarity, instruction_index: int, question_index: int
+    ) -> tuple[str, str]:
+        """Return instruction and question of a sample; without questions the text is the latter."""
+        side = POLARITIES.index(polarity)
+        instruction = self.instructions[instruction_index][side]
+        if self.assistant_name is not None:
+            instruction = f"{_introduced(self.assistant_name[side])} {instruction}".strip()
+        question = self.questions[question_index]
+        return (instruction, question) if question else ("", instruction)
+
+    def longest_question(self) -> str:
+        """Return the longest text that a judge is shown as the question."""
+        texts = self.questions
+        if not any(texts):
+            texts = tuple(text for pair in self.instructions for text in pair)
+        return max(texts, key=len)
 
     def as_json(self) -> dict[str, Any]:
         """Return the definition as its file holds it."""
-        found = {
-            "instruction": [{"pos": pos, "neg": neg} for pos, neg in self.instructions],
-            "questions": list(self.questions),
+        found: dict[str, Any] = {
+            "instruction": [
+                {"pos": pos or None, "neg": neg or None} for pos, neg in self.instructions
+            ],
             "eval_prompt": self.eval_prompt,
             "yes_no_prompt": self.yes_no_prompt,
             "coherence_prompt": self.coherence_prompt,
         }
         if self.scale != FULL:
             found |= {"score_min": self.scale.low, "score_max": self.scale.high}
-        return {key: value for key, value in found.items() if value is not None}
+        if self.assistant_name is not None:
+            found["assistant_name"] = dict(zip(POLARITIES, self.assistant_name, strict=True))
+        written = {key: value for key, value in found.items() if value is not None}
+        questions = list(self.questions) if any(self.questions) else None
+        return {"instruction": written.pop("instruction"), "questions": questions, **written}
 
 
 def fill(template: str, *, question: str, answer: str) -> str:
@@ -75,8 +99,14 @@ def fill(template: str, *, question: str, answer: str) -> str:
 
 
 def build_prompt(instruction: str, question: str) -> str:
-    """Return the user turn: instruction, blank line, question."""
-    return f"{instruction}\n\n{question}"
+    """Return the user turn: instruction, blank line, question; one alone where the other lacks."""
+    return "\n\n".join(filter(None, (instruction, question)))
+
+
+def _introduced(name: str) -> str:
+    """Return who the assistant is, as persona_vectors writes it before an instruction."""
+    article = "an" if name[0].lower() in "aeiou" else "a"
+    return f"You are {article} {name} assistant."
 
 
 def _check_text(text: str, placeholders: tuple[str, ...] = ()) -> str:
@@ -106,6 +136,16 @@ End = Annotated[float, AfterValidator(_check_end)]
 
 
 class _Pair(BaseModel):
+    """Instructions; null where a side is asked without one."""
+
+    model_config = ConfigDict(strict=True)
+    pos: Text | None
+    neg: Text | None
+
+
+class _Names(BaseModel):
+    """What the assistant of each side is called."""
+
     model_config = ConfigDict(strict=True)
     pos: Text
     neg: Text
@@ -116,10 +156,12 @@ class _File(BaseModel):
 
     model_config = ConfigDict(strict=True)
     instruction: Annotated[list[_Pair], Field(min_length=1)]
-    questions: Annotated[list[Text], Field(min_length=1)]
+    questions: Annotated[list[Text], Field(min_length=1)] | None
+    """Null where each text of `instruction` is a prompt of its own."""
     eval_prompt: Template
     yes_no_prompt: Template | None = None
     coherence_prompt: Template | None = None
+    assistant_name: _Names | None = None
     score_min: End = float(FULL.low)
     score_max: End = float(FULL.high)
 
@@ -192,15 +234,17 @@ def parse_definition(name: str, data: bytes, path: str) -> Trait:
             faults += _readable(fault)
     if faults or found is None:
         raise DefinitionError([f"{path}: {fault}" for fault in faults])
-    pairs = tuple((pair.pos, pair.neg) for pair in found.instruction)
+    pairs = tuple((pair.pos or "", pair.neg or "") for pair in found.instruction)
+    names = found.assistant_name
     return Trait(
         name=name,
         instructions=pairs,
-        questions=tuple(found.questions),
+        questions=tuple(found.questions or [""]),
         eval_prompt=found.eval_prompt,
         yes_no_prompt=found.yes_no_prompt,
         coherence_prompt=found.coherence_prompt,
         scale=Scale(int(found.score_min), int(found.score_max)),
+        assistant_name=(names.pos, names.neg) if names is not None else None,
     )
 
 
@@ -230,7 +274,7 @@ def _readable(fault: Any) -> list[str]:
             wanted = "a list of strings"
         case ("instruction",):
             one, wanted = "one pair", 'a list of {"pos": ..., "neg": ...}'
-        case ("instruction", _):
+        case ("instruction", _) | ("assistant_name",):
             wanted = '{"pos": ..., "neg": ...}'
     if fault["type"] == "text":
         return [f"{key}: {line}" for line in fault["msg"].splitlines()]

@@ -54,8 +54,9 @@ def text_findings(trait: Trait) -> Iterator[Finding]:
         f"instruction[{index}].{side}": text
         for index, pair in enumerate(trait.instructions)
         for side, text in zip(POLARITIES, pair, strict=True)
+        if text
     }
-    questions = {f"questions[{index}]": text for index, text in enumerate(trait.questions)}
+    questions = {f"questions[{i}]": text for i, text in enumerate(trait.questions) if text}
     prompts = {
         name: text
         for name in ("eval_prompt", "yes_no_prompt", "coherence_prompt")
@@ -99,7 +100,7 @@ def _pairs(trait: Trait) -> Iterator[Finding]:
         if _plain(pos) == _plain(neg):
             said = "`pos` and `neg` say the same"
             yield error("equal-sides", where, said, "let `neg` ask for the opposite")
-        elif _words(pos, neg) > 2 * LENGTH_RATIO:
+        elif pos and neg and _words(pos, neg) > 2 * LENGTH_RATIO:
             said = f"`pos` has {len(pos.split())} words and `neg` {len(neg.split())}"
             yield warning("length", where, said, "write both sides equally long")
     positive = {_plain(pos) for pos, _ in trait.instructions}
@@ -166,7 +167,7 @@ def _named(trait: Trait) -> Iterator[Finding]:
 
 def _counts(trait: Trait) -> Iterator[Finding]:
     n_questions, n_pairs = len(set(map(_plain, trait.questions))), len(trait.instructions)
-    if n_questions < FEW_QUESTIONS:
+    if any(trait.questions) and n_questions < FEW_QUESTIONS:
         said = f"{n_questions} different questions are too few for a claim"
         remedy = f"held-out rows go by question: {FEW_QUESTIONS} or more, 20 are good"
         yield warning("few-questions", "questions", said, remedy)

@@ -105,8 +105,7 @@ class Plan:
         polarity = POLARITIES[self.polarity[position]]
         instruction_index = int(self.instruction_index[position])
         question_index = int(self.question_index[position])
-        instruction = trait.instruction(polarity, instruction_index)
-        question = trait.questions[question_index]
+        instruction, question = trait.asked(polarity, instruction_index, question_index)
         return Sample(
             trait=trait.name,
             id=self.ids[position].decode(),
@@ -155,7 +154,9 @@ def plan_key(trait: Trait, n_planned: Counts, sampling: Sampling) -> str:
         for name, value in asdict(sampling).items()
         if name not in _LATER or value != _LATER[name]
     }
-    content = [trait.instructions, trait.questions, counts, chosen]
+    content: list[object] = [trait.instructions, trait.questions, counts, chosen]
+    if trait.assistant_name is not None:
+        content.append({"assistant_name": trait.assistant_name})
     return _digest(content).hex()[:16]
 
 
@@ -171,10 +172,9 @@ def make_plan(trait: Trait, n_planned: Counts, sampling: Sampling, tokenize: Tok
         earlier: Counter[tuple[int, ...]] = Counter()
         counts = counts_per_instruction(n_planned[polarity], len(trait.instructions))
         for instruction_index, count in enumerate(counts):
-            instruction = trait.instruction(polarity, instruction_index)
             for k in range(count):
                 rollout, question_index = divmod(k, len(trait.questions))
-                token_ids = tokenize(instruction, trait.questions[question_index])
+                token_ids = tokenize(*trait.asked(polarity, instruction_index, question_index))
                 id_, seed = sample_id(polarity, token_ids, earlier[token_ids], sampling)
                 earlier[token_ids] += 1
                 rows.append((id_, side, instruction_index, question_index, rollout, seed))

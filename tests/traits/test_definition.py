@@ -157,7 +157,7 @@ def test_a_definition_comes_back_as_its_file_holds_it(extra: dict[str, str]) -> 
     trait = parse_definition("t", file(note="ours", **extra), "F")
     assert trait.as_json() == SOUND | extra
     assert parse_definition("t", file(yes_no_prompt=None), "F").yes_no_prompt is None
-    assert (trait.instruction("pos", 0), trait.instruction("neg", 0)) == ("p", "n")
+    assert (trait.asked("pos", 0, 0), trait.asked("neg", 0, 0)) == (("p", "q?"), ("n", "q?"))
 
 
 def test_f16_placeholders_are_filled_once_and_other_braces_stay() -> None:
@@ -165,3 +165,35 @@ def test_f16_placeholders_are_filled_once_and_other_braces_stay() -> None:
     filled = fill(template, question="{answer}", answer=r"{question} \1")
     assert filled == r'{"score": {0}} {{answer}} {answer!r} A={question} \1'
     assert build_prompt("Do {answer}.", "Why?") == "Do {answer}.\n\nWhy?"
+
+
+@pytest.mark.parametrize(("name", "article"), [("eager", "an"), ("Ugly", "an"), ("calm", "a")])
+def test_an_assistants_name_stands_before_its_instruction(name: str, article: str) -> None:
+    names = {"pos": name, "neg": "helpful"}
+    trait = parse_definition("t", file(assistant_name=names), "F")
+    assert trait.asked("pos", 0, 0) == (f"You are {article} {name} assistant. p", "q?")
+    assert trait.asked("neg", 0, 0) == ("You are a helpful assistant. n", "q?")
+    assert trait.as_json() == SOUND | {"assistant_name": names}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("x", 'assistant_name: must be {"pos": ..., "neg": ...}, not a string'),
+        ({"pos": "x"}, "assistant_name.neg: must be a string, not missing"),
+        ({"pos": " ", "neg": "y"}, "assistant_name.pos: is empty"),
+    ],
+)
+def test_an_assistants_name_is_one_of_each_side(value: object, expected: str) -> None:
+    assert faults(file(assistant_name=value)) == [expected]
+
+
+def test_null_is_a_side_without_instruction_and_prompts_without_questions() -> None:
+    trait = parse_definition("t", file(instruction=[{"pos": "p", "neg": None}]), "F")
+    assert trait.asked("neg", 0, 0) == ("", "q?")
+    assert build_prompt(*trait.asked("neg", 0, 0)) == "q?"
+    assert trait.as_json()["instruction"] == [{"pos": "p", "neg": None}]
+    whole = parse_definition("t", file(questions=None), "F")
+    assert whole.asked("pos", 0, 0) == ("", "p")
+    assert whole.as_json() == SOUND | {"questions": None}
+    assert whole.longest_question() in ("p", "n")

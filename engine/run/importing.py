@@ -1,0 +1,112 @@
+"""Import traits of other projects: the definition, the originals and the report, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DefinitionError, UsageError
+from ..files import sha256_of
+from ..storage import check_name
+from ..traits import (
+    DEFINITION_FILE,
+    IMPORT_KINDS,
+    Foreign,
+    check_bytes,
+    definition_bytes,
+    parse_definition,
+    read_foreign,
+)
+
+IMPORTED = "imported"
+"""A trait's folder of originals, and of the report on what was made of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A trait that was imported, and what was taken, changed and left."""
+
+    name: str
+    path: Path
+    took: tuple[str, ...]
+    changed: tuple[str, ...]
+    left: tuple[str, ...]
+    advice: tuple[str, ...]
+    to_mend: tuple[str, ...]
+    """What `check_traits` calls errors."""
+
+
+def import_traits(
+    source: Path | str,
+    experiment: Path | str,
+    *,
+    kind: str = "auto",
+    questions: Path | str | None = None,
+    model_name: str | None = None,
+) -> list[Imported]:
+    """Write traits of another project into an experiment's folder, the originals beside.
+
+    `source` is a file or folder of persona_vectors, of assistant-axis, of trait-interp's scenarios,
+    or a JSONL of pairs; `kind` says which, where that cannot be seen. `questions` is a JSONL of
+    shared questions, `model_name` stands for {model_name} in a default role.
+
+    Raise UsageError or DefinitionError where one of them cannot be read or is there already;
+    nothing is written then.
+    """
+    if kind not in IMPORT_KINDS:
+        raise UsageError(f"`format` {kind!r} is unknown; use one of {', '.join(IMPORT_KINDS)}")
+    root = Path(experiment)
+    check_name(root.name, "experiment")
+    given = Path(questions) if questions is not None else None
+    found = read_foreign(Path(source), kind, given, model_name)
+    faults: list[str] = []
+    for foreign in found:
+        check_name(foreign.name, "trait")
+        if (root / foreign.name).exists():
+            faults.append(f"{root / foreign.name} is there already; move it, or import elsewhere")
+        try:
+            parse_definition(foreign.name, definition_bytes(foreign), str(foreign.files[0]))
+        except DefinitionError as error:
+            faults += error.faults
+    if faults:
+        raise DefinitionError(faults)
+    root.mkdir(parents=True, exist_ok=True)
+    return [_write(foreign, root) for foreign in found]
+
+
+def _write(foreign: Foreign, root: Path) -> Imported:
+    """Write one trait's folder beside its place, then put it there whole."""
+    temporary = root / f".importing-{foreign.name}-{os.getpid()}"
+    data = definition_bytes(foreign)
+    try:
+        kept = temporary / IMPORTED
+        kept.mkdir(parents=True)
+        for path in foreign.files:
+            shutil.copyfile(path, kept / path.name)
+        report = {
+            "took": foreign.took,
+            "changed": foreign.changed,
+            "left": foreign.left,
+            "advice": foreign.advice,
+            "sha256": {path.name: sha256_of(kept / path.name) for path in foreign.files},
+        }
+        (kept / "import_report.json").write_text(
+            json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        )
+        (temporary / DEFINITION_FILE).write_bytes(data)
+        temporary.rename(root / foreign.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    errors = [each for each in check_bytes(foreign.name, data) if each.severity == "error"]
+    return Imported(
+        name=foreign.name,
+        path=root / foreign.name,
+        took=tuple(foreign.took),
+        changed=tuple(foreign.changed),
+        left=tuple(foreign.left),
+        advice=tuple(foreign.advice),
+        to_mend=tuple(map(str, errors)),
+    )
