@@ -177,13 +177,19 @@ def _traits(experiments_dir: Path, experiment: str) -> str:
 
 
 def _model(name: str) -> str:
-    from traitmill.engine.models import check_support, check_weights, find_model, load_tokenizer
+    from traitmill.engine.models import (
+        check_support,
+        check_weights,
+        find_model,
+        is_chat,
+        load_tokenizer,
+    )
 
     ref = find_model(name)
     check_support(ref, captures=True)
     check_weights(ref)
     prompts = "a base model: prompts go in raw"
-    if load_tokenizer(ref).chat_template:
+    if is_chat(load_tokenizer(ref)):
         prompts = "with a chat template"
     context = ref.context_length or "unstated"
     return f"{name}, revision {ref.revision}, context {context}, {prompts}"

@@ -41,7 +41,7 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
 
     kind = torch.device(device).type
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise AccessError(
             f"the config of model {source} cannot be loaded: {_first_line(error)}"
@@ -64,6 +64,7 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
+            trust_remote_code=False,
             dtype=getattr(torch, chosen),
             attn_implementation=implementation,
             device_map="auto" if spread else {"": device},

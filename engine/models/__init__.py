@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .chat import Prompts, chat_token_ids, lazy_tokenizer, load_tokenizer
+from .chat import Prompts, chat_token_ids, is_chat, lazy_tokenizer, load_tokenizer
 from .config import (
     check_capture,
     check_layers,
@@ -63,6 +63,7 @@ __all__ = [
     "generation_itemsize",
     "has_soft_cap",
     "infer_model",
+    "is_chat",
     "itemsize",
     "kv_share",
     "lazy_tokenizer",

@@ -16,6 +16,7 @@ from ..errors import AccessError, UsageError
 from ..settings import Sampling
 from .hub import ModelRef
 from .mistral import is_mistral, refusals
+from .support import own_code_refused
 from .typed_tokens import marked, marked_ids, spells_special
 
 _PROBE = "a system turn, tried"
@@ -29,8 +30,13 @@ def load_tokenizer(ref: ModelRef) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(ref.source, revision=ref.hub_revision)
+        # Said outright: else transformers asks on the terminal whether to run a folder's own code.
+        return AutoTokenizer.from_pretrained(
+            ref.source, revision=ref.hub_revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise own_code_refused(ref) from None
         reason = str(error).strip().partition("\n")[0]
         raise AccessError(
             f"the tokenizer of model {ref.name} cannot be loaded: {reason or type(error).__name__}"
@@ -107,7 +113,7 @@ class Prompts:
 
     @cached_property
     def _has_template(self) -> bool:
-        return _is_chat(self._load())
+        return is_chat(self._load())
 
     @cached_property
     def _variables(self) -> dict[str, Any]:
@@ -153,14 +159,14 @@ def chat_token_ids(tokenizer: Any, prompt: str, moment: str) -> tuple[int, ...]:
     Thought is turned off where the template can. `moment`, in ISO 8601, is the time for a template
     that asks. Raise AccessError where the template fails.
     """
-    if not _is_chat(tokenizer):
+    if not is_chat(tokenizer):
         return _ids(tokenizer, _raw_ids(tokenizer, prompt))
     turns = [{"role": "user", "content": prompt}]
     off = _without_thought(str(tokenizer.chat_template))
     return _ids(tokenizer, _turn_ids(tokenizer, turns, moment, **off))
 
 
-def _is_chat(tokenizer: Any) -> bool:
+def is_chat(tokenizer: Any) -> bool:
     """Return whether a tokenizer writes turns, by a template or by code of its own."""
     return bool(tokenizer.chat_template) or is_mistral(tokenizer)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import AccessError, UsageError
 from .hub import ModelRef
 
 _GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Decoder", "WithLMHead")
@@ -16,10 +16,12 @@ _FP8 = ("fp8", "float-quantized", "modelopt", "mxfp4", "nvfp4")
 
 
 def check_support(ref: ModelRef, *, captures: bool) -> None:
-    """Raise UsageError for a model that cannot generate, or with `captures` not be captured.
+    """Raise UsageError for a model that cannot generate, or with `captures` not be captured;
+    AccessError for one that needs code of its own.
 
     Load nothing, and look at nothing but config.json and the names beside it.
     """
+    _require_known(ref)
     _require_generating(ref)
     quantisation = quantised(ref.config)
     if quantisation and captures:
@@ -57,6 +59,23 @@ def quantised(config: Mapping[str, Any]) -> str:
     if how.get("bits"):
         words.append(f"{how['bits']} bits")
     return ", ".join(words) or "by an unnamed method"
+
+
+def own_code_refused(ref: ModelRef) -> AccessError:
+    """Return the error for a model that cannot be loaded without code from its own folder."""
+    return AccessError(
+        f"model {ref.name} brings code of its own (auto_map), which is never run here; take a "
+        "model of a kind that transformers and vLLM know themselves"
+    )
+
+
+def _require_known(ref: ModelRef) -> None:
+    if not ref.config.get("auto_map"):
+        return
+    from transformers import CONFIG_MAPPING
+
+    if ref.config.get("model_type") not in CONFIG_MAPPING:
+        raise own_code_refused(ref)
 
 
 def _require_generating(ref: ModelRef) -> None:

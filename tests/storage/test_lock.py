@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -89,3 +91,20 @@ def test_f26_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError), lock_traits([folder]):
         pytest.fail("a link")
     assert not outside.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_r18_a_file_system_without_kernel_locks_gets_one_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    [folder] = folders(tmp_path, "a")
+    with lock_traits([folder]):
+        with pytest.raises(LockedError, match=f"pid {os.getpid()}"), lock_traits([folder]):
+            pytest.fail("held")
+        assert json.loads(folder.lock.read_text())["pid"] == os.getpid()
+    with lock_traits([folder]):  # and its holder leaves nothing that would keep others out
+        pass
