@@ -95,7 +95,10 @@ def load_activations(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL)
         values=values,
         labels=np.repeat([True, False], [len(side) for side in sides]),
         questions=_groups(metadata.question_index, [row["question"] for row in rows]),
-        instructions=_groups(metadata.instruction_index, [row["instruction"] for row in rows]),
+        # A whole prompt, which has no instruction, stands as the question.
+        instructions=_groups(
+            metadata.instruction_index, [row["instruction"] or row["question"] for row in rows]
+        ),
         layers=tuple(metadata.layers),
         pool=pool,
         metadata=metadata,

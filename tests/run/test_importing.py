@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import Traitmill
+from tests.support import fakes
 from traitmill.engine.errors import TraitmillError
+from traitmill.engine.outputs import load_activations
 from traitmill.engine.run import import_traits
+from traitmill.engine.storage import TraitFolder
 from traitmill.engine.traits import load_traits
 
 EVAL = "Asked: {question} Said: {answer} Answer with a number from 0 to 100."
@@ -225,3 +230,19 @@ def test_a_trait_that_is_there_is_left_alone_and_none_beside_it_is_written(
     assert code == 0
     assert "2 traits imported" in out
     assert sorted(path.name for path in there.parent.iterdir()) == ["one", "two"]
+
+
+def test_whole_prompts_run_and_are_held_out_by_pair(tmp_path: Path) -> None:
+    pairs = [{"pos": f"Softly {i} she", "neg": f"Loudly {i} she"} for i in range(12)]
+    content = {"instruction": pairs, "questions": None, "eval_prompt": EVAL}
+    folder = fakes.make_trait(tmp_path, content=content)
+    settings = fakes.settings(48)
+    runs = fakes.open_runs([folder], settings)
+    asyncio.run(fakes.pipeline(runs, settings).run())
+    found = load_activations(TraitFolder(folder))
+    assert set(found.instructions) <= set(range(12))
+    assert len(set(found.instructions)) > 8
+    with (folder / "responses/pos.csv").open(newline="") as file:
+        [row, *_] = csv.DictReader(file)
+    assert (row["instruction"], row["prompt"]) == ("", row["question"])
+    assert row["question"].startswith("Softly ")
