@@ -20,6 +20,8 @@ from ..vectors import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, read_evaluation
 if TYPE_CHECKING:
     import polars as pl
 
+FARTHEST = 5
+"""Other traits listed of each where they are many."""
 AUDITED = 4
 """Responses shown of each side: so many kept, left out, and without a score."""
 SHOWN_ELSEWHERE = {
@@ -208,3 +210,20 @@ def audit(responses: pl.DataFrame) -> list[dict[str, Any]]:
             chosen = spread.round().astype(int)
             rows += stratum[chosen].to_dicts()
     return rows
+
+
+def farthest(transfer: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return for each trait its own AUROC and the others that its vector tells apart best.
+
+    Best is farthest from one half, either way. Pairs that were not measured are left out.
+    """
+    import polars as pl
+
+    away = (pl.col("value") - 0.5).abs()
+    found = []
+    for (name,), rows in transfer.group_by("trait", maintain_order=True):
+        own = rows.filter(target=name).to_dicts()[0]
+        others = rows.filter(pl.col("target") != name, pl.col("value").is_not_null())
+        others = others.sort(away, descending=True, maintain_order=True)
+        found.append({"trait": name, "own": own, "others": others.head(FARTHEST).to_dicts()})
+    return found

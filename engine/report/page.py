@@ -12,8 +12,8 @@ from ..outputs import PAGE_MARK, audit_table, note_stale
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, pool_suffix
 from ..vectors import evaluated_traits, read_transfer
-from .numbers import TraitFigures, audit, choice, dollars, method_rows, settings, yields
-from .plots import NAMES, Picture, trait_pictures, transfer_picture
+from .numbers import TraitFigures, audit, choice, dollars, farthest, method_rows, settings, yields
+from .plots import MANY, NAMES, Picture, trait_pictures, transfer_picture
 
 
 def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
@@ -70,9 +70,13 @@ def write_experiment_report(
         if folder.report(pool).is_file():
             link = str(folder.report(pool).relative_to(experiment))
         traits.append({"figures": figures, "link": link, "choice": choice(figures)})
-    pictures, pairs = [], []
+    pictures, pairs, reach = [], [], []
     if transfer is not None:
-        pictures, pairs = [transfer_picture(transfer)], transfer.to_dicts()
+        pictures = [transfer_picture(transfer)]
+        if transfer["trait"].n_unique() > MANY:
+            reach = farthest(transfer)
+        else:
+            pairs = transfer.to_dicts()
     page = _render(
         "experiment.html",
         experiment=experiment.name,
@@ -81,6 +85,7 @@ def write_experiment_report(
         models=sorted(models),
         traits=traits,
         pairs=pairs,
+        reach=reach,
     )
     return _write(TraitFolder(experiment), page, pictures, pool)
 

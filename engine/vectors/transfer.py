@@ -69,12 +69,20 @@ def update_transfer(
     if len(sound) < 2:
         path.unlink(missing_ok=True)
         return None
+    vectors = {source: _vector(source, best, own) for source, (own, best) in sound.items()}
+    figures = {}
+    # By layer, since a target's rows are read once a layer.
+    by_layer = sorted(sound.items(), key=lambda each: each[1][1].layer if each[1][1] else -1)
+    for target, (other, _) in sound.items():
+        measure = _Target(other)
+        for source, (own, best) in by_layer:
+            figures[source, target] = measure.by(own, best, vectors[source])
     rows = []
-    for source, (own, best) in sound.items():
-        method, layer = (best.method, best.layer) if best else (None, None)
-        for target, (other, _) in sound.items():
-            figure, note = _measure(source, best, own, other)
-            rows.append((source.name, target.name, pool, method, layer, *figure, note))
+    for source, (_, best) in sound.items():
+        chosen = (best.method, best.layer) if best else (None, None)
+        for target in sound:
+            figure, note = figures[source, target]
+            rows.append((source.name, target.name, pool, *chosen, *figure, note))
     schema = dict.fromkeys(COLUMNS, pl.String) | {"layer": pl.Int32}
     schema |= dict.fromkeys(("value", "low", "high"), pl.Float64)
     table = pl.DataFrame(rows, schema, orient="row")
@@ -83,41 +91,62 @@ def update_transfer(
     return path
 
 
-def _measure(
-    source: TraitFolder, best: Recommendation | None, own: Activations, target: Activations
-) -> tuple[Figure, str]:
-    """Return what the vector of `source` reaches on a target, or nothing and the reason."""
+def _vector(source: TraitFolder, best: Recommendation | None, own: Activations) -> ndarray | None:
+    """Return a trait's recommended vector, float64; None where none of its activations stands."""
     if best is None:
-        return NOTHING, "no vector of the trait is recommended"
-    if target is own:
-        lack = ""
-        if best.auroc is None:
-            lack = "too few rows to correct the figure for choosing the best"
-        return (best.auroc, best.low, best.high), lack
-    same = target.metadata.model == own.metadata.model
-    if not same or target.metadata.hidden_dim != own.metadata.hidden_dim:
-        return NOTHING, "the two traits are of different models"
-    if best.layer not in target.layers:
-        return NOTHING, "the target's activations lack the vector's layer"
+        return None
     try:
-        vector, facts = load_vector(source, best.method, best.layer, target.pool)
+        vector, facts = load_vector(source, best.method, best.layer, own.pool)
     except UsageError:
-        facts = {}
+        return None
     if facts.get("activations_sha256") != own.sha256:
-        return NOTHING, "its vector is missing or of other activations; fit it again"
-    scores = target.rows_at(best.layer) @ vector.astype(np.float64)
-    return _estimate(scores, target), ""
+        return None
+    return vector.astype(np.float64)
 
 
-def _estimate(scores: ndarray, target: Activations) -> Estimate:
-    """Return the AUROC of a target's rows, all compared with all, by scores `[n]`."""
-    labels, together = target.labels, np.zeros(len(scores), int)
-    groups = np.unique(target.questions, return_inverse=True)[1]
-    rng = np.random.default_rng([0, int(groups.max()) + 1])
-    draws = draw_groups(groups, rng)
-    value = fold_auroc(scores, labels, together, once(len(scores)))[0]
-    drawn = fold_auroc(scores, labels, together, draws)
-    return estimate(float(value), drawn, effective_groups(labels, groups))
+class _Target:
+    """A trait whose rows are measured along the vectors of others."""
+
+    def __init__(self, activations: Activations) -> None:
+        self._activations = activations
+        groups = np.unique(activations.questions, return_inverse=True)[1]
+        rng = np.random.default_rng([0, int(groups.max()) + 1])
+        self._draws = draw_groups(groups, rng)
+        self._effective = effective_groups(activations.labels, groups)
+        self._rows: dict[int, ndarray] = {}
+
+    def by(
+        self, own: Activations, best: Recommendation | None, vector: ndarray | None
+    ) -> tuple[Figure, str]:
+        """Return what the vector of a trait reaches here, or nothing and the reason.
+
+        `own` is what the vector was fitted to.
+        """
+        target = self._activations
+        if best is None:
+            return NOTHING, "no vector of the trait is recommended"
+        if target is own:
+            lack = ""
+            if best.auroc is None:
+                lack = "too few rows to correct the figure for choosing the best"
+            return (best.auroc, best.low, best.high), lack
+        same = target.metadata.model == own.metadata.model
+        if not same or target.metadata.hidden_dim != own.metadata.hidden_dim:
+            return NOTHING, "the two traits are of different models"
+        if best.layer not in target.layers:
+            return NOTHING, "the target's activations lack the vector's layer"
+        if vector is None:
+            return NOTHING, "its vector is missing or of other activations; fit it again"
+        if best.layer not in self._rows:
+            self._rows = {best.layer: target.rows_at(best.layer)}
+        return self._estimate(self._rows[best.layer] @ vector), ""
+
+    def _estimate(self, scores: ndarray) -> Estimate:
+        """Return the AUROC of the rows, all compared with all, by scores `[n]`."""
+        labels, together = self._activations.labels, np.zeros(len(scores), int)
+        value = fold_auroc(scores, labels, together, once(len(scores)))[0]
+        drawn = fold_auroc(scores, labels, together, self._draws)
+        return estimate(float(value), drawn, self._effective)
 
 
 def read_transfer(

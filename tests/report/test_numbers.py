@@ -213,6 +213,30 @@ def test_the_experiment_lists_its_traits_and_what_transfers(experiment):
     assert len(expected) == 9
 
 
+def test_of_many_traits_each_lists_its_own_figure_and_the_farthest(experiment, monkeypatch):
+    monkeypatch.setattr("traitmill.engine.report.page.MANY", 2)
+    monkeypatch.setattr("traitmill.engine.report.numbers.FARTHEST", 1)
+    pages = []
+    monkeypatch.setattr(page_module, "_write", lambda _folder, page, *_: pages.append(page))
+    write_experiment_report(experiment, pytest.fail)
+    transfer = pl.read_parquet(experiment / "evaluation.parquet")
+    expected = []
+    for name in ("lone", "noise", "poem"):
+        rows = {row["target"]: row for row in transfer.filter(trait=name).to_dicts()}
+        own = rows.pop(name)
+        measured = [row for row in rows.values() if row["value"] is not None]
+        best = sorted(measured, key=lambda row: -abs(row["value"] - 0.5))[:1]
+        said = own["note"]
+        if own["value"] is not None:
+            said = f"{own['value']:.2f} {own['low']:.2f} to {own['high']:.2f}"
+        others = "".join(f"{row['target']} {row['value']:.2f}" for row in best)
+        expected.append([name, said, others])
+    path = experiment / "many.html"
+    path.write_text(pages[0])
+    assert Page(path).tables["transfer"][1:] == expected
+    path.unlink()
+
+
 def test_pairs_that_were_not_measured_have_their_reason_for_a_number(tmp_path):
     root = tmp_path / "exp"
     write_trait(root / "a", ("pca",), n_layers=3, signal=(0, 0, 9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -101,6 +102,38 @@ def test_the_heat_map_has_each_pair_in_its_place():
     assert places == {"0.90": (0.5, 0.5), "0.20": (1.5, 0.5), "0.70": (1.5, 1.5)}
     assert axes.yaxis_inverted()
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def blocks(n: int) -> pl.DataFrame:
+    """Every second trait of n is of one kind: a vector tells rows of its own kind apart."""
+    rows = [
+        (f"t{i:03d}", f"t{j:03d}", None if i == 0 and j == 1 else 0.9 - 0.4 * ((i + j) % 2))
+        for i in range(n)
+        for j in range(n)
+    ]
+    return pl.DataFrame(rows, ["trait", "target", "value"], orient="row")
+
+
+def test_of_many_traits_those_that_are_alike_stand_side_by_side():
+    with drawn() as figures:
+        picture = transfer_picture(blocks(60))
+    axes = figures[0].axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [label.get_text() for label in axes.get_xticklabels()]
+    kinds = [int(name[1:]) % 2 for name in names]
+    assert sum(one != other for one, other in pairwise(kinds)) == 1
+    shown = axes.images[0].get_array()
+    for row, column in ((0, 0), (0, 59), (31, 7)):
+        same = kinds[row] == kinds[column]
+        assert shown[row, column] == pytest.approx(0.9 if same else 0.5)
+    assert np.ma.filled(shown, np.nan).shape == (60, 60)
+    assert not axes.texts
+    assert len(picture.svg) < 1_000_000
+
+
+def test_the_picture_of_240_traits_leaves_the_page_below_5_mb():
+    picture = transfer_picture(blocks(240))
+    assert len(picture.address) < 2_000_000
 
 
 def test_every_picture_is_a_file_too(experiment):
