@@ -27,6 +27,7 @@ COMMANDS = {
     "activations": "capture stored responses, or apply a new threshold (stage 2)",
     "vectors": "fit and evaluate trait vectors (stage 3)",
     "report": "write the HTML report",
+    "project": "place any texts along trait vectors, by turn and token",
     "judge": "judge stored responses again, with another judge or prompt",
     "export_vectors": "write vectors for llama.cpp, persona_vectors and others",
     "export": "write the CSV and tensor files again from Parquet, without a model",

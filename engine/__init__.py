@@ -31,6 +31,7 @@ from .settings import (
 
 if TYPE_CHECKING:
     from .outputs import load_activations
+    from .projection import project
     from .report import write_report
     from .run import (
         Listener,
@@ -73,6 +74,7 @@ _LAZY = {
     "load_state": "storage",
     "load_vector": "vectors",
     "load_vectors": "vectors",
+    "project": "projection",
     "write_report": "report",
 }
 
@@ -111,6 +113,7 @@ __all__ = [
     "load_vectors",
     "new_trait",
     "preview",
+    "project",
     "write_report",
 ]
 

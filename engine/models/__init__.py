@@ -17,6 +17,7 @@ from .config import (
     read_config,
     require_causal,
 )
+from .conversation import Conversation, Conversations, Turn
 from .demo import EMBEDDED, embedded_folder
 from .feasibility import capture_bytes
 from .gpus import Gpu, emptiest_first, read_gpus, show_only
@@ -34,11 +35,14 @@ __all__ = [
     "EMBEDDED",
     "GIB",
     "GPU_BATCHED_TOKENS",
+    "Conversation",
+    "Conversations",
     "Gpu",
     "ModelRef",
     "Placement",
     "Prompts",
     "Shape",
+    "Turn",
     "capture_bytes",
     "chat_token_ids",
     "check_capture",

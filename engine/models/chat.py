@@ -171,6 +171,22 @@ def is_chat(tokenizer: Any) -> bool:
     return bool(tokenizer.chat_template) or is_mistral(tokenizer)
 
 
+def thoughtless(tokenizer: Any) -> dict[str, Any]:
+    """Return the variables that turn thought off in a tokenizer's chat template, if it can."""
+    return _without_thought(str(tokenizer.chat_template))
+
+
+def template_text(
+    tokenizer: Any, turns: list[dict[str, str]], moment: str, *, reply: bool, **variables: Any
+) -> str:
+    """Return a conversation as the template writes it, with `reply` up to the model's turn.
+
+    Raise AccessError where the template fails or refuses such turns.
+    """
+    how = {"tokenize": False, "add_generation_prompt": reply, **variables}
+    return str(_templated(tokenizer, turns, moment, **how))
+
+
 def _without_thought(template: str) -> dict[str, Any]:
     """Return the variables that turn thought off in a template, none where it has no switch."""
     return {name: False for name in _THOUGHT_SWITCHES if re.search(rf"\b{name}\b", template)}
@@ -223,7 +239,8 @@ def _templated(tokenizer: Any, turns: list[dict[str, str]], moment: str, **varia
 
     clock = datetime.fromisoformat(moment).astimezone(UTC)
     # The clock stands before transformers' own of this name.
-    how = {"tokenize": True, "return_dict": False, "strftime_now": clock.strftime, **variables}
+    how = {"tokenize": True, "return_dict": False, "strftime_now": clock.strftime}
+    how |= {"add_generation_prompt": True, **variables}
     as_text = is_mistral(tokenizer) and not how["tokenize"]
     if is_mistral(tokenizer):  # it has no clock
         how |= {"tokenize": True}
@@ -231,7 +248,7 @@ def _templated(tokenizer: Any, turns: list[dict[str, str]], moment: str, **varia
     faults: tuple[type[Exception], ...] = (TemplateError, TypeError, ValueError)
     faults += (ArithmeticError, LookupError, *refusals(tokenizer))
     try:
-        found = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **how)
+        found = tokenizer.apply_chat_template(turns, **how)
         return tokenizer.decode(found) if as_text else found
     except faults as error:
         # What a template's own code raises, for one that is broken or that refuses such turns.

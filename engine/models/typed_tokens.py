@@ -8,6 +8,7 @@ as the text they are.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any
@@ -40,13 +41,29 @@ def marked_ids(tokenizer: Any, text: str, **how: Any) -> list[int]:
     if not tokenizer.is_fast:  # it does not tell where in the text a token stands
         first, last = words[0]
         raise _not_as_words(plain[first:last])
-    encoded = tokenizer(plain, return_offsets_mapping=True, **how)
+    return placed_ids(tokenizer, plain, words, **how)[0]
+
+
+def placed_ids(
+    tokenizer: Any, text: str, words: Sequence[tuple[int, int]], **how: Any
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the token ids of a text and where in it each stands; at the places `words`, `[start,
+    stop)`, special tokens are words.
+
+    `how` goes to the tokenizer, a fast one. Raise UsageError where those words have no other
+    tokens.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True, **how)
     special = _special(tokenizer)
     ids: list[int] = []
+    places: list[tuple[int, int]] = []
     for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        typed = any(start < last and first < end for first, last in words)
-        ids += _as_words(tokenizer, plain[start:end]) if typed and token in special else [token]
-    return ids
+        found = [token]
+        if token in special and any(start < last and first < end for first, last in words):
+            found = _as_words(tokenizer, text[start:end])
+        ids += found
+        places += [(start, end)] * len(found)
+    return ids, places
 
 
 def _mark(match: re.Match[str]) -> str:

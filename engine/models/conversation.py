@@ -1,0 +1,175 @@
+"""A conversation as token ids, and which of them are whose words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..errors import AccessError, UsageError
+from .chat import template_text, thoughtless
+from .typed_tokens import placed_ids
+
+_MARK = "turn{}qzx7"
+"""Stands for a turn's words while the template's own are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a conversation says."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Token ids, and the span `[start, stop)` of each turn's words among them."""
+
+    token_ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    """One a turn; of the words alone, without what the template puts around them."""
+
+
+class Conversations:
+    """Turns conversations into token ids as a model reads them, in one way for all.
+
+    A last turn of the assistant follows the prompt for it, as in generation: the template writes
+    all that comes before, thought turned off where it can be, and the words are tokenised by
+    themselves. Without a chat template turns stand with a blank line between them, and the last of
+    the assistant follows at once. A lone text is no conversation: it stands as it is.
+    Special tokens that words spell are words.
+    """
+
+    def __init__(self, tokenizer: Any, moment: str) -> None:
+        """`moment`, in ISO 8601, is the time for a template that asks.
+
+        Raise UsageError for a tokenizer that does not say where its tokens stand.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise UsageError(
+                f"the tokenizer of {tokenizer.name_or_path} does not say where in a text its "
+                "tokens stand, so turns cannot be told apart; take a model with tokenizer.json"
+            )
+        self._tokenizer, self._moment = tokenizer, moment
+
+    def __call__(self, turns: Sequence[Turn]) -> Conversation:
+        """Return a conversation's token ids and spans.
+
+        Raise AccessError where the template refuses such turns, UsageError where it shows a turn in
+        other words than were said.
+        """
+        before, reply = list(turns), None
+        if turns[-1].role == "assistant" and len(turns) > 1:
+            before, reply = before[:-1], turns[-1].content
+        text, places, special = self._text(before, reply=reply is not None)
+        ids, spans = self._tokenised(text, places, special=special)
+        if reply is not None:
+            everywhere = [(0, len(reply))]
+            words, _ = placed_ids(self._tokenizer, reply, everywhere, add_special_tokens=False)
+            spans.append((len(ids), len(ids) + len(words)))
+            ids += words
+        return Conversation(tuple(map(int, ids)), tuple(spans))
+
+    def _text(
+        self, turns: Sequence[Turn], *, reply: bool
+    ) -> tuple[str, list[tuple[int, int]], bool]:
+        """Return the text, where each turn's words stand in it, and whether BOS is to be added."""
+        lone = len(turns) == 1 and not reply
+        if not self._tokenizer.chat_template or lone:
+            text, places = "", []
+            for turn in turns:
+                if text:
+                    text += "\n\n"
+                places.append((len(text), len(text) + len(turn.content)))
+                text += turn.content
+            return text, places, True
+        marks = [Turn(turn.role, _MARK.format(number)) for number, turn in enumerate(turns)]
+        pattern = self._rendered(marks, reply=reply)
+        for number, mark in enumerate(marks):
+            if pattern.count(mark.content) != 1:
+                raise UsageError(
+                    f"the chat template does not show turn {number + 1} ({mark.role}) once; its "
+                    "place cannot be told"
+                )
+        text = self._rendered(turns, reply=reply)
+        return text, _places(text, pattern, marks, turns), False
+
+    def _rendered(self, turns: Sequence[Turn], *, reply: bool) -> str:
+        """Return the template's text; a system turn begins the next where there is none for it."""
+        if turns[0].role == "system" and len(turns) > 1 and not self._takes_system:
+            second = turns[1]
+            merged = Turn(second.role, f"{turns[0].content}\n\n{second.content}")
+            turns = [merged, *turns[2:]]
+        return self._templated(turns, reply=reply)
+
+    def _templated(self, turns: Sequence[Turn], *, reply: bool) -> str:
+        said = [{"role": turn.role, "content": turn.content} for turn in turns]
+        return template_text(
+            self._tokenizer, said, self._moment, reply=reply, **thoughtless(self._tokenizer)
+        )
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        probe = _MARK.format("system")
+        try:
+            return probe in self._templated([Turn("system", probe), Turn("user", "?")], reply=True)
+        except AccessError:
+            return False
+
+    def _tokenised(
+        self, text: str, places: Sequence[tuple[int, int]], *, special: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return token ids, one BOS at most, and the span of tokens that cover each place."""
+        ids, offsets = placed_ids(self._tokenizer, text, places, add_special_tokens=special)
+        bos = self._tokenizer.bos_token_id
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids, offsets = ids[1:], offsets[1:]
+        spans = []
+        for start, stop in places:
+            covering = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and a < b]
+            spans.append((covering[0], covering[-1] + 1) if covering else (0, 0))
+        return ids, spans
+
+
+def _places(
+    text: str, pattern: str, marks: Sequence[Turn], turns: Sequence[Turn]
+) -> list[tuple[int, int]]:
+    """Return where each turn's words stand in a rendered text.
+
+    `pattern` is the same with marks in place of words: some templates show turns in another order.
+    They trim white space, and some drop the thought of an earlier turn. Raise UsageError where the
+    text is not the pattern with the turns' words in it.
+    """
+    order = sorted(range(len(turns)), key=lambda number: pattern.index(marks[number].content))
+    places: dict[int, tuple[int, int]] = {}
+    before, _, rest = pattern.partition(marks[order[0]].content)
+    if not text.startswith(before):
+        raise UsageError("the chat template begins such turns in another way than it should")
+    at = len(before)
+    for number, following in zip(order, [*order[1:], None], strict=True):
+        between = rest
+        if following is not None:
+            between, _, rest = rest.partition(marks[following].content)
+        ends = [
+            at + len(words)
+            for words in _variants(turns[number].content)
+            if text.startswith(words + between, at)
+        ]
+        if following is None:
+            ends = [end for end in ends if end + len(between) == len(text)]
+        if not ends:
+            raise UsageError(
+                f"the chat template shows turn {number + 1} ({turns[number].role}) in other words "
+                "than were said; its place cannot be told"
+            )
+        places[number] = (at, ends[0])
+        at = ends[0] + len(between)
+    return [places[number] for number in range(len(turns))]
+
+
+def _variants(content: str) -> list[str]:
+    """Return the words of a turn as templates show them, as they are first."""
+    answer = content.rpartition("</think>")[2]
+    return [content, content.strip(), content.rstrip(), content.lstrip(), answer, answer.strip()]

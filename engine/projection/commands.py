@@ -1,0 +1,245 @@
+"""Project texts on trait vectors: a stream in, parts as it goes, a table and a page at the end."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExitCode, LockedError, UsageError
+from ..files import write_atomic
+from ..models import ModelRef, find_model
+from ..settings import apply
+from .directions import Directions, choose_directions
+from .page import write_page
+from .reading import Reader
+from .sources import open_texts
+from .summary import Difference, Summary, summarise
+from .table import Layout, compare, is_whole, merge, part_path, write_rows
+from .texts import Text, Texts
+
+CHUNK = 256
+"""Texts in memory at a time, and of a part."""
+SCHEMA_VERSION = 1
+PAGE, COMPARISON, SUMMARY = "index.html", "comparison.csv", "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a projection has come."""
+
+    model: str
+    texts: int
+    """Done, those of an earlier run included."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionResult:
+    """What projecting some texts came to."""
+
+    folder: Path
+    summary: Summary
+    compared: bool
+    """Whether several models read the texts."""
+    reused: bool
+    """Whether all of it stood there from before."""
+
+    def __repr__(self) -> str:
+        rows, failed = self.summary.rows, self.summary.n_failed
+        return f"ProjectionResult({rows} rows, {failed} failed, {self.folder})"
+
+    @property
+    def table(self) -> Path:
+        """Parquet, with the projections of every token."""
+        return self.folder / "projections.parquet"
+
+    @property
+    def csv(self) -> Path:
+        return self.folder / "projections.csv"
+
+    @property
+    def page(self) -> Path:
+        return self.folder / PAGE
+
+    @property
+    def comparison(self) -> Path | None:
+        """Where several models read the texts: each turn's projections side by side."""
+        return self.folder / COMPARISON if self.compared else None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that the command ends with."""
+        return ExitCode.FAILED_SAMPLES if self.summary.n_failed else ExitCode.OK
+
+
+def project(
+    texts: Path | str,
+    vectors: Sequence[Path | str] | Path | str,
+    to: Path | str,
+    *,
+    methods: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    models: Sequence[str] | str | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    **given: Any,
+) -> ProjectionResult:
+    """Project texts on the vectors of traits' folders; write a table and a page into `to`.
+
+    `texts` is a `.jsonl` or `.csv` file with `messages` or `prompt` and `response`, a folder of
+    `.txt` files, or a trait's or an experiment's folder, whose stored token ids are used. `methods`
+    and `layers` choose among the vectors (None: the recommended one). `models` (None: the vectors'
+    own) all read the same texts; with several, comparison.csv says how far each is from the first.
+    `given` are settings by name: `capture_dtype`, `attention`, `capture_device`, `batch_size`,
+    `blocks`.
+
+    A projection is in training standard deviations of a side, 0 midway between the sides. Memory
+    holds 256 texts at a time. Cut off, the same call goes on where it was. Raise UsageError or
+    AccessError before a model loads.
+    """
+    if isinstance(vectors, str | Path):
+        vectors = [vectors]
+    if isinstance(models, str):
+        models = [models]
+    settings = apply(given)
+    directions = choose_directions(vectors, methods, layers)
+    source = open_texts(texts)
+    layout = Layout(tuple(source.columns), tuple(each.name for each in directions.chosen))
+    for remark in directions.remarks:
+        notice(remark)
+    refs = [find_model(name) for name in dict.fromkeys(models or [directions.model])]
+    readers = [
+        Reader(ref, label, directions, settings)
+        for ref, label in zip(refs, _labels(refs), strict=True)
+    ]
+    for ref in refs:
+        if ref.name != directions.model_name:
+            notice(f"the vectors are of {directions.model_name}; the texts are read by {ref.name}")
+    folder = Path(to)
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "texts": source.digest,
+        "vectors": {each.name: each.digest for each in directions.chosen},
+        "models": [reader.name for reader in readers],
+        "capture_dtype": settings.capture.dtype,
+        "attention": settings.capture.attention,
+    }
+    with _held(folder):
+        _take_up(folder, facts)
+        reused = (folder / SUMMARY).is_file()
+        if reused:
+            summary = Summary.from_json((folder / SUMMARY).read_bytes())
+        else:
+            _write_parts(folder, source, readers, layout, progress)
+            summary = _finish(folder, layout, readers, directions)
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+    return ProjectionResult(folder, summary, len(readers) > 1, reused)
+
+
+def _labels(refs: Sequence[ModelRef]) -> list[str]:
+    """Return what each model is called in the table: its name, with its revision where shared."""
+    names = [ref.name for ref in refs]
+    return [
+        ref.name if names.count(ref.name) == 1 else f"{ref.name}@{ref.revision}" for ref in refs
+    ]
+
+
+def _take_up(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Note what the folder is for, where that is not noted yet.
+
+    Raise UsageError where it holds another.
+    """
+    record = folder / "project.json"
+    try:
+        known = json.loads(record.read_bytes())
+    except FileNotFoundError:
+        if any(path.name != ".lock" for path in folder.iterdir()):
+            raise UsageError(
+                f"`to` {folder} holds other files; give a folder that is empty or not there"
+            ) from None
+        write_atomic(record, json.dumps(facts, indent=1).encode())
+        return
+    except ValueError:
+        known = {}
+    if known != facts:
+        differing = [name for name, value in facts.items() if known.get(name) != value]
+        raise UsageError(
+            f"`to` {folder} holds projections of other {', '.join(differing)}; give another "
+            "folder, or remove it"
+        )
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Make the folder where it is missing, and hold it for this process alone."""
+    from filelock import FileLock, Timeout
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"`to` {folder} is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockedError(f"{folder} is in use by another run; wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _chunks(source: Texts) -> Iterator[list[Text]]:
+    texts = iter(source)
+    while chunk := list(islice(texts, CHUNK)):
+        yield chunk
+
+
+def _write_parts(
+    folder: Path,
+    source: Texts,
+    readers: Sequence[Reader],
+    layout: Layout,
+    progress: Callable[[Progress], None],
+) -> None:
+    """Write the parts that are not there, one model after the other."""
+    for reader in readers:
+        _ = reader.tokenizer  # the page needs it too: refused now, not after all the work
+    for number, reader in enumerate(readers):
+        texts = 0
+        for index, chunk in enumerate(_chunks(source)):
+            path = part_path(folder, number, index)
+            if not is_whole(path, layout):
+                write_rows(path, layout, reader.rows(chunk, layout))
+            texts += len(chunk)
+            progress(Progress(reader.label, texts))
+        reader.unload()
+        gc.collect()
+
+
+def _finish(
+    folder: Path, layout: Layout, readers: Sequence[Reader], directions: Directions
+) -> Summary:
+    """Merge the parts, compare the models, write the page; say last that all is there."""
+    chunks = sorted(
+        int(path.stem.partition("-")[2]) for path in (folder / "parts").glob("model0-*.parquet")
+    )
+    by_chunk = [[part_path(folder, number, c) for number in range(len(readers))] for c in chunks]
+    table = merge(folder, layout, [parts[n] for n in range(len(readers)) for parts in by_chunk])
+    differences: list[Difference] = []
+    if len(readers) > 1:
+        labels = [reader.label for reader in readers]
+        gaps = compare(folder / COMPARISON, layout, labels, by_chunk)
+        differences = [
+            Difference(*key, value=gap.mean, half_width=gap.half_width, n=gap.n)
+            for key, gap in gaps.items()
+        ]
+    summary = summarise(table, layout, differences)
+    write_page(folder / PAGE, table, layout, readers, directions, summary)
+    write_atomic(folder / SUMMARY, summary.to_json())
+    return summary

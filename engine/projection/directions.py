@@ -1,0 +1,135 @@
+"""The vectors that texts are projected on, with the scale that their projections are said in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UsageError
+from ..outputs import Metadata
+from ..storage import RunRecord, TraitFolder
+from ..vectors import TraitVectors, check_methods, open_vectors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """One vector to project on."""
+
+    name: str
+    """`<trait>.<method>.<layer>`: the column that holds its projections."""
+    layer: int
+    vector: np.ndarray
+    """float32 `[hidden_dim]`."""
+    midpoint: float
+    spread: float
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that decides a projection."""
+        scale = np.array([self.layer, self.midpoint, self.spread], np.float64)
+        return sha256(self.vector.tobytes() + scale.tobytes()).hexdigest()[:16]
+
+    def scaled(self, projections: np.ndarray) -> np.ndarray:
+        """Return projections in training spreads, 0 at the midpoint of the training sides."""
+        return np.asarray((projections - self.midpoint) / self.spread)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Directions:
+    """Vectors of one model, by layer ascending."""
+
+    chosen: tuple[Direction, ...]
+    model: str
+    """What loads the model that they were fitted to."""
+    model_name: str
+    moment: str
+    """For chat templates that ask for the time: when the training responses were made."""
+    remarks: tuple[str, ...]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted({each.layer for each in self.chosen}))
+
+    @property
+    def hidden_dim(self) -> int:
+        return len(self.chosen[0].vector)
+
+    def by_layer(self) -> dict[int, np.ndarray]:
+        """Return `[k_layer, hidden_dim]` by layer; all k in the order of `chosen`."""
+        return {
+            layer: np.stack([each.vector for each in self.chosen if each.layer == layer])
+            for layer in self.layers
+        }
+
+
+def choose_directions(
+    folders: Sequence[Path | str],
+    methods: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+) -> Directions:
+    """Return the vectors of some traits' folders that texts are to be projected on.
+
+    Without `methods` and `layers` it is each trait's recommended vector; with one of the two, that
+    and what is recommended of the other. Raise UsageError for vectors that are not there, or are of
+    models of different widths.
+    """
+    if not folders:
+        raise UsageError("`vectors` names none; give EXPERIMENT/TRAIT")
+    names = check_methods(methods) if methods is not None else None
+    opened = [open_vectors(folder) for folder in folders]
+    found: dict[str, Direction] = {}
+    for vectors in opened:
+        for method, layer in _wanted(vectors, names, layers):
+            midpoint, spread = vectors.scale(method, layer)
+            name = f"{vectors.trait}.{method}.{layer}"
+            if name in found:
+                name = f"{vectors.folder.experiment.name}.{name}"
+            if name in found:
+                raise UsageError(f"`vectors` names {vectors.folder.path} twice")
+            vector = vectors.vector(method, layer)
+            found[name] = Direction(name, layer, vector, midpoint, spread)
+    widths = {len(each.vector) for each in found.values()}
+    if len(widths) > 1:
+        said = ", ".join(f"{each.trait}: {each.model}" for each in opened)
+        raise UsageError(f"`vectors` are of models of different widths ({said}); run them apart")
+    first = opened[0]
+    record = RunRecord.load(first.folder.run_record)
+    others = sorted({each.model for each in opened} - {first.model})
+    remarks = [each.stale for each in opened if each.stale]
+    if others:
+        remarks.append(f"vectors of {', '.join(others)} are used on what {first.model} computes")
+    return Directions(
+        chosen=tuple(sorted(found.values(), key=lambda each: each.layer)),
+        model=record.model_argument if record else first.model,
+        model_name=first.model,
+        moment=record.created if record else _date(first.folder),
+        remarks=tuple(remarks),
+    )
+
+
+def _wanted(
+    vectors: TraitVectors, methods: Sequence[str] | None, layers: Sequence[int] | None
+) -> list[tuple[str, int]]:
+    if (methods is None or layers is None) and vectors.recommended is None:
+        raise UsageError(
+            f"{vectors.folder.path} recommends no vector; give `methods` and `layers`: it has "
+            f"{', '.join(vectors.methods)}"
+        )
+    method, layer = vectors.recommended or ("", 0)
+    return [
+        (each, at)
+        for each in (methods if methods is not None else [method])
+        for at in (layers if layers is not None else [layer])
+    ]
+
+
+def _date(folder: TraitFolder) -> str:
+    """Return when activations were captured, else a fixed day: prompts must not change by it."""
+    try:
+        return Metadata.read(folder).extraction_date
+    except UsageError:
+        return "2026-01-01T00:00:00Z"

@@ -1,0 +1,176 @@
+"""One model's reading of texts: token ids, spans, and the projections of every turn and token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import TraitmillError, UsageError
+from ..models import (
+    Conversation,
+    Conversations,
+    ModelRef,
+    Shape,
+    check_capture,
+    check_support,
+    check_weights,
+    choose_device,
+    load_tokenizer,
+)
+from ..settings import RunSettings
+from .directions import Directions
+from .table import Layout
+from .texts import Text
+
+if TYPE_CHECKING:
+    from ..capture.model import CaptureModel
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A text as this model reads it."""
+
+    text: Text
+    conversation: Conversation
+
+
+class Reader:
+    """A model that texts are projected in. Weights and tokenizer load when they are needed."""
+
+    def __init__(
+        self, ref: ModelRef, label: str, directions: Directions, settings: RunSettings
+    ) -> None:
+        """`label` names the model in the table.
+
+        Raise UsageError for a model that cannot be captured, or that the vectors do not fit.
+        """
+        self.ref, self.label = ref, label
+        self._directions, self._settings = directions, settings
+        self.name = f"{ref.name}@{ref.revision}"
+        layers = [layer for layer in directions.layers if layer >= 0]
+        capture = settings.capture
+        self._capture = type(capture)(
+            layers=tuple(layers or [0]),
+            include_embeddings=directions.layers[0] < 0,
+            dtype=capture.dtype,
+            attention=capture.attention,
+        )
+        check_support(ref, captures=True)
+        device = choose_device(settings.execution.capture_device).partition(":")[0]
+        check_capture(ref.config, self._capture, device)
+        width = Shape.from_config(ref.config).hidden
+        if width != directions.hidden_dim:
+            raise UsageError(
+                f"the vectors are {directions.hidden_dim} wide and what {ref.name} computes is "
+                f"{width} wide: they are of another model ({directions.model_name})"
+            )
+        check_weights(ref)
+
+    @cached_property
+    def _model(self) -> CaptureModel:
+        from transformers.utils.logging import disable_progress_bar
+
+        from ..capture.model import CaptureModel
+
+        disable_progress_bar()
+        how = self._settings.execution
+        return CaptureModel(
+            self.ref.source,
+            self._capture,
+            device=how.capture_device,
+            revision=self.ref.hub_revision,
+            self_check="off",
+            max_rows=how.batch_size,
+            blocks=how.blocks,
+        )
+
+    def unload(self) -> None:
+        """Let the weights go."""
+        self.__dict__.pop("_model", None)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.ref)
+
+    @cached_property
+    def _conversations(self) -> Conversations:
+        return Conversations(self.tokenizer, self._directions.moment)
+
+    def rows(self, texts: Sequence[Text], layout: Layout) -> list[Row]:
+        """Return the table's rows of some texts, in their order.
+
+        A text that this model cannot read has one row, with the reason under `error`.
+        """
+        rows: list[list[Row]] = []
+        readable: list[int] = []
+        reads: list[_Read] = []
+        for index, text in enumerate(texts):
+            rows.append([])
+            try:
+                reads.append(_Read(text, self._read(text)))
+                readable.append(index)
+            except TraitmillError as error:
+                rows[index] = [self._head(text, layout) | {"error": error.message}]
+        for place, projected in self._projected(reads):
+            rows[readable[place]] = self._turns(reads[place], projected, layout)
+        return [row for each in rows for row in each]
+
+    def _read(self, text: Text) -> Conversation:
+        stored = text.stored
+        if stored is not None and stored.model == self.name:
+            n, m = len(stored.prompt), len(stored.response)
+            found = Conversation((*stored.prompt, *stored.response), ((0, n), (n, n + m)))
+        else:
+            found = self._conversations(text.turns)
+        longest = self.ref.context_length
+        if longest and len(found.token_ids) > longest:
+            raise UsageError(f"it has {len(found.token_ids)} tokens; the model takes {longest}")
+        if not any(stop > start for start, stop in found.spans):
+            raise UsageError("no turn of it has a token")
+        return found
+
+    def _projected(self, reads: Sequence[_Read]) -> Any:
+        from ..capture.projecting import project_tokens
+
+        if not reads:
+            return ()
+        ids = [read.conversation.token_ids for read in reads]
+        return project_tokens(self._model, ids, self._directions.by_layer())
+
+    def _head(self, text: Text, layout: Layout) -> Row:
+        columns = zip(layout.inputs, layout.carried, strict=True)
+        return {
+            "model": self.label,
+            "row": text.row,
+            **{ours: text.columns.get(theirs) for theirs, ours in columns},
+        }
+
+    def _turns(self, read: _Read, projected: np.ndarray, layout: Layout) -> list[Row]:
+        """Return a row for each turn; `projected` is float32 `[tokens, k]`."""
+        rows = []
+        head, ids = self._head(read.text, layout), read.conversation.token_ids
+        if not np.isfinite(projected).all():
+            return [head | {"error": "the model computed NaN or infinity"}]
+        for number, (turn, (start, stop)) in enumerate(
+            zip(read.text.turns, read.conversation.spans, strict=True)
+        ):
+            row = {
+                **head,
+                "turn": number,
+                "role": turn.role,
+                "text": turn.content,
+                "n_tokens": stop - start,
+                "token_ids": ids[start:stop],
+            }
+            for column, each in enumerate(self._directions.chosen):
+                scores = each.scaled(projected[start:stop, column].astype(np.float64))
+                row[f"{each.name}.by_token"] = scores.astype(np.float32)
+                row[each.name] = float(scores.mean()) if stop > start else None
+            rows.append(row)
+        return rows

@@ -1,0 +1,75 @@
+"""Responses of a run as texts, with the token ids that were generated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UsageError
+from ..models import Turn
+from ..storage import TraitFolder, has_run, load_state
+from .texts import StoredIds, Text
+
+
+def trait_folders(path: Path) -> list[TraitFolder]:
+    """Return a trait's folder, or those of an experiment, that hold a run; none for others."""
+    one = TraitFolder(path)
+    if has_run(one):
+        return [one]
+    below = (TraitFolder(each) for each in sorted(path.iterdir()) if each.is_dir())
+    return [each for each in below if has_run(each)]
+
+
+class StoredTexts:
+    """The responses of some traits, kept or not, in the order of their plans."""
+
+    columns = ("trait", "sample_id", "polarity", "instruction", "question", "trait_score", "kept")
+
+    def __init__(self, folders: Sequence[TraitFolder]) -> None:
+        """Look at what there is. Raise UsageError where there is no response."""
+        self._folders = folders
+        digest, count = hashlib.sha256(), 0
+        for folder in folders:
+            state = load_state(folder)
+            ok = state.responses.having("ok")
+            ids = state.plan.ids[ok]
+            count += len(ids)
+            digest.update(folder.name.encode())
+            for part in (ids, state.verdicts.score[ok], state.passing()[ok]):
+                digest.update(np.ascontiguousarray(part).tobytes())
+        if not count:
+            raise UsageError(f"{folders[0].path} holds no response yet")
+        self.digest = digest.hexdigest()[:16]
+
+    def __iter__(self) -> Iterator[Text]:
+        row = 0
+        for folder in self._folders:
+            state = load_state(folder)
+            sampling, passing = state.record.sampling, state.passing()
+            positions = np.flatnonzero(state.responses.having("ok"))
+            responses = state.read_responses(positions)
+            for position, response in zip(positions, responses, strict=True):
+                row += 1
+                sample, score = response.sample, state.verdicts.score[position]
+                columns = {
+                    "trait": folder.name,
+                    "sample_id": sample.id,
+                    "polarity": sample.polarity,
+                    "instruction": sample.instruction,
+                    "question": sample.question,
+                    "trait_score": None if np.isnan(score) else f"{score:g}",
+                    "kept": str(bool(passing[position])).lower(),
+                }
+                yield Text(
+                    row,
+                    (Turn("user", sample.prompt), Turn("assistant", response.response)),
+                    columns,
+                    StoredIds(
+                        f"{sampling.model}@{sampling.revision}",
+                        sample.prompt_token_ids,
+                        response.response_token_ids[: response.n_pooled],
+                    ),
+                )

@@ -1,0 +1,201 @@
+"""The table of projections: one row a turn, written in parts, merged when all are there."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..files import atomic_file, write_atomic
+
+OURS = ("model", "row", "turn", "role", "n_tokens", "text", "error")
+_BY_TOKEN = ".by_token"  # noqa: S105 - the end of a column's name
+_TYPES = {
+    "row": pa.int64(),
+    "turn": pa.int32(),
+    "n_tokens": pa.int32(),
+    "token_ids": pa.list_(pa.int32()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of a table of projections."""
+
+    inputs: tuple[str, ...]
+    """Those of the input, as it names them."""
+    vectors: tuple[str, ...]
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Those of the input as they stand in the table: `input.` before a name that is ours."""
+        taken = {*OURS, "token_ids", *self.vectors, *self.by_token}
+        return tuple(f"input.{name}" if name in taken else name for name in self.inputs)
+
+    @property
+    def by_token(self) -> tuple[str, ...]:
+        """The columns of each token's projections."""
+        return tuple(f"{name}{_BY_TOKEN}" for name in self.vectors)
+
+    @property
+    def schema(self) -> pa.Schema:
+        fields = [(name, _TYPES.get(name, pa.string())) for name in OURS]
+        fields += [(name, pa.string()) for name in self.carried]
+        fields += [(name, pa.float64()) for name in self.vectors]
+        fields.append(("token_ids", _TYPES["token_ids"]))
+        fields += [(name, pa.list_(pa.float32())) for name in self.by_token]
+        return pa.schema(fields)
+
+    @property
+    def flat(self) -> tuple[str, ...]:
+        """The columns that a CSV holds: all but those of tokens."""
+        return (*OURS, *self.carried, *self.vectors)
+
+
+def part_path(folder: Path, model: int, chunk: int) -> Path:
+    """Return where a chunk's part of a model stands."""
+    return folder / "parts" / f"model{model}-{chunk:06d}.parquet"
+
+
+def is_whole(path: Path, layout: Layout) -> bool:
+    """Return whether a part stands there whole: it appears at once, so that its schema tells."""
+    with suppress(OSError, pa.ArrowException):
+        return bool(pq.read_schema(path).equals(layout.schema))
+    return False
+
+
+def write_rows(path: Path, layout: Layout, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a part, whole or not at all. Columns that a row lacks are null."""
+    buffer = io.BytesIO()
+    table = pa.Table.from_pylist(list(rows), schema=layout.schema)
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_part(path: Path) -> pa.Table:
+    """Return a part's rows; a damaged page is an error."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read()
+
+
+def merge(folder: Path, layout: Layout, parts: Sequence[Path]) -> Path:
+    """Write projections.parquet and projections.csv from all parts, one at a time.
+
+    Return the path of the first.
+    """
+    table, flat = folder / "projections.parquet", folder / "projections.csv"
+    with (
+        atomic_file(table) as sink,
+        pq.ParquetWriter(
+            sink, layout.schema, compression="zstd", write_page_checksum=True
+        ) as writer,
+    ):
+        for path in parts:
+            writer.write_table(read_part(path))
+    _write_csv(flat, layout.flat, (read_part(path).select(layout.flat) for path in parts))
+    return table
+
+
+def _write_csv(path: Path, names: Sequence[str], tables: Iterable[pa.Table]) -> None:
+    with atomic_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        for table in tables:
+            for row in zip(*(table[name].to_pylist() for name in names), strict=True):
+                writer.writerow([_csv_cell(value) for value in row])
+        text.flush()
+        text.detach()
+
+
+def _csv_cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+@dataclass(slots=True)
+class Gap:
+    """How one model's projections differ from another's on the same turns."""
+
+    n: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, difference: float) -> None:
+        self.n += 1
+        self.total += difference
+        self.squares += difference**2
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.n
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of a 95 % interval of the mean, turns taken as independent; None for one."""
+        if self.n < 2:
+            return None
+        variance = max(0.0, self.squares / self.n - self.mean**2) * self.n / (self.n - 1)
+        return float(1.96 * np.sqrt(variance / self.n))
+
+
+def compare(
+    path: Path, layout: Layout, models: Sequence[str], chunks: Iterable[Sequence[Path]]
+) -> dict[tuple[str, str, str], Gap]:
+    """Write comparison.csv: one row a turn, each vector's projection by every model, and how far
+    each further model's is from the first's.
+
+    `chunks` are the parts of one chunk by model. Return the gaps by model, role and vector. A turn
+    that a model could not read has empty cells.
+    """
+    gaps: dict[tuple[str, str, str], Gap] = {}
+    head = ["row", "turn", "role", "text", *layout.carried]
+    for name in layout.vectors:
+        head += [f"{name} {model}" for model in models]
+        head += [f"{name} {model} - {models[0]}" for model in models[1:]]
+    with atomic_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(head)
+        for parts in chunks:
+            for cells in _compared([read_part(part) for part in parts], layout, models, gaps):
+                writer.writerow([_csv_cell(value) for value in cells])
+        text.flush()
+        text.detach()
+    return gaps
+
+
+def _compared(
+    tables: Sequence[pa.Table],
+    layout: Layout,
+    models: Sequence[str],
+    gaps: dict[tuple[str, str, str], Gap],
+) -> Iterator[list[Any]]:
+    by_turn: dict[tuple[int, int | None], list[dict[str, Any] | None]] = {}
+    for number, table in enumerate(tables):
+        for row in table.select(layout.flat).to_pylist():
+            found = by_turn.setdefault((row["row"], row["turn"]), [None] * len(tables))
+            found[number] = row
+    for (_, turn), found in by_turn.items():
+        first = next(row for row in found if row is not None)
+        if turn is None:
+            continue
+        cells = [first[name] for name in ("row", "turn", "role", "text", *layout.carried)]
+        for name in layout.vectors:
+            values = [row[name] if row is not None else None for row in found]
+            differences = []
+            for model, value in zip(models[1:], values[1:], strict=True):
+                difference = None
+                if value is not None and values[0] is not None:
+                    difference = value - values[0]
+                    gaps.setdefault((model, first["role"], name), Gap()).add(difference)
+                differences.append(difference)
+            cells += [*values, *differences]
+        yield cells

@@ -1,0 +1,186 @@
+"""Texts in files: conversations or responses as JSON Lines or CSV, and folders of responses.
+
+Each kind is read twice: once to find every fault, and what columns there are, before a model is
+loaded, and then as a stream.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..models import Turn
+from .texts import Text
+
+CONTENT = ("messages", "prompt", "response")
+"""Columns that hold what is projected; all others are carried along."""
+_NAMED = 5
+"""Faults that an error names."""
+
+
+class JsonLines:
+    """A file with one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it once. Raise UsageError that names lines which cannot be used."""
+        self._path = path
+        self.columns, self.digest = _survey(path, self._records())
+
+    def __iter__(self) -> Iterator[Text]:
+        for line, record in self._records():
+            yield _text(line, record)
+
+    def _records(self) -> Iterator[tuple[int, Any]]:
+        with self._path.open("rb") as file:
+            for line, data in enumerate(file, 1):
+                if data.strip():
+                    yield line, _parsed(data)
+
+
+class CsvFile:
+    """A CSV file with a header; `messages`, where it is there, holds JSON."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it once. Raise UsageError that names lines which cannot be used."""
+        self._path = path
+        try:
+            self.columns, self.digest = _survey(path, self._records())
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UsageError(f"{path} is no CSV in UTF-8: {error}") from None
+
+    def __iter__(self) -> Iterator[Text]:
+        for line, record in self._records():
+            yield _text(line, record)
+
+    def _records(self) -> Iterator[tuple[int, Any]]:
+        csv.field_size_limit(2**31 - 1)  # a cell may be long; the default stops at 128 kB
+        with self._path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            _ = reader.fieldnames  # reads the header, so that lines are counted behind it
+            while True:
+                line = reader.line_num + 1
+                record = next(reader, None)
+                if record is None:
+                    return
+                if None in record:
+                    yield line, "it has more cells than the header"
+                elif record.get("messages"):
+                    messages = _parsed(record["messages"].encode())
+                    yield line, {**record, "messages": messages}
+                else:
+                    record.pop("messages", None)
+                    yield line, record
+
+
+class TextFolder:
+    """A folder of responses, one `.txt` file each."""
+
+    columns = ("file",)
+
+    def __init__(self, paths: list[Path]) -> None:
+        """Read each once. Raise UsageError that names files which cannot be used."""
+        self._paths = paths
+        _, self.digest = _survey(paths[0].parent, self._records(), "file ")
+
+    def __iter__(self) -> Iterator[Text]:
+        for number, record in self._records():
+            yield _text(number, record)
+
+    def _records(self) -> Iterator[tuple[int, Any]]:
+        for number, path in enumerate(self._paths, 1):
+            try:
+                yield number, {"file": path.name, "response": path.read_text(encoding="utf-8")}
+            except UnicodeDecodeError:
+                yield number, f"{path.name} is not in UTF-8"
+
+
+def _parsed(data: bytes) -> Any:
+    """Return a JSON value; what is wrong with it as text."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        return f"it is no JSON ({error})"
+
+
+def _survey(
+    path: Path, records: Iterator[tuple[int, Any]], what: str = "line "
+) -> tuple[tuple[str, ...], str]:
+    """Return the columns beside the texts, and a hash of all that counts.
+
+    Raise UsageError where there is nothing, or a row cannot be used.
+    """
+    columns: dict[str, None] = {}
+    named, faulty, count, digest = [], 0, 0, hashlib.sha256()
+    for number, record in records:
+        count += 1
+        fault = record if isinstance(record, str) else _fault(record)
+        if fault:
+            faulty += 1
+            if faulty <= _NAMED:
+                named.append(f"  {what}{number}: {fault}")
+            continue
+        columns |= dict.fromkeys(name for name in record if name not in CONTENT)
+        digest.update(json.dumps(record, sort_keys=True).encode())
+    if not count:
+        raise UsageError(f"{path} holds no text")
+    if faulty > _NAMED:
+        named.append(f"  and {faulty - _NAMED} more")
+    if named:
+        head = f"{path}: {faulty} of {count} rows cannot be used; mend or remove them:"
+        raise UsageError("\n".join([head, *named]))
+    return tuple(columns), digest.hexdigest()[:16]
+
+
+def _fault(record: Any) -> str:
+    """Return what is wrong with a row; empty where nothing is."""
+    if not isinstance(record, dict):
+        return "it is no object"
+    messages = record.get("messages")
+    if messages is None and not isinstance(record.get("response"), str):
+        return "it has neither `messages` nor a text under `response`"
+    if messages is not None:
+        fault = _fault_of_messages(messages)
+    else:
+        fault = "`response` is empty" if not record["response"].strip() else ""
+        if not isinstance(record.get("prompt", ""), str | None):
+            fault = "`prompt` is no text"
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        fault = fault or "it holds half of a surrogate pair, which is no character"
+    return fault
+
+
+def _fault_of_messages(messages: Any) -> str:
+    if not isinstance(messages, list) or not messages:
+        return "`messages` is no list of turns"
+    for number, turn in enumerate(messages, 1):
+        known = isinstance(turn, dict) and {"role", "content"} <= turn.keys()
+        if not known or not all(isinstance(turn[name], str) for name in ("role", "content")):
+            return f"turn {number} of `messages` lacks a text under `role` or `content`"
+    if not any(turn["content"].strip() for turn in messages):
+        return "every turn of `messages` is empty"
+    return ""
+
+
+def _text(number: int, record: Mapping[str, Any]) -> Text:
+    columns = {name: _cell(value) for name, value in record.items() if name not in CONTENT}
+    if record.get("messages") is not None:
+        turns = [Turn(each["role"], each["content"]) for each in record["messages"]]
+    elif record.get("prompt"):
+        turns = [Turn("user", record["prompt"]), Turn("assistant", record["response"])]
+    else:
+        turns = [Turn("assistant", record["response"])]
+    return Text(number, tuple(turns), columns)
+
+
+def _cell(value: Any) -> str | None:
+    """Return a value as a cell: text as it is, all else as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

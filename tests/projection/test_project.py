@@ -1,0 +1,309 @@
+"""Texts along vectors: equal to an independent forward, to the training rows, and to themselves
+after a kill."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import traitmill
+from tests.capture.test_process import Placed, TinyGenerator, tiny_job
+from tests.support import fakes, planted, talkers
+from tests.vectors.helpers import evaluated
+from traitmill.engine.capture import CaptureProcess
+from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.projection import commands as commands_module
+from traitmill.engine.projection.reading import Reader
+
+METHODS = ("mean_diff", "probe")
+ROWS = [
+    {"prompt": "Write a poem, please.", "response": "The grey rain sings.", "source": "a", "n": 1},
+    {"response": "It is Paris.", "source": None},
+    {
+        "messages": [
+            {"role": "system", "content": "You are a poet of the sea."},
+            {"role": "user", "content": "What is rain?"},
+            {"role": "assistant", "content": "Water ✿ of spring."},
+            {"role": "user", "content": "And the sea?"},
+            {"role": "assistant", "content": "More water, please."},
+        ],
+        "source": "c",
+        "turn": "theirs",
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory) -> Path:
+    return Path(talkers.build_talker(tmp_path_factory.mktemp("models") / "base"))
+
+
+@pytest.fixture(scope="module")
+def trait(tmp_path_factory) -> Path:
+    """Vectors of the tiny models' shape."""
+    root = tmp_path_factory.mktemp("experiments")
+    folder = planted.write_trait(
+        root / "exp" / "poem", n_layers=3, dim=32, signal=(1.0, 6.0, 2.0), question_spread=0.3
+    )
+    evaluated(folder, METHODS)
+    return folder
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n\n" for row in ROWS))
+    return path
+
+
+def states(model_folder: Path, ids) -> list[np.ndarray]:
+    """What leaves each block, `[tokens, dim]`, one row alone, from transformers' own outputs."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager")
+    last: list[torch.Tensor] = []
+    model.model.layers[-1].register_forward_hook(lambda _m, _a, out: last.append(out))
+    with torch.no_grad():
+        out = model(torch.tensor([list(ids)]), output_hidden_states=True)
+    final = last[0][0] if isinstance(last[0], tuple) else last[0]
+    return [state[0].numpy() for state in (*out.hidden_states[1:-1], final)]
+
+
+def expected_ids(tokenizer, row) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids, and spans by the bytes of the vocabulary."""
+    if "messages" not in row and "prompt" not in row:
+        ids = tokenizer(row["response"])["input_ids"]
+        return ids, [(0, len(ids))]
+    said = row.get("messages") or [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["response"]},
+    ]
+    how = {"return_dict": False, "add_generation_prompt": True}
+    ids = list(tokenizer.apply_chat_template(said[:-1], **how))
+    ids += tokenizer(said[-1]["content"], add_special_tokens=False)["input_ids"]
+    parts = talkers.pieces(tokenizer, ids)
+    whole, ends = b"".join(parts), np.cumsum([len(part) for part in parts])
+    spans = []
+    for turn in said:
+        start = whole.index(turn["content"].encode())
+        stop = start + len(turn["content"].encode())
+        inside = [i for i, end in enumerate(ends) if end > start and end - len(parts[i]) < stop]
+        spans.append((inside[0], inside[-1] + 1))
+    return ids, spans
+
+
+@pytest.mark.slow
+def test_projections_are_those_of_an_independent_forward(talker, trait, texts, tmp_path):
+    result = traitmill.project(
+        texts, trait, tmp_path / "out", methods=METHODS, layers=[0, 2], models=str(talker)
+    )
+    assert (result.exit_code, result.reused, result.comparison) == (ExitCode.OK, False, None)
+    table = pl.read_parquet(result.table)
+    vectors, tokenizer = traitmill.load_vectors(trait), talkers.tokenizer("chatml")
+    rows = iter(table.iter_rows(named=True))
+    for line, row in zip((1, 3, 5), ROWS, strict=True):
+        ids, spans = expected_ids(tokenizer, row)
+        by_layer = states(talker, ids)
+        for number, (start, stop) in enumerate(spans):
+            found = next(rows)
+            assert (found["row"], found["turn"], found["n_tokens"]) == (line, number, stop - start)
+            assert found["token_ids"] == list(ids[start:stop])
+            for method in METHODS:
+                for layer in (0, 2):
+                    scores = vectors.score(by_layer[layer][start:stop], method, layer)
+                    name = f"poem.{method}.{layer}"
+                    np.testing.assert_allclose(
+                        found[f"{name}.by_token"], scores, rtol=1e-3, atol=1e-3
+                    )
+                    assert found[name] == pytest.approx(scores.mean(), rel=1e-3, abs=1e-3)
+    assert next(rows, None) is None
+    assert table["source"].to_list() == ["a", "a", None, *["c"] * 5]
+    assert table["n"].to_list()[:3] == ["1", "1", None]
+    assert table["input.turn"].to_list()[3:] == ["theirs"] * 5
+    assert table["role"].to_list()[3:] == ["system", "user", "assistant", "user", "assistant"]
+    with result.csv.open(newline="") as file:
+        flat = list(csv.DictReader(file))
+    assert [row["text"] for row in flat] == table["text"].to_list()
+    for row, value in zip(flat, table["poem.probe.2"], strict=True):
+        assert float(row["poem.probe.2"]) == pytest.approx(value, rel=1e-5)
+    assert not (tmp_path / "out" / "parts").exists()
+    means = {(m.role, m.vector): m.value for m in result.summary.means}
+    assistant = table.filter(pl.col("role") == "assistant")["poem.probe.2"].mean()
+    assert means["assistant", "poem.probe.2"] == pytest.approx(assistant)
+
+
+@pytest.mark.slow
+async def test_training_responses_score_as_the_evaluation_scores_them(tmp_path):
+    """From a run's own store, by its token ids: the pooled rows that stage 3 reads."""
+    model = talkers.build_talker(tmp_path / "tiny")
+    job, run, ref = tiny_job(tmp_path, model)
+    worker = CaptureProcess(ref.source, ref.hub_revision, run.capture, run.execution)
+    try:
+        facts = await worker.start()
+        work = fakes.pipeline([job], run, generator=TinyGenerator(), capturer=Placed(worker, facts))
+        await work.run()
+    finally:
+        await worker.close()
+    folder = job.folder.path
+    job.state.choose(threshold=0.0)
+    record = json.loads((folder / "parquet" / "run.json").read_text())
+    record["source"] = str(model)
+    (folder / "parquet" / "run.json").write_text(json.dumps(record))
+    fakes.export_again(folder, threshold=50.0)
+    activations = traitmill.load_activations(folder)
+    traitmill.fit_experiment(folder.parent, methods=METHODS)
+    vectors = traitmill.load_vectors(folder)
+    result = traitmill.project(
+        folder, folder, tmp_path / "out", methods=METHODS, layers=[0, 1, 2], models=str(model)
+    )
+    table = pl.read_parquet(result.table).filter(role="assistant")
+    by_id = {row["sample_id"]: row for row in table.iter_rows(named=True)}
+    kept = [row["sample_id"] for row in by_id.values() if row["kept"] == "true"]
+    assert sorted(kept) == sorted(activations.sample_ids)
+    for method, layer in vectors:
+        scores = vectors.score(activations.values[:, layer], method, layer)
+        found = [by_id[each][f"trait.{method}.{layer}"] for each in activations.sample_ids]
+        np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-4)
+        labels = activations.labels
+        assert np.mean(scores[labels]) + np.mean(scores[~labels]) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_two_models_on_the_same_texts_stand_in_one_table(talker, trait, texts, tmp_path):
+    tuned = talkers.build_talker(tmp_path / "tuned", seed=1)
+    result = traitmill.project(
+        texts, trait, tmp_path / "out", methods=["probe"], layers=[1], models=[str(talker), tuned]
+    )
+    name = "poem.probe.1"
+    table = pl.read_parquet(result.table)
+    assert table["model"].unique(maintain_order=True).to_list() == ["base", "tuned"]
+    first, second = (table.filter(model=model)[name].to_numpy() for model in ("base", "tuned"))
+    joined = pl.read_csv(result.comparison)
+    assert joined.columns[-3:] == [f"{name} base", f"{name} tuned", f"{name} tuned - base"]
+    assert joined["text"].to_list() == table.filter(model="base")["text"].to_list()
+    np.testing.assert_allclose(joined[f"{name} tuned - base"], second - first, rtol=1e-4)
+    roles = table.filter(model="base")["role"].to_numpy()
+    for each in result.summary.differences:
+        gaps = (second - first)[roles == each.role]
+        assert (each.model, each.vector, each.n) == ("tuned", name, len(gaps))
+        assert each.value == pytest.approx(gaps.mean())
+        if len(gaps) > 1:
+            error = gaps.std(ddof=1) / math.sqrt(len(gaps))
+            assert each.half_width == pytest.approx(1.96 * error)
+    alone = traitmill.project(
+        texts, trait, tmp_path / "alone", methods=["probe"], layers=[1], models=tuned
+    )
+    np.testing.assert_allclose(pl.read_parquet(alone.table)[name], second, rtol=1e-4, atol=1e-4)
+
+
+def many(path: Path, count: int) -> Path:
+    rows = (
+        {"prompt": f"Say {i}.", "response": "rain " * (1 + i % 7) + str(i)} for i in range(count)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _project(texts, trait, to, model, started) -> None:
+    """In a process of its own, which is killed after its second part."""
+    write = commands_module.write_rows
+
+    def counted(path, *arguments) -> None:
+        write(path, *arguments)
+        if path.name.endswith("000001.parquet"):
+            started.set()
+            signal.pause()
+
+    commands_module.CHUNK = 8
+    commands_module.write_rows = counted
+    traitmill.project(texts, trait, to, models=model)
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_where_it_was(talker, trait, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands_module, "CHUNK", 8)
+    texts = many(tmp_path / "many.jsonl", 44)
+    whole = traitmill.project(texts, trait, tmp_path / "whole", models=str(talker))
+    context = multiprocessing.get_context("spawn")
+    started, to = context.Event(), tmp_path / "cut"
+    process = context.Process(target=_project, args=(texts, trait, to, str(talker), started))
+    process.start()
+    assert started.wait(120)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert sorted(path.name for path in (to / "parts").iterdir()) == [
+        "model0-000000.parquet",
+        "model0-000001.parquet",
+    ]
+    damaged = to / "parts" / "model0-000001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    read: list[int] = []
+    rows = Reader.rows
+
+    def counting(self, chunk, layout):
+        read.append(chunk[0].row)
+        return rows(self, chunk, layout)
+
+    monkeypatch.setattr(Reader, "rows", counting)
+    result = traitmill.project(texts, trait, to, models=str(talker))
+    assert read == [9, 17, 25, 33, 41]
+    assert pl.read_parquet(result.table).equals(pl.read_parquet(whole.table))
+    assert result.csv.read_bytes() == whole.csv.read_bytes()
+    again = traitmill.project(texts, trait, to, models=str(talker))
+    assert (again.reused, again.summary, read[5:]) == (True, result.summary, [])
+    with pytest.raises(UsageError, match="holds projections of other vectors"):
+        traitmill.project(texts, trait, to, models=str(talker), methods=["probe"], layers=[0])
+    with pytest.raises(UsageError, match="holds projections of other texts"):
+        traitmill.project(many(texts, 45), trait, to, models=str(talker))
+
+
+@pytest.mark.slow
+def test_a_text_that_a_model_cannot_read_is_told_and_the_others_are_read(talker, trait, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    long = {"prompt": "Say it.", "response": "rain " * 600}
+    texts.write_text(json.dumps(long) + "\n" + json.dumps(ROWS[0]) + "\n")
+    result = traitmill.project(texts, trait, tmp_path / "out", models=str(talker))
+    assert result.exit_code == ExitCode.FAILED_SAMPLES
+    [said] = result.summary.failed
+    assert said.startswith("base, row 1: it has ")
+    assert said.endswith("the model takes 512")
+    table = pl.read_parquet(result.table)
+    assert table["row"].to_list() == [1, 2, 2]
+    assert table["error"].is_null().to_list() == [False, True, True]
+
+
+def test_what_cannot_be_is_refused_before_a_model_loads(
+    talker, trait, texts, tmp_path, monkeypatch
+):
+    def loads(*_args: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Reader, "rows", loads)
+    wide = talkers.build_talker(tmp_path / "wide", layers=1)
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=r"`layers` 2: this model has layers 0 to 0"):
+        traitmill.project(texts, trait, out, models=wide, methods=["probe"], layers=[2])
+    with pytest.raises(UsageError, match="poem has no probe vector at layer 9"):
+        traitmill.project(texts, trait, out, models=str(talker), methods=["probe"], layers=[9])
+    other = planted.write_trait(tmp_path / "exp" / "other", n_layers=3, dim=48)
+    evaluated(other, ("mean_diff",))
+    with pytest.raises(UsageError, match="vectors are 48 wide and what base computes is 32 wide"):
+        traitmill.project(texts, other, out, models=str(talker))
+    with pytest.raises(UsageError, match="of models of different widths"):
+        traitmill.project(texts, [trait, other], out, models=str(talker))
+    with pytest.raises(UsageError, match="does not exist: give a .jsonl or .csv file"):
+        traitmill.project(tmp_path / "none.jsonl", trait, out, models=str(talker))
+    assert not out.exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        traitmill.project(texts, trait, tmp_path / "full", models=str(talker))

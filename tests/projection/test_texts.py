@@ -1,0 +1,132 @@
+"""Texts of every kind, and rows that cannot be used named by line."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import pytest
+
+from traitmill.engine.errors import UsageError
+from traitmill.engine.models import Turn
+from traitmill.engine.projection import open_texts
+
+
+def test_jsonl_holds_conversations_or_responses(tmp_path):
+    path = tmp_path / "t.jsonl"
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a\n"}]
+    rows = [
+        {"messages": messages, "id": 7, "tags": ["x"]},
+        {"prompt": "p", "response": "r", "id": "é", "late": None},
+        {"response": "alone", "prompt": None},
+    ]
+    path.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    texts = open_texts(path)
+    assert texts.columns == ("id", "tags", "late")
+    first, second, third = texts
+    assert (first.row, second.row, third.row) == (1, 3, 5)
+    assert first.turns == (Turn("user", "q"), Turn("assistant", "a\n"))
+    assert first.columns == {"id": "7", "tags": '["x"]'}
+    assert second.turns == (Turn("user", "p"), Turn("assistant", "r"))
+    assert second.columns == {"id": "é", "late": None}
+    assert third.turns == (Turn("assistant", "alone"),)
+    assert list(texts) == [first, second, third]
+
+
+def test_csv_is_read_as_our_own_files_are_written(tmp_path):
+    path = tmp_path / "pos.csv"
+    said = json.dumps([{"role": "user", "content": "hello"}]).replace('"', '""')
+    path.write_text(
+        "\ufeffquestion,prompt,response,messages\n"
+        'q,"two\nlines","r, with ""quotes""",\n'
+        f'q2,,,"{said}"\n'
+    )
+    texts = open_texts(path)
+    assert texts.columns == ("question",)
+    first, second = texts
+    assert (first.row, second.row) == (2, 4)
+    assert first.turns == (Turn("user", "two\nlines"), Turn("assistant", 'r, with "quotes"'))
+    assert second.turns == (Turn("user", "hello"),)
+
+
+def test_a_folder_of_responses_is_read_by_name(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.txt").write_text(f"said by {name}")
+    first, second = open_texts(tmp_path)
+    assert (first.columns, second.columns) == ({"file": "a.txt"}, {"file": "b.txt"})
+    assert first.turns == (Turn("assistant", "said by a"),)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2: it is no JSON"),
+        ("[1]", "line 2: it is no object"),
+        ('{"text": "x"}', "line 2: it has neither `messages` nor a text under `response`"),
+        ('{"response": 3}', "line 2: it has neither"),
+        ('{"response": " "}', "line 2: `response` is empty"),
+        ('{"response": "x", "prompt": 3}', "line 2: `prompt` is no text"),
+        ('{"messages": []}', "line 2: `messages` is no list of turns"),
+        ('{"messages": [{"role": "user"}]}', "line 2: turn 1 of `messages` lacks a text"),
+        ('{"messages": [{"role": "user", "content": ["x"]}]}', "line 2: turn 1 of `messages`"),
+        ('{"messages": [{"role": "user", "content": ""}]}', "line 2: every turn of `messages`"),
+        ('{"response": "\\ud800"}', "line 2: it holds half of a surrogate pair"),
+        ('{"response": "x", "name": "\\udc00"}', "line 2: it holds half of a surrogate pair"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named_by_line(tmp_path, line, said):
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'{{"response": "good"}}\n{line}\n{{"response": "good"}}\n')
+    with pytest.raises(UsageError) as refused:
+        open_texts(path)
+    assert f"{path}: 1 of 3 rows cannot be used; mend or remove them:\n" in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_of_many_bad_rows_five_are_named(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text("x\n" * 12)
+    with pytest.raises(UsageError) as refused:
+        open_texts(path)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 7
+    assert lines[0].endswith("12 of 12 rows cannot be used; mend or remove them:")
+    assert lines[-1] == "  and 7 more"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.jsonl", b"", "holds no text"),
+        ("t.csv", b"prompt,response\n", "holds no text"),
+        ("t.csv", b"response\na,b\n", "line 2: it has more cells than the header"),
+        ("t.csv", b"response\n\xff\n", "is no CSV in UTF-8"),
+        ("t.csv", b"text\nx\n", "line 2: it has neither"),
+        ("t.csv", b"messages\n{\n", "line 2: `messages` is no list of turns"),
+        ("t.json", b"{}", "is none of these: give a .jsonl or .csv file"),
+    ],
+)
+def test_files_that_are_none_of_ours_are_refused(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=said):
+        open_texts(path)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is none of these"):
+        open_texts(tmp_path)
+
+
+def test_files_are_read_as_a_stream(tmp_path):
+    path = tmp_path / "t.jsonl"
+    row = json.dumps({"response": "x" * 1000, "id": "y"}) + "\n"
+    with path.open("w") as file:
+        for _ in range(20_000):
+            file.write(row)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in open_texts(path)) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20  # of a file of 20 MB
+    finally:
+        tracemalloc.stop()
