@@ -29,6 +29,9 @@ def test_the_command_projects_and_says_what_it_found(tmp_path, traitmill: Traitm
     for name in ("projections.parquet", "projections.csv", "comparison.csv", "index.html"):
         assert (to / name).is_file()
         assert str(to / name) in said
+    code, said = traitmill("project", *on, "--vectors", "exp/poem", "--texts", "nowhere.csv")
+    assert code == 2
+    assert "--texts nowhere.csv does not exist: give a .jsonl or .csv file" in said
     for wrong, told in (
         ("exp", "write EXPERIMENT/TRAIT"),
         ("exp/none", "does not exist; traits of exp: poem"),
