@@ -68,6 +68,7 @@ class Placed:
 
     beside_generation = True
     placement = "alone"
+    calls = 1
 
     def __init__(self, process: CaptureProcess, facts: CaptureFacts) -> None:
         self._process, self._facts = process, facts
