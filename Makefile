@@ -1,6 +1,6 @@
 # make demo and make test set everything up by themselves; nothing is downloaded when it is done already.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check measures bench bench-table bench-gpu gpu-check soak clean
+.PHONY: help setup demo test test-fast check measures bench bench-table bench-gpu gpu-check setup-cuda-dry test-cuda-dry snapshot-cuda-dry soak clean
 SHELL := /bin/bash
 
 COMMA := ,
@@ -70,8 +70,29 @@ bench: setup  ## every benchmark, tables and plots in docs/benchmarks.md
 bench-table: setup  ## the guide's batch-size table on this machine
 	@$(BIN)/python -m benchmarks.batch_size
 
-gpu-check: setup  ## the tests that need an NVIDIA GPU
-	@$(BIN)/python -m pytest -n0 -m gpu tests/gpu
+gpu-check: setup  ## the first ten minutes on an NVIDIA GPU: each step timed, cut off and stored
+	@$(BIN)/python -m benchmarks.gpu_check
+
+setup-cuda-dry: .venv-cuda/.installed  ## vLLM's CUDA build with a stand-in for the driver (8.9 GB; no GPU needed)
+
+.venv-cuda/.installed: requirements/cuda.txt tests/gpu/dry/stub_libcuda.c
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "Python 3.11 or 3.12 is needed: make setup-cuda-dry PYTHON=python3.12"; exit 2; }
+	@echo "setting up .venv-cuda (8.9 GB, once)"
+	@$(PYTHON) -m venv .venv-cuda
+	@.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/cuda.txt
+	@mkdir -p .venv-cuda/stub
+	@$(CC) -shared -fPIC -w -o .venv-cuda/stub/libcuda.so.1 tests/gpu/dry/stub_libcuda.c
+	@touch $@
+
+DRY := LD_LIBRARY_PATH=.venv-cuda/stub CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 .venv-cuda/bin/python
+
+test-cuda-dry: setup-cuda-dry  ## what the CUDA build makes of our arguments, for seven cards, against the snapshot
+	@time $(DRY) -m pytest -n0 tests/gpu/dry
+
+snapshot-cuda-dry: setup-cuda-dry  ## write that snapshot anew: read the difference before it is committed
+	@$(DRY) -m tests.gpu.dry.resolve tests/gpu/dry/snapshot.json
+	@$(DRY) -m tests.gpu.dry.page
 
 bench-gpu: setup  ## fill the GPU tables of docs/benchmarks.md (NVIDIA GPU, up to 10 minutes each)
 	@$(BIN)/python -m benchmarks.all --gpu
@@ -80,4 +101,4 @@ soak: setup  ## kill runs at random moments and check that nothing is lost
 	@$(BIN)/python -m benchmarks.soak
 
 clean:  ## remove the environment and caches
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	@rm -rf $(VENV) .venv-cuda .pytest_cache .mypy_cache .ruff_cache *.egg-info

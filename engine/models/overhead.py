@@ -64,13 +64,13 @@ def engine_overhead(
     return overhead + GIB if tensor_parallel > 1 else overhead
 
 
-def least_cache(shape: Shape, itemsize: int, tokens_per_sequence: int) -> int:
-    """Return the bytes of cache, over all cards, without which vLLM does not start.
+def least_cache(shape: Shape, itemsize: int, tokens_per_sequence: int, cards: int = 1) -> int:
+    """Return the bytes of cache, on each of some cards, without which vLLM does not start.
 
     One sequence of the engine's length must fit in.
     """
     tokens = engine_length(tokens_per_sequence) + _SPARE_TOKENS
-    return tokens * shape.kv_bytes_per_token(itemsize)
+    return tokens * shape.kv_bytes_of_a_card(itemsize, cards)
 
 
 def choose_limits(
@@ -86,7 +86,7 @@ def choose_limits(
 
     Smaller limits leave the cache more of a small card. `fixed`: the user set the `sequences`.
     """
-    each = max(1, tokens_per_sequence * shape.kv_bytes_per_token(itemsize) // len(gpus))
+    each = max(1, tokens_per_sequence * shape.kv_bytes_of_a_card(itemsize, len(gpus)))
 
     def running(limits: EngineLimits) -> int:
         overhead = engine_overhead(

@@ -109,6 +109,13 @@ class Shape:
         """Key and value of every layer."""
         return 2 * self.kv_width * itemsize
 
+    def kv_bytes_of_a_card(self, itemsize: int, cards: int) -> int:
+        """Key and value of every layer on each of some cards, which share heads, not halves of one.
+
+        With more cards than key-value heads, vLLM keeps some heads twice.
+        """
+        return self.kv_bytes_per_token(itemsize) // min(cards, self.kv_heads)
+
     def block_bytes_per_token(self, itemsize: int) -> int:
         """Memory of one token while one block runs, and of its float32 copy while it is pooled.
 

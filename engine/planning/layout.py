@@ -124,7 +124,7 @@ def layout(
         share = placement.gpu_share or _VLLMS_SHARE
         cache = min(int(gpu.total * share) for gpu in engines) - weights - overhead
     cache = max(0, cache)
-    each = job.tokens_per_sequence * shape.kv_bytes_per_token(itemsize) / tensor_parallel
+    each = job.tokens_per_sequence * shape.kv_bytes_of_a_card(itemsize, tensor_parallel)
     running = min(limits.sequences, int(cache / each))
     capture = 0
     if job.captures and placement.capture_device != "cpu":

@@ -10,6 +10,7 @@ from traitmill.engine.generation import size_engine
 from traitmill.engine.models import ModelRef, Placement, Shape
 from traitmill.engine.models.machine import GIB
 from traitmill.engine.models.overhead import EngineLimits, choose_limits, engine_overhead
+from traitmill.engine.models.placement import place_on_gpus
 from traitmill.engine.settings import Execution
 
 
@@ -52,3 +53,22 @@ def test_g15_the_engine_is_sized_by_its_limits() -> None:
     ref = ModelRef("m", "m", "r", GEMMA_9B)
     size = size_engine(ref, Execution(), 300, on_gpu=True, free_bytes=0, placement=placed)
     assert (size.max_num_seqs, size.max_num_batched_tokens) == (64, 2048)
+
+
+def test_a_card_has_whole_heads_of_the_cache() -> None:
+    """Seen with vLLM's CUDA build: four key-value heads on eight cards are kept twice."""
+    shape = Shape.from_config(GEMMA_2B)
+    whole = 26 * 2 * 4 * 256 * 2
+    assert shape.kv_bytes_of_a_card(2, 1) == whole
+    assert shape.kv_bytes_of_a_card(2, 2) == whole // 2
+    assert shape.kv_bytes_of_a_card(2, 8) == whole // 4
+    each = {
+        "itemsize": 2,
+        "capture_itemsize": 2,
+        "sequences": 512,
+        "tokens_per_sequence": 248,
+        "capture_device": "auto",
+    }
+    eight = place_on_gpus(shape, gpus=cards(*[80] * 8), tensor_parallel=8, **each)
+    four = place_on_gpus(shape, gpus=cards(*[80] * 4), tensor_parallel=4, **each)
+    assert eight.kv_cache_bytes == four.kv_cache_bytes == 512 * 248 * whole // 4
