@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
-from ..errors import AccessError, UsageError
+from ..errors import AccessError, ResourceError, UsageError
 
 TESTED = "2.60.0"
 """Of Ray's core; its own `ray[llm]` pins another vLLM than this package works with."""
@@ -73,14 +73,23 @@ class Cluster:
         import ray
 
         store = replicas * _CALLS * _CALL_BYTES + _STORE_SPARE
-        ray.init(
-            "local",
-            num_cpus=max(1, round(cpus)),
-            include_dashboard=False,
-            object_store_memory=min(store, psutil.virtual_memory().available // 4),
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        try:
+            ray.init(
+                "local",
+                num_cpus=max(1, round(cpus)),
+                include_dashboard=False,
+                object_store_memory=min(store, psutil.virtual_memory().available // 4),
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            # Ray's own class for a node that was not up in time.
+            raise ResourceError(
+                f"Ray did not start: {str(error).strip()[:200]} The machine may be too busy: run "
+                "the same command again"
+            ) from error
 
     def _join(self, _replicas: int, _cpus: float) -> None:
         import ray

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT, Traitmill
 from tests.support import fakes, lab
-from traitmill.engine.errors import AccessError, ExitCode, UsageError
+from traitmill.engine.errors import AccessError, ExitCode, ResourceError, UsageError
 from traitmill.engine.replicas import TESTED, Cluster, Seat, cluster
 from traitmill.engine.run.replicated import own_cores
 from traitmill.engine.settings import Execution
@@ -64,6 +64,19 @@ def test_without_ray_replicas_are_refused_in_a_line_before_anything_is_written(
 async def test_a_cluster_that_is_not_there_is_told_in_a_line() -> None:
     with pytest.raises(AccessError, match=r"^`ray_address` auto: .*ray status"):
         await Cluster("auto").connect(1, 1.0)
+
+
+async def test_a_ray_that_is_not_up_in_time_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    def late(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as Ray does
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(ResourceError, match="^Ray did not start: The current node timed out"):
+        await Cluster().connect(2, 2.0)
 
 
 def test_an_address_alone_is_refused() -> None:
