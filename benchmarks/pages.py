@@ -109,7 +109,7 @@ BLOCKS = (
     Block("soak-real", "reliability.md", "python -m benchmarks.soak", _by("soak", "real_markdown")),
     Block("scale", "reliability.md", "python -m benchmarks.scale", _by("scale")),
     Block(
-        "soak-replicas",
+        "soak_replicas",
         "scaling.md",
         "python -m benchmarks.soak_replicas",
         _by("soak_replicas"),

@@ -178,7 +178,7 @@ def main() -> None:
                 found[kind] = kill(Path(folder), calm, rng, kills)
     result = {kind: asdict(kills) for kind, kills in found.items()}
     result |= {"kinds": list(found), "seed": chosen.seed, "bound": calm.judging}
-    record(chosen.out, "soak-replicas", facts, result)
+    record(chosen.out, "soak_replicas", facts, result)
     print(markdown(result))
     bad = [
         kills.lost + kills.duplicated + kills.differing + kills.survivors

@@ -157,6 +157,18 @@ SOAK_REAL = {
 }
 SOAK_REAL |= {"survivors": 0, "judge_calls": 155, "repeated": 7, "bound_per_kill": 104}
 
+SOAK_REPLICAS = {
+    "kinds": ["actors"],
+    "seed": 0,
+    "bound": 32,
+    "actors": dict.fromkeys(("lost", "duplicated", "differing", "repeated", "survivors"), 0)
+    | {"kills": 20, "runs": 3},
+}
+_ONE = {"replicas": 4, "slots": 32, "seconds": 2.0, "responses_per_s": 640.0, "busy": 0.975}
+_ONE |= {"driver_cpu": 0.32, "lag_ms": {"median": 1.0, "p99": 20.0}, "driver_mib": 240.0}
+_ONE |= {"load": 3.0, "profile": [{"where": "pool.py:generate", "share": 0.25, "calls": 9}]}
+CLUSTER = {"runs": [_ONE], "even": _ONE, "stragglers": _ONE, "limit": _ONE, "most": _ONE}
+
 
 def run(generation: float, makespan: float, tokens: int, samples: int = 4) -> Run:
     times = [generation * (i + 1) / samples for i in range(samples)]
@@ -284,6 +296,8 @@ def stored(folder: Path) -> Path:
         "tuning-compiled": {"command": "python -m benchmarks.tuning --compiled", **TUNING},
         "soak": {"command": "python -m benchmarks.soak", **SOAK},
         "soak-real": {"command": "python -m benchmarks.soak", **SOAK_REAL},
+        "soak_replicas": {"command": "python -m benchmarks.soak_replicas", **SOAK_REPLICAS},
+        "cluster": {"command": "python -m benchmarks.cluster", **CLUSTER},
     }
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps({"machine": MACHINE} | content))
@@ -465,6 +479,14 @@ def test_figures_of_the_other_pages(tmp_path: Path) -> None:
     assert (
         "CPU time a sample 1.50 times, wall time 2.00 times, anonymous memory 42 MiB more" in page
     )
+    page = blocks("scaling.md", tmp_path)
+    assert cells(page, "4") == [["4", "640", "97.5%", "32%", "1.0 / 20", "240", "3"]]
+    assert (
+        "the driver carries 640 responses/s, store and judge included, at 32% of a core: " in page
+    )
+    assert "0.50 ms of its CPU a response" in page
+    assert "`pool.py:generate` 25%" in page
+    assert cells(page, "actors") == [["actors", "20", "3", "0", "0", "0", "0", "0"]]
     page = blocks("judge.md", tmp_path)
     assert cells(page, "memory") == [["memory", "71 MiB", "flat"]]
 
