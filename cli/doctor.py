@@ -21,7 +21,6 @@ from traitmill.engine.errors import (
 )
 
 from . import options
-from .gpu_checks import check_compiler, check_shared_memory, describe_gpus
 from .render import error_text, say
 from .run_checks import check_weight_disk, foretell
 from .session import prepare_environment
@@ -60,7 +59,6 @@ def command(**given: Any) -> int:
 
 def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what is checked: a name, and a function that returns what was found or raises."""
-    from traitmill.engine.run import settings_of
     from traitmill.engine.settings import apply
 
     known = {option.name for option in (*options.JUDGE, *options.PROMPT)}
@@ -71,6 +69,8 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
     @cache
     def plan() -> tuple[Any, str]:
+        from traitmill.engine.run import settings_of
+
         return settings_of(folder, given["gen_model"], wanted)
 
     yield "packages", _packages
@@ -130,6 +130,8 @@ def _device() -> str:
     from traitmill.engine.generation import on_gpu, require_cpu_build
     from traitmill.engine.models import GIB, free_host_memory, read_gpus
 
+    from .gpu_checks import describe_gpus
+
     memory = f"{free_host_memory() / GIB:.0f} GiB of host memory free"
     if not on_gpu():
         require_cpu_build()
@@ -140,12 +142,16 @@ def _device() -> str:
 def _compiler() -> str:
     from traitmill.engine.generation import on_gpu
 
+    from .gpu_checks import check_compiler
+
     return check_compiler() if on_gpu() else "not needed without a GPU"
 
 
 def _shared_memory() -> str:
     from traitmill.engine.generation import on_gpu
     from traitmill.engine.models import read_gpus
+
+    from .gpu_checks import check_shared_memory
 
     return check_shared_memory(read_gpus() if on_gpu() else [])
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from traitmill.engine.errors import ResourceError, Step, TraitmillError, UsageError
 from traitmill.engine.settings import DEFAULT_POOL, NAMES
 
+PROGRAM = "traitmill"
 _OPTIONS = {
     *NAMES,
     "coherence",
@@ -62,7 +66,7 @@ def command(step: Step, traits: Sequence[str] = ()) -> str:
     which = f"--trait {shlex.quote(folder.name)}"
     if len(traits) > 1:
         which = f"--traits {','.join(traits)}"
-    words = [f"traitmill {step.name} --experiment {shlex.quote(folder.parent.name)} {which}"]
+    words = [f"{program()} {step.name} --experiment {shlex.quote(folder.parent.name)} {which}"]
     where = str(folder.parent.parent)
     if where != "experiments":
         words.append(f"--experiments_dir {shlex.quote(where)}")
@@ -70,6 +74,21 @@ def command(step: Step, traits: Sequence[str] = ()) -> str:
         if (name, value) != ("pool", DEFAULT_POOL):
             words.append(f"--{name} {shlex.quote(str(value))}")
     return " ".join(words)
+
+
+def program() -> str:
+    """Return what runs this command where it is pasted: the name alone only where that finds it."""
+    own = Path(sys.argv[0]).absolute()
+    found = shutil.which(PROGRAM)
+    if (
+        own.name == PROGRAM
+        and own.is_file()
+        and (found is None or Path(found).resolve() != own.resolve())
+    ):
+        return shlex.quote(str(own))
+    if found is None:
+        return f"{shlex.quote(sys.executable)} -m {PROGRAM}"
+    return PROGRAM
 
 
 def error_text(error: TraitmillError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sys
@@ -36,11 +37,17 @@ def run_to_end(
 
     `goes_on`: the caller does the next step itself.
     """
+    from traitmill.engine.run import append
+
     from .display import open_console
     from .summary import print_summary
 
     result = watched(call, arguments)
     print_summary(open_console(sys.stdout), result, goes_on=goes_on)
+    if result.log is not None:
+        text = io.StringIO()
+        print_summary(open_console(text), result, goes_on=goes_on)
+        append(result.log, text.getvalue())
     leave_if(interrupted=result.interrupted)
     return result
 

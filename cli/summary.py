@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -14,7 +14,8 @@ from traitmill.engine.errors import ExitCode
 from traitmill.engine.outputs import judge_summary
 from traitmill.engine.records import MOST_TRIES, POLARITIES, Polarity
 from traitmill.engine.run import RunResult, TraitResult
-from traitmill.engine.settings import DEFAULT_POOL
+from traitmill.engine.settings import DEFAULT_POOL, DEFAULTS
+from traitmill.engine.vectors import MIN_CLAIM_ROWS
 
 from .render import command, error_text
 
@@ -47,8 +48,8 @@ def print_summary(console: Console, result: RunResult, *, goes_on: bool = False)
     console.print(table)
     for line in _lines(result):
         console.print(line, markup=False)
-    if not goes_on or result.exit_code:
-        console.print(_next_step(result), markup=False)
+    for line in _next_steps(result, goes_on=goes_on):
+        console.print(line, markup=False)
 
 
 def _lines(result: RunResult) -> Iterator[str]:
@@ -145,7 +146,7 @@ def _remarks(trait: TraitResult) -> Iterator[str]:
             "They are not asked for again, unless with --judge_retry"
         )
     judge = judge_summary(trait.state)
-    if judge["auroc"] is not None and judge["auroc_interval"][0] <= 0.5:
+    if judge["auroc"] is not None and judge["auroc_interval"][0] <= 0.5 and not _is_trial(trait):
         low, high = judge["auroc_interval"]
         yield (
             f"{trait.name}: WARNING: this judge cannot tell the two sides apart (AUROC "
@@ -212,18 +213,49 @@ def _rounds(trait: TraitResult, counts: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _next_step(result: RunResult) -> str:
+def _next_steps(result: RunResult, *, goes_on: bool) -> Iterator[str]:
+    """Yield what to do next, nothing where the caller does that itself."""
     done = [trait for trait in result.traits.values() if trait.finished]
     if result.exit_code == ExitCode.INTERRUPTED:
-        return "interrupted; everything above is stored. Run the same command again to go on"
+        yield "interrupted; everything above is stored. Run the same command again to go on"
+        return
     if result.errors or not done:
-        return "what is stored is safe; run the same command again to go on"
+        yield "what is stored is safe; run the same command again to go on"
+        return
+    if result.exit_code == ExitCode.FAILED_SAMPLES:
+        yield "samples that failed are tried once more when the same command is run again"
     names, folder = [trait.name for trait in done], done[0].folder
     if not done[0].exports:
-        return f"next: {command(folder.step('export', coherence=50), names)}"
+        yield f"next: {command(folder.step('export', coherence=50), names)}"
+        return
+    if all(map(_is_trial, done)):
+        yield from _after_trial(done, goes_on=goes_on)
+        return
     uncaptured = any(trait.exported and trait.exported.uncaptured for trait in done)
     if uncaptured or not all(trait.state.any_captured() for trait in done):
-        return f"next: {command(folder.step('activations'), names)}"
+        yield f"next: {command(folder.step('activations'), names)}"
+        return
+    if goes_on or result.exit_code == ExitCode.NOTHING_KEPT:
+        return
     pools = done[0].state.choice.pools
     pool = DEFAULT_POOL if DEFAULT_POOL in pools else pools[0]
-    return f"next: {command(folder.step('vectors', pool=pool), names)}"
+    yield f"next: {command(folder.step('vectors', pool=pool), names)}"
+
+
+def _is_trial(trait: TraitResult) -> bool:
+    """Return whether so few are planned that nothing can be claimed of them, nor of the judge."""
+    planned = trait.state.plan.n_planned.values()
+    return max(planned, default=0) < MIN_CLAIM_ROWS
+
+
+def _after_trial(done: Sequence[TraitResult], *, goes_on: bool) -> Iterator[str]:
+    """Yield what a first look at a few responses is for, and how to go on."""
+    planned = max(max(trait.state.plan.n_planned.values()) for trait in done)
+    names, folder = [trait.name for trait in done], done[0].folder
+    yield (
+        f"a trial of {planned} a side: too few for a figure of the judge or of a vector "
+        f"({MIN_CLAIM_ROWS} a side are needed). If the responses read well, go on with more; none "
+        "is made twice"
+    )
+    step = folder.step("run" if goes_on else "generate", n_examples=DEFAULTS.counts.n_examples)
+    yield f"next: {command(step, names)}"

@@ -77,7 +77,8 @@ def say_fitted(name: str, fitted: FittedTrait) -> None:
         f"{fitted.n_pos} pos and {fitted.n_neg} neg -> {fitted.folder}"
     )
     if evaluation.recommendation:
-        say(f"  {evaluation.recommendation.reason}")
+        for line in evaluation.recommendation.text.splitlines():
+            say(f"  {line}")
     for note in evaluation.notes:
         say(f"  {note}")
     if fitted.dropped:

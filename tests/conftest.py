@@ -26,6 +26,8 @@ TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
 
 def pytest_configure() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # As in an activated environment: what is said to be run is `traitmill`.
+    os.environ["PATH"] = f"{Path(TRAITMILL).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

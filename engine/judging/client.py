@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ _LEAST_KEY = 8
 """Characters of a key that no text holds by chance: endpoints of one's own take any word, such as
 `none`."""
 _MESSAGE_CHARS = 300
+_LISTED = 12
+"""Models of an endpoint that a message names."""
 _NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _BAD_KEY = {"invalid_api_key", "account_deactivated"}
 _NO_MODEL = {"model_not_found"}
@@ -54,6 +57,10 @@ class RejectedError(CallError):
 
 class DeniedError(RejectedError):
     """Asking the same again will not help now, and may later."""
+
+
+class UnknownModelError(AccessError):
+    """An endpoint that has no such model, or that is no endpoint."""
 
 
 def read_base_url(url: str) -> str:
@@ -197,12 +204,41 @@ class Client:
             return AccessError(f"{self.where} {problem} OPENAI_API_KEY into .env")
         if fault.codes & _NO_MODEL or reply.status == 404:
             remedy = "check `judge_model` and `judge_base_url`"
-            return AccessError(f"{self.where} has no model {model} ({what}): {remedy}")
+            return UnknownModelError(f"{self.where} has no model {model} ({what}): {remedy}")
         if reply.status == 403 and not mendable:
             return AccessError(f"{self.where} refuses judge {model} to this key: {said}")
         if reply.status >= 500 or reply.status in {408, 409, 425}:
             return TransientError(what, reply.text)
         return RejectedError(what, reply.text)
+
+    async def unknown_model(self, error: UnknownModelError) -> AccessError:
+        """Return what to do about a model that is not there: what the endpoint offers, or where it
+        may be.
+
+        The list of models is asked for, which is free.
+        """
+        model, offered = self._model, frozenset[str]()
+        try:
+            reply = await self.list_models()
+            if reply.status < 400:
+                offered = reply.model_ids()
+        except TransientError:
+            pass
+        if offered:
+            near = get_close_matches(model, offered, _LISTED, 0.4)
+            names = [*near, *sorted(offered - set(near))]
+            listed = ", ".join(" ".join(name.split())[:80] for name in names[:_LISTED])
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            return AccessError(
+                f"{self.where} has no model {model}; it offers {self.redact(listed)}{more}: name "
+                "one with `judge_model`, or another endpoint with `judge_base_url`"
+            )
+        if self.base_url is not None and "/v1" not in urlsplit(self.base_url).path:
+            return AccessError(
+                f"{self.where} does not answer as an OpenAI-compatible endpoint (404): these "
+                f"mostly end in /v1; try `judge_base_url` {self.base_url.rstrip('/')}/v1"
+            )
+        return error
 
     def without_key(self, text: str) -> str:
         """`text` without the key itself: for texts that are not ours to change further."""

@@ -13,7 +13,15 @@ from ..settings import JudgeLimits, JudgeSettings
 from ..traits import Scale, Trait, fill
 from .calls import PROBE_ATTEMPTS, Calls, MendableError
 from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
-from .client import FATAL, CallError, Client, DeniedError, RejectedError, TransientError
+from .client import (
+    FATAL,
+    CallError,
+    Client,
+    DeniedError,
+    RejectedError,
+    TransientError,
+    UnknownModelError,
+)
 from .cost import Meter, Usage, find_price, need_price
 from .rate_limit import Throttle, wait_asked
 from .reading import (
@@ -105,6 +113,8 @@ class EndpointJudge:
             if not self._calls.known:
                 self._calls.profile = await self._probe()
                 self._calls.known = True
+        except UnknownModelError as error:
+            raise await self._client.unknown_model(error) from None
         except CallError as error:
             raise AccessError(
                 f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): "

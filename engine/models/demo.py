@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import AccessError
+from .quiet import quiet_libraries
 
 EMBEDDED = "embedded/SmolLM2-135M-Instruct"
 """The model a package carries, so that everything runs without a hub (4-bit weights, expanded to
@@ -47,7 +49,9 @@ def _convert(package: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temp:
+    sys.stderr.write(f"preparing the embedded model, once (about half a minute): {target}\n")
+    sys.stderr.flush()
+    with quiet_libraries(), tempfile.TemporaryDirectory(dir=target.parent) as temp:
         folder = Path(temp) / target.name
         model = AutoModelForCausalLM.from_pretrained(
             package,

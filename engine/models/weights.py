@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError
 from .config import read_config
 from .hub import ModelRef
+from .quiet import quiet_libraries
 from .support import quantised
 
 _NAMED = 3
@@ -77,7 +77,7 @@ def _loading_info(ref: ModelRef) -> dict[str, Any] | None:
     if type(read_config(ref.config)) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     try:
-        with _quiet():
+        with quiet_libraries():
             _, info = AutoModelForCausalLM.from_pretrained(
                 ref.source,
                 revision=ref.hub_revision,
@@ -93,22 +93,6 @@ def _loading_info(ref: ModelRef) -> dict[str, Any] | None:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise AccessError(f"the weights of model {ref.name} cannot be loaded: {reason}") from None
     return dict(info)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own report and progress bar off the screen."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _check_files(folder: Path) -> None:

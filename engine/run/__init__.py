@@ -9,7 +9,7 @@ from .exporting import ExportResult, export
 from .folder_settings import check_judge, scale_remarks
 from .importing import Imported, import_traits
 from .loading import Work, open_backends
-from .log import redirected
+from .log import append, redirected
 from .per_token import TokenEstimate, capture_tokens
 from .previewing import Preview, PreviewRow, preview
 from .progress import Listener, Progress, RunResult, TraitResult
@@ -33,6 +33,7 @@ __all__ = [
     "TokenEstimate",
     "TraitResult",
     "Work",
+    "append",
     "capture",
     "capture_tokens",
     "check_judge",

@@ -20,6 +20,14 @@ def new_log(experiment_folder: Path) -> Path:
     return experiment_folder / ".logs" / f"{stamp}-{os.getpid()}.log"
 
 
+def append(log: Path, text: str) -> None:
+    """Add lines of ours to a log that libraries write to as well. A full disk ends no run."""
+    with suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{text.rstrip()}\n")
+
+
 @contextmanager
 def redirected(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
     """Send file descriptors 1 and 2, child processes' included, to `log`; yields the real (stdout,

@@ -70,8 +70,15 @@ class Progress:
         return {
             "generation": (done["generation"], planned),
             "judging": (done["judging"], planned - useless),
-            "capture": (done["capture"], planned - useless),
+            "capture": (done["capture"], self._to_capture(planned - useless)),
         }
+
+    def _to_capture(self, judgeable: int) -> int:
+        """Return how many rows are to be captured, as far as is known: of kept ones, those that are
+        kept by now."""
+        if any(run.settings.capture_rows == "kept" for run in self.runs):
+            return sum(self.kept().values())
+        return judgeable
 
     def kept(self) -> dict[Polarity, int]:
         """Return how many responses of each side pass the threshold by now."""

@@ -93,6 +93,10 @@ class JudgeLimits:
         )
         require(self.concurrency >= 0, "`judge_concurrency` must be auto or at least 1")
         require(
-            self.patience >= 0, f"`judge_patience` must be 0 or more seconds, not {self.patience}"
+            self.patience >= 0 and finite(self.patience),
+            f"`judge_patience` must be 0 or more seconds, not {self.patience}",
         )
-        require(self.max_cost >= 0, f"`max_cost` must be 0 (off) or more, not {self.max_cost}")
+        require(
+            self.max_cost >= 0 and finite(self.max_cost),
+            f"`max_cost` must be 0 (off) or more, not {self.max_cost}",
+        )

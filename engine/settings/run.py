@@ -69,7 +69,8 @@ class Execution:
             "`ray_address` needs `replicas`: auto, or a number above 1",
         )
         require(
-            self.flush_seconds > 0, f"`flush_seconds` must be above 0, not {self.flush_seconds}"
+            self.flush_seconds > 0 and math.isfinite(self.flush_seconds),
+            f"`flush_seconds` must be above 0, not {self.flush_seconds}",
         )
 
 

@@ -243,7 +243,8 @@ def read_evaluation(
         )
     recommendation = None
     if facts["recommendation"]:
-        recommendation = Recommendation(**facts["recommendation"])
+        found = facts["recommendation"]
+        recommendation = Recommendation(**{**found, "why": tuple(found.get("why", ()))})
     return Evaluation(
         trait=folder.name,
         pool=pool,

@@ -45,7 +45,14 @@ class Recommendation:
     """Whether the claim reaches to unseen groups of the other split too; else it is for these
     instructions only."""
     reason: str
-    """A sentence."""
+    """A sentence: what to use, or why nothing is claimed."""
+    why: tuple[str, ...] = ()
+    """What it rests on, a figure each."""
+
+    @property
+    def text(self) -> str:
+        """The sentence, and the reasons as a list below it."""
+        return "\n".join([self.reason, *(f"- {line}" for line in self.why)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,23 +86,32 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
         rows.append({"measure": "selected_auroc", "split": name, **where, **figure})
     rows.append({"measure": "candidates", "split": split.name, "value": len(ranks)})
     where["split"] = split.name
-    choice = "{method} at layer {layer}, the best of {n}".format(n=len(ranks), **where)
+    choice = "{method} at layer {layer}".format(**where)
     chosen, *others = nested.values()
+    lack = _too_few(split)
+    if chosen is None and not lack:
+        lack = "Too few rows for a claim: with two folds left out a side has fewer than 2"
+    best_of = f"the best of {len(ranks)}"
+    tie = _tie(ranks, vectors)
+    plain = f"held-out AUROC {ranks[best][0]:.2f} for unseen {split.name}s, not corrected"
     if chosen is None:
-        lack = _too_few(split) or "with two folds left out a side has fewer than 2 rows"
-        reason = (
-            f"Too few rows for a claim: {lack}; {choice}, has held-out AUROC {ranks[best][0]:.2f} "
-            f"for unseen {split.name}s, not corrected for choosing it."
-        )
-        return Recommendation(**where, reason=reason), rows
+        reason = f"{lack}. {choice} is {best_of} so far."
+        return Recommendation(**where, reason=reason, why=(plain, *tie)), rows
     margin, top = _over_random(chosen, first.random[j])
     rows.append({"measure": "over_random", **where, **margin._asdict()})
-    random = (
-        f"random vectors {chosen.auroc.value - margin.value:.2f} on average ({margin.value:.2f} "
-        f"less, {margin.low:.2f} to {margin.high:.2f}) and {top:.2f} at their 97.5th percentile"
-    )
     evidence = _Evidence(chosen, next(iter(others), None), margin, first.shuffled[i, j])
     auroc, low, high = chosen.auroc
+    why = [
+        f"held-out AUROC {chosen}, corrected for choosing {best_of}",
+        evidence.reach,
+        evidence.against,
+        (
+            f"random vectors reach {auroc - margin.value:.2f} on average ({margin.value:.2f} "
+            f"less, {margin.low:.2f} to {margin.high:.2f}) and {top:.2f} at their 97.5th percentile"
+        ),
+        *tie,
+    ]
+    reason = f"{lack}. {choice} is {best_of} so far." if lack else evidence.opening(choice, best_of)
     return Recommendation(
         **where,
         auroc=auroc,
@@ -103,9 +119,24 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
         high=high,
         claim=evidence.claim,
         general=evidence.general,
-        reason=f"{evidence.opening(choice)}: held-out AUROC (corrected for choosing the best) "
-        f"{chosen}, {evidence.reach}; {evidence.against}, {random}.",
+        reason=reason,
+        why=tuple(why),
     ), rows
+
+
+def _tie(ranks: Sequence[tuple[float, float]], vectors: Vectors) -> list[str]:
+    """Return a line where others separate the rows as well as the choice does, else nothing."""
+    top = max(auroc for auroc, _ in ranks)
+    n_layers = len(vectors.layers)
+    tied = [place for place, (auroc, _) in enumerate(ranks) if auroc == top]
+    if len(tied) < 2:
+        return []
+    layers = sorted({vectors.layers[place % n_layers] for place in tied})
+    where = f"layer {layers[0]}"
+    if len(layers) > 1:
+        where = f"layers {layers[0]} to {layers[-1]}"
+    line = f"a tie: {len(tied)} of {len(ranks)} have the same held-out AUROC of {top:.2f}"
+    return [f"{line}, at {where}; this one has the widest gap between the sides"]
 
 
 def choose_nested(split: Split, scores: ndarray) -> Nested | None:
@@ -167,15 +198,12 @@ class _Evidence:
             return False
         return self.claim and self.other.auroc.low > 0.5
 
-    def opening(self, choice: str) -> str:
-        lack = _too_few(self.chosen.split)
-        if lack:
-            return f"Too few rows for a claim: {lack}; {choice}"
+    def opening(self, choice: str, best_of: str) -> str:
         if not self.claim:
-            return f"No claim; {choice}"
+            return f"No claim. {choice} is {best_of}, and not shown to beat chance."
         if self.other is None or self.general:
-            return f"Use {choice}"
-        return f"Use {choice}, for these {self.other.split.name}s only"
+            return f"Use {choice}."
+        return f"Use {choice}, for these {self.other.split.name}s only."
 
     @property
     def reach(self) -> str:
@@ -186,7 +214,7 @@ class _Evidence:
         few = ""
         if self.other.split.n_groups < MIN_OTHER_GROUPS:
             few = f", of which there are only {self.other.split.n_groups}"
-        return f"and {self.other}{few}"
+        return f"{self.other}{few}"
 
     @property
     def against(self) -> str:
@@ -197,9 +225,15 @@ class _Evidence:
 
 def _too_few(split: Split) -> str:
     """Return what is too few for a claim, in words; empty where nothing is."""
-    if split.smaller_side >= MIN_CLAIM_ROWS and split.n_groups >= MIN_CLAIM_GROUPS:
+    lacking = {}
+    if split.smaller_side < MIN_CLAIM_ROWS:
+        lacking["rows"] = f"{split.smaller_side} on the smaller side, {MIN_CLAIM_ROWS} are needed"
+    if split.n_groups < MIN_CLAIM_GROUPS:
+        lacking[f"{split.name}s"] = f"{split.n_groups}, {MIN_CLAIM_GROUPS} are needed"
+    if not lacking:
         return ""
-    return (
-        f"{split.smaller_side} on the smaller side and {split.n_groups} {split.name}s, where "
-        f"{MIN_CLAIM_ROWS} and {MIN_CLAIM_GROUPS} are needed"
-    )
+    if len(lacking) == 1:
+        [(name, words)] = lacking.items()
+        return f"Too few {name} for a claim: {words}"
+    words = "; ".join(f"{name}: {found}" for name, found in lacking.items())
+    return f"Too few {' and '.join(lacking)} for a claim ({words})"

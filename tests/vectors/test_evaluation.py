@@ -36,9 +36,7 @@ def test_one_instruction_pair_is_said(tmp_path):
     assert evaluation.notes == (
         "held-out figures by instruction are not given: the kept rows have only one instruction",
     )
-    assert (
-        "for unseen questions, unseen instructions not tested;" in evaluation.recommendation.reason
-    )
+    assert "- unseen instructions not tested\n" in evaluation.recommendation.text
     assert not evaluation.recommendation.general
     assert set(evaluation.table.filter(pl.col("measure") == "auroc")["split"]) == {"question"}
 
@@ -81,6 +79,7 @@ def test_an_evaluation_survives_its_file_and_is_the_same_again(tmp_path):
     assert pl.read_parquet(path).equals(evaluation.table)  # as documented, without our reader
     facts = json.loads(pl.read_parquet_metadata(path)["traitmill"])
     assert facts["recommendation"]["reason"] == evaluation.recommendation.reason
+    assert tuple(facts["recommendation"]["why"]) == evaluation.recommendation.why
     assert facts["activations_sha256"] == load_activations(folder).sha256
     evaluated(folder)
     assert path.read_bytes() == content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -81,18 +82,18 @@ def test_a_strong_trait_is_claimed_and_beats_both_baselines(tmp_path):
     margin = row(evaluation, "over_random")
     assert margin["low"] > 0
     assert margin["value"] == pytest.approx(best.auroc - random["value"])
-    assert best.reason.startswith(f"Use {best.method} at layer 2")
+    assert best.reason.startswith(f"Use {best.method} at layer 2.")
     assert (
         f"{best.auroc:.2f}, 95 % interval {best.low:.2f} to {best.high:.2f}, for unseen questions"
-        in best.reason
+        in best.text
     )
     other = row(evaluation, "selected_auroc", split="instruction")
     assert (
         "{value:.2f}, 95 % interval {low:.2f} to {high:.2f}, for unseen i".format(**other)
-        in best.reason
+        in best.text
     )
-    assert f"{random['value']:.2f} on average" in best.reason
-    assert f"{random['high']:.2f} at their 97.5th percentile" in best.reason
+    assert f"{random['value']:.2f} on average" in best.text
+    assert f"{random['high']:.2f} at their 97.5th percentile" in best.text
     assert not evaluation.notes
     held = evaluation.table.filter(pl.col("measure") == "held_out_score")
     assert held["other"].to_list() == load_activations(folder).sample_ids
@@ -105,8 +106,8 @@ def test_few_instructions_are_said_and_fewer_bear_no_claim(tmp_path):
     assert evaluation.notes == ("there are few instructions: what is said of unseen ones is rough",)
     assert best.claim
     assert not best.general
-    assert ", for these instructions only: " in best.reason
-    assert "for unseen instructions, of which there are only 4;" in best.reason
+    assert best.reason == f"Use {best.method} at layer {best.layer}, for these instructions only."
+    assert "for unseen instructions, of which there are only 4\n" in best.text
 
 
 def test_what_holds_for_its_instructions_only_is_said_to(tmp_path):
@@ -129,7 +130,7 @@ def test_what_holds_for_its_instructions_only_is_said_to(tmp_path):
         best = evaluated(folder, ("mean_diff",)).recommendation
         claims += best.claim
         general += best.general
-        assert best.general or not best.claim or "for these instructions only: " in best.reason
+        assert best.general or not best.claim or "for these instructions only." in best.text
     assert claims >= 9  # questions do meet these instructions again, and are told apart
     assert general <= 1
 
@@ -213,15 +214,28 @@ def test_what_cannot_be_nested_is_not_stated_as_if_it_were(tmp_path):
     assert best.auroc is None
     assert row(evaluation, "selected_auroc", split="question")["value"] is None
     plain = row(evaluation, "auroc", split="question")["value"]
-    assert best.reason == (
-        "Too few rows for a claim: with two folds left out a side has fewer than 2 rows; "
-        f"mean_diff at layer 0, the best of 1, has held-out AUROC {plain:.2f} for unseen "
-        "questions, not corrected for choosing it."
+    assert best.text == (
+        "Too few rows for a claim: with two folds left out a side has fewer than 2. mean_diff at "
+        "layer 0 is the best of 1 so far.\n"
+        f"- held-out AUROC {plain:.2f} for unseen questions, not corrected"
     )
 
 
-@pytest.mark.parametrize(("n_per_side", "n_questions"), [(8, 8), (40, 3), (40, 2)])
-def test_too_few_rows_are_said_however_well_they_separate(tmp_path, n_per_side, n_questions):
+@pytest.mark.parametrize(
+    ("n_per_side", "n_questions", "words"),
+    [
+        (
+            8,
+            8,
+            "Too few rows and questions for a claim (rows: 8 on the smaller side, 10 are needed",
+        ),
+        (40, 3, "Too few questions for a claim: 3, 10 are needed."),
+        (40, 2, "Too few questions for a claim: 2, 10 are needed."),
+    ],
+)
+def test_t08_what_is_too_few_is_named(
+    tmp_path: Path, n_per_side: int, n_questions: int, words: str
+) -> None:
     folder = planted.write_trait(
         tmp_path / "exp" / "poem",
         signal=20,
@@ -231,6 +245,22 @@ def test_too_few_rows_are_said_however_well_they_separate(tmp_path, n_per_side, 
     )
     best = evaluated(folder).recommendation
     assert not best.claim
-    assert best.reason.startswith(
-        f"Too few rows for a claim: {n_per_side} on the smaller side and {n_questions} questions"
+    assert best.reason.startswith(words)
+
+
+def test_t08_a_tie_across_layers_is_called_one(tmp_path: Path) -> None:
+    """At two of four layers the sides lie apart by far: nothing tells those two layers apart."""
+    folder = planted.write_trait(
+        tmp_path / "exp" / "poem", signal=(30.0, 0.0, 30.0, 0.0), n_pairs=10, n_per_side=100
     )
+    evaluation = evaluated(folder, ("mean_diff",))
+    values = evaluation.table.filter(pl.col("measure") == "auroc", pl.col("split") == "question")
+    assert values.filter(pl.col("value") == 1.0)["layer"].to_list() == [0, 2]
+    assert (
+        "a tie: 2 of 4 have the same held-out AUROC of 1.00, at layers 0 to 2"
+        in evaluation.recommendation.text
+    )
+    alone = planted.write_trait(
+        tmp_path / "exp" / "other", signal=(0.0, 30.0, 0.5), n_pairs=10, n_per_side=100
+    )
+    assert "a tie" not in evaluated(alone, ("mean_diff",)).recommendation.text

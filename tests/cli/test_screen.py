@@ -1,0 +1,404 @@
+"""What a person sees: on a terminal of 80 columns, in a pipe, in the log, and what to run next."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import math
+import os
+import pty
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.conftest import TRAITMILL, Traitmill, clean_environment
+from tests.support import fakes, lab
+from tests.support.misbehaving_server import MisbehavingServer
+from traitmill.cli import render, summary
+from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.run import Progress, RunResult
+from traitmill.engine.run.trait_run import TraitRun
+from traitmill.engine.settings import DEFAULTS, NAMES, apply, value_of
+from traitmill.engine.storage import TraitFolder
+
+ESCAPE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
+
+
+class Screen:
+    """What a terminal of some columns shows after all that was written to it."""
+
+    def __init__(self, written: str, columns: int) -> None:
+        self.rows: list[list[str]] = [[]]
+        self.row = self.column = 0
+        place = 0
+        while place < len(written):
+            found = ESCAPE.match(written, place)
+            if found:
+                self._control(found[1], found[2])
+                place = found.end()
+                continue
+            self._put(written[place], columns)
+            place += 1
+
+    def _control(self, number: str, letter: str) -> None:
+        count = int(number) if number.isdecimal() else 1
+        if letter == "A":
+            self.row = max(0, self.row - count)
+        elif letter == "K" and number == "2":
+            self.rows[self.row] = []
+        elif letter not in "mhl":
+            raise AssertionError(f"a control that this terminal does not know: {number}{letter}")
+
+    def _put(self, character: str, columns: int) -> None:
+        if character == "\r":
+            self.column = 0
+            return
+        if character == "\n" or self.column >= columns:
+            self.row, self.column = self.row + 1, 0
+            while len(self.rows) <= self.row:
+                self.rows.append([])
+            if character == "\n":
+                return
+        row = self.rows[self.row]
+        row.extend(" " * (self.column + 1 - len(row)))
+        row[self.column] = character
+        self.column += 1
+
+    @property
+    def lines(self) -> list[str]:
+        return ["".join(row).rstrip() for row in self.rows]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> lab.Work:
+    """A finished run; tests that change it take a copy."""
+    work = lab.Work(tmp_path_factory.mktemp("made"), n=30)
+    fakes.make_trait(work.root, "trait")
+    assert lab.run_to_end(work) == ExitCode.OK
+    return work
+
+
+@pytest.fixture
+def work(made: lab.Work, tmp_path: Path) -> lab.Work:
+    subprocess.run(["cp", "-r", made.root, tmp_path / "work"], check=True)
+    return replace(made, root=tmp_path / "work")
+
+
+def on(work: lab.Work) -> list[str]:
+    return ["--experiment", "exp", "--trait", "trait", "--experiments_dir", str(work.root)]
+
+
+def in_terminal(
+    arguments: list[str], cwd: Path, columns: int, *, interrupt_at: str = ""
+) -> tuple[int, str]:
+    """Run the command on a terminal of its own; Ctrl-C once it has written `interrupt_at`."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(cwd)
+        environment = clean_environment(COLUMNS=str(columns), LINES="40", TERM="xterm-256color")
+        os.execve(TRAITMILL, [TRAITMILL, *arguments], environment)
+    written, deadline = b"", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                data = os.read(terminal, 1 << 16)
+            except OSError:  # the terminal is closed: the command has ended
+                break
+            if not data:
+                break
+            written += data
+        if interrupt_at and interrupt_at in written.decode("utf-8", "replace"):
+            os.kill(pid, signal.SIGINT)
+            interrupt_at = ""
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), written.decode("utf-8", "replace")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, 140])
+def test_t03_no_markup_is_shown_and_ctrl_c_leaves_no_frame(work: lab.Work, columns: int) -> None:
+    with MisbehavingServer("gpt-4.1-mini", latency=0.7) as server:
+        judge = ["--judge_model", "m", "--judge_base_url", server.url, "--judge_concurrency", "2"]
+        code, written = in_terminal(
+            ["judge", *on(work), *judge], work.root, columns, interrupt_at="6/"
+        )
+    assert code == ExitCode.INTERRUPTED, written
+    assert "━" in written, "progress was shown"
+    assert "stopping: storing what is in hand" in written
+    screen = Screen(written, columns).lines
+    assert not re.search(r"\[/?(dim|bold|red|green)\]", written)
+    # Bars begin after a name; the summary's rule has a line of its own.
+    assert not [line for line in screen if re.match(r"(generation|judging|capture) +[━─]", line)]
+    assert "━" not in "".join(screen)
+    assert any(line.startswith("interrupted; everything above is stored") for line in screen)
+    assert max(map(len, screen)) <= columns
+
+
+def test_t03_a_terminal_is_read_as_one() -> None:
+    """The reading itself: a frame of two lines is drawn, wiped, and a line takes its place."""
+    drawn = "━━ 1/2\r\n━━ 3/4\r\x1b[2K\x1b[1A\x1b[2Kdone\r\n"
+    assert Screen(drawn, 80).lines == ["done", ""]
+    assert "━━ 1/2" in Screen("━━ 1/2\r\n", 80).lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capture", ["all", "kept", "none"])
+def test_t04_a_resumed_run_begins_with_what_is_stored(tmp_path: Path, capture: str) -> None:
+    folder = fakes.make_trait(tmp_path)
+    settings = fakes.settings(20, capture_rows=capture)
+    runs = fakes.open_runs([folder], settings)
+
+    async def cut_off() -> None:
+        stop = asyncio.Event()
+        pipeline = fakes.pipeline(runs, settings, generator=fakes.FakeGenerator(0.05, 4))
+        asyncio.get_running_loop().call_later(0.25, stop.set)
+        await pipeline.run(stop)
+
+    asyncio.run(cut_off())
+    stored = {kind: {row["sample_id"] for row in lab.rows(folder, kind)} for kind in lab.KINDS}
+    assert 0 < len(stored["responses"]) < 40
+    again = fakes.open_runs([folder], settings)
+    progress = Progress(tmp_path / "log", capture != "none", again)
+    counts = progress.counts()
+    assert counts["generation"] == (len(stored["responses"]), 40)
+    assert counts["judging"][0] == len(stored["verdicts"])
+    assert counts["capture"][0] == len(stored["activations"])
+    seen = [counts["capture"][0]]
+    pipeline = fakes.pipeline(again, settings)
+    asyncio.run(pipeline.run(asyncio.Event()))
+    counts = progress.counts()
+    seen.append(counts["capture"][0])
+    assert seen == sorted(seen)
+    if capture == "kept":
+        assert counts["capture"] == (sum(progress.kept().values()),) * 2
+    elif capture == "all":
+        assert counts["capture"][0] == counts["capture"][1]
+
+
+# --- 07: hints ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["with", "without"])
+def test_t07_a_hint_is_found_where_it_is_pasted(work: lab.Work, path: str) -> None:
+    """The shell that ran the command by its full path may not find its name."""
+    environment = clean_environment()
+    if path == "without":
+        folders = environment["PATH"].split(os.pathsep)
+        bare = [folder for folder in folders if not (Path(folder) / "traitmill").exists()]
+        environment["PATH"] = os.pathsep.join(bare)
+    command = [TRAITMILL, "generate", *on(work)]
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=work.root, timeout=120
+    )
+    [hint] = re.findall(r"^next: (.*)$", result.stdout, re.MULTILINE)
+    assert (hint.split()[0] == "traitmill") == (path == "with")
+    assert hint.split()[1] == "vectors"
+    pasted = subprocess.run(
+        ["/bin/sh", "-c", f"{hint} --help"], env=environment, capture_output=True, text=True
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    assert "Fit trait vectors" in pasted.stdout
+
+
+def test_t07_a_module_is_named_where_there_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", ["/some/package/__main__.py"])
+    assert shlex.split(render.program()) == [sys.executable, "-m", "traitmill"]
+    said = subprocess.run(
+        [*shlex.split(render.program()), "--version"], capture_output=True, text=True
+    )
+    assert said.returncode == 0
+
+
+def finished(folder: Path, n: int) -> RunResult:
+    """A result as a run of `n` a side ends with it."""
+    from traitmill.engine.run.progress import trait_results
+
+    settings = fakes.settings(n)
+    runs: list[TraitRun] = fakes.open_runs([folder], settings)
+    pipeline = fakes.pipeline(runs, settings)
+    asyncio.run(pipeline.run(asyncio.Event()))
+    return RunResult(
+        traits=trait_results(runs),
+        stage_errors={},
+        interrupted=False,
+        clocks=pipeline.clocks,
+        seconds=1.0,
+        usage=None,
+        log=None,
+    )
+
+
+def printed(result: RunResult, *, goes_on: bool, capfd: pytest.CaptureFixture[str]) -> str:
+    summary.print_summary(Console(soft_wrap=True), result, goes_on=goes_on)
+    return capfd.readouterr().out
+
+
+def test_t08_a_first_trial_ends_in_what_to_run_next(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = finished(fakes.make_trait(tmp_path), 4)
+    for goes_on, name in ((False, "generate"), (True, "run")):
+        said = printed(result, goes_on=goes_on, capfd=capfd)
+        assert "WARNING" not in said
+        last = said.strip().splitlines()[-1]
+        assert re.match(rf"next: traitmill {name} .*--n_examples 100$", last)
+        assert "a trial of 4 a side: too few" in said
+
+
+def test_t07_run_does_not_name_the_step_that_it_does_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = finished(fakes.make_trait(tmp_path), 30)
+    assert "next: traitmill vectors" in printed(result, goes_on=False, capfd=capfd)
+    assert "next:" not in printed(result, goes_on=True, capfd=capfd)
+
+
+# --- 11: the log ---
+
+
+@pytest.mark.slow
+def test_t11_the_log_of_a_judging_holds_command_versions_notices_and_summary(
+    work: lab.Work,
+) -> None:
+    with MisbehavingServer("gpt-4.1-mini") as server:
+        judge = ["--judge_model", "m", "--judge_base_url", server.url, "--judge_rpm", "100000"]
+        result = subprocess.run(
+            [TRAITMILL, "judge", *on(work), *judge],
+            env=clean_environment(OPENAI_API_KEY="sk-verysecret0123456789"),
+            capture_output=True,
+            text=True,
+            cwd=work.root,
+            timeout=120,
+        )
+    assert result.returncode == ExitCode.NOTHING_KEPT, result.stdout + result.stderr
+    [name] = re.findall(r"^log: (.*)$", result.stdout, re.MULTILINE)
+    log = Path(name).read_text()
+    assert f"judge --experiment exp --trait trait --experiments_dir {work.root}" in log
+    assert re.search(r"python 3\.\d+\.\d+, .*torch 2\.", log)
+    assert "judge m: 1 judge prompt" in log
+    for line in result.stdout.splitlines():
+        if "loading, " not in line:
+            assert line.strip() in log
+    assert "verysecret" not in log
+
+
+# --- 12: an endpoint that has no such model, or is none ---
+
+
+class OnlyV1(http.server.BaseHTTPRequestHandler):
+    """An endpoint below /v1, as a server of one's own has it; elsewhere is nothing."""
+
+    def do_GET(self) -> None:
+        models = {"object": "list", "data": [{"id": "right-model", "object": "model"}]}
+        self._answer(models if self.path == "/v1/models" else None)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self._answer(None)
+
+    def _answer(self, body: object) -> None:
+        data = json.dumps(body or {"detail": "Not Found"}).encode()
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def only_v1() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OnlyV1)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_t12_an_address_without_v1_is_told_where_it_may_be(
+    traitmill: Traitmill, work: lab.Work, only_v1: str
+) -> None:
+    judge = ["--judge_model", "right-model", "--judge_base_url"]
+    code, said = traitmill("judge", *on(work), *judge, only_v1)
+    assert code == ExitCode.ACCESS
+    assert f"try --judge_base_url {only_v1}/v1" in said
+
+
+def test_t12_a_mistyped_model_is_told_what_the_endpoint_offers(
+    traitmill: Traitmill, work: lab.Work, only_v1: str
+) -> None:
+    judge = ["--judge_base_url", f"{only_v1}/v1", "--judge_model"]
+    code, said = traitmill("judge", *on(work), *judge, "rihgt-model")
+    assert code == ExitCode.ACCESS
+    assert "has no model rihgt-model; it offers right-model: name one with --judge_model" in said
+    kept = TraitFolder(work.folders[0]).asked.read_text()
+    assert "rihgt-model" not in kept, "a judge that is not there is not remembered"
+
+
+# --- 51: numbers ---
+
+NUMBERS = [name for name in NAMES if isinstance(value_of(DEFAULTS, name), float)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [*NUMBERS, "neg_threshold"])
+def test_t51_no_numeric_option_takes_nan_or_infinity(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"`{name}`"):
+        apply({name: value})
+
+
+def test_t51_the_numeric_options_are_found() -> None:
+    assert {"judge_tpm", "judge_rpm", "judge_patience", "max_cost", "flush_seconds"} < set(NUMBERS)
+
+
+# --- 20: doctor ---
+
+
+def test_t20_doctors_first_line_waits_for_no_library() -> None:
+    """What takes seconds to import on a busy machine comes after something was said."""
+    code = (
+        "import sys\n"
+        "from traitmill.cli import doctor\n"
+        "def say(line):\n"
+        "    heavy = {'numpy', 'pyarrow', 'torch', 'transformers', 'vllm', 'openai', 'polars'}\n"
+        "    print(line, sorted(heavy & set(sys.modules)), flush=True)\n"
+        "    raise SystemExit\n"
+        "doctor.say = say\n"
+        "doctor.command(['--judge_model', 'local'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert re.match(r"ok    packages: .* \[\]$", result.stdout.strip()), result
+
+
+# --- 19: the embedded model ---
+
+
+@pytest.mark.slow
+def test_t19_the_embedded_models_conversion_is_one_line_of_ours(tmp_path: Path) -> None:
+    code = "from traitmill.engine.models.demo import embedded_folder; print(embedded_folder())"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean_environment(XDG_CACHE_HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (Path(result.stdout.strip()) / "model.safetensors").exists()
+    [line] = [line for line in re.split(r"[\r\n]+", result.stderr) if line.strip()]
+    assert line.startswith("preparing the embedded model, once")
