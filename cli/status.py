@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 _WIDE = 240
 """Columns of a table that is not shown on a terminal."""
-_LEFT = ("trait", "side", "other", "model", "judge")
-_COLUMNS = (
-    *("trait", "side", "planned", "generated", "judged", "captured", "kept", "other", "MB"),
-    *("model", "judge"),
-)
 JSON = options.Option("json", "For programs.", "Output", common=True, is_flag=True)
 
 
@@ -99,39 +94,19 @@ def _sizes(state: TraitState) -> dict[str, int]:
 
 def _print(experiment: str, found: Mapping[str, dict[str, Any] | None]) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=experiment, title_justify="left")
-    for column in _COLUMNS:
-        justify: Any = "left" if column in _LEFT else "right"
-        table.add_column(column, justify=justify)
-    for name, facts in found.items():
-        if facts is None:
-            table.add_row(name, "", "no run yet")
-            continue
-        megabytes = f"{sum(facts['bytes'].values()) / 1e6:.1f}"
-        model, judge = facts["run"]["sampling"]["model"], facts["judge"]["model"] or "-"
-        pos, neg = _cells(facts["counts"]["pos"]), _cells(facts["counts"]["neg"])
-        table.add_row(*map(Text, [name, "pos", *pos, megabytes, model, judge]))
-        table.add_row(*map(Text, ["", "neg", *neg]))
+    from .status_table import shown
+
     # Without a terminal there is no width to keep to: who reads it wants the whole of it.
     width = None
     if not sys.stdout.isatty():
         width = _WIDE
-    Console(highlight=False, width=width).print(table)
+    console = Console(highlight=False, width=width)
+    for part in shown(experiment, found):
+        console.print(part)
     for name, facts in found.items():
         if facts is not None:
             for line in [*facts["faults"], *facts["remarks"]]:
                 say(f"{name}: {line}")
             if facts["stale"]:
                 say(f"{name}: {', '.join(facts['stale'])} show other rows than the files do now")
-
-
-def _cells(side: Mapping[str, Any]) -> list[str]:
-    """Return the counts of one side, and what is neither generated nor scored."""
-    responses, verdicts = side["responses"], side["verdicts"]
-    counts = [side["planned"], responses["ok"], verdicts["scored"], side["captured"], side["kept"]]
-    other = [f"{n} {name}" for name, n in responses.items() if n and name != "ok"]
-    other += [f"{n} {name}" for name, n in verdicts.items() if n and name != "scored"]
-    return [*map(str, counts), ", ".join(other)]
