@@ -17,6 +17,7 @@ from traitmill.engine.run import RunResult, TraitResult
 from traitmill.engine.settings import DEFAULT_POOL, DEFAULTS
 from traitmill.engine.vectors import MIN_CLAIM_ROWS
 
+from .many import listed, total
 from .render import command, error_text
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
@@ -30,6 +31,8 @@ _COLUMNS = (
     "judge AUROC",
     "activations",
 )
+_ROOM = 100
+"""Columns of a terminal below which the last column makes room for the names."""
 _NUMBERS = ("generated", "judged", "kept")
 
 
@@ -39,23 +42,30 @@ def print_summary(console: Console, result: RunResult, *, goes_on: bool = False)
     `goes_on`: the caller does what comes next by itself.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for column in _COLUMNS:
+    columns: Sequence[str] = _COLUMNS
+    if console.is_terminal and console.width < _ROOM:
+        columns = _COLUMNS[:-1]
+    for column in columns:
         justify: Any = "right" if column in _NUMBERS else "left"
         table.add_column(column, justify=justify, no_wrap=column != "trait", overflow="fold")
-    for trait in result.traits.values():
+    shown = listed(result)
+    for trait in shown:
         for row in _rows(trait):
-            table.add_row(*map(Text, row))
-    console.print(table)
-    for line in _lines(result):
+            table.add_row(*map(Text, row[: len(columns)]))
+    if len(result.traits) > 1:
+        console.print(total(result, shown), markup=False)
+    if shown:
+        console.print(table)
+    for line in _lines(result, shown):
         console.print(line, markup=False)
     for line in _next_steps(result, goes_on=goes_on):
         console.print(line, markup=False)
 
 
-def _lines(result: RunResult) -> Iterator[str]:
+def _lines(result: RunResult, shown: Sequence[TraitResult]) -> Iterator[str]:
     yield from _time(result)
     yield from _cost(result)
-    for trait in result.traits.values():
+    for trait in shown:
         yield from _remarks(trait)
     for error in result.errors:
         yield f"stopped: {error_text(error)}"

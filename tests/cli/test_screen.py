@@ -27,7 +27,7 @@ from tests.conftest import TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab
 from tests.support.misbehaving_server import MisbehavingServer
 from traitmill.cli import render, summary
-from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
 from traitmill.engine.run import Progress, RunResult
 from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.settings import DEFAULTS, NAMES, apply, value_of
@@ -402,3 +402,29 @@ def test_t19_the_embedded_models_conversion_is_one_line_of_ours(tmp_path: Path) 
     assert (Path(result.stdout.strip()) / "model.safetensors").exists()
     [line] = [line for line in re.split(r"[\r\n]+", result.stderr) if line.strip()]
     assert line.startswith("preparing the embedded model, once")
+
+
+# --- 17: the summary of many traits ---
+
+
+def test_t17_the_summary_of_240_traits_is_one_screen(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = finished(fakes.make_trait(tmp_path), 30)
+    [one] = result.traits.values()
+    traits = {f"trait_{i:03d}": replace(one, name=f"trait_{i:03d}") for i in range(240)}
+    traits["trait_100"] = replace(traits["trait_100"], finished=False)
+    stopped = TraitmillError("the disk is full")
+    traits["trait_200"] = replace(traits["trait_200"], finished=False, error=stopped)
+    console = Console(width=80, highlight=False, force_terminal=True, color_system=None)
+    summary.print_summary(console, replace(result, traits=traits), goes_on=True)
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) < 40
+    assert max(map(len, lines)) <= 80
+    said = " ".join(" ".join(lines).split())
+    kept = {side: 240 * n["kept"] for side, n in one.state.counts().items()}
+    assert said.startswith(f"240 traits, 238 finished: {240 * 60:,} of {240 * 60:,} generated")
+    assert f"kept {kept['pos']:,} pos + {kept['neg']:,} neg; 2 to see to" in said
+    shown = [line.split()[0] for line in lines if re.match(r"trait_\d", line)]
+    assert shown[:2] == ["trait_200", "trait_100"]
+    assert "trait_000" not in said
