@@ -814,7 +814,7 @@ async def test_what_ends_all_judging_does_so_under_any_status(fault, kind):
                 *(judge.judge(TRAIT, response()) for _ in range(9)), return_exceptions=True
             )
         assert len(server.log) == 2
-    assert {type(each) for each in results} == {kind}
+    assert all(isinstance(each, kind) for each in results)
 
 
 async def test_a_key_that_stops_working_stops_everything():
