@@ -166,7 +166,7 @@ def pooled_in_hooks(
         ids, mask = padded(chosen, model.device)
         weights = pool_weights(
             ("response_mean",),
-            [(len(row.sample.prompt_token_ids), row.n_pooled) for row in chosen],
+            [row.spans for row in chosen],
             ids.shape[1],
         )
         pooler = Pooler(weights, len(blocks), model.config.hidden_size, model.device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 from unittest.mock import patch
@@ -98,13 +99,15 @@ def mistakes(rows: Sequence[Response], path: str, dtype: str) -> dict[str, float
 
     def off(prompt_of: Callable[[tuple[int, ...]], tuple[int, ...]]) -> float:
         differences = []
-        for row in rows:
+        for made in rows:
+            prompt = prompt_of(made.sample.prompt_token_ids)
+            row = replace(made, sample=replace(made.sample, prompt_token_ids=prompt))
             reference = run_alone(
                 model,
                 blocks,
-                prompt_of(row.sample.prompt_token_ids),
+                prompt,
                 row.response_token_ids,
-                n_pooled=row.n_pooled,
+                spans=row.spans,
                 pools=POOLS,
                 logprobs=True,
             )

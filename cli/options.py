@@ -220,10 +220,12 @@ PROMPT = (
     setting("prefill", "What every response begins with; no part of it.", "Sampling"),
     setting(
         "thinking",
-        "auto: off where the template can; off: or refused; template: as it has it.",
+        "auto: off where the template can, else a span of its own; on: always that; off: or "
+        "refused; template: as it has it.",
         "Sampling",
         choices=THINKING,
     ),
+    setting("max_thinking_tokens", "Longest thought before a response.", "Sampling"),
     setting(
         "chat_template_kwargs",
         'Variables of the chat template, as {"enable_thinking": false}.',

@@ -177,7 +177,8 @@ def _remarks(trait: TraitResult) -> Iterator[str]:
 
 
 def _side_remarks(trait: TraitResult, polarity: Polarity, side: dict[str, Any]) -> Iterator[str]:
-    found = {name: side["responses"][name] for name in ("empty", "overlong", "failed")}
+    names = ("empty", "overlong", "failed", "unfinished")
+    found = {name: side["responses"][name] for name in names}
     found |= {name: n for name, n in side["verdicts"].items() if name != "scored"}
     found |= {
         "capture failed": side["capture_failed"],
@@ -186,6 +187,13 @@ def _side_remarks(trait: TraitResult, polarity: Polarity, side: dict[str, Any]) 
     problems = [f"{count} {name}" for name, count in found.items() if count]
     if problems:
         yield f"{trait.name} {polarity}: {', '.join(problems)}"
+    if found["unfinished"]:
+        allowance = trait.state.record.sampling.max_thinking_tokens
+        yield (
+            f"{trait.name}: {found['unfinished']} {polarity} thoughts did not end within "
+            f"{allowance} tokens and have no response; allow more with --max_thinking_tokens in "
+            "another experiment, or with --new_run"
+        )
     scored = side["verdicts"]["scored"]
     answered = sum(side["verdicts"][name] for name in ("refused", "unparsable", "truncated"))
     if answered and not scored:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 Polarity = Literal["pos", "neg"]
 POLARITIES: tuple[Polarity, Polarity] = ("pos", "neg")
 
-ResponseStatus = Literal["ok", "empty", "overlong", "failed"]
-RESPONSE_STATUSES: tuple[ResponseStatus, ...] = ("ok", "empty", "overlong", "failed")
+ResponseStatus = Literal["ok", "empty", "overlong", "failed", "unfinished"]
+RESPONSE_STATUSES: tuple[ResponseStatus, ...] = ("ok", "empty", "overlong", "failed", "unfinished")
 """`empty`: nothing but white space. `overlong`: the prompt leaves no room in the context. `failed`
-is retried."""
+is retried. `unfinished`: the thought before the response did not end within its allowance."""
 
 VerdictStatus = Literal["scored", "refused", "unparsable", "truncated", "failed"]
 VERDICT_STATUSES: tuple[VerdictStatus, ...] = (
@@ -76,6 +76,29 @@ class Response:
     """Log-probability of each sampled token (temperature 1), for the samples the self-check looks
     at."""
     error: str = ""
+    thought: str = ""
+    """What the model thought before it answered, without its tags; no part of the response."""
+    thought_token_ids: tuple[int, ...] = ()
+    """As sampled: all between prompt and response, tags and white space around them included."""
+    thought_span: tuple[int, int] = (0, 0)
+    """First and end of the thought itself in `thought_token_ids`."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt, thought and response."""
+        return (*self.sample.prompt_token_ids, *self.thought_token_ids, *self.response_token_ids)
+
+    @property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """First and end, in `token_ids`, of what counts in a pool of prompt, thought, response."""
+        prompt = len(self.sample.prompt_token_ids)
+        start = prompt + len(self.thought_token_ids)
+        first, end = self.thought_span
+        return {
+            "prompt": (0, prompt),
+            "thought": (prompt + first, prompt + end),
+            "response": (start, start + self.n_pooled),
+        }
 
     @property
     def n_pooled(self) -> int:

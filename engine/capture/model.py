@@ -185,9 +185,16 @@ class CaptureModel:
     def _unfit(self, row: Response) -> str:
         if not row.sample.prompt_token_ids:
             return "it has no prompt tokens"
-        if row.n_pooled < 1 and any(pool.startswith("response") for pool in self.pools):
-            return "it has no response token to pool"
+        for part in self._parts:
+            first, end = row.spans[part]
+            if first == end:
+                return f"it has no {part} token to pool"
         return ""
+
+    @property
+    def _parts(self) -> list[str]:
+        """What the pools are of: prompt, thought, response."""
+        return list(dict.fromkeys(pool.partition("_")[0] for pool in self.pools))
 
     def tokens_run(self, row: Response) -> int:
         """Tokens of the row that the pass runs: those after the last pooled one change nothing
@@ -196,9 +203,8 @@ class CaptureModel:
         But where RoPE depends on the length of the row, that is the length generation saw.
         """
         if self._rope is not None:
-            return len(row.sample.prompt_token_ids) + len(row.response_token_ids)
-        needs_response = any(pool.startswith("response") for pool in self.pools)
-        return len(row.sample.prompt_token_ids) + (row.n_pooled if needs_response else 0)
+            return len(row.token_ids)
+        return max(row.spans[part][1] for part in self._parts)
 
     def together(self, longest: int, other: int) -> bool:
         """Whether a row of `other` tokens may be in a batch whose longest row has `longest`.
@@ -231,11 +237,8 @@ class CaptureModel:
     def _launch(self, rows: Sequence[Response], batch: Batch) -> _Pending:
         """Start a batch's forward and the copy of its pools."""
         chosen = [rows[index] for index in batch.indices]
-        ids = padded_ids(
-            [(*row.sample.prompt_token_ids, *row.response_token_ids) for row in chosen], batch.width
-        )
-        spans = [(len(row.sample.prompt_token_ids), row.n_pooled) for row in chosen]
-        weights = pool_weights(self.pools, spans, batch.width)
+        ids = padded_ids([row.token_ids for row in chosen], batch.width)
+        weights = pool_weights(self.pools, [row.spans for row in chosen], batch.width)
         pooler = Pooler(weights, len(self.layers), self.hidden_dim, self.input_device)
         self.forward(ids, self.layers, pooler.take)
         if pooler.pooled.device.type != "cuda":
@@ -302,9 +305,9 @@ class CaptureModel:
             reference = run_alone(
                 self._model,
                 self._blocks,
-                row.sample.prompt_token_ids,
+                (*row.sample.prompt_token_ids, *row.thought_token_ids),
                 row.response_token_ids,
-                n_pooled=row.n_pooled,
+                spans=row.spans,
                 pools=self.pools,
                 logprobs=row.logprobs is not None,
             )

@@ -27,14 +27,16 @@ SHARD_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a row's states are: tensor `key` of `shard`, `[layers, prompt_tokens + response_tokens,
-    dim]`."""
+    """Where a row's states are: tensor `key` of `shard`, `[layers, tokens, dim]`: prompt, thought,
+    response."""
 
     shard: str
     key: str
     prompt_tokens: int
     response_tokens: int
     """As sampled, a closing end token included."""
+    thought_tokens: int = 0
+    """Between prompt and response, tags included."""
 
 
 def estimate_bytes(tokens: int, n_layers: int, dim: int, itemsize: int) -> int:
@@ -101,7 +103,11 @@ def write_per_token(
             held = 0
         shard[_name(row)] = states
         entries[_name(row)] = Entry(
-            "", _name(row), len(row.sample.prompt_token_ids), len(row.response_token_ids)
+            "",
+            _name(row),
+            len(row.sample.prompt_token_ids),
+            len(row.response_token_ids),
+            len(row.thought_token_ids),
         )
         held += states.nbytes
         written += 1
@@ -132,13 +138,11 @@ def _states(
     per_token = len(model.layers) * model.hidden_dim * getattr(torch, model.dtype).itemsize
     limit = max(1, min(model.budget.limit, SHARD_BYTES // per_token))
     budget = Budget(limit, max_rows=model.budget.max_rows, growth=model.budget.growth)
-    lengths = [len(row.sample.prompt_token_ids) + len(row.response_token_ids) for row in rows]
+    lengths = [len(row.token_ids) for row in rows]
 
     def run(batch: Batch) -> torch.Tensor:
         chosen = [rows[index] for index in batch.indices]
-        ids = padded_ids(
-            [(*row.sample.prompt_token_ids, *row.response_token_ids) for row in chosen], batch.width
-        )
+        ids = padded_ids([row.token_ids for row in chosen], batch.width)
         held = torch.empty(
             len(chosen),
             len(model.layers),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,24 +21,25 @@ class Enough(Exception):  # noqa: N818  a signal, not an error: the last layer n
 
 
 def pool_weights(
-    pools: Sequence[str], spans: Sequence[tuple[int, int]], width: int
+    pools: Sequence[str], spans: Sequence[Mapping[str, tuple[int, int]]], width: int
 ) -> torch.Tensor:
     """Weights `[rows, pools, width]`, float32, that turn token states into pools; each pool's
     weights sum to 1.
 
-    `spans` gives (prompt tokens, response tokens that count) of each row; rows start at column 0. A
-    row without response tokens has response pools of weight 0.
+    `spans` gives each row's (first, end) by what a pool is of (`Response.spans`); rows start at
+    column 0. A row without response tokens has response pools of weight 0.
     """
     weights = torch.zeros(len(spans), len(pools), width)
-    for row, (prompt, response) in enumerate(spans):
+    for row, parts in enumerate(spans):
         for slot, pool in enumerate(pools):
-            start, count = (0, prompt) if pool.startswith("prompt") else (prompt, response)
-            if count == 0:
+            part, how = pool.split("_")
+            first, end = parts[part]
+            if first == end:
                 continue
-            if pool.endswith("mean"):
-                weights[row, slot, start : start + count] = 1.0 / count
+            if how == "mean":
+                weights[row, slot, first:end] = 1.0 / (end - first)
             else:
-                weights[row, slot, start + count - 1] = 1.0
+                weights[row, slot, end - 1] = 1.0
     return weights
 
 

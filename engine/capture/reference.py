@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,28 +21,31 @@ _LOGITS_CHUNK = 32
 def run_alone(
     model: Any,
     blocks: Sequence[nn.Module],
-    prompt: Sequence[int],
+    before: Sequence[int],
     response: Sequence[int],
     *,
-    n_pooled: int,
+    spans: Mapping[str, tuple[int, int]],
     pools: Sequence[str],
     logprobs: bool,
 ) -> Reference:
-    """Run prompt and response as a batch of one, unpadded, with `output_hidden_states`.
+    """Run what stands before the response (prompt, thought) and the response as a batch of one,
+    unpadded, with `output_hidden_states`.
+
+    `spans` gives the tokens that each pool is of (`Response.spans`).
 
     Shares nothing with the bulk pass but the weights: transformers records the states, slices and
     means form the pools. Its last state is after the final norm, so that one comes from a hook on
     the last block. Raises SelfCheckError when transformers reports another number of layers.
     """
     device = model.get_input_embeddings().weight.device
-    ids = torch.tensor([[*prompt, *response]], device=device)
+    ids = torch.tensor([[*before, *response]], device=device)
     count = min(_POSITIONS, len(response)) if logprobs else 0
     positions = tuple(
         round(step * (len(response) - 1) / max(1, count - 1)) for step in range(count)
     )
     # The token at response position i is predicted one place earlier. On the CPU, since an index
     # may be there wherever the last of several devices is.
-    keep = torch.tensor([len(prompt) + i - 1 for i in positions] or [ids.shape[1] - 1])
+    keep = torch.tensor([len(before) + i - 1 for i in positions] or [ids.shape[1] - 1])
     last: list[torch.Tensor] = []
     handle = blocks[-1].register_forward_hook(lambda _m, _a, output: last.append(hidden_of(output)))
     try:
@@ -58,10 +61,7 @@ def run_alone(
             f"capture found "
             f"{len(blocks)}; check `blocks`"
         )
-    states = [
-        _pool(state[0], len(prompt), n_pooled, pools)
-        for state in (*out.hidden_states[:-1], last[0])
-    ]
+    states = [_pool(state[0], spans, pools) for state in (*out.hidden_states[:-1], last[0])]
     found = None
     if positions:
         targets = torch.tensor([response[i] for i in positions], device=out.logits.device)
@@ -79,14 +79,14 @@ def run_alone(
     )
 
 
-def _pool(state: torch.Tensor, n_prompt: int, n_pooled: int, pools: Sequence[str]) -> torch.Tensor:
+def _pool(
+    state: torch.Tensor, spans: Mapping[str, tuple[int, int]], pools: Sequence[str]
+) -> torch.Tensor:
     """`[pools, dim]` float32 on the CPU, of one layer's `[seq, dim]`."""
-    parts = {
-        "prompt": state[:n_prompt].float(),
-        "response": state[n_prompt : n_prompt + n_pooled].float(),
-    }
     found = []
     for pool in pools:
         part, how = pool.split("_")
-        found.append(parts[part].mean(0) if how == "mean" else parts[part][-1])
+        first, end = spans[part]
+        own = state[first:end].float()
+        found.append(own.mean(0) if how == "mean" else own[-1])
     return torch.stack(found).cpu()

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AccessError, EngineDiedError, UsageError
-from ..models import ModelRef, generation_dtype, read_config
-from ..records import Response, Sample
+from ..models import ModelRef, Thought, generation_dtype, read_config
+from ..records import Response, ResponseStatus, Sample
 from ..settings import Execution, Sampling
 from ..threads import wait_briefly
 from .environment import set_environment
 from .sizing import CPU_BLOCK, EngineSize
+from .thinking import write, write_behind_thought
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -46,15 +47,20 @@ class VllmEngine:
         *,
         on_gpu: bool,
         last_error: Callable[[], str] = lambda: "",
+        thought: Thought | None = None,
         stat_loggers: Sequence[Any] = (),
     ) -> None:
-        """`stat_loggers` are vLLM's own interface to its scheduler's numbers, for benchmarks."""
+        """`thought` is how the model thinks before it responds, None where it does not.
+
+        `stat_loggers` are vLLM's own interface to its scheduler's numbers, for benchmarks.
+        """
         self._ref = ref
         self._sampling = sampling
         self._execution = execution
         self.size = size
         self._on_gpu = on_gpu
         self._last_error = last_error
+        self._thought = thought
         self._stat_loggers = list(stat_loggers)
         self._engine: Any = None
         self._processes: list[BaseProcess] = []
@@ -147,38 +153,63 @@ class VllmEngine:
 
     async def generate(self, sample: Sample) -> Response:
         """Generate one response; a sample's own trouble is its status. Raise EngineDiedError."""
-        room = self.size.max_model_len - len(sample.prompt_token_ids)
-        if room < 1:
+        prompt, new = sample.prompt_token_ids, self._sampling.max_new_tokens
+        room, allowance = self.size.max_model_len - len(prompt), self._sampling.max_thinking_tokens
+        if self._thought is not None:
+            allowance = min(allowance, room - new - self._thought.most_spaces)
+        if room < 1 or (allowance < 1 and self._thought is not None):
             context = self._ref.context_length or self.size.max_model_len
-            error = f"prompt of {len(sample.prompt_token_ids)} tokens, context of {context}"
+            error = f"prompt of {len(prompt)} tokens, context of {context}"
             return Response(sample, "overlong", error=error)
-        from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
 
         try:
-            parameters = SamplingParams(
-                temperature=self._sampling.temperature,
-                top_p=1.0 if self._own_nucleus else self._sampling.top_p,
-                top_k=self._sampling.top_k,
-                max_tokens=min(self._sampling.max_new_tokens, room),
-                seed=sample.seed,
-            )
-            answer = await self._run(sample.prompt_token_ids, parameters)
-            output = answer.outputs[0]
-            token_ids = tuple(map(int, output.token_ids))
+            if self._thought is None:
+                written = await write(self._ask, sample, min(new, room))
+            else:
+                written = await write_behind_thought(
+                    self._ask, sample, self._thought, allowance=allowance, limit=new
+                )
             logprobs = None
-            if is_checked(sample):
-                logprobs = await self._logprobs(sample.prompt_token_ids, token_ids)
+            if is_checked(sample) and written.finished:
+                before = (*prompt, *written.thought_token_ids)
+                logprobs = await self._logprobs(before, written.response_token_ids)
         except (ValueError, VLLMClientError) as error:  # vLLM refuses this one request
             return Response(sample, "failed", error=_first_line(error))
+        status: ResponseStatus = "ok" if written.response.strip() else "empty"
         return Response(
             sample,
-            "ok" if output.text.strip() else "empty",
-            response=output.text,
-            response_token_ids=token_ids,
-            finish_reason=output.finish_reason or "",
+            status if written.finished else "unfinished",
+            response=written.response,
+            response_token_ids=written.response_token_ids,
+            finish_reason=written.finish_reason,
             logprobs=logprobs,
+            thought=written.thought,
+            thought_token_ids=written.thought_token_ids,
+            thought_span=written.thought_span,
         )
+
+    async def _ask(
+        self, token_ids: Sequence[int], limit: int, seed: int, thought: Thought | None
+    ) -> Any:
+        """Return what follows some tokens; with `thought`, up to its end."""
+        from vllm import SamplingParams
+
+        end: dict[str, Any] = {}
+        if thought is not None and thought.closing_id is None:
+            end["stop"] = [thought.tags.closing]
+        elif thought is not None:
+            end["stop_token_ids"] = [thought.closing_id]
+        parameters = SamplingParams(
+            temperature=self._sampling.temperature,
+            top_p=1.0 if self._own_nucleus else self._sampling.top_p,
+            top_k=self._sampling.top_k,
+            max_tokens=limit,
+            seed=seed,
+            **end,
+        )
+        answer = await self._run(token_ids, parameters)
+        return answer.outputs[0]
 
     async def _logprobs(
         self, prompt: Sequence[int], response: Sequence[int]

@@ -28,6 +28,7 @@ from .placement import Placement, choose_placement, generation_itemsize
 from .shape import Shape
 from .split import check_split, cores, kv_share
 from .support import check_support
+from .thought import Thought
 from .weights import check_weights, refuse_faulty
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Placement",
     "Prompts",
     "Shape",
+    "Thought",
     "Turn",
     "capture_bytes",
     "chat_token_ids",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any
 
 from ..errors import AccessError, UsageError
@@ -17,9 +17,10 @@ from ..settings import Sampling
 from .hub import ModelRef
 from .mistral import is_mistral, refusals
 from .support import own_code_refused
+from .thought import Tags, Thought, open_tags, token_tags, written_tags
 from .typed_tokens import marked, marked_ids, spells_special
 
-_PROBE = "a system turn, tried"
+_PROBE = "a turn, tried"
 _THOUGHT_SWITCHES = ("enable_thinking", "thinking")
 """Variables that turn thought on and off: the first in Qwen-3, GLM and SmolLM-3, the second in
 DeepSeek and Granite."""
@@ -85,12 +86,55 @@ class Prompts:
             remarks.append(
                 "the chat template takes no system turn: what belongs there begins the user turn"
             )
-        if self._has_template and self._sampling.prompt_format != "raw" and self._thinks:
+        if self.thought is not None:
+            remarks.append(
+                f"the model thinks first, up to {self._sampling.max_thinking_tokens} tokens "
+                "(`max_thinking_tokens`), and the thought is neither judged nor pooled"
+            )
+        elif self._is_chat and (tags := open_tags(self._opening)):
             remarks.append(
                 "the prompt ends in an open thought, which would be judged and pooled as the "
-                "response; close it with `prefill` \\n</think>\\n\\n"
+                "response; set it apart with `thinking` on, or close it with `prefill` "
+                f"\\n{tags.closing}\\n\\n"
             )
         return "; ".join(remarks)
+
+    @cached_property
+    def thought(self) -> Thought | None:
+        """How the model thinks before it responds, its thought being a span of its own.
+
+        None where it does not. Loads the tokenizer. Raise UsageError where it is to think and
+        cannot.
+        """
+        how = self._sampling
+        if how.thinking in ("off", "template") or not how.max_thinking_tokens:
+            return None
+        tags, opened = None, False
+        if self._is_chat:
+            tags, opened = self._thought_tags()
+        if tags is not None:
+            return Thought(self._load(), tags, opened=opened)
+        if how.thinking == "on":
+            raise UsageError(
+                "`thinking` on: this model's prompt leaves no place for a thought (its chat "
+                "template and tokens name no tags of one, or `prompt_format` raw or `prefill` "
+                "passes it by); take another model, or leave `thinking` out"
+            )
+        return None
+
+    def _thought_tags(self) -> tuple[Tags | None, bool]:
+        """Return the tags of the thought to come, and whether the prompt has opened it."""
+        if tags := open_tags(self._opening):
+            return tags, True
+        if self._sampling.prefill or written_tags(self._opening):
+            return None, False
+        written = written_tags(str(self._load().chat_template))
+        told = [self._variables[name] for name in _THOUGHT_SWITCHES if name in self._variables]
+        if self._sampling.thinking == "on" or any(told):
+            return written or token_tags(self._load()), False
+        if told:  # not to think
+            return None, False
+        return written, False
 
     def _tokenized(self, instruction: str, question: str) -> tuple[int, ...]:
         how, tokenizer = self._sampling, self._load()
@@ -115,30 +159,32 @@ class Prompts:
     def _has_template(self) -> bool:
         return is_chat(self._load())
 
+    @property
+    def _is_chat(self) -> bool:
+        return self._has_template and self._sampling.prompt_format != "raw"
+
     @cached_property
     def _variables(self) -> dict[str, Any]:
-        """Variables for the template; thought is off where that was asked for, or can be."""
+        """Variables for the template; thought is on or off as was asked for, off where it can."""
         how = self._sampling
         given = how.template_variables()
         if how.thinking == "template" or set(_THOUGHT_SWITCHES) & given.keys():
             return given
-        template = str(self._load().chat_template)
-        off = _without_thought(template)
-        if how.thinking == "off" and not off and "<think>" in template:
+        template, switches = str(self._load().chat_template), _switches(self._load(), self._moment)
+        tags = written_tags(template) or open_tags(template)
+        if how.thinking == "off" and not switches and tags:
             raise UsageError(
                 "`thinking` off: this model's chat template has no switch for it "
                 f"({', '.join(_THOUGHT_SWITCHES)}); close the thought with `prefill` "
-                "\\n</think>\\n\\n, or take another model"
+                f"\\n{tags.closing}\\n\\n, or take another model"
             )
-        return given | off
+        return given | dict.fromkeys(switches, how.thinking == "on")
 
     @cached_property
-    def _thinks(self) -> bool:
-        """Whether what the model reads ends in a thought that is begun and not closed."""
-        how = self._sampling
-        turns = [{"role": "user", "content": "?"}]
-        text = _templated(self._load(), turns, self._moment, tokenize=False, **self._variables)
-        return "</think>" not in (text + how.prefill).rpartition("<think>")[2] and "<think>" in text
+    def _opening(self) -> str:
+        """What the model's turn begins with."""
+        variables = self._variables
+        return _opening(self._load(), self._moment, **variables) + self._sampling.prefill
 
     @cached_property
     def _takes_system(self) -> bool:
@@ -156,14 +202,14 @@ class Prompts:
 def chat_token_ids(tokenizer: Any, prompt: str, moment: str) -> tuple[int, ...]:
     """Return the token ids of `prompt` as one user turn, raw for base models; one BOS at most.
 
-    Thought is turned off where the template can. `moment`, in ISO 8601, is the time for a template
-    that asks. Raise AccessError where the template fails.
+    Thought is turned off where the template can, and closed where it cannot. `moment`, in ISO 8601,
+    is the time for a template that asks. Raise AccessError where the template fails.
     """
     if not is_chat(tokenizer):
         return _ids(tokenizer, _raw_ids(tokenizer, prompt))
     turns = [{"role": "user", "content": prompt}]
-    off = _without_thought(str(tokenizer.chat_template))
-    return _ids(tokenizer, _turn_ids(tokenizer, turns, moment, **off))
+    off, closed = _silenced(tokenizer, str(tokenizer.chat_template), moment)
+    return _ids(tokenizer, _turn_ids(tokenizer, turns, moment, closed, **off))
 
 
 def is_chat(tokenizer: Any) -> bool:
@@ -173,7 +219,7 @@ def is_chat(tokenizer: Any) -> bool:
 
 def thoughtless(tokenizer: Any) -> dict[str, Any]:
     """Return the variables that turn thought off in a tokenizer's chat template, if it can."""
-    return _without_thought(str(tokenizer.chat_template))
+    return dict.fromkeys(_named_switches(tokenizer), False)
 
 
 def template_text(
@@ -187,9 +233,42 @@ def template_text(
     return str(_templated(tokenizer, turns, moment, **how))
 
 
-def _without_thought(template: str) -> dict[str, Any]:
-    """Return the variables that turn thought off in a template, none where it has no switch."""
-    return {name: False for name in _THOUGHT_SWITCHES if re.search(rf"\b{name}\b", template)}
+@lru_cache(maxsize=8)
+def _silenced(tokenizer: Any, template: str, moment: str) -> tuple[dict[str, Any], str]:
+    """Return the variables and the text after a prompt that keep a model from thinking."""
+    off: dict[str, Any] = dict.fromkeys(_switches(tokenizer, moment), False)
+    written = written_tags(template) or open_tags(template)
+    if written is None:
+        return off, ""
+    opening = _opening(tokenizer, moment, **off)
+    if tags := open_tags(opening):
+        return off, f"\n{tags.closing}\n\n"
+    if off or written_tags(opening):
+        return off, ""
+    return off, written.empty  # else the model would begin a thought itself
+
+
+def _switches(tokenizer: Any, moment: str) -> list[str]:
+    """Return the variables that turn thought on and off in a tokenizer's template."""
+    turns = [{"role": "user", "content": _PROBE}]
+
+    def told(name: str, value: bool) -> Any:
+        return _templated(tokenizer, turns, moment, tokenize=False, **{name: value})
+
+    # Some only speak of thinking, to the model.
+    return [name for name in _named_switches(tokenizer) if told(name, True) != told(name, False)]
+
+
+def _named_switches(tokenizer: Any) -> list[str]:
+    template = str(tokenizer.chat_template)
+    return [name for name in _THOUGHT_SWITCHES if re.search(rf"\b{name}\b", template)]
+
+
+def _opening(tokenizer: Any, moment: str, **variables: Any) -> str:
+    """Return the text that follows the user's turn, up to where the model goes on."""
+    turns = [{"role": "user", "content": _PROBE}]
+    text = _templated(tokenizer, turns, moment, tokenize=False, **variables)
+    return str(text).rpartition(_PROBE)[2]
 
 
 def _joined(parts: list[str]) -> str:

@@ -18,8 +18,8 @@ def audit_table(folder: TraitFolder | Path) -> pl.DataFrame:
     """Return every generated response of the plan with its verdict, for reading by eye.
 
     Columns: sample_id, polarity, instruction_index, question_index, rollout, instruction,
-    question, response, finish_reason, response_status, verdict_status (null when unjudged), score
-    (null unless scored), kept.
+    question, response, thought, finish_reason, response_status, verdict_status (null when
+    unjudged), score (null unless scored), kept.
     """
     import polars as pl
 
@@ -28,7 +28,7 @@ def audit_table(folder: TraitFolder | Path) -> pl.DataFrame:
     state = load_state(folder)
     positions = np.flatnonzero(~state.responses.pending())
     columns = ["sample_id", "polarity", "instruction_index", "question_index", "rollout"]
-    columns += ["instruction", "question", "response", "finish_reason", "status"]
+    columns += ["instruction", "question", "response", "thought", "finish_reason", "status"]
     tables = list(state.tables("responses", positions, columns))
     if tables:
         frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables)))

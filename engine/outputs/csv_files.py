@@ -34,17 +34,22 @@ def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None
     if state.coherence is not None:
         judged.append(state.coherence.score[positions])
         header.append("coherence")
+    thoughts = ["thought"] if state.record.thinks else []
+    header += thoughts
     file.write((",".join(header) + "\n").encode())
     scores = iter(np.stack(judged, axis=1).tolist())
-    for table in state.tables("responses", positions, texts):
-        columns = [table[name].to_pylist() for name in texts]
+    for table in state.tables("responses", positions, [*texts, *thoughts]):
+        columns = [table[name].to_pylist() for name in [*texts, *thoughts]]
         for cells in zip(*columns, strict=True):
-            line = [*map(_quoted, cells), *map(format_score, next(scores))]
+            quoted = [_quoted(cell) for cell in cells]
+            line = [*quoted[: len(texts)], *map(format_score, next(scores)), *quoted[len(texts) :]]
             file.write((",".join(line) + "\n").encode())
 
 
-def _quoted(text: str) -> str:
+def _quoted(text: str | None) -> str:
     """Quote where needed. Before Python 3.13 csv.writer leaves a lone carriage return bare."""
+    if text is None:
+        return ""
     if any(character in text for character in ',"\n\r'):
         return '"' + text.replace('"', '""') + '"'
     return text

@@ -25,6 +25,8 @@ POOLING = {
     "does not count",
     "prompt_mean": "mean over the prompt's tokens, in float32",
     "prompt_last": "the prompt's last token",
+    "thought_mean": "mean over the tokens of the thought before the response, in float32; its tags "
+    "do not count",
 }
 
 

@@ -19,7 +19,7 @@ from ..judging import (
     local_prompt,
     need_words,
 )
-from ..models import ModelRef, check_split, check_support, check_weights, find_model
+from ..models import ModelRef, Thought, check_split, check_support, check_weights, find_model
 from ..outputs import measurement
 from ..settings import RunSettings
 from ..traits import fill
@@ -30,6 +30,9 @@ from .models import LocalModels, ModelsWanted
 from .replicated import ReplicatedModels, is_replicated
 from .trait_run import TraitRun
 from .watchdog import tie_children
+
+_CLOSED_THOUGHT = 16
+"""Tokens that close a thought before a local judge answers, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,19 +50,29 @@ class Work:
 
     def longest(self) -> int:
         """Return the tokens of the longest sequence that the engine will see."""
-        new = self.settings.sampling.max_new_tokens
+        new = behind = self.settings.sampling.max_new_tokens
+        if self.thought is not None:
+            behind += self.settings.sampling.max_thinking_tokens + self.thought.most_spaces
         longest = 1
         room = self.ref.context_length  # a prompt that fills it will not be generated from
         for run in self.runs:
             for length in run.prompt_lengths():
                 if not room or length < room:
-                    longest = max(longest, length + new)
+                    longest = max(longest, length + behind)
             if self.judges and self.settings.judge.is_local:
                 question = run.trait.longest_question()
                 prompt = fill(local_prompt(run.trait), question=question, answer="")
                 # Judged text may take more tokens than were sampled.
-                longest = max(longest, len(run.tokenize("", prompt)) + 2 * new)
+                asked = len(run.tokenize("", prompt)) + 2 * new + _CLOSED_THOUGHT
+                longest = max(longest, asked)
         return longest
+
+    @property
+    def thought(self) -> Thought | None:
+        """How the model thinks before it responds; None where it does not, or is not to respond."""
+        if not self.generates or not any(run.state.record.thinks for run in self.runs):
+            return None
+        return self.runs[0].tokenize.thought
 
 
 @asynccontextmanager
@@ -109,6 +122,7 @@ class _Loader:
             engine=engine,
             captures=work.captures,
             longest=await asyncio.to_thread(work.longest) if generating else 0,
+            thought=await asyncio.to_thread(lambda: work.thought),
         )
         models = await self._choose(wanted)
         await models.prepare()

@@ -15,6 +15,7 @@ from ..models import (
     ModelRef,
     Placement,
     Shape,
+    Thought,
     check_capture,
     check_weights,
     choose_placement,
@@ -37,6 +38,8 @@ class ModelsWanted:
     captures: bool
     longest: int
     """Tokens of the longest sequence that an engine will see."""
+    thought: Thought | None = None
+    """How the model thinks before it responds; None where it does not, or is not to respond."""
 
 
 class LocalModels:
@@ -125,6 +128,7 @@ class LocalModels:
             size,
             on_gpu=self.gpu,
             last_error=self._last_error,
+            thought=self.wanted.thought if ref is self.wanted.ref else None,
         )
         self._notice(f"loading {ref.name}: {size}")
         # A model being loaded cannot be stopped, and an interrupt does not wait for it.

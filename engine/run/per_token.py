@@ -99,14 +99,14 @@ def _chosen(folder: TraitFolder, rows: str) -> tuple[TraitState, np.ndarray]:
 
 
 def _tokens(state: TraitState, positions: np.ndarray) -> int:
-    """Return the prompt and response tokens of some responses."""
+    """Return the prompt, thought and response tokens of some responses."""
     import pyarrow.compute as pc
 
-    columns = ["prompt_token_ids", "response_token_ids"]
+    columns = ["prompt_token_ids", "thought_token_ids", "response_token_ids"]
     total = 0
     for table in state.tables("responses", positions, columns):
         for name in columns:
-            total += pc.sum(pc.list_value_length(table[name])).as_py()
+            total += pc.sum(pc.list_value_length(table[name])).as_py() or 0
     return total
 
 

@@ -172,7 +172,8 @@ class Pipeline:
         clock = self.clocks["generation"]
         clock.begin(self.elapsed)
         response = await generator.generate(sample)
-        clock.count(self.elapsed, len(response.response_token_ids))
+        tokens = len(response.thought_token_ids) + len(response.response_token_ids)
+        clock.count(self.elapsed, tokens)
         self._writer.add_response(run, response)
         if response.status != "failed":
             run.done["generation"] += 1
@@ -245,7 +246,7 @@ class Pipeline:
         for run in dict.fromkeys(run for run, _ in items):
             run.checked(capturer.self_check)
         for (run, response), activation in zip(items, activations, strict=True):
-            tokens = len(response.sample.prompt_token_ids) + response.n_pooled
+            tokens = response.spans["response"][1]
             clock.count(self.elapsed, tokens)
             self._writer.add_activation(run, activation)
             if activation.error:

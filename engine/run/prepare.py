@@ -64,17 +64,24 @@ def open_run(
     _refuse_lost(wanted, record)
     folder.clean()
     new = _new_record(wanted, ref)
+    begun = record is not None
     if record is None:
         record = new
     elif wanted.generates:
-        record = new.model_copy(update={"created": record.created, "versions": record.versions})
+        kept = ("created", "versions", "thinks")
+        record = new.model_copy(update={name: getattr(record, name) for name in kept})
     prompts = tokenizers(record.created, wanted.settings.sampling)
+    if not begun:
+        record = record.model_copy(update={"thinks": prompts.thought is not None})
+    _check_thought_pools(wanted, record)
     if wanted.generates:
         n_planned: dict[Polarity, int] = dict.fromkeys(
             POLARITIES, wanted.settings.counts.n_examples
         )
-        stored = None if record is new else load_plan(folder.plan)
-        plan = planned(wanted.trait, wanted.settings, n_planned, prompts, stored)
+        stored = load_plan(folder.plan) if begun else None
+        plan = planned(
+            wanted.trait, wanted.settings, n_planned, prompts, stored, thinks=record.thinks
+        )
         record.save(folder.run_record)
         if wanted.asked and not folder.asked.exists() and storage.chosen(folder).judge is None:
             # Nothing is known here yet: a run that ends while models load must not be forgotten.
@@ -94,6 +101,17 @@ def open_run(
         state=state,
         decided=not wanted.generates,
         exports=wanted.question == "trait",
+    )
+
+
+def _check_thought_pools(wanted: Wanted, record: RunRecord) -> None:
+    """Raise UsageError where thoughts are to be pooled and the run has none."""
+    pools = [pool for pool in wanted.settings.capture.pools if pool.startswith("thought")]
+    if not pools or wanted.settings.capture_rows == "none" or record.thinks:
+        return
+    raise UsageError(
+        f"`pool` {pools[0]}: {wanted.folder.name} has no thoughts beside its responses; leave it "
+        "out, or generate with `thinking` on"
     )
 
 

@@ -64,7 +64,8 @@ class Progress:
         """Return records done and in all, of each stage, over all traits."""
         planned = sum(len(run.state.plan) for run in self.runs)
         useless = sum(
-            int(run.state.responses.having("empty", "overlong").sum()) for run in self.runs
+            int(run.state.responses.having("empty", "overlong", "unfinished").sum())
+            for run in self.runs
         )
         done = {stage: sum(run.done[stage] for run in self.runs) for stage in STAGES}
         return {

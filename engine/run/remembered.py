@@ -16,7 +16,7 @@ ALL = (*JUDGE, *FILTERS, "capture", *CAPTURE)
 what one command may spend: these are the machine's and the command's."""
 SAMPLES = (
     *("temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype", "prompt_format"),
-    *("system_prompt", "prefill", "thinking", "chat_template_kwargs"),
+    *("system_prompt", "prefill", "thinking", "max_thinking_tokens", "chat_template_kwargs"),
     *("n_examples", "min_kept", "max_examples"),
 )
 """What the run's record holds, beside the model."""

@@ -11,6 +11,7 @@ from .. import storage
 from ..capture import CaptureFacts
 from ..errors import SettingsChangedError, TraitmillError
 from ..judging import calibration_positions
+from ..models import Prompts
 from ..outputs import Exported, export_trait, is_exported
 from ..records import POLARITIES, Polarity, Sample
 from ..settings import RunSettings
@@ -26,7 +27,7 @@ class TraitRun:
     trait: Trait
     folder: TraitFolder
     settings: RunSettings
-    tokenize: Tokenize
+    tokenize: Prompts
     state: TraitState
     journals: dict[Kind, Journal] = field(default_factory=dict)
     done: Counter[Stage] = field(default_factory=Counter)
@@ -155,7 +156,14 @@ class TraitRun:
         if not counts.min_kept or n_planned == state.plan.n_planned:
             self.decided = True
             return False
-        plan = planned(self.trait, self.settings, n_planned, self.tokenize, state.plan)
+        plan = planned(
+            self.trait,
+            self.settings,
+            n_planned,
+            self.tokenize,
+            state.plan,
+            thinks=state.record.thinks,
+        )
         plan.save(self.folder.plan)
         self.state = state.with_plan(plan)
         self.count()
@@ -272,11 +280,13 @@ def planned(
     n_planned: dict[Polarity, int],
     tokenize: Tokenize,
     stored: Plan | None,
+    *,
+    thinks: bool,
 ) -> Plan:
     """Return the plan for so many samples a side: the stored one where it is that."""
     if stored is not None and stored.key == plan_key(trait, n_planned, settings.sampling):
         return stored
-    return make_plan(trait, n_planned, settings.sampling, tokenize)
+    return make_plan(trait, n_planned, settings.sampling, tokenize, thinks=thinks)
 
 
 def _refuse_other(folder: TraitFolder, known: storage.CaptureFacts, loaded: CaptureFacts) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .checks import require
 from .sampling import DTYPES
 
-POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last")
+POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last", "thought_mean")
 DEFAULT_POOL = POOLS[0]
 
 

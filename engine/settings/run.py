@@ -113,6 +113,7 @@ _FLAT: dict[str, tuple[str, str]] = {
             "system_prompt",
             "prefill",
             "thinking",
+            "max_thinking_tokens",
             "chat_template_kwargs",
         )
     },

@@ -10,8 +10,9 @@ from ..errors import UsageError
 from .checks import require
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-THINKING = ("auto", "off", "template")
-"""auto: off where the template can; off: refused where it cannot; template: as it has it."""
+THINKING = ("auto", "off", "on", "template")
+"""auto: off where the template can, else on where the model thinks; off, on: refused where that
+cannot be; template: as it has it, a thought being part of the response."""
 PROMPT_FORMATS = ("user", "system", "raw")
 _OWN_VARIABLES = {
     "add_generation_prompt",
@@ -47,6 +48,7 @@ class Sampling:
     top_k: int = 0
     """0 is off."""
     max_new_tokens: int = 150
+    """Of the response; a thought before it has an allowance of its own."""
     seed: int = 0
     prompt_format: Literal["user", "system", "raw"] = "user"
     """Where the instruction stands: before the question in the user turn, as the system turn, or in
@@ -56,7 +58,9 @@ class Sampling:
     prefill: str = ""
     """What the model's turn begins with; no part of the response."""
     thinking: str = "auto"
-    """One of THINKING: what a template that can turn a model's thought off is told."""
+    """One of THINKING: whether the model thinks before it responds."""
+    max_thinking_tokens: int = 2048
+    """What a thought may take; 0: a thought is part of the response, as runs had it once."""
     chat_template_kwargs: str = ""
     """A JSON object of variables for the chat template."""
 
@@ -69,6 +73,11 @@ class Sampling:
         require(
             self.thinking in THINKING,
             f"`thinking` {self.thinking!r} is unknown; choose from {', '.join(THINKING)}",
+        )
+        require(
+            self.max_thinking_tokens >= (self.thinking == "on"),
+            "`max_thinking_tokens` must be at least 1 where the model thinks, not "
+            f"{self.max_thinking_tokens}",
         )
         self.template_variables()
         require(

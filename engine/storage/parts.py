@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ..errors import ResourceError
 from ..files import atomic_file, write_atomic
-from .schemas import Kind, check_schema
+from .schemas import Kind, check_schema, with_later
 
 _PART = re.compile(r"part-(\d{8})(?:-(\d{8}))?\.parquet")
 _PART_BYTES = 256 << 20
@@ -272,7 +272,7 @@ def _rows_per_group(kind: Kind, schema: pa.Schema) -> int:
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        table = file.read(columns=columns, use_threads=False)
+        table = with_later(file.read(columns=columns, use_threads=False), columns)
     if missing := set(columns) - set(table.column_names):
         raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
     return table.select(columns)
@@ -289,7 +289,7 @@ def _take(path: Path, rows: np.ndarray, columns: list[str]) -> pa.Table:
         table = file.read_row_groups(wanted.tolist(), columns=columns, use_threads=False)
     local_starts = np.concatenate([[0], np.cumsum(sizes[wanted])])
     local = rows - starts[group_of] + local_starts[np.searchsorted(wanted, group_of)]
-    return table.take(local)
+    return with_later(table, columns).select(columns).take(local)
 
 
 def _regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:

@@ -80,6 +80,8 @@ class SamplingRecord(BaseModel):
     prefill: str = ""
     thinking: str = "template"
     """Of a run made before this could be chosen: as the template has it."""
+    max_thinking_tokens: int = 0
+    """Of a run made before thoughts were told apart: they are part of the response."""
     chat_template_kwargs: str = ""
 
 
@@ -90,6 +92,8 @@ class RunRecord(Stored):
     source: str
     """What loads the generation model: a folder or a hub name."""
     sampling: SamplingRecord
+    thinks: bool = False
+    """Whether the model thinks before it responds, its thought being a span of its own."""
     definition: dict[str, Any]
     """trait_definition.json as it was used."""
     n_examples: int

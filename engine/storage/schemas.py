@@ -37,8 +37,13 @@ RESPONSE_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("logprobs", pa.list_(pa.float32())),
         ("error", pa.string()),
+        ("thought", pa.string()),
+        ("thought_token_ids", pa.list_(pa.int32())),
+        ("thought_span", pa.list_(pa.int32())),
     ]
 )
+_LATER = ("thought", "thought_token_ids", "thought_span")
+"""Columns that older part files of responses lack: they are read as nulls, no thought."""
 VERDICT_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -74,13 +79,15 @@ _OF_RESPONSE = (
     "status",
     "logprobs",
     "error",
+    *_LATER,
 )
 
 
 def check_schema(kind: Kind, schema: pa.Schema) -> None:
     """Raise ArrowInvalid for a part file whose columns are not those of its kind."""
     if kind == "responses":
-        good = schema.equals(RESPONSE_SCHEMA)
+        older = pa.schema([field for field in RESPONSE_SCHEMA if field.name not in _LATER])
+        good = schema.equals(RESPONSE_SCHEMA) or schema.equals(older)
     elif kind == "verdicts":
         good = schema.equals(VERDICT_SCHEMA)
     else:
@@ -88,6 +95,14 @@ def check_schema(kind: Kind, schema: pa.Schema) -> None:
         good = pa.types.is_fixed_size_binary(width) and schema.equals(_activation_schema(width))
     if not good:
         raise pa.ArrowInvalid(f"its columns are not those of {kind}")
+
+
+def with_later(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Return a table with those of `columns` that an older part file of responses lacks."""
+    for name in set(_LATER).intersection(columns).difference(table.column_names):
+        field = RESPONSE_SCHEMA.field(name)
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def _activation_schema(width: pa.DataType) -> pa.Schema:
@@ -185,4 +200,7 @@ def response_of(trait: str, row: Row) -> Response:
         finish_reason=row["finish_reason"],
         logprobs=logprobs,
         error=row["error"],
+        thought=row["thought"] or "",
+        thought_token_ids=tuple(row["thought_token_ids"] or ()),
+        thought_span=tuple(row["thought_span"] or (0, 0)),
     )

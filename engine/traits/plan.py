@@ -29,6 +29,7 @@ _LATER = {
     "system_prompt": None,
     "prefill": "",
     "thinking": "template",
+    "max_thinking_tokens": 0,
     "chat_template_kwargs": "",
 }
 """Settings that came later, by what was done before: a plan made then is the plan still."""
@@ -160,11 +161,18 @@ def plan_key(trait: Trait, n_planned: Counts, sampling: Sampling) -> str:
     return _digest(content).hex()[:16]
 
 
-def make_plan(trait: Trait, n_planned: Counts, sampling: Sampling, tokenize: Tokenize) -> Plan:
+def make_plan(
+    trait: Trait,
+    n_planned: Counts,
+    sampling: Sampling,
+    tokenize: Tokenize,
+    *,
+    thinks: bool = False,
+) -> Plan:
     """Plan a trait's samples, ordered (polarity, instruction, k), question = k mod n_questions.
 
     A larger `n_planned` has a superset of a smaller one's ids. `tokenize` turns a prompt into token
-    ids and is called once for each distinct prompt.
+    ids and is called once for each distinct prompt; `thinks` as `sample_id` has it.
     """
     tokenize = cache(tokenize)
     rows = []
@@ -175,7 +183,9 @@ def make_plan(trait: Trait, n_planned: Counts, sampling: Sampling, tokenize: Tok
             for k in range(count):
                 rollout, question_index = divmod(k, len(trait.questions))
                 token_ids = tokenize(*trait.asked(polarity, instruction_index, question_index))
-                id_, seed = sample_id(polarity, token_ids, earlier[token_ids], sampling)
+                id_, seed = sample_id(
+                    polarity, token_ids, earlier[token_ids], sampling, thinks=thinks
+                )
                 earlier[token_ids] += 1
                 rows.append((id_, side, instruction_index, question_index, rollout, seed))
     table = np.array(rows, list(_COLUMNS.items()))
@@ -190,15 +200,20 @@ def counts_per_instruction(n_examples: int, n_instructions: int) -> list[int]:
 
 
 def sample_id(
-    polarity: Polarity, prompt_token_ids: Sequence[int], occurrence: int, sampling: Sampling
+    polarity: Polarity,
+    prompt_token_ids: Sequence[int],
+    occurrence: int,
+    sampling: Sampling,
+    *,
+    thinks: bool = False,
 ) -> tuple[str, int]:
     """Return a sample's id and its vLLM seed.
 
     The id is the first 16 bytes, as hex, of sha256 over canonical JSON of what defines the sample;
     the seed is the first 8 bytes & (2^63 - 1). `occurrence` counts earlier samples of the side with
-    the same prompt ids.
+    the same prompt ids. Where a thought is a span of its own (`thinks`), its allowance counts.
     """
-    content = [
+    content: list[object] = [
         polarity,
         list(prompt_token_ids),
         occurrence,
@@ -210,6 +225,8 @@ def sample_id(
         sampling.max_new_tokens,
         sampling.seed,
     ]
+    if thinks:
+        content.append(["thought", sampling.max_thinking_tokens])
     digest = _digest(content)
     seed = int.from_bytes(digest[:8], "big") & _LARGEST_SEED
     return digest[:16].hex(), seed

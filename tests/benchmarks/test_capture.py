@@ -109,7 +109,7 @@ def test_the_self_checks_figures_see_each_mistake(tmp_path):
             blocks,
             row.sample.prompt_token_ids,
             row.response_token_ids,
-            n_pooled=row.n_pooled,
+            spans=row.spans,
             pools=selfcheck.POOLS,
             logprobs=True,
         )

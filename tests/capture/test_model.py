@@ -28,7 +28,9 @@ def make_rows(n=9, seed=0):
     for index in range(n):
         prompt = (BOS, *map(int, rng.integers(3, VOCAB, rng.integers(1, 20))))
         response = tuple(map(int, rng.integers(3, VOCAB, rng.integers(2, 15))))
-        rows.append(response_row(f"row{index}", prompt, response, len(response) - (index % 3 == 0)))
+        thought = tuple(map(int, rng.integers(3, VOCAB, rng.integers(3, 9))))
+        n_pooled = len(response) - (index % 3 == 0)
+        rows.append(response_row(f"row{index}", prompt, response, n_pooled, thought=thought))
     return rows
 
 
@@ -65,10 +67,7 @@ def relative(found, expected):
 def test_pools_equal_the_reference_in_any_batch(family, folder):
     path, oracle = folder(family)
     rows = make_rows()
-    expected = [
-        oracle.pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)
-        for row in rows
-    ]
+    expected = [oracle.of(row) for row in rows]
     model = load(path)
     for budget, order in ((1, range(9)), (64, range(9)), (10_000, range(8, -1, -1))):
         model.budget.now = model.budget.limit = budget
@@ -115,7 +114,7 @@ def test_bfloat16_stays_close_to_the_float32_reference(family, tmp_path):
     oracle, rows, model = Oracle(path), make_rows(), load(path, dtype="bfloat16")
     assert model.dtype == "bfloat16"
     for row, result in zip(rows, model.capture(rows), strict=True):
-        expected = oracle.pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)
+        expected = oracle.of(row)
         for pool, values in result.pools.items():
             norms = np.linalg.norm(values, axis=-1) * np.linalg.norm(expected[pool], axis=-1)
             assert ((values * expected[pool]).sum(-1) / norms).min() >= 0.999
@@ -129,10 +128,7 @@ def test_rows_of_all_lengths_keep_their_own_rope(family, tmp_path, monkeypatch):
     lengths = [len(row.sample.prompt_token_ids) + len(row.response_token_ids) for row in rows]
     assert sum(length > 16 for length in lengths) >= 4
     assert sum(length < 16 for length in lengths) >= 2
-    expected = [
-        Oracle(path).pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)
-        for row in rows
-    ]
+    expected = [Oracle(path).of(row) for row in rows]
 
     def off(model):
         found = model.capture(rows)
@@ -160,9 +156,7 @@ def test_a_subset_of_layers_ends_the_forward_early(folder):
     model._model.lm_head.register_forward_hook(lambda *_: ran.append("head"))
     row = make_rows(1)[0]
     values = model.capture([row])[0].pools["response_mean"]
-    expected = oracle.pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)[
-        "response_mean"
-    ]
+    expected = oracle.of(row)["response_mean"]
     assert model.layers == (0, 2)
     assert relative(values, expected[[1, 3]]) < 1e-5
     assert 3 not in ran
@@ -220,7 +214,7 @@ def test_f21_out_of_memory_in_the_forward_loses_no_row(folder, monkeypatch):
 
     monkeypatch.setattr(model._model, "forward", short_of_memory)
     for row, result in zip(rows, model.capture(rows), strict=True):
-        expected = oracle.pools(row.sample.prompt_token_ids, row.response_token_ids, row.n_pooled)
+        expected = oracle.of(row)
         assert relative(result.pools["response_mean"], expected["response_mean"]) < 1e-5
     assert refused
     count = len(refused)
@@ -238,11 +232,7 @@ def test_f30_nan_names_sample_and_layer_and_leaves_others(folder, monkeypatch):
     model, rows = load(path, token_budget=10_000), make_rows()
     clean = {result.sample_id: result.pools for result in model.capture(rows)}
     poison = rows[4].response_token_ids[0]
-    rows = [
-        row
-        for row in rows
-        if row is rows[4] or poison not in row.sample.prompt_token_ids + row.response_token_ids
-    ]
+    rows = [row for row in rows if row is rows[4] or poison not in row.token_ids]
     assert len(rows) >= 4
     launch, running = model.forward, []
 
@@ -304,10 +294,15 @@ def test_padding_repeats_the_last_token():
 
 
 def test_pool_weights_pick_the_right_tokens():
-    weights = pool_weights(POOLS, [(2, 3), (1, 1)], 6)
+    rows = [
+        {"prompt": (0, 2), "thought": (0, 0), "response": (2, 5)},
+        {"prompt": (0, 1), "thought": (2, 4), "response": (5, 6)},
+    ]
+    weights = pool_weights(POOLS, rows, 6)
     by_pool = dict(zip(POOLS, weights.unbind(1), strict=True))
     assert by_pool["response_mean"][0].tolist() == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3, 0])
-    assert by_pool["response_last"].tolist() == [[0, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0]]
+    assert by_pool["response_last"].tolist() == [[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
+    assert by_pool["thought_mean"].tolist() == [[0] * 6, [0, 0, 0.5, 0.5, 0, 0]]
     assert by_pool["prompt_mean"][0].tolist() == [0.5, 0.5, 0, 0, 0, 0]
     assert by_pool["prompt_last"].tolist() == [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
 

@@ -40,7 +40,10 @@ def append(model, rows, folder, faults=None):
 
 def test_states_equal_the_reference(folder, tmp_path, monkeypatch):
     model, oracle, rows = load(folder), Oracle(folder), make_rows()
-    tokens = sum(len(row.sample.prompt_token_ids) + len(row.response_token_ids) for row in rows)
+    tokens = sum(
+        len(row.sample.prompt_token_ids) + len(row.thought_token_ids) + len(row.response_token_ids)
+        for row in rows
+    )
     total = estimate_bytes(tokens, 3, 32, 4)
     monkeypatch.setattr(per_token, "SHARD_BYTES", total // 4)
     assert append(model, rows, tmp_path) == 9
@@ -55,14 +58,12 @@ def test_states_equal_the_reference(folder, tmp_path, monkeypatch):
     assert max(sizes.values()) <= total // 4
     for row in rows:
         entry = index["rows"][f"trait/{row.sample.id}"]
-        assert (entry["prompt_tokens"], entry["response_tokens"]) == (
-            len(row.sample.prompt_token_ids),
-            len(row.response_token_ids),
-        )
+        assert entry["prompt_tokens"] == len(row.sample.prompt_token_ids)
+        assert entry["thought_tokens"] == len(row.thought_token_ids) >= 3
+        assert entry["response_tokens"] == len(row.response_token_ids)
         found = shards[entry["shard"]][entry["key"]]
-        expected = oracle.residuals([*row.sample.prompt_token_ids, *row.response_token_ids])[
-            [0, 1, 4]
-        ]
+        ids = [*row.sample.prompt_token_ids, *row.thought_token_ids, *row.response_token_ids]
+        expected = oracle.residuals(ids)[[0, 1, 4]]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -103,13 +104,9 @@ def test_states_of_another_version_of_the_model_do_not_mix(folder, tmp_path):
 
 
 def test_f30_a_row_that_is_not_finite_is_named_and_left_out(folder, tmp_path):
-    model, rows = load(folder), make_rows()
+    model, rows = load(folder), make_rows(12)
     poison = rows[4].response_token_ids[0]
-    rows = [
-        row
-        for row in rows
-        if row is rows[4] or poison not in row.sample.prompt_token_ids + row.response_token_ids
-    ]
+    rows = [row for row in rows if row is rows[4] or poison not in row.token_ids]
     running = []
     model._model.register_forward_pre_hook(
         lambda _module, _args, options: running.append(options["input_ids"]), with_kwargs=True

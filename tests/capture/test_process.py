@@ -32,6 +32,7 @@ def tokenize(*prompt: str) -> tuple[int, ...]:
 
 
 tokenize.remark = ""  # type: ignore[attr-defined]
+tokenize.thought = None  # type: ignore[attr-defined]
 
 
 class TinyGenerator(fakes.FakeGenerator):

@@ -29,9 +29,11 @@ def made(tmp_path_factory):
             for index in range(8):
                 prompt = (BOS, *map(int, rng.integers(3, VOCAB, rng.integers(4, 20))))
                 response = tuple(map(int, rng.integers(3, VOCAB, rng.integers(3, 15))))
-                logprobs = oracle.logprobs(prompt, response)
+                thought = tuple(map(int, rng.integers(3, VOCAB, rng.integers(3, 9))))
+                logprobs = oracle.logprobs((*prompt, *thought), response)
+                n = len(response) - 1
                 rows.append(
-                    response_row(f"row{index}", prompt, response, len(response) - 1, logprobs)
+                    response_row(f"row{index}", prompt, response, n, logprobs, thought=thought)
                 )
             known[family] = (path, rows)
         return known[family]
@@ -277,7 +279,8 @@ def test_faults_are_caught_in_half_precision(family, tmp_path, monkeypatch):
                 prompt,
                 response,
                 len(response),
-                oracle.logprobs(prompt, response),
+                oracle.logprobs((*prompt, 5, 6, 7), response),
+                thought=(5, 6, 7),
             )
         )
     assert not any(result.error for result in load(path, generation_dtype="bfloat16").capture(rows))
@@ -324,7 +327,7 @@ def test_the_reference_keeps_its_index_where_any_device_takes_it():
 
     with pytest.raises(InterruptedError):
         run_alone(
-            Spread(), [torch.nn.Identity()], (1, 2, 3), (4, 5), n_pooled=2, pools=(), logprobs=True
+            Spread(), [torch.nn.Identity()], (1, 2, 3), (4, 5), spans={}, pools=(), logprobs=True
         )
     assert seen == [("meta", "cpu", [2, 3])]
 

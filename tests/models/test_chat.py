@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from traitmill.engine.errors import AccessError, UsageError
-from traitmill.engine.models import ModelRef, chat, chat_token_ids, lazy_tokenizer, load_tokenizer
+from traitmill.engine.models import (
+    ModelRef,
+    Thought,
+    chat,
+    chat_token_ids,
+    lazy_tokenizer,
+    load_tokenizer,
+)
+from traitmill.engine.models.thought import Tags
 from traitmill.engine.settings import Sampling
 from traitmill.engine.storage.run_record import SamplingRecord
 
@@ -121,6 +129,7 @@ SWITCH = (
 THINKS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}<model><think>"
 """As the distilled DeepSeek-R1's."""
 THOUGHT = "open thought"
+APART = "the model thinks first, up to 2048 tokens"
 FALLBACK = "begins the user turn"
 
 
@@ -149,7 +158,9 @@ FALLBACK = "begins the user turn"
         (SWITCH, {}, "<user>I\n\nQ</><model><think></think>", ""),
         (SWITCH, {"thinking": "off"}, "<user>I\n\nQ</><model><think></think>", ""),
         (SWITCH, {"thinking": "template"}, "<user>I\n\nQ</><model><think>", THOUGHT),
-        (THINKS, {}, "<user>I\n\nQ</><model><think>", THOUGHT),
+        (SWITCH, {"thinking": "on"}, "<user>I\n\nQ</><model><think>", APART),
+        (THINKS, {}, "<user>I\n\nQ</><model><think>", APART),
+        (THINKS, {"max_thinking_tokens": 0}, "<user>I\n\nQ</><model><think>", THOUGHT),
         (THINKS, {"prefill": "</think>"}, "<user>I\n\nQ</><model><think></think>", ""),
         (REFUSES, {}, "<user>I\n\nQ</><model>", ""),
         (REFUSES, {"prompt_format": "system"}, "<user>I\n\nQ</><model>", FALLBACK),
@@ -204,7 +215,7 @@ def test_thought_that_cannot_be_turned_off_is_refused_where_it_must_be(
 def test_a_run_made_before_a_format_could_be_chosen_keeps_its_prompts() -> None:
     old = {name: value for name, value in asdict(Sampling(model="m")).items() if name in OLD}
     record = SamplingRecord(**old)
-    assert record.thinking == "template"
+    assert (record.thinking, record.max_thinking_tokens) == ("template", 0)
     assert record.prompt_format == "user"
     assert (record.system_prompt, record.prefill, record.chat_template_kwargs) == (None, "", "")
 
@@ -214,3 +225,150 @@ def test_r05_a_local_judge_is_asked_behind_a_closed_thought(model_folder: Path) 
     tokenizer.chat_template = SWITCH
     text = tokenizer.decode(chat_token_ids(tokenizer, "Is it so?", MOMENT))
     assert text == "<user>Is it so?</><model><think></think>"
+
+
+# --- thoughts ---
+
+STRIPS = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}</>"
+    "{% endfor %}<model>"
+)
+"""Leaves it to the model to begin a thought, as the first DeepSeek-R1's."""
+QWEN = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}</>"
+    "{% endfor %}<model>{% if enable_thinking is defined and not enable_thinking %}"
+    "<think>\n\n</think>\n\n{% endif %}"
+)
+"""As Qwen-3's: the switch shuts a thought, and without it the model begins one."""
+SPEAKS = THINKS.replace("<model>", "Do your thinking first.<model>")
+"""Names a switch, but to the model."""
+MAGISTRAL = THINKS.replace("<think>", "[THINK]")
+
+
+@pytest.mark.parametrize(
+    ("template", "how", "closing", "opened"),
+    [
+        (THINKS, {}, "</think>", True),
+        (THINKS, {"thinking": "on"}, "</think>", True),
+        (THINKS, {"prefill": " Okay"}, "</think>", True),
+        (THINKS, {"thinking": "template"}, None, False),
+        (THINKS, {"prefill": "</think>"}, None, False),
+        (THINKS, {"prompt_format": "raw"}, None, False),
+        (THINKS, {"max_thinking_tokens": 0}, None, False),
+        (MAGISTRAL, {}, "[/THINK]", True),
+        (SPEAKS, {}, "</think>", True),
+        (STRIPS, {}, "</think>", False),
+        (STRIPS, {"prefill": "Yes, "}, None, False),
+        (SWITCH, {}, None, False),
+        (SWITCH, {"thinking": "on"}, "</think>", True),
+        (QWEN, {}, None, False),
+        (QWEN, {"thinking": "on"}, "</think>", False),
+        (QWEN, {"chat_template_kwargs": '{"enable_thinking": true}'}, "</think>", False),
+        (QWEN, {"chat_template_kwargs": '{"enable_thinking": false}'}, None, False),
+        (TAKES, {}, None, False),
+        (NO_TEMPLATE, {}, None, False),
+    ],
+)
+def test_r04_where_a_thought_is_to_come_is_found_from_the_template(
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str,
+    how: dict[str, Any],
+    closing: str | None,
+    opened: bool,
+) -> None:
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = template
+    monkeypatch.setattr(chat, "load_tokenizer", lambda _: tokenizer)
+    thought = lazy_tokenizer(ModelRef("m", "m", "r", {}))(MOMENT, Sampling(**how)).thought
+    assert (thought and thought.tags.closing) == closing
+    assert bool(thought and thought.opened) == opened
+
+
+def test_r04_tags_that_only_the_tokens_name_are_found(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = DROPS
+    monkeypatch.setattr(chat, "load_tokenizer", lambda _: tokenizer)
+    on = Sampling(thinking="on")
+    with pytest.raises(UsageError, match="leaves no place for a thought"):
+        print(lazy_tokenizer(ModelRef("m", "m", "r", {}))(MOMENT, on).thought)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    assert lazy_tokenizer(ModelRef("m", "m", "r", {}))(MOMENT, Sampling()).thought is None
+    thought = lazy_tokenizer(ModelRef("m", "m", "r", {}))(MOMENT, on).thought
+    assert thought is not None
+    assert thought.closing_id == tokenizer.convert_tokens_to_ids("</think>")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"prefill": "</think>"},
+        {"prefill": "So: "},
+        {"prompt_format": "raw"},
+        {"chat_template_kwargs": '{"enable_thinking": false}'},
+    ],
+)
+def test_thought_that_has_no_place_is_refused_where_it_must_be(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = QWEN
+    monkeypatch.setattr(chat, "load_tokenizer", lambda _: tokenizer)
+    prompts = lazy_tokenizer(ModelRef("m", "m", "r", {}))(MOMENT, Sampling(thinking="on", **how))
+    with pytest.raises(UsageError, match="`thinking` on: .* no place for a thought"):
+        print(prompts.thought)
+
+
+def test_thought_without_an_allowance_is_refused_where_it_must_be() -> None:
+    with pytest.raises(UsageError, match="`max_thinking_tokens` must be at least 1"):
+        Sampling(thinking="on", max_thinking_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("written", "opening", "said", "closing"),
+    [
+        ("<think>\nTwo words.\n</think>", "<think>\n", "Two words.\n", "</think>"),
+        ("Two words.</think>", "", "Two words.", "</think>"),
+        (" <think>Two words, and no", " <think>", "Two words, and no", ""),
+        ("<think></think>", "<think>", "", "</think>"),
+        ("</think>", "", "", "</think>"),
+        ("", "", "", ""),
+    ],
+)
+def test_the_tokens_of_a_thought_are_told_from_those_of_its_tags(
+    model_folder: Path, written: str, opening: str, said: str, closing: str
+) -> None:
+    """Tags of several tokens here, and of one below."""
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    for _ in range(2):
+        pieces = [
+            tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in (opening, said, closing)
+        ]
+        thought = Thought(tokenizer, Tags("<think>", "</think>"), opened=False)
+        first = len(pieces[0])
+        assert thought.span([*pieces[0], *pieces[1], *pieces[2]]) == (
+            first,
+            first + len(pieces[1]),
+        ), written
+        tokenizer.add_tokens(["<think>", "</think>"])
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (THINKS, "<user>Is it so?</><model><think>\n</think>\n\n"),
+        (STRIPS, "<user>Is it so?</><model><think>\n\n</think>\n\n"),
+        (QWEN, "<user>Is it so?</><model><think>\n\n</think>\n\n"),
+        (MAGISTRAL, "<user>Is it so?</><model>[THINK]\n[/THINK]\n\n"),
+        (TAKES, "<system>Be helpful.</><user>Is it so?</><model>"),
+    ],
+)
+def test_r05_a_thought_that_cannot_be_turned_off_is_closed_before_a_local_judge_answers(
+    model_folder: Path, template: str, expected: str
+) -> None:
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = template
+    assert tokenizer.decode(chat_token_ids(tokenizer, "Is it so?", MOMENT)) == expected

@@ -154,11 +154,24 @@ class Oracle:
             states.append(state[0])
         return torch.stack(states).numpy()
 
-    def pools(self, prompt, response, n_pooled):
+    def of(self, row):
+        """The pools of a response."""
+        return self.pools(
+            row.sample.prompt_token_ids,
+            row.response_token_ids,
+            row.n_pooled,
+            row.thought_token_ids,
+            row.thought_span,
+        )
+
+    def pools(self, prompt, response, n_pooled, thought=(), span=(0, 0)):
         """{pool: float32 [n_layers + 1, dim]}, by numpy in float64."""
-        states = self.residuals([*prompt, *response]).astype(np.float64)
+        states = self.residuals([*prompt, *thought, *response]).astype(np.float64)
         n = len(prompt)
         found = {"prompt_mean": states[:, :n].mean(1), "prompt_last": states[:, n - 1]}
+        if thought:
+            found["thought_mean"] = states[:, n + span[0] : n + span[1]].mean(1)
+        n += len(thought)
         if n_pooled:
             found["response_mean"] = states[:, n : n + n_pooled].mean(1)
             found["response_last"] = states[:, n + n_pooled - 1]

@@ -1,0 +1,114 @@
+"""A thought before the response: its tags, found in a model's chat template and tokens, and its
+tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .mistral import is_mistral
+
+_PAIRS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<reasoning>", "</reasoning>"),
+)
+"""Tags of thoughts: of DeepSeek, GLM, Qwen and SmolLM first, then of others."""
+_MOST_SPACES = 4
+"""Tokens of white space between a thought and the response; more are the response's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """What begins and ends a thought."""
+
+    opening: str
+    closing: str
+
+    @property
+    def empty(self) -> str:
+        """A thought without a word."""
+        return f"{self.opening}\n\n{self.closing}\n\n"
+
+    def left_open(self, text: str) -> bool:
+        """Return whether a text ends inside a thought."""
+        _, opened, inside = text.rpartition(self.opening)
+        return bool(opened) and self.closing not in inside
+
+
+def open_tags(text: str) -> Tags | None:
+    """Return the tags of the thought that a text ends inside of, None where it does not."""
+    found = (Tags(*pair) for pair in _PAIRS)
+    return next((tags for tags in found if tags.left_open(text)), None)
+
+
+def written_tags(text: str) -> Tags | None:
+    """Return the tags that end a thought in a text, such as a template, None where none do."""
+    found = (Tags(*pair) for pair in _PAIRS)
+    return next((tags for tags in found if tags.closing in text), None)
+
+
+def token_tags(tokenizer: Any) -> Tags | None:
+    """Return the tags that are tokens of their own, None where none are."""
+    if is_mistral(tokenizer):
+        return None
+    added = tokenizer.get_added_vocab()
+    found = (Tags(*pair) for pair in _PAIRS)
+    return next((tags for tags in found if tags.closing in added), None)
+
+
+class Thought:
+    """How the thoughts of a run begin and end, and which tokens are theirs."""
+
+    def __init__(self, tokenizer: Any, tags: Tags, *, opened: bool) -> None:
+        """`opened` says whether the prompt ends inside the thought; else the model begins it."""
+        self._tokenizer = tokenizer
+        self.tags, self.opened = tags, opened
+        ids = tokenizer(tags.closing, add_special_tokens=False)["input_ids"]
+        self.closing_id: int | None = None
+        """The token that ends a thought, None where it takes several."""
+        if len(ids) == 1:
+            self.closing_id = int(ids[0])
+        opening = tokenizer(tags.opening, add_special_tokens=False)["input_ids"]
+        self.most_before = len(opening) + _MOST_SPACES
+        """Tokens that tell whether a model begins a thought."""
+
+    def begins(self, token_ids: Sequence[int]) -> bool:
+        """Return whether the first thing that tokens say is that a thought begins."""
+        return self._shown(token_ids).lstrip().startswith(self.tags.opening)
+
+    def span(self, token_ids: Sequence[int]) -> tuple[int, int]:
+        """Return first and end of what is thought: no tags, no white space after the first."""
+        first, end = 0, len(token_ids)
+        if self.begins(token_ids):
+            first = 1
+            while not self.begins(token_ids[:first]):
+                first += 1
+            first += self.spaces(token_ids[first:])
+        if self.tags.closing in self._shown(token_ids):
+            while self.tags.closing not in self._shown(token_ids[end:]):
+                end -= 1
+        return min(first, end), end
+
+    def spaces(self, token_ids: Sequence[int]) -> int:
+        """Return how many tokens, of the first few, are white space."""
+        for count, token in enumerate(token_ids[:_MOST_SPACES]):
+            if self._shown([token]).strip():
+                return count
+        return min(len(token_ids), _MOST_SPACES)
+
+    @property
+    def most_spaces(self) -> int:
+        """Most tokens of white space after a thought that are not the response's."""
+        return _MOST_SPACES
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return what tokens say, special ones left out, as vLLM gives it."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _shown(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
