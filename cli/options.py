@@ -208,6 +208,9 @@ GEN_MODEL = Option(
     "Sampling",
     common=True,
 )
+ADAPTER = Option(
+    "adapter", "LoRA adapter over the model: a folder or hub name.  [the folder's own]", "Sampling"
+)
 PROMPT = (
     setting(
         "prompt_format",
@@ -234,6 +237,7 @@ PROMPT = (
 )
 SAMPLING = (
     GEN_MODEL,
+    ADAPTER,
     setting("max_new_tokens", "Longest response.", "Sampling", common=True),
     setting("temperature", "Sampling temperature.", "Sampling"),
     setting("top_p", "Nucleus sampling.", "Sampling"),

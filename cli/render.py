@@ -18,6 +18,7 @@ from traitmill.engine.settings import DEFAULT_POOL, NAMES
 PROGRAM = "traitmill"
 _OPTIONS = {
     *NAMES,
+    "adapter",
     "coherence",
     "experiments_dir",
     "experiment",

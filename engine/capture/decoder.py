@@ -30,8 +30,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def load(source: str, *, dtype: str, attn: str, device: str, revision: str | None = None) -> Any:
-    """Load a causal language model for inference.
+def load(
+    source: str,
+    *,
+    dtype: str,
+    attn: str,
+    device: str,
+    revision: str | None = None,
+    adapter: str | None = None,
+) -> Any:
+    """Load a causal language model for inference, with the LoRA adapter of a folder over it.
 
     `dtype` and `attn` as in settings.Capture. On several GPUs `cuda` spreads the layers over them.
     Raises AccessError when files are missing, UsageError for settings that cannot work,
@@ -82,6 +90,8 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
             f"the weights of model {source} cannot be loaded: {_first_line(error)}"
         ) from None
     refuse_faulty(source, info)
+    if adapter is not None:
+        _add_adapter(model, adapter)
     if spread and any(parameter.device.type != "cuda" for parameter in model.parameters()):
         raise ResourceError(  # accelerate would run what is left over from host memory, at a crawl
             f"the weights of {source} do not fit on the {torch.cuda.device_count()} GPUs here: "
@@ -91,6 +101,19 @@ def load(source: str, *, dtype: str, attn: str, device: str, revision: str | Non
     if attention.length_dependent_rope(text_config) is not None:
         model.register_forward_pre_hook(_forget_lengths)
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def _add_adapter(model: Any, folder: str) -> None:
+    """Add an adapter's products beside the weights, in the weights' dtype, as vLLM does.
+
+    Raises AccessError where some of its parts found no place.
+    """
+    info = model.load_adapter(folder)
+    lost = sorted({*info.missing_keys, *info.unexpected_keys, *info.mismatched_keys})
+    if lost:
+        raise AccessError(
+            f"`adapter` {folder}: {', '.join(map(str, lost[:3]))} found no place in the model"
+        )
 
 
 def _forget_lengths(model: nn.Module, _args: Any) -> None:

@@ -56,6 +56,7 @@ class CaptureModel:
         *,
         device: str = "auto",
         revision: str | None = None,
+        adapter: str | None = None,
         self_check: Mode = "sample",
         generation_dtype: str = "auto",
         max_rows: int | None = None,
@@ -65,7 +66,8 @@ class CaptureModel:
     ) -> None:
         """Load weights. `token_budget` fixes the batch budget (else it comes from free memory),
         `max_rows` caps rows, `threads` sets torch's, `blocks` is the path of the decoder blocks
-        where they are not found. What the self-check allows depends on `generation_dtype`, vLLM's.
+        where they are not found, `adapter` the folder of a LoRA adapter. What the self-check allows
+        depends on `generation_dtype`, vLLM's.
 
         Raises AccessError, ResourceError or UsageError.
         """
@@ -78,6 +80,7 @@ class CaptureModel:
             attn=capture.attention,
             device=self._device,
             revision=revision,
+            adapter=adapter,
         )
         text_config = self._model.config.get_text_config()
         self._blocks = decoder.find_blocks(self._model, blocks)

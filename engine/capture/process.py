@@ -47,15 +47,25 @@ class CaptureProcess:
         capture: CaptureSettings,
         execution: Execution,
         *,
+        adapter: str | None = None,
         generation_dtype: str = "auto",
         token_budget: int | None = None,
     ) -> None:
-        """Take what loads the model: a folder, or a hub name with its revision.
+        """Take what loads the model: a folder, or a hub name with its revision; and the folder of a
+        LoRA adapter over it.
 
         `generation_dtype` decides how closely vLLM's log-probabilities must agree; `token_budget`
         fixes the batch budget where a GPU is shared, else it comes from free memory.
         """
-        self._arguments = (source, revision, capture, execution, generation_dtype, token_budget)
+        self._arguments = (
+            source,
+            revision,
+            adapter,
+            capture,
+            execution,
+            generation_dtype,
+            token_budget,
+        )
         self._pool: ProcessPoolExecutor | None = None
         self._facts: CaptureFacts | None = None
         self._pools = capture.pools
@@ -126,6 +136,7 @@ def _outlive_signals() -> None:
 def _load(
     source: str,
     revision: str | None,
+    adapter: str | None,
     capture: CaptureSettings,
     execution: Execution,
     generation_dtype: str,
@@ -138,6 +149,7 @@ def _load(
         source,
         capture,
         revision=revision,
+        adapter=adapter,
         device=execution.capture_device,
         self_check=execution.self_check,
         generation_dtype=generation_dtype,

@@ -125,6 +125,16 @@ class VllmEngine:
             "enable_log_requests": False,
             "generation_config": "vllm",  # sampling is ours to state, never a model file's
         }
+        if self._ref.adapter is not None:
+            arguments |= {
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_cpu_loras": 1,
+                "max_lora_rank": self._ref.adapter.slot,
+                # Else the head is made ready for one too, and on a CPU then breaks over
+                # log-probabilities of a prompt.
+                "lora_target_modules": self._ref.adapter.targets,
+            }
         arguments |= _GPU_ARGUMENTS if self._on_gpu else self._cpu_arguments()
         return AsyncEngineArgs(**arguments)
 
@@ -208,7 +218,7 @@ class VllmEngine:
             seed=seed,
             **end,
         )
-        answer = await self._run(token_ids, parameters)
+        answer = await self._run(token_ids, parameters, adapted=True)
         return answer.outputs[0]
 
     async def _logprobs(
@@ -224,7 +234,9 @@ class VllmEngine:
         from vllm import SamplingParams
 
         answer = await self._run(
-            [*prompt, *response], SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+            [*prompt, *response],
+            SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0),
+            adapted=True,
         )
         steps = zip(answer.prompt_logprobs[len(prompt) :], response, strict=True)
         return tuple(float(step[token].logprob) for step, token in steps)
@@ -232,7 +244,8 @@ class VllmEngine:
     async def next_logprobs(
         self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
     ) -> dict[int, float]:
-        """Return the log-probabilities of named tokens right after a prompt.
+        """Return the log-probabilities of named tokens right after a prompt, without an adapter: a
+        model and its fine-tune are judged alike.
 
         Raise UsageError if the prompt is too long.
         """
@@ -250,7 +263,9 @@ class VllmEngine:
         found = answer.outputs[0].logprobs[0]
         return {token: float(found[token].logprob) for token in token_ids}
 
-    async def _run(self, prompt_token_ids: Sequence[int], parameters: Any) -> Any:
+    async def _run(
+        self, prompt_token_ids: Sequence[int], parameters: Any, *, adapted: bool = False
+    ) -> Any:
         from vllm import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -259,7 +274,10 @@ class VllmEngine:
         prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids))
         try:
             async for output in self._engine.generate(
-                prompt, parameters, f"r{next(self._numbers)}"
+                prompt,
+                parameters,
+                f"r{next(self._numbers)}",
+                lora_request=self._lora() if adapted else None,
             ):
                 return output
         except (EngineDeadError, EngineGenerateError) as error:
@@ -271,6 +289,13 @@ class VllmEngine:
         raise EngineDiedError(
             "the generation engine ended a request without an answer; run the command again"
         )
+
+    def _lora(self) -> Any:
+        """Return vLLM's name for the adapter, None where there is none."""
+        from vllm.lora.request import LoRARequest
+
+        adapter = self._ref.adapter
+        return adapter and LoRARequest(adapter.name, 1, adapter.folder)
 
     async def close(self) -> None:
         """End the engine's processes, and wait for them: vLLM leaves killed ones as zombies."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .adapter import Adapter
+from .adapter_fit import check_adapter, find_adapter
 from .chat import Prompts, chat_token_ids, is_chat, lazy_tokenizer, load_tokenizer
 from .config import (
     check_capture,
@@ -36,6 +38,7 @@ __all__ = [
     "EMBEDDED",
     "GIB",
     "GPU_BATCHED_TOKENS",
+    "Adapter",
     "Conversation",
     "Conversations",
     "Gpu",
@@ -47,6 +50,7 @@ __all__ = [
     "Turn",
     "capture_bytes",
     "chat_token_ids",
+    "check_adapter",
     "check_capture",
     "check_layers",
     "check_split",
@@ -62,6 +66,7 @@ __all__ = [
     "engine_length",
     "engine_overhead",
     "fast_bfloat16",
+    "find_adapter",
     "find_model",
     "flash_with_soft_cap",
     "free_host_memory",

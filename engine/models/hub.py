@@ -6,15 +6,18 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AccessError
+from .adapter import Adapter
 from .demo import COMPLETE, EMBEDDED, embedded_folder
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
+
 
 DEFAULT_MODEL = "google/gemma-2-2b-it"
 _INFERRED = {
@@ -40,6 +43,8 @@ class ModelRef:
     """Commit of a hub model; fingerprint of a local folder's files."""
     config: dict[str, Any]
     """config.json as it stands (nested text configs stay nested)."""
+    adapter: Adapter | None = None
+    """What is added to its weights."""
 
     @property
     def is_local(self) -> bool:
@@ -78,8 +83,6 @@ def find_model(name: str, revision: str | None = None) -> ModelRef:
     if os.path.isdir(path):  # noqa: PTH112
         folder = Path(path).resolve()
         return _in_folder(folder, folder.name)
-    if not _HUB_NAME.fullmatch(name):
-        raise _no_model(name)
     return _find_on_hub(name, revision)
 
 
@@ -89,31 +92,47 @@ def _in_folder(folder: Path, name: str) -> ModelRef:
 
 
 def _find_on_hub(name: str, revision: str | None) -> ModelRef:
+    folder = fetch_files(name, ("config.json",), revision)
+    return ModelRef(name, name, folder.name, _read_config(folder / "config.json", name))
+
+
+def fetch_files(name: str, files: Sequence[str], revision: str | None, kind: str = "model") -> Path:
+    """Return the folder, named by its commit, of some files of a hub repository, cached or online.
+
+    Raise AccessError with the remedy; `kind` is model or adapter.
+    """
     from huggingface_hub import errors, hf_hub_download
 
-    offline = not _reach(name)
+    if not _HUB_NAME.fullmatch(name):
+        raise _no_model(name, kind)
+    offline = not _reach(name, kind)
     if offline:
         _stay_offline()
-    try:
-        path = Path(
-            hf_hub_download(name, "config.json", revision=revision, local_files_only=offline)
-        )
-    except errors.LocalEntryNotFoundError:
-        raise AccessError(
-            f"model {name} is not in the local cache and the hub does not answer: go online once, "
-            "or wait where it is overloaded (429, 503), or give a local folder with `gen_model` "
-            f"(without any hub: `gen_model` {EMBEDDED})"
-        ) from None
-    except errors.EntryNotFoundError:
-        raise AccessError(
-            f"{_page(name)} has no config.json: it is not a model in transformers' format"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        raise _refused(name, error) from None
-    return ModelRef(name, name, path.parent.name, _read_config(path, name))
+    commit = revision
+    for file in files:
+        try:
+            path = Path(hf_hub_download(name, file, revision=commit, local_files_only=offline))
+        except errors.LocalEntryNotFoundError:
+            option = "gen_model" if kind == "model" else kind
+            embedded = f" (without any hub: `gen_model` {EMBEDDED})" if kind == "model" else ""
+            raise AccessError(
+                f"{kind} {name} is not in the local cache and the hub does not answer: go online "
+                f"once, or wait where it is overloaded (429, 503), or give a local folder with "
+                f"`{option}`{embedded}"
+            ) from None
+        except errors.EntryNotFoundError:
+            whose = "transformers" if kind == "model" else "peft"
+            article = "a model" if kind == "model" else "an adapter"
+            raise AccessError(
+                f"{_page(name)} has no {file}: it is not {article} in {whose}' format"
+            ) from None
+        except errors.HfHubHTTPError as error:
+            raise _refused(name, error) from None
+        commit = path.parent.name
+    return path.parent
 
 
-def _reach(name: str) -> bool:
+def _reach(name: str, kind: str) -> bool:
     """Return whether the hub answers. Raise AccessError where it refuses the model."""
     from httpx2 import TransportError
     from huggingface_hub import HfApi, errors
@@ -129,7 +148,7 @@ def _reach(name: str) -> bool:
         # One request without retries: a hub that is away must not cost half a minute.
         HfApi().auth_check(name)
     except errors.HFValidationError:
-        raise _no_model(name) from None
+        raise _no_model(name, kind) from None
     except errors.GatedRepoError:
         raise AccessError(
             f"model {name} is gated: accept its licence at {_page(name)}, create a token with read "
@@ -161,7 +180,11 @@ def _page(name: str) -> str:
     return f"https://huggingface.co/{name}"
 
 
-def _no_model(name: str) -> AccessError:
+def _no_model(name: str, kind: str) -> AccessError:
+    if kind != "model":
+        return AccessError(
+            f"{kind} {name!r} is neither a folder here nor a hub name; check `{kind}`"
+        )
     return AccessError(
         f"model {name!r} is neither a folder here nor a hub name; check `gen_model`, or "
         "`judge_model` local:MODEL"

@@ -101,8 +101,8 @@ def _check_files(folder: Path) -> None:
     if (folder / "adapter_config.json").exists():
         raise AccessError(
             f"model folder {folder} holds a LoRA adapter (adapter_config.json), which the two "
-            "engines would treat differently; merge it into its base with peft's merge_and_unload, "
-            "or move it out"
+            "engines would treat differently; move it into a folder of its own, and name that with "
+            "`adapter`"
         )
     names: set[str] = set()
     for path in _files(folder):

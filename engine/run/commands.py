@@ -13,7 +13,14 @@ from typing import Any
 
 from .. import storage
 from ..errors import DefinitionError, UsageError
-from ..models import ModelRef, check_split, check_support, find_model, lazy_tokenizer
+from ..models import (
+    ModelRef,
+    check_adapter,
+    check_split,
+    check_support,
+    find_model,
+    lazy_tokenizer,
+)
 from ..settings import RunSettings, apply
 from ..storage import TraitFolder, lock_traits
 from ..traits import DEFINITION_FILE, coherence_of, definition_errors, load_traits
@@ -26,6 +33,7 @@ from .pipeline import Pipeline
 from .prepare import Wanted, open_run
 from .progress import Listener, Progress, RunResult, trait_results
 from .selection import (
+    adapter_of,
     check_capture_settings,
     check_machine,
     generating_model,
@@ -42,6 +50,7 @@ async def generate(
     traits: Sequence[str] | str | None = None,
     *,
     model: str | None = None,
+    adapter: str | None = None,
     new_run: bool = False,
     force_unlock: bool = False,
     listener: Listener | None = None,
@@ -53,6 +62,7 @@ async def generate(
 
     `experiment` is the folder `experiments/<name>`, `traits` names in it (None: all). `given` are
     settings by name (see `settings.NAMES`); what is not given on a folder with a run is that run's.
+    `adapter` is a LoRA adapter over the model, a folder or a hub name.
     Run again, it goes on where it was. `stop`, when set, ends the run early; the result says so.
 
     Raise UsageError, DefinitionError, AccessError, LockedError or SettingsChangedError before
@@ -69,7 +79,9 @@ async def generate(
     check_judge(_any(settings))
     name, revision, said = model_of(folders, model, Path(experiment).name)
     listener.notice(f"model: {name}{said}")
-    ref = find_model(name, revision)
+    ref = replace(find_model(name, revision), adapter=adapter_of(folders, adapter))
+    if ref.adapter is not None:
+        listener.notice(f"adapter: {ref.adapter.name}, rank {ref.adapter.rank}")
     for line in [*remarks, *scale_remarks(definitions.values(), given.get("threshold"))]:
         listener.notice(line)
     wanted = [
@@ -217,7 +229,13 @@ def _paths(folders: Mapping[str, TraitFolder]) -> dict[str, Path]:
 
 
 def _with_model(settings: RunSettings, ref: ModelRef) -> RunSettings:
-    sampling = replace(settings.sampling, model=ref.name, revision=ref.revision)
+    sampling = replace(
+        settings.sampling,
+        model=ref.name,
+        revision=ref.revision,
+        adapter=ref.adapter.name if ref.adapter else "",
+        adapter_revision=ref.adapter.revision if ref.adapter else "",
+    )
     return replace(settings, sampling=sampling)
 
 
@@ -244,6 +262,7 @@ async def _run(
     settings, generates = wanted[0].settings, wanted[0].generates
     if generates or settings.capture_rows != "none":
         check_support(ref, captures=settings.capture_rows != "none")
+        check_adapter(ref)
     if generates or (wanted[0].judges and settings.judge.model == "local"):
         check_split(ref, settings.execution.tensor_parallel_size)
     check_capture_settings(settings, ref)

@@ -149,6 +149,7 @@ class LocalModels:
             wanted.ref.hub_revision,
             self._settings.capture,
             replace(self._settings.execution, capture_device=placement.capture_device),
+            adapter=wanted.ref.adapter.folder if wanted.ref.adapter else None,
             generation_dtype=generation_dtype(
                 read_config(wanted.ref.config), self._settings.sampling.dtype, gpu=self.gpu
             ),

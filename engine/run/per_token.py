@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..models import (
     ModelRef,
     Shape,
+    check_adapter,
     check_capture,
     check_support,
     choose_device,
@@ -67,6 +68,7 @@ def capture_tokens(
     ref = generating_model(records)
     device = choose_device(first.execution.capture_device).partition(":")[0]
     check_support(ref, captures=True)
+    check_adapter(ref)
     check_capture(ref.config, first.capture, device)
     config = read_config(ref.config)
     dtype = dtype_on(config, first.capture.dtype, device)
@@ -126,6 +128,7 @@ def _write(
         settings.capture,
         device=settings.execution.capture_device,
         revision=ref.hub_revision,
+        adapter=ref.adapter.folder if ref.adapter else None,
         self_check="off",
         max_rows=settings.execution.batch_size,
         blocks=settings.execution.blocks,

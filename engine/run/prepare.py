@@ -212,6 +212,7 @@ def _new_record(wanted: Wanted, ref: ModelRef) -> RunRecord:
     return RunRecord(
         created=storage.now(),
         source=ref.source,
+        adapter_source=ref.adapter.source if ref.adapter else "",
         sampling=SamplingRecord(**asdict(settings.sampling)),
         definition=wanted.trait.as_json(),
         **asdict(settings.counts),

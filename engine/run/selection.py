@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .. import storage
 from ..errors import UsageError
-from ..models import ModelRef, check_capture, choose_device, cores, find_model, infer_model
+from ..models import (
+    Adapter,
+    ModelRef,
+    check_capture,
+    choose_device,
+    cores,
+    find_adapter,
+    find_model,
+    infer_model,
+)
 from ..replicas import require_ray
 from ..settings import DEFAULTS, Execution, RunSettings
 from ..storage import TraitFolder, select_traits
@@ -90,20 +100,52 @@ def model_of(
     return infer_model(experiment), None, said
 
 
+def adapter_of(folders: Mapping[str, TraitFolder], name: str | None) -> Adapter | None:
+    """Return the adapter to generate with: the one named, else the folders' own; "" is none."""
+    if name is None:
+        found = [storage.RunRecord.load(folder.run_record) for folder in folders.values()]
+        first = next((record for record in found if record is not None), None)
+        if first is None or not first.adapter_source:
+            return None
+        return find_adapter(first.adapter_source, first.sampling.adapter_revision)
+    return find_adapter(name) if name else None
+
+
 def generating_model(records: Mapping[str, storage.RunRecord]) -> ModelRef:
     """Return the one model that generated all responses.
 
     Raise UsageError where there are several, or it has changed.
     """
-    made_with = {(record.model_argument, record.sampling.revision) for record in records.values()}
-    if len(made_with) > 1:
-        names = ", ".join(sorted(f"{source} ({revision})" for source, revision in made_with))
-        raise UsageError(f"the traits were made with different models, {names}; run them apart")
-    [(source, revision)] = made_with
-    ref = find_model(source, revision)
-    if ref.revision != revision:
-        raise UsageError(
-            f"model {source} has changed since the responses were generated ({revision} -> "
-            f"{ref.revision}); restore its files, or generate again with `new_run`"
+    made_with = {
+        (
+            record.model_argument,
+            record.sampling.revision,
+            record.adapter_source,
+            record.sampling.adapter_revision,
         )
-    return ref
+        for record in records.values()
+    }
+    if len(made_with) > 1:
+        names = ", ".join(
+            sorted(
+                f"{source} ({revision})" + (f" with {adapter} ({added})" if adapter else "")
+                for source, revision, adapter, added in made_with
+            )
+        )
+        raise UsageError(f"the traits were made with different models, {names}; run them apart")
+    [(source, revision, adapter, added)] = made_with
+    ref = find_model(source, revision)
+    _refuse_changed("model", source, revision, ref.revision)
+    if not adapter:
+        return ref
+    found = find_adapter(adapter, added)
+    _refuse_changed("adapter", adapter, added, found.revision)
+    return replace(ref, adapter=found)
+
+
+def _refuse_changed(kind: str, source: str, before: str, now: str) -> None:
+    if now != before:
+        raise UsageError(
+            f"{kind} {source} has changed since the responses were generated ({before} -> {now}); "
+            "restore its files, or generate again with `new_run`"
+        )

@@ -41,6 +41,10 @@ class Sampling:
     """A hub name, or the name of a local folder; found by the run where it is empty."""
     revision: str = ""
     """Commit of a hub model, or a fingerprint of a local folder's files."""
+    adapter: str = ""
+    """A LoRA adapter over the model: a hub name, or the name of a local folder."""
+    adapter_revision: str = ""
+    """Commit of a hub adapter, or a fingerprint of a local folder's files."""
     dtype: str = "auto"
     """Of generation, one of DTYPES; auto is the model's own."""
     temperature: float = 0.7

@@ -80,6 +80,8 @@ class SamplingRecord(BaseModel):
     prefill: str = ""
     thinking: str = "template"
     """Of a run made before this could be chosen: as the template has it."""
+    adapter: str = ""
+    adapter_revision: str = ""
     max_thinking_tokens: int = 0
     """Of a run made before thoughts were told apart: they are part of the response."""
     chat_template_kwargs: str = ""
@@ -91,6 +93,8 @@ class RunRecord(Stored):
     created: str
     source: str
     """What loads the generation model: a folder or a hub name."""
+    adapter_source: str = ""
+    """What finds the adapter again: a folder or a hub name; empty where there is none."""
     sampling: SamplingRecord
     thinks: bool = False
     """Whether the model thinks before it responds, its thought being a span of its own."""

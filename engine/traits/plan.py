@@ -30,6 +30,8 @@ _LATER = {
     "prefill": "",
     "thinking": "template",
     "max_thinking_tokens": 0,
+    "adapter": "",
+    "adapter_revision": "",
     "chat_template_kwargs": "",
 }
 """Settings that came later, by what was done before: a plan made then is the plan still."""
@@ -212,6 +214,8 @@ def sample_id(
     The id is the first 16 bytes, as hex, of sha256 over canonical JSON of what defines the sample;
     the seed is the first 8 bytes & (2^63 - 1). `occurrence` counts earlier samples of the side with
     the same prompt ids. Where a thought is a span of its own (`thinks`), its allowance counts.
+    An adapter is a part of the id, and none of the seed: a model's samples with and without have
+    the same noise.
     """
     content: list[object] = [
         polarity,
@@ -229,6 +233,8 @@ def sample_id(
         content.append(["thought", sampling.max_thinking_tokens])
     digest = _digest(content)
     seed = int.from_bytes(digest[:8], "big") & _LARGEST_SEED
+    if sampling.adapter:
+        digest = _digest([*content, ["adapter", sampling.adapter, sampling.adapter_revision]])
     return digest[:16].hex(), seed
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from traitmill.engine.generation import (
     vllm_engine,
 )
 from traitmill.engine.generation.environment import binding, set_environment
-from traitmill.engine.models import ModelRef
+from traitmill.engine.models import Adapter, ModelRef
 from traitmill.engine.records import Sample
 from traitmill.engine.settings import Execution, Sampling
 
@@ -52,10 +53,14 @@ class Scripted:
 
     def __init__(self, text: str = "an answer", error: Exception | None = None) -> None:
         self.asked: list[tuple[list[int], Any, str]] = []
+        self.adapters: list[Any] = []
         self.text, self.error = text, error
 
-    async def generate(self, prompt: Any, parameters: Any, name: str) -> AsyncIterator[Any]:
+    async def generate(
+        self, prompt: Any, parameters: Any, name: str, *, lora_request: Any
+    ) -> AsyncIterator[Any]:
         self.asked.append((prompt["prompt_token_ids"], parameters, name))
+        self.adapters.append(lora_request)
         if self.error is not None:
             raise self.error
         ids = prompt["prompt_token_ids"]
@@ -311,3 +316,25 @@ def test_t32_a_closed_engine_leaves_no_zombie(model_folder: Path, tmp_path: Path
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip().splitlines()[-1] == "left False"
+
+
+# --- an adapter ---
+
+
+async def test_an_adapter_writes_and_its_base_judges() -> None:
+    part = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
+    shapes = {part: (12, 64), part.replace("lora_A", "lora_B"): (64, 12)}
+    adapter = Adapter("mine", "/somewhere/mine", "mine", "r", {"r": 12}, shapes)
+    ref = replace(REF, adapter=adapter)
+    engine: Any = VllmEngine(ref, Sampling(model=REF.name), Execution(), SIZE, on_gpu=False)
+    arguments = engine._arguments()
+    assert (arguments.enable_lora, arguments.max_lora_rank, arguments.max_loras) == (True, 16, 1)
+    assert arguments.lora_target_modules == ["down_proj"]
+    assert not made()._arguments().enable_lora
+    engine._engine = scripted = Scripted()
+    await engine.generate(sample())
+    await engine.next_logprobs([1, 2], [3])
+    written, checked, judged = scripted.adapters
+    assert written == checked
+    assert (written.lora_name, written.lora_path) == ("mine", "/somewhere/mine")
+    assert judged is None

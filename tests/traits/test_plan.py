@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from traitmill.engine.records import POLARITIES
 from traitmill.engine.settings import Sampling
 from traitmill.engine.traits import Trait, counts_per_instruction, load_plan, make_plan, plan_key
+from traitmill.engine.traits.plan import sample_id
 
 # Two prompts of the pos side are the same text, so that a count of repeats tells them apart.
 TRAIT = Trait(
@@ -174,3 +176,19 @@ def test_a_missing_or_damaged_plan_is_none(tmp_path: Path) -> None:
 
     pq.write_table(pa.table({"sample_id": ["a"]}), path)
     assert load_plan(path) is None
+
+
+def test_an_adapter_changes_ids_and_no_seed() -> None:
+    base = Sampling(model="m")
+    tuned = replace(base, adapter="a", adapter_revision="1")
+    other = replace(base, adapter="a", adapter_revision="2")
+    found = [sample_id("pos", (1, 2), 0, sampling) for sampling in (base, tuned, other)]
+    assert len({id_ for id_, _ in found}) == 3
+    assert len({seed for _, seed in found}) == 1
+
+
+def test_an_allowance_of_thought_changes_ids_only_where_there_is_thought() -> None:
+    samplings = [Sampling(model="m", max_thinking_tokens=n) for n in (100, 200)]
+    without = {sample_id("pos", (1, 2), 0, sampling) for sampling in samplings}
+    thinking = {sample_id("pos", (1, 2), 0, sampling, thinks=True) for sampling in samplings}
+    assert (len(without), len(thinking), len(without | thinking)) == (1, 2, 3)

@@ -1,0 +1,145 @@
+"""LoRA adapters are found, and refused before anything loads where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.support.adapters import edit_config, make_adapter
+from tests.support.oracle import build
+from tests.support.rows import response_row
+from traitmill.engine.capture.model import CaptureModel
+from traitmill.engine.errors import AccessError, UsageError
+from traitmill.engine.models import ModelRef, check_adapter, find_adapter, find_model
+from traitmill.engine.settings import CaptureSettings
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(build("llama", tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture
+def adapted(base: Path, tmp_path: Path) -> Callable[..., ModelRef]:
+    """The base with an adapter made for it, or edited: adapter_config.json's keys."""
+
+    def made(**config: Any) -> ModelRef:
+        folder = make_adapter(tmp_path / "adapter", base)
+        edit_config(folder, **config)
+        return replace(find_model(str(base)), adapter=find_adapter(str(folder)))
+
+    return made
+
+
+def test_an_adapter_of_its_model_is_taken(adapted: Callable[..., ModelRef]) -> None:
+    ref = adapted()
+    check_adapter(ref)
+    assert ref.adapter is not None
+    assert (ref.adapter.name, ref.adapter.rank, ref.adapter.slot) == ("adapter", 4, 8)
+    assert len(ref.adapter.revision) == 16
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_type": "IA3"}, "of kind IA3; only LORA"),
+        ({"r": 0}, "r is 0 in adapter_config.json"),
+        ({"r": 1024}, "rank 1024, above vLLM's 512"),
+        ({"r": 2}, "says rank 2 in adapter_config.json, and its weights for .* have 4"),
+        ({"use_dora": True}, "uses use_dora .*merge_and_unload"),
+        ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
+        ({"bias": "all"}, "uses bias"),
+        ({"init_lora_weights": "pissa"}, "uses init_lora_weights"),
+    ],
+)
+def test_what_an_engine_lacks_is_refused_in_one_line(
+    adapted: Callable[..., ModelRef], config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        check_adapter(adapted(**config))
+    assert "\n" not in str(refused.value)
+    assert "`adapter` adapter" in str(refused.value)
+
+
+def test_an_adapter_of_another_model_is_refused_by_name(adapted: Callable[..., ModelRef]) -> None:
+    ref = adapted(base_model_name_or_path="google/gemma-2-2b-it")
+    check_adapter(ref)  # a folder's name tells nothing
+    with pytest.raises(UsageError, match="made for google/gemma-2-2b-it, not for google/gemma-2b"):
+        check_adapter(replace(ref, name="google/gemma-2b"))
+    check_adapter(replace(ref, name="unsloth/Gemma-2-2B-it"))
+
+
+def test_an_adapter_of_another_model_is_refused_by_shape(base: Path, tmp_path: Path) -> None:
+    wide = Path(build("phi", tmp_path / "phi"))
+    of_phi = find_adapter(str(make_adapter(tmp_path / "a", wide, targets=("q_proj", "fc1"))))
+    with pytest.raises(UsageError, match="changes model.layers.0.mlp.fc1, which is no linear"):
+        check_adapter(replace(find_model(str(base)), adapter=of_phi))
+    of_moe = Path(build("qwen3", tmp_path / "qwen3"))
+    of_qwen = find_adapter(str(make_adapter(tmp_path / "b", of_moe, targets=("q_proj",))))
+    check_adapter(replace(find_model(str(base)), adapter=of_qwen))  # of the same shape
+    config = replace(find_model(str(base)), adapter=of_qwen)
+    narrow = replace(config, config=config.config | {"hidden_size": 64})
+    with pytest.raises(UsageError, match="q_proj takes 64 to 32, and A.weight is 4x32"):
+        check_adapter(narrow)
+
+
+def test_an_adapter_of_the_embedding_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a", base, targets=("q_proj", "lm_head"))
+    ref = replace(find_model(str(base)), adapter=find_adapter(str(folder)))
+    with pytest.raises(UsageError, match="changes lm_head"):
+        check_adapter(ref)
+
+
+def test_folders_that_are_none_are_named(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(AccessError, match="`adapter` .* has no adapter_config.json"):
+        find_adapter(str(base))
+    folder = make_adapter(tmp_path / "a", base)
+    weights = folder / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(AccessError, match="is cut off or damaged"):
+        find_adapter(str(folder))
+    weights.unlink()
+    with pytest.raises(AccessError, match="has no adapter_model.safetensors"):
+        find_adapter(str(folder))
+    (folder / "adapter_config.json").write_text("{")
+    weights.write_bytes(whole)
+    with pytest.raises(AccessError, match="cannot be read"):
+        find_adapter(str(folder))
+    with pytest.raises(AccessError, match="neither a folder here nor a hub name; check `adapter`"):
+        find_adapter("no/such/thing")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_r12_captured_states_are_those_of_the_adapted_model(family: str, tmp_path: Path) -> None:
+    """Against peft's own wrapper, run row by row with transformers' own states."""
+    path = build(family, tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", path)
+    rows = [response_row(f"r{n}", range(3, 9 + n), range(20, 26 + n), 6 + n) for n in range(4)]
+    settings = CaptureSettings(layers=(0, 1))
+    how: dict[str, Any] = {"self_check": "off", "threads": 1, "token_budget": 64}
+    found = CaptureModel(path, settings, adapter=str(adapter), **how).capture(rows)
+    plain = CaptureModel(path, settings, **how).capture(rows)
+    tuned = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager"
+        ),
+        adapter,
+    )
+    for row, mine, without in zip(rows, found, plain, strict=True):
+        with torch.inference_mode():
+            states = tuned(torch.tensor([row.token_ids]), output_hidden_states=True).hidden_states
+        first, end = row.spans["response"]
+        expected = torch.stack([state[0, first:end].mean(0) for state in states[1:3]]).numpy()
+        values = mine.pools["response_mean"]
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+        far = np.linalg.norm(values - without.pools["response_mean"]) / np.linalg.norm(expected)
+        assert far > 0.05
