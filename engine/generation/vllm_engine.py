@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AccessError, EngineDiedError, UsageError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from vllm import AsyncEngineArgs
 
+Run = Callable[[Sequence[int], Any], Awaitable[Any]]
+"""Asks vLLM: a prompt's token ids and SamplingParams in, its answer out."""
 _GPU_ARGUMENTS: Mapping[str, Any] = {
     # Left to vLLM, both hang on whether nvcc and ninja are on PATH, and cost minutes at the start.
     "enable_flashinfer_autotune": False,
@@ -163,8 +165,13 @@ class VllmEngine:
 
     async def generate(self, sample: Sample) -> Response:
         """Generate one response; a sample's own trouble is its status. Raise EngineDiedError."""
+        run = partial(self._run, adapted=True)
+        return await self._response(sample, run, checked=is_checked(sample))
+
+    async def _response(self, sample: Sample, run: Run, *, checked: bool) -> Response:
         prompt, new = sample.prompt_token_ids, self._sampling.max_new_tokens
         room, allowance = self.size.max_model_len - len(prompt), self._sampling.max_thinking_tokens
+        ask = partial(self._ask, run)
         if self._thought is not None:
             allowance = min(allowance, room - new - self._thought.most_spaces)
         if room < 1 or (allowance < 1 and self._thought is not None):
@@ -175,15 +182,15 @@ class VllmEngine:
 
         try:
             if self._thought is None:
-                written = await write(self._ask, sample, min(new, room))
+                written = await write(ask, sample, min(new, room))
             else:
                 written = await write_behind_thought(
-                    self._ask, sample, self._thought, allowance=allowance, limit=new
+                    ask, sample, self._thought, allowance=allowance, limit=new
                 )
             logprobs = None
-            if is_checked(sample) and written.finished:
+            if checked and written.finished:
                 before = (*prompt, *written.thought_token_ids)
-                logprobs = await self._logprobs(before, written.response_token_ids)
+                logprobs = await self._logprobs(before, written.response_token_ids, run)
         except (ValueError, VLLMClientError) as error:  # vLLM refuses this one request
             return Response(sample, "failed", error=_first_line(error))
         status: ResponseStatus = "ok" if written.response.strip() else "empty"
@@ -200,7 +207,7 @@ class VllmEngine:
         )
 
     async def _ask(
-        self, token_ids: Sequence[int], limit: int, seed: int, thought: Thought | None
+        self, run: Run, token_ids: Sequence[int], limit: int, seed: int, thought: Thought | None
     ) -> Any:
         """Return what follows some tokens; with `thought`, up to its end."""
         from vllm import SamplingParams
@@ -218,11 +225,11 @@ class VllmEngine:
             seed=seed,
             **end,
         )
-        answer = await self._run(token_ids, parameters, adapted=True)
+        answer = await run(token_ids, parameters)
         return answer.outputs[0]
 
     async def _logprobs(
-        self, prompt: Sequence[int], response: Sequence[int]
+        self, prompt: Sequence[int], response: Sequence[int], run: Run
     ) -> tuple[float, ...] | None:
         """Return the log-probabilities (temperature 1) of a response's tokens after a prompt.
 
@@ -233,11 +240,8 @@ class VllmEngine:
             return None
         from vllm import SamplingParams
 
-        answer = await self._run(
-            [*prompt, *response],
-            SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0),
-            adapted=True,
-        )
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        answer = await run([*prompt, *response], parameters)
         steps = zip(answer.prompt_logprobs[len(prompt) :], response, strict=True)
         return tuple(float(step[token].logprob) for step, token in steps)
 
@@ -264,14 +268,23 @@ class VllmEngine:
         return {token: float(found[token].logprob) for token in token_ids}
 
     async def _run(
-        self, prompt_token_ids: Sequence[int], parameters: Any, *, adapted: bool = False
+        self,
+        prompt_token_ids: Sequence[int],
+        parameters: Any,
+        *,
+        salt: str = "",
+        adapted: bool = False,
     ) -> Any:
+        """Return vLLM's answer, of the adapted model or its base. States are cached apart for each
+        `salt`."""
         from vllm import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         parameters.output_kind = RequestOutputKind.FINAL_ONLY
         prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids))
+        if salt:
+            prompt["cache_salt"] = salt
         try:
             async for output in self._engine.generate(
                 prompt,

@@ -85,12 +85,15 @@ BY_LENGTH = {
 """Models that turn positions by the length of the longest row of a batch, from 17 tokens on."""
 
 
-def build(family: str, folder, *, dtype=torch.float32, scale=4.0, seed=0):
-    """Save a tiny random model. Query and key weights are scaled up, so that attention is far from
+def build(family: str, folder, *, dtype=torch.float32, scale=4.0, seed=0, sizes=None):
+    """Save a tiny random model; `sizes` replace those of its config. Query and key weights are scaled up, so that attention is far from
     uniform and the outputs depend on who attends to whom."""
     torch.manual_seed(seed)
     config = (FAMILIES | BY_LENGTH)[family]()
     config.dtype = dtype
+    for name, value in (sizes or {}).items():
+        if hasattr(config, name):
+            setattr(config, name, value)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,0 +1,283 @@
+"""A vector added to the residual stream while vLLM generates; loaded by name in its worker.
+
+Each request says in `extra_args` which vector, how much of it and at which positions, so that one
+batch holds requests of many coefficients beside unsteered ones. A block of vLLM's returns a pair
+`(hidden, residual)` whose sum is the stream, or the stream alone: what is added to the first moves
+the stream by as much. Hooks do not run in compiled or captured graphs, so the engine is eager.
+
+Which rows of a step belong to which request is read where vLLM's runner has just decided it. Its V1
+runner keeps that in `input_batch`; its V2 runner returns it from `prepare_inputs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+NAME = f"{__name__}.SteeringExtension"
+"""What AsyncEngineArgs(worker_extension_cls=...) takes."""
+ASKED = "traitmill_steering"
+"""The key in `SamplingParams.extra_args` of (name, vector, coefficient, first, end)."""
+Asked = tuple[str, int, float, int, int]
+"""A request's own name, the vector's number, its coefficient, and the positions first to end - 1
+that are steered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one request in a step: its tokens from a position on, one after the other."""
+
+    asked: Asked
+    start: int
+    """The first of its rows in the batch."""
+    count: int
+    position: int
+    """That row's position in the request's tokens, 0 being the prompt's first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Addition:
+    """What is added at one layer in one step."""
+
+    rows: torch.Tensor
+    """int64 `[n]`, on the device."""
+    which: torch.Tensor
+    """int64 `[n]`: the number of each row's vector among those of the layer."""
+    coefficients: torch.Tensor
+    """float32 `[n, 1]`."""
+    spans: tuple[tuple[str, int, int], ...]
+    """Name of a request, and the positions first to end - 1 of it that are moved."""
+
+
+class Steering:
+    """Vectors at some blocks of a model, and what has been added for which request."""
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        self._blocks, self._device = blocks, device
+        self._vectors: dict[int, torch.Tensor] = {}
+        self._place: list[tuple[int, int]] = []
+        """Of each vector by its number: its layer, and which of that layer's it is."""
+        self._handles: list[Any] = []
+        self._step: dict[int, _Addition] = {}
+        self._moved: dict[str, tuple[int, int, int]] = {}
+        """Of each request: the first position moved, the end, and how many different ones."""
+
+    def load(self, vectors: Sequence[tuple[int, np.ndarray]]) -> None:
+        """Take the place of the vectors before: (layer, float32 `[hidden_dim]`), by number."""
+        for handle in self._handles:
+            handle.remove()
+        by_layer: dict[int, list[np.ndarray]] = {}
+        self._place = []
+        for layer, vector in vectors:
+            own = by_layer.setdefault(layer, [])
+            self._place.append((layer, len(own)))
+            own.append(vector)
+        self._vectors = {
+            layer: torch.from_numpy(np.stack(own)).to(self._device)
+            for layer, own in by_layer.items()
+        }
+        self._handles = [
+            self._blocks[layer].register_forward_hook(self._hook(layer)) for layer in by_layer
+        ]
+
+    def begin(self, step: Iterable[Rows]) -> None:
+        """Take what the next forward is to add."""
+        parts: dict[int, list[tuple[np.ndarray, int, Asked, int, int]]] = {}
+        for each in step:
+            _, vector, _, first, end = each.asked
+            low = max(first, each.position)
+            high = min(end, each.position + each.count)
+            if low < high:
+                layer, number = self._place[vector]
+                begin = each.start + low - each.position
+                rows = np.arange(begin, begin + high - low)
+                parts.setdefault(layer, []).append((rows, number, each.asked, low, high))
+        self._step = {layer: self._addition(found) for layer, found in parts.items()}
+
+    def _addition(self, found: list[tuple[np.ndarray, int, Asked, int, int]]) -> _Addition:
+        counts = [len(rows) for rows, *_ in found]
+        which = np.repeat([number for _, number, *_ in found], counts)
+        coefficients = np.repeat([asked[2] for _, _, asked, *_ in found], counts)
+        return _Addition(
+            rows=self._on_device(np.concatenate([rows for rows, *_ in found])),
+            which=self._on_device(which),
+            coefficients=self._on_device(coefficients.astype(np.float32)[:, None]),
+            spans=tuple((asked[0], low, high) for _, _, asked, low, high in found),
+        )
+
+    def _on_device(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device, non_blocking=True)
+
+    def end(self) -> None:
+        """Add nothing to what runs next: vLLM's own trial runs are no requests."""
+        self._step = {}
+
+    def _hook(self, layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+        def add(_block: nn.Module, _inputs: Any, output: Any) -> Any:
+            addition = self._step.get(layer)
+            if addition is None:
+                return None
+            first = output[0] if isinstance(output, tuple) else output
+            moved = self._added(first, addition, self._vectors[layer])
+            for name, low, high in addition.spans:
+                self._note(name, low, high)
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        return add
+
+    @staticmethod
+    def _added(hidden: torch.Tensor, addition: _Addition, vectors: torch.Tensor) -> torch.Tensor:
+        """Return `[tokens, hidden_dim]` with c * v added in float32 to the rows of an addition."""
+        delta = addition.coefficients * vectors[addition.which]
+        rows = hidden.index_select(0, addition.rows).float() + delta
+        return hidden.index_copy(0, addition.rows, rows.to(hidden.dtype))
+
+    def _note(self, name: str, low: int, high: int) -> None:
+        first, end, count = self._moved.get(name, (low, low, 0))
+        # A request that had to make room is computed again from its start.
+        new = max(0, high - max(low, end))
+        self._moved[name] = (min(first, low), max(end, high), count + new)
+
+    def take(self, name: str) -> tuple[int, int, int]:
+        """Return the first and the end of a request's positions that were moved, and how many.
+
+        (0, 0, 0) where none was. The request is forgotten.
+        """
+        return self._moved.pop(name, (0, 0, 0))
+
+
+class SteeringExtension:
+    """Mixed into vLLM's worker. What it offers is called on every worker by `collective_rpc`."""
+
+    model_runner: Any
+
+    def load_steering(self, vectors: list[tuple[int, bytes]]) -> str:
+        """Take the vectors of the requests to come: (layer, float32 bytes), by their number.
+
+        Return why they cannot be added here, in words; empty where they can.
+        """
+        steering = getattr(self, "_steering", None)
+        if steering is None:
+            runner = self.model_runner
+            found = find_blocks(runner.get_model(), runner.model_config.hf_text_config)
+            if isinstance(found, str):
+                return found
+            steering = Steering(found, runner.device)
+            refused = _attach(runner, steering)
+            if refused:
+                return refused
+            self._steering = steering
+        steering.load([(layer, np.frombuffer(data, np.float32).copy()) for layer, data in vectors])
+        return ""
+
+    def take_steered(self, name: str) -> list[int]:
+        """Return what `Steering.take` does."""
+        return list(self._steering.take(name))
+
+
+def find_blocks(model: nn.Module, config: Any) -> list[nn.Module] | str:
+    """Return a vLLM model's decoder blocks in order, or why they are not found in words.
+
+    They are the one list of as many modules as the config has layers, nearest the top.
+    """
+    n_layers = int(config.num_hidden_layers)
+    found = [
+        (name.count("."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    depth = min((depth for depth, _ in found), default=0)
+    nearest = [module for own, module in found if own == depth]
+    if len(nearest) != 1:
+        return f"the decoder blocks of vLLM's {type(model).__name__} were not found"
+    return list(nearest[0])
+
+
+def _attach(runner: Any, steering: Steering) -> str:
+    """Have a runner tell `steering` of each step. Return why that cannot be, in words."""
+    if hasattr(runner, "_prepare_inputs") and hasattr(runner, "requests"):
+        _before_forward(runner, steering, "_prepare_inputs", _rows_v1(runner))
+    elif hasattr(runner, "prepare_inputs") and hasattr(runner, "add_requests"):
+        _before_forward(runner, steering, "prepare_inputs", _rows_v2(runner))
+    else:
+        return f"vLLM's {type(runner).__module__} keeps its requests where they are not found"
+    execute = runner.execute_model
+
+    def execute_model(*arguments: Any, **named: Any) -> Any:
+        try:
+            return execute(*arguments, **named)
+        finally:
+            steering.end()
+
+    runner.execute_model = execute_model
+    return ""
+
+
+def _before_forward(
+    runner: Any, steering: Steering, name: str, rows: Callable[[Any], Iterable[Rows]]
+) -> None:
+    """After the method that decides a step's rows, tell `steering` which they are."""
+    prepare = getattr(runner, name)
+
+    def prepared(*arguments: Any, **named: Any) -> Any:
+        found = prepare(*arguments, **named)
+        steering.begin(rows(found))
+        return found
+
+    setattr(runner, name, prepared)
+
+
+def _rows_v1(runner: Any) -> Callable[[Any], Iterator[Rows]]:
+    def rows(_: Any) -> Iterator[Rows]:
+        batch = runner.input_batch
+        starts = runner.query_start_loc.np
+        for index in range(batch.num_reqs):
+            parameters = runner.requests[batch.req_ids[index]].sampling_params
+            asked = _asked(parameters)
+            if asked is not None:
+                start = int(starts[index])
+                position = int(batch.num_computed_tokens_cpu[index])
+                yield Rows(asked, start, int(starts[index + 1]) - start, position)
+
+    return rows
+
+
+def _rows_v2(runner: Any) -> Callable[[Any], Iterator[Rows]]:
+    known: dict[str, Asked] = {}
+    """By the id that vLLM gives a request."""
+    add = runner.add_requests
+
+    def add_requests(scheduled: Any) -> None:
+        for name in scheduled.finished_req_ids:
+            known.pop(name, None)
+        for request in scheduled.scheduled_new_reqs:
+            asked = _asked(request.sampling_params)
+            if asked is not None:
+                known[request.req_id] = asked
+        add(scheduled)
+
+    runner.add_requests = add_requests
+
+    def rows(batch: Any) -> Iterator[Rows]:
+        starts = batch.query_start_loc_np
+        for index, name in enumerate(batch.req_ids):
+            asked = known.get(name)
+            if asked is not None:
+                start = int(starts[index])
+                position = int(batch.num_computed_tokens_np[index])
+                yield Rows(asked, start, int(starts[index + 1]) - start, position)
+
+    return rows
+
+
+def _asked(parameters: Any) -> Asked | None:
+    found = ((parameters and parameters.extra_args) or {}).get(ASKED)
+    if found is None:
+        return None
+    name, vector, coefficient, first, end = found
+    return str(name), int(vector), float(coefficient), int(first), int(end)

@@ -1,0 +1,481 @@
+"""Steering inside vLLM's batch against transformers with a hook of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.support import watching
+from tests.support.oracle import BOS, VOCAB, Oracle, build
+from traitmill.engine.errors import EngineDiedError, UsageError
+from traitmill.engine.generation import EngineSize, Shift, SteeredEngine, on_gpu
+from traitmill.engine.generation.steering import (
+    ASKED,
+    Rows,
+    Steering,
+    SteeringExtension,
+    find_blocks,
+)
+from traitmill.engine.models import find_model
+from traitmill.engine.records import Response, Sample
+from traitmill.engine.run.watchdog import tie_children
+from traitmill.engine.settings import Execution, Sampling
+
+FAMILIES = ("llama", "gemma2", "gemma3", "qwen3", "qwen3_moe")
+WIDTH, LAYERS, NEW = 128, (0, 2), 12
+SIZES = {"hidden_size": WIDTH, "head_dim": 32, "query_pre_attn_scalar": 32}
+"""vLLM's attention on a CPU knows no smaller heads."""
+SIZE = EngineSize(6, 256, 128, 64 << 20)
+
+
+class WatchedEngine(SteeredEngine):
+    """Tells what each request asked for, and lets tests look into the worker."""
+
+    extension = watching.NAME
+    salted = True
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.answers: dict[str, Any] = {}
+
+    async def call(self, name: str, *arguments: Any) -> Any:
+        [found] = await self._engine.collective_rpc(name, args=arguments)
+        return found
+
+    async def _run(
+        self, prompt_token_ids: Any, parameters: Any, *, salt: str = "", **named: Any
+    ) -> Any:
+        if parameters.extra_args is None:
+            parameters.extra_args = {"watched": f"plain{parameters.seed}"}
+        return await super()._run(
+            prompt_token_ids, parameters, salt=salt * self.salted, **named
+        )
+
+    async def states(self, when: str, name: str, layer: int, n: int) -> np.ndarray:
+        data = await self.call("seen", when, name, layer, n)
+        return np.frombuffer(data, np.float32).reshape(n, WIDTH)
+
+
+@asynccontextmanager
+async def started(folder: Path, **sampling: Any) -> AsyncIterator[WatchedEngine]:
+    tie_children()
+    ref = find_model(str(folder))
+    how = Sampling(model=ref.name, **{"max_new_tokens": NEW, "dtype": "float32", **sampling})
+    engine = WatchedEngine(ref, how, Execution(), SIZE, on_gpu=on_gpu())
+    await asyncio.to_thread(engine.start)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def saved(family: str, folder: Path) -> Path:
+    """A tiny random model with a tokenizer, as vLLM wants one: a word for each token."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{token}": token for token in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w2").save_pretrained(folder)
+    return Path(build(family, folder, sizes=SIZES))
+
+
+def sample(ids: tuple[int, ...], seed: int) -> Sample:
+    return Sample("t", f"{seed:032x}", "pos", 0, 0, seed, "i", "q", "p", ids, seed)
+
+
+def vectors(seed: int = 0) -> list[tuple[int, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [(layer, rng.normal(0, 1, WIDTH).astype(np.float32)) for layer in (*LAYERS, 0)]
+
+
+def hooked(oracle: Oracle, ids: list[int], shift: Shift | None, loaded: Any) -> np.ndarray:
+    """States leaving each block `[n_layers, seq, dim]`, and logits, of one row alone, steered by a
+    plain hook of transformers' model."""
+    model, handles = oracle.model, []
+    states: list[torch.Tensor] = []
+    for index, block in enumerate(model.base_model.layers):
+
+        def hook(_b: Any, _i: Any, output: Any, index: int = index) -> Any:
+            stream = output[0] if isinstance(output, tuple) else output
+            if shift is not None and loaded[shift.vector][0] == index:
+                stream = stream.clone()
+                end = len(ids) if shift.end is None else shift.end
+                push = shift.coefficient * torch.tensor(loaded[shift.vector][1])
+                stream[:, shift.first : end] += push
+            states.append(stream[0].detach())
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+        handles.append(block.register_forward_hook(hook))
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0]
+    for handle in handles:
+        handle.remove()
+    return torch.stack(states).numpy(), torch.log_softmax(logits.double(), -1).numpy()
+
+
+@dataclass
+class Case:
+    """One request of a crowd: its name in the worker, and what it asked and got."""
+
+    prompt: tuple[int, ...]
+    shift: Shift | None
+    name: str = ""
+    response: Response | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens that were read: the last one sampled was not."""
+        assert self.response is not None
+        return [*self.prompt, *self.response.response_token_ids[:-1]]
+
+
+def crowd() -> list[Case]:
+    """Requests of all coefficients, layers, positions and lengths, unsteered ones among them."""
+    rng = np.random.default_rng(5)
+    cases = []
+    for index in range(16):
+        n = int(rng.integers(3, 40))
+        prompt = (BOS, *map(int, rng.integers(3, VOCAB, n)))
+        first, end = [(n + 1, None), (0, n + 1), (0, None), (2, 5)][index % 4]
+        coefficient = float(rng.choice([-3.0, -0.5, 0.7, 2.0]))
+        shift = Shift(index % 3, coefficient, first, end) if index % 5 else None
+        cases.append(Case(prompt, shift))
+    return cases
+
+
+@dataclass
+class Seen:
+    oracle: Oracle
+    cases: list[Case]
+    before: dict[int, np.ndarray]
+    after: dict[int, np.ndarray]
+    """By case, `[n_layers, seq, dim]`."""
+    scored: dict[int, tuple[float, ...]]
+    unsteered: list[tuple[Any, Any]]
+
+
+async def look(folder: Path) -> Seen:
+    oracle, cases, loaded = Oracle(str(folder)), crowd(), vectors()
+    n_layers = len(oracle.model.base_model.layers)
+    async with started(folder) as engine:
+        await engine.call("watch", "before")
+        await engine.load_vectors(loaded)
+        await engine.call("watch", "after")
+        run = engine._run
+
+        async def noting(ids: Any, parameters: Any, **named: Any) -> Any:
+            answer = await run(ids, parameters, **named)
+            extra = parameters.extra_args
+            engine.answers[str(list(ids))] = extra.get("watched") or extra[ASKED][0]
+            return answer
+
+        engine._run = noting  # type: ignore[method-assign]
+
+        async def one(index: int, case: Case) -> None:
+            await asyncio.sleep(0.01 * (index % 4))  # some arrive while others decode
+            case.response = await engine.steered(sample(case.prompt, index), case.shift)
+            case.name = engine.answers[str(list(case.prompt))]
+
+        await asyncio.gather(*(one(index, case) for index, case in enumerate(cases)))
+        before, after = {}, {}
+        for index, case in enumerate(cases):
+            for when, found in (("before", before), ("after", after)):
+                found[index] = np.stack(
+                    [
+                        await engine.states(when, case.name, layer, len(case.ids))
+                        for layer in range(n_layers)
+                    ]
+                )
+        scored = {}
+        for index, case in enumerate(cases):
+            assert case.response is not None
+            found_logprobs = await engine.logprobs(
+                case.prompt, case.response.response_token_ids, case.shift
+            )
+            assert found_logprobs is not None
+            scored[index] = found_logprobs
+        unsteered = []
+        for index, case in enumerate(cases[:6]):
+            zero = Shift(0, 0.0, 0, None)
+            unsteered.append(
+                tuple(
+                    (await engine.steered(sample(case.prompt, index), shift)).response_token_ids
+                    for shift in (zero, None)
+                )
+            )
+    return Seen(oracle, cases, before, after, scored, unsteered)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def seen(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    folder = saved(request.param, tmp_path_factory.mktemp(request.param))
+    return asyncio.run(look(folder))
+
+
+@pytest.mark.slow
+def test_r22_a_block_leaves_its_state_plus_c_v_at_the_asked_positions_alone(seen: Seen) -> None:
+    loaded, moved = vectors(), 0
+    for index, case in enumerate(seen.cases):
+        expected = np.zeros_like(seen.before[index])
+        if case.shift is not None:
+            layer, vector = loaded[case.shift.vector]
+            end = len(case.ids) if case.shift.end is None else case.shift.end
+            expected[layer, case.shift.first : end] = np.float32(case.shift.coefficient) * vector
+            moved += len(expected[layer, case.shift.first : end])
+        difference = seen.after[index] - seen.before[index]
+        assert np.isfinite(difference).all(), "a position that was read was not seen"
+        still = expected == 0
+        assert (difference[still] == 0).all(), case
+        # float32: the sum is rounded once, at the size of the state.
+        size = np.abs(seen.before[index]) + np.abs(expected)
+        assert (np.abs(difference - expected) <= 3e-7 * size + 1e-12).all(), case
+    assert moved > 150
+
+
+@pytest.mark.slow
+def test_r23_states_and_logprobs_are_those_of_transformers_with_a_hook(seen: Seen) -> None:
+    for index, case in enumerate(seen.cases):
+        assert case.response is not None
+        states, _ = hooked(seen.oracle, case.ids, case.shift, vectors())
+        norms = np.linalg.norm(states, axis=-1)
+        off = np.linalg.norm(seen.after[index] - states, axis=-1) / norms
+        assert off.max() < 2e-4, (case, off.max())
+        tokens = case.response.response_token_ids
+        _, table = hooked(seen.oracle, [*case.ids, tokens[-1]], case.shift, vectors())
+        n = len(case.prompt)
+        expected = [table[n - 1 + place, token] for place, token in enumerate(tokens)]
+        np.testing.assert_allclose(seen.scored[index], expected, atol=1e-3)
+        if case.shift is not None and case.shift.end is None:
+            _, plain = hooked(seen.oracle, [*case.ids, tokens[-1]], None, vectors())
+            other = [plain[n - 1 + place, token] for place, token in enumerate(tokens)]
+            assert np.abs(np.array(other) - expected).max() > 0.05, "steering changes nothing"
+
+
+@pytest.mark.slow
+def test_r22_a_coefficient_of_0_gives_the_unsteered_ids(seen: Seen) -> None:
+    for with_zero, without in seen.unsteered:
+        assert with_zero == without
+
+
+# --- prefix caching ---
+
+
+@pytest.mark.slow
+async def test_cached_states_of_one_steering_never_serve_another(tmp_path: Path) -> None:
+    """With vLLM's prefix cache on, as it is. Unsalted, the states of the first request would be
+    taken for those of the next, of the same tokens; the test sees that they would."""
+    folder = saved("llama", tmp_path)
+    oracle, loaded = Oracle(str(folder)), vectors()
+    rng = np.random.default_rng(1)
+    prompt = (BOS, *map(int, rng.integers(3, VOCAB, 90)))  # two blocks of 32 and more
+    shifts = [
+        None,
+        Shift(0, 9.0),
+        Shift(0, -9.0),
+        Shift(1, 9.0),
+        Shift(2, 9.0),
+        Shift(2, -9.0, 40),
+        None,
+    ]
+
+    async def first_tokens(engine: WatchedEngine) -> list[int]:
+        found = []
+        for index, shift in enumerate(shifts):
+            response = await engine.steered(sample(prompt, index), shift)
+            found.append(response.response_token_ids[0])
+        return found
+
+    expected = [int(hooked(oracle, [*prompt], s, loaded)[1][-1].argmax()) for s in shifts]
+    assert len(set(expected)) >= 4
+    async with started(folder, temperature=0.0, max_new_tokens=2) as engine:
+        await engine.load_vectors(loaded)
+        assert await first_tokens(engine) == expected
+        again = await first_tokens(engine)
+        assert again == expected, "served from the cache, each by its own steering"
+        await engine.load_vectors(vectors(seed=9))
+        others = [int(hooked(oracle, [*prompt], s, vectors(9))[1][-1].argmax()) for s in shifts]
+        assert await first_tokens(engine) == others, "other vectors of the same numbers"
+        engine.salted = False
+        fresh = (*prompt[:5], *prompt[6:], 7)
+        prompt = fresh
+        unsalted = await first_tokens(engine)
+    mixed = [int(hooked(oracle, [*fresh], s, vectors(9))[1][-1].argmax()) for s in shifts]
+    assert unsalted != mixed, "the cache is off, so this test tests nothing"
+
+
+# --- what is refused ---
+
+
+async def test_r22_a_position_that_was_not_moved_is_an_error() -> None:
+    async def rpc(_name: str, args: Any) -> list[list[int]]:
+        return [reported]
+
+    engine = SteeredEngine(
+        SimpleNamespace(name="m", context_length=128), Sampling(), Execution(), SIZE, on_gpu=False
+    )
+    engine._engine = SimpleNamespace(collective_rpc=rpc)
+
+    async def run(ids: Any, parameters: Any, *, salt: str) -> Any:
+        output = SimpleNamespace(token_ids=[5, 6, 7], text="x", finish_reason="length")
+        return SimpleNamespace(outputs=[output], num_cached_tokens=cached)
+
+    engine._run = run  # type: ignore[method-assign]
+    asked, cached = sample((1, 2, 3, 4), 0), 0
+    reported = [4, 6, 2]  # 4 prompt tokens and two of three sampled ones were read
+    for shift in (Shift(0, 1.0, 4), Shift(0, 0.0, 4), Shift(0, 1.0, 4, 6)):
+        assert (await engine.steered(asked, shift)).status == "ok"
+    reported = [4, 7, 3]  # a step begun before the end was known
+    await engine.steered(asked, Shift(0, 1.0, 4))
+    for wrong in ([0, 0, 0], [4, 5, 1], [4, 6, 1], [5, 6, 1]):
+        reported = wrong
+        with pytest.raises(EngineDiedError, match="was to be steered at 4 to 5"):
+            await engine.steered(asked, Shift(0, 1.0, 4))
+    reported, cached = [2, 6, 4], 2  # what the cache held was moved when it was computed
+    assert (await engine.steered(asked, Shift(0, 1.0))).status == "ok"
+    reported, cached = [2, 6, 4], 0
+    with pytest.raises(EngineDiedError, match="at 0 to 5"):
+        await engine.steered(asked, Shift(0, 1.0))
+
+
+class Block(nn.Module):
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return hidden, None
+
+
+def stand_in(**layout: Any) -> Any:
+    """A worker around a runner of some layout."""
+    model = nn.Module()
+    model.layers = nn.ModuleList([Block(), Block()])
+    runner = SimpleNamespace(
+        get_model=lambda: model,
+        model_config=SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=2)),
+        device=torch.device("cpu"),
+        execute_model=lambda *_: None,
+        **layout,
+    )
+    worker = SteeringExtension()
+    worker.model_runner = runner
+    return worker
+
+
+def test_a_runner_of_unknown_layout_is_refused_in_words() -> None:
+    refused = stand_in().load_steering([(0, np.zeros(4, np.float32).tobytes())])
+    assert "keeps its requests where they are not found" in refused
+
+
+async def test_a_refusal_of_a_worker_is_a_usage_error() -> None:
+    async def rpc(_name: str, args: Any) -> list[str]:
+        return ["", "its blocks were not found"]
+
+    engine = SteeredEngine(SimpleNamespace(name="m"), Sampling(), Execution(), SIZE, on_gpu=False)
+    engine._engine = SimpleNamespace(collective_rpc=rpc)
+    with pytest.raises(UsageError, match="m cannot be steered: its blocks"):
+        await engine.load_vectors([])
+
+
+def test_blocks_are_the_list_nearest_the_top() -> None:
+    model = nn.Module()
+    model.visual = nn.Module()
+    model.visual.tower = nn.Module()
+    model.visual.tower.layers = nn.ModuleList([Block(), Block()])
+    model.model = nn.Module()
+    model.model.layers = nn.ModuleList([Block(), Block()])
+    config = SimpleNamespace(num_hidden_layers=2)
+    assert find_blocks(model, config) == list(model.model.layers)
+    config.num_hidden_layers = 3
+    assert "were not found" in str(find_blocks(model, config))
+
+
+def test_the_v2_runners_layout_is_read() -> None:
+    """vLLM's runner on GPUs keeps no batch: `prepare_inputs` returns it, `add_requests` is told of
+    new requests. This is its layout, without its GPU."""
+    batch = SimpleNamespace(
+        req_ids=["b", "x", "a"],
+        query_start_loc_np=np.array([0, 1, 3, 7]),
+        num_computed_tokens_np=np.array([9, 0, 2]),
+    )
+    told: list[Any] = []
+    worker = stand_in(prepare_inputs=lambda *_: batch, add_requests=told.append)
+    v = np.arange(4, dtype=np.float32)
+    assert worker.load_steering([(1, v.tobytes())]) == ""
+    runner = worker.model_runner
+
+    def new(req_id: str, asked: Any) -> Any:
+        extra = {ASKED: asked} if asked else None
+        return SimpleNamespace(req_id=req_id, sampling_params=SimpleNamespace(extra_args=extra))
+
+    scheduled = SimpleNamespace(
+        finished_req_ids=set(),
+        scheduled_new_reqs=[
+            new("a", ["sa", 0, 2.0, 3, 5]),
+            new("b", ["sb", 0, -1.0, 0, 99]),
+            new("x", None),
+        ],
+    )
+    runner.add_requests(scheduled)
+    assert told == [scheduled]
+    hidden = torch.zeros(7, 4)
+    found: list[torch.Tensor] = []
+
+    def execute(*_: Any) -> None:
+        runner.prepare_inputs()
+        found.extend(block(hidden)[0] for block in runner.get_model().layers)
+
+    execute()
+    assert torch.equal(found[0], hidden), "the other block is left alone"
+    expected = np.outer([-1, 0, 0, 0, 2, 2, 0], v)
+    np.testing.assert_array_equal(found[1], expected)
+    assert worker.take_steered("sa") == [3, 5, 2]
+    assert worker.take_steered("sb") == [9, 10, 1]
+    assert worker.take_steered("sb") == [0, 0, 0]
+
+
+def test_trial_runs_of_vllm_are_left_alone() -> None:
+    block = Block()
+    steering = Steering([block], torch.device("cpu"))
+    steering.load([(0, np.ones(4, np.float32))])
+    hidden = torch.zeros(3, 4)
+    assert torch.equal(block(hidden)[0], hidden)
+    steering.begin([Rows(("a", 0, 1.0, 0, 9), 0, 3, 0)])
+    assert torch.equal(block(hidden)[0], hidden + 1)
+    steering.end()
+    assert torch.equal(block(hidden)[0], hidden)
+
+
+def test_positions_computed_twice_count_once() -> None:
+    """A request that makes room for others is computed again from its start."""
+    block = Block()
+    steering = Steering([block], torch.device("cpu"))
+    steering.load([(0, np.ones(4, np.float32))])
+    for count, position in ((3, 0), (1, 3), (4, 0), (1, 4)):
+        steering.begin([Rows(("a", 0, 1.0, 1, 9), 0, count, position)])
+        block(torch.zeros(count, 4))
+    assert steering.take("a") == (1, 5, 4)
+
+
+def test_bfloat16_states_are_rounded_once() -> None:
+    block = Block()
+    steering = Steering([block], torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    v = rng.normal(0, 1, 64).astype(np.float32)
+    steering.load([(0, v)])
+    hidden = torch.tensor(rng.normal(0, 30, (5, 64)), dtype=torch.bfloat16)
+    steering.begin([Rows(("a", 0, 0.3, 0, 9), 0, 5, 0)])
+    expected = hidden.double() + float(np.float32(0.3)) * torch.tensor(v).double()
+    found = block(hidden)[0]
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - expected).abs().max() <= (expected.abs().max() / 256)
+    assert torch.equal(found, expected.to(torch.bfloat16)) or (
+        (found != expected.to(torch.bfloat16)).float().mean() < 0.02
+    )
