@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": "generate, judge and capture (stage 1)",
     "activations": "capture stored responses, or apply a new threshold (stage 2)",
     "vectors": "fit and evaluate trait vectors (stage 3)",
+    "steer": "add a trait's vector while the model answers, and measure what it does",
     "report": "write the HTML report",
     "project": "place any texts along trait vectors, by turn and token",
     "judge": "judge stored responses again, with another judge or prompt",

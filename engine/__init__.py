@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         new_trait,
         preview,
     )
+    from .steering import steer
     from .storage import load_state
     from .vectors import (
         evaluate_vectors,
@@ -75,6 +76,7 @@ _LAZY = {
     "load_vector": "vectors",
     "load_vectors": "vectors",
     "project": "projection",
+    "steer": "steering",
     "write_report": "report",
 }
 
@@ -114,6 +116,7 @@ __all__ = [
     "new_trait",
     "preview",
     "project",
+    "steer",
     "write_report",
 ]
 

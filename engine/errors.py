@@ -36,7 +36,7 @@ class Step:
     """
 
     name: Literal[
-        "run", "generate", "activations", "vectors", "report", "judge", "export", "status"
+        "run", "generate", "activations", "vectors", "steer", "report", "judge", "export", "status"
     ]
     folder: Path
     settings: tuple[tuple[str, object], ...] = ()

@@ -219,3 +219,22 @@ def estimate(value: float, draws: ndarray, n: float | None = None) -> Estimate:
         least, most = wilson(value, n)
         low, high = min(low, least), max(high, most)
     return Estimate(value, min(low, value), max(high, value))
+
+
+def grouped_mean(values: ndarray, groups: ndarray) -> Estimate:
+    """Return the mean of the groups' means with Student's 95 % interval of those.
+
+    Rows of one group are alike, so a group counts as one, whatever its size. values and groups are
+    `[n]`. The interval is without end for one group, and all is NaN for none.
+    """
+    from scipy.stats import t
+
+    if not len(values):
+        return Estimate(math.nan, math.nan, math.nan)
+    _, place = np.unique(groups, return_inverse=True)
+    means = np.bincount(place, values) / np.bincount(place)
+    centre = float(means.mean())
+    if len(means) < 2:
+        return Estimate(centre, -math.inf, math.inf)
+    half = float(t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means)))
+    return Estimate(centre, centre - half, centre + half)

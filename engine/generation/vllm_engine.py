@@ -7,6 +7,7 @@ import itertools
 import logging
 import multiprocessing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AccessError, EngineDiedError, UsageError

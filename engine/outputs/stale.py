@@ -35,8 +35,8 @@ def stale_files(folder: TraitFolder) -> list[str]:
     """
     found = []
     metadata = _metadata(folder)
-    for pool in POOLS:
-        current = metadata.tensor_sha256(pool) if metadata else None
+    currents = {pool: metadata.tensor_sha256(pool) if metadata else None for pool in POOLS}
+    for pool, current in currents.items():
         if any(made_from != current for made_from in _of_vectors(folder, pool)):
             found.append("vectors/")
         for path, made_from in (
@@ -45,6 +45,9 @@ def stale_files(folder: TraitFolder) -> list[str]:
         ):
             if made_from is not None and made_from != current:
                 found.append(path.name)
+    steered = _of_evaluation(folder.steering_table)  # its facts stand as an evaluation's do
+    if steered is not None and steered not in currents.values():
+        found.append(folder.steering_table.name)
     return list(dict.fromkeys(found))
 
 

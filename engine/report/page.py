@@ -14,6 +14,7 @@ from ..storage import TraitFolder, pool_suffix
 from ..vectors import evaluated_traits, read_transfer
 from .numbers import TraitFigures, audit, choice, dollars, farthest, method_rows, settings, yields
 from .plots import MANY, NAMES, Picture, trait_pictures, transfer_picture
+from .steering import steered
 
 
 def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
@@ -27,6 +28,9 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
     metadata = figures.metadata
     responses = audit_table(folder)
     pictures = trait_pictures(figures, responses)
+    steering = steered(folder, metadata, pool)
+    if steering is not None:
+        pictures.append(steering.picture)
     page = _render(
         "trait.html",
         experiment=folder.experiment.name,
@@ -40,6 +44,7 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
         yields=yields(metadata),
         dollars=dollars(metadata),
         audit=audit(responses),
+        steering=steering,
         settings=dict(settings(metadata.model_dump())),
         mark=PAGE_MARK,
         made_from=metadata.tensor_sha256(pool),

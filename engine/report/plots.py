@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
-NAMES = ("scores", "auroc", "projections", "cosines", "neighbours", "transfer")
+NAMES = ("scores", "auroc", "projections", "cosines", "neighbours", "steering", "transfer")
 """Of all pictures that any page can have."""
 WIDTH = 8.5
 """Inches, of all but the heat maps: one width, one size of letters on the page."""
@@ -107,13 +107,13 @@ def score_histogram(
         f"Histogram of judge scores from 0 to 100 for {len(pos)} pos and {len(neg)} neg "
         f"responses; {marked}."
     )
-    with _panels(2.6) as (figure, ((axes,),)):
+    with panels(2.6) as (figure, ((axes,),)):
         _histogram(axes, pos, neg, np.arange(0, 101, 5))
         _mark(axes, threshold, "threshold")
         if neg_threshold != threshold:
             _mark(axes, neg_threshold, "threshold of neg")
         axes.set(xlabel="judge's score", xlim=(0, 100))
-        return _picture(figure, "scores", alt)
+        return as_picture(figure, "scores", alt)
 
 
 def projection_histogram(figures: TraitFigures) -> Picture:
@@ -124,11 +124,11 @@ def projection_histogram(figures: TraitFigures) -> Picture:
         f"Histogram of held-out projections: pos has mean {pos.mean():.2f}, neg {neg.mean():.2f}, "
         "in training standard deviations from the midpoint."
     )
-    with _panels(2.6) as (figure, ((axes,),)):
+    with panels(2.6) as (figure, ((axes,),)):
         _histogram(axes, pos, neg, np.histogram_bin_edges(scores, 30))
         _mark(axes, 0, "midpoint of training")
         axes.set(xlabel="held-out projection, training standard deviations")
-        return _picture(figure, "projections", alt)
+        return as_picture(figure, "projections", alt)
 
 
 def auroc_by_layer(figures: TraitFigures) -> Picture:
@@ -140,18 +140,18 @@ def auroc_by_layer(figures: TraitFigures) -> Picture:
         peak = figures.peak(method)
         peaks.append(f"{method} peaks at {peak['value']:.2f} at layer {peak['layer']}")
     alt = f"Held-out AUROC by layer with 95 % intervals, unseen {splits[0]}s: {'; '.join(peaks)}."
-    with _panels(1.9 * len(splits) + 0.3, len(splits), len(methods)) as (figure, panels):
-        for row, split in zip(panels, splits, strict=True):
+    with panels(1.9 * len(splits) + 0.3, len(splits), len(methods)) as (figure, grid):
+        for row, split in zip(grid, splits, strict=True):
             for axes, method in zip(row, methods, strict=True):
                 _auroc_panel(axes, figures, split, method)
             row[0].set_ylabel(f"AUROC,\nunseen {split}s")
-        for axes, method in zip(panels[0], methods, strict=True):
+        for axes, method in zip(grid[0], methods, strict=True):
             axes.set_title(method)
-        for axes in panels[-1]:
+        for axes in grid[-1]:
             axes.set_xlabel("layer")
         axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.02)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        return _picture(figure, "auroc", alt)
+        return as_picture(figure, "auroc", alt)
 
 
 def _auroc_panel(axes: Axes, figures: TraitFigures, split: str, method: str) -> None:
@@ -172,7 +172,7 @@ def _auroc_panel(axes: Axes, figures: TraitFigures, split: str, method: str) -> 
 def neighbour_cosines(figures: TraitFigures) -> Picture:
     """Draw the cosine of each layer's vector with the next layer's, one curve a method."""
     means = []
-    with _panels(2.6) as (figure, ((axes,),)):
+    with panels(2.6) as (figure, ((axes,),)):
         for method, colour in zip(figures.methods, SERIES, strict=False):
             rows = figures.rows("cosine_next_layer", method=method)
             axes.plot(rows["layer"], rows["value"], "o-", color=colour, label=method)
@@ -181,7 +181,7 @@ def neighbour_cosines(figures: TraitFigures) -> Picture:
         axes.set(xlabel="layer", ylabel="cosine with next layer", ylim=(low, 1.05))
         axes.xaxis.get_major_locator().set_params(integer=True)
         alt = f"Cosine between each layer's vector and the next one's; means: {', '.join(means)}."
-        return _picture(figure, "neighbours", alt)
+        return as_picture(figure, "neighbours", alt)
 
 
 def method_cosines(figures: TraitFigures) -> Picture:
@@ -229,8 +229,13 @@ def alike(matrix: np.ndarray) -> list[int]:
 
 
 @contextmanager
-def _panels(
-    height: float, rows: int = 1, columns: int = 1, width: float = WIDTH
+def panels(
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    width: float = WIDTH,
+    *,
+    share_y: bool = True,
 ) -> Iterator[tuple[Figure, np.ndarray]]:
     """Yield an empty figure of so many inches, and its axes `[rows, columns]`."""
     import matplotlib as mpl
@@ -240,17 +245,17 @@ def _panels(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        axes = figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False)
         yield figure, axes
 
 
-def _picture(figure: Figure, name: str, alt: str) -> Picture:
-    """Return the figure as files, with a legend above it."""
+def as_picture(figure: Figure, name: str, alt: str, legend_of: int = -1) -> Picture:
+    """Return the figure as files, with a legend above it, of one of its axes."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     svg = BytesIO()
     png = BytesIO()
-    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    handles, labels = figure.axes[legend_of].get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
     ConstrainedLayoutEngine().execute(figure)  # once for both files
@@ -305,7 +310,7 @@ def _heat_map(
     """Draw a square of values up to 1, row by row, with the numbers in the cells."""
     matrix = values.to_numpy().reshape(len(names), len(names))
     side = 0.62 * len(names) + 1.2
-    with _panels(side - 0.4, width=side + 0.8) as (figure, ((axes,),)):
+    with panels(side - 0.4, width=side + 0.8) as (figure, ((axes,),)):
         axes.grid(visible=False)
         axes.pcolormesh(
             matrix,
@@ -324,7 +329,7 @@ def _heat_map(
         axes.tick_params(length=0, labelcolor=INK)
         axes.spines[:].set_visible(False)
         axes.invert_yaxis()
-        return _picture(figure, name, alt)
+        return as_picture(figure, name, alt)
 
 
 def _large_heat_map(name: str, alt: str, names: Sequence[str], matrix: np.ndarray) -> Picture:
@@ -332,7 +337,7 @@ def _large_heat_map(name: str, alt: str, names: Sequence[str], matrix: np.ndarra
     # As wide as the page: a reader can enlarge the picture, whose letters are text.
     cell = min(0.2, 12.5 / len(names))
     side = cell * len(names)
-    with _panels(side + 1.2, width=side + 0.9) as (figure, ((axes,),)):
+    with panels(side + 1.2, width=side + 0.9) as (figure, ((axes,),)):
         axes.grid(visible=False)
         image = axes.imshow(matrix, cmap=_colours(), vmin=0, vmax=1, aspect="auto")
         size = {"fontsize": min(8, 66 * cell)}
@@ -344,7 +349,7 @@ def _large_heat_map(name: str, alt: str, names: Sequence[str], matrix: np.ndarra
             image, ax=axes, location="top", shrink=0.3, aspect=40, fraction=0.03, pad=0.01
         )
         bar.set_label("AUROC")
-        return _picture(figure, name, alt)
+        return as_picture(figure, name, alt)
 
 
 def _colours() -> LinearSegmentedColormap:

@@ -6,13 +6,17 @@ from .authoring import check_traits, new_trait
 from .backends import STAGES, Backends, Capturer, Clock, Generator, Judge, Stage
 from .commands import OpenBackends, capture, generate, judge, settings_of
 from .exporting import ExportResult, export
-from .folder_settings import check_judge, scale_remarks
+from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
 from .importing import Imported, import_traits
 from .loading import Work, open_backends
-from .log import append, redirected
+from .log import append, new_log, redirected
 from .per_token import TokenEstimate, capture_tokens
+from .pipeline import Pipeline
+from .prepare import Wanted, recovered
 from .previewing import Preview, PreviewRow, preview
 from .progress import Listener, Progress, RunResult, TraitResult
+from .selection import check_machine, generating_model, select
+from .trait_run import TraitRun
 
 __all__ = [
     "STAGES",
@@ -25,6 +29,7 @@ __all__ = [
     "Judge",
     "Listener",
     "OpenBackends",
+    "Pipeline",
     "Preview",
     "PreviewRow",
     "Progress",
@@ -32,20 +37,29 @@ __all__ = [
     "Stage",
     "TokenEstimate",
     "TraitResult",
+    "TraitRun",
+    "Wanted",
     "Work",
     "append",
     "capture",
     "capture_tokens",
     "check_judge",
+    "check_machine",
     "check_traits",
     "export",
     "generate",
     "import_traits",
+    "generating_model",
     "judge",
+    "new_log",
     "new_trait",
     "open_backends",
     "preview",
+    "recorded_trait",
+    "recovered",
     "redirected",
+    "resolve",
     "scale_remarks",
     "settings_of",
+    "select",
 ]

@@ -149,6 +149,7 @@ def recorded_trait(name: str, record: RunRecord, edited: Trait | None = None) ->
         eval_prompt=prompts["eval_prompt"],
         yes_no_prompt=prompts.get("yes_no_prompt"),
         coherence_prompt=prompts.get("coherence_prompt"),
+        steering_questions=tuple(prompts.get("steering_questions", ())),
         scale=Scale(prompts.get("score_min", FULL.low), prompts.get("score_max", FULL.high)),
         assistant_name=(names["pos"], names["neg"]) if names is not None else None,
     )

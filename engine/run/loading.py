@@ -47,6 +47,8 @@ class Work:
     captures: bool
     log: Path
     notice: Callable[[str], None]
+    steers: bool = False
+    """Whether the generator is to be a `SteeredEngine`."""
 
     def longest(self) -> int:
         """Return the tokens of the longest sequence that the engine will see."""
@@ -123,11 +125,12 @@ class _Loader:
             captures=work.captures,
             longest=await asyncio.to_thread(work.longest) if generating else 0,
             thought=await asyncio.to_thread(lambda: work.thought),
+            steers=work.steers,
         )
         models = await self._choose(wanted)
         await models.prepare()
         self._refuse_second_model(wanted, gpu=models.gpu)
-        if work.generates and models.placement is not None:
+        if work.generates and models.placement is not None and not work.steers:
             said = await asyncio.to_thread(
                 foresee, work.ref, work.settings, work.runs, models.placement
             )
@@ -152,11 +155,10 @@ class _Loader:
         return replace(backends, capturer=models.capturer)
 
     async def _choose(self, wanted: ModelsWanted) -> LocalModels | ReplicatedModels:
-        """Return the models in this process, or in several of Ray's."""
+        """Return the models in this process, or in several of Ray's; one engine steers."""
         work = self._work
-        if (wanted.engine or wanted.captures) and await asyncio.to_thread(
-            is_replicated, self._settings.execution
-        ):
+        models = (wanted.engine or wanted.captures) and not work.steers
+        if models and await asyncio.to_thread(is_replicated, self._settings.execution):
             self._replicated = ReplicatedModels(wanted, work.notice)
             return self._replicated
         self._home = LocalModels(

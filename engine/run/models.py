@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from anyio import to_thread
 
 from ..capture import CaptureProcess
-from ..generation import GPU_SEQUENCES, VllmEngine, on_gpu, size_engine
+from ..generation import GPU_SEQUENCES, SteeredEngine, VllmEngine, on_gpu, size_engine
 from ..models import (
     GIB,
     ModelRef,
@@ -40,6 +40,8 @@ class ModelsWanted:
     """Tokens of the longest sequence that an engine will see."""
     thought: Thought | None = None
     """How the model thinks before it responds; None where it does not, or is not to respond."""
+    steers: bool = False
+    """Whether engines are to be `SteeredEngine`s."""
 
 
 class LocalModels:
@@ -121,7 +123,8 @@ class LocalModels:
             placement=placement,
             dtype=self._settings.sampling.dtype,
         )
-        engine = VllmEngine(
+        kind = SteeredEngine if self.wanted.steers else VllmEngine
+        engine = kind(
             ref,
             self._settings.sampling,
             execution,

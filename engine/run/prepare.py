@@ -92,7 +92,7 @@ def open_run(
                 notice(f"{folder.name}: {prompts.remark}")
     else:
         plan = _need_plan(folder)
-    state = _recovered(wanted, record, plan, notice)
+    state = recovered(wanted, record, plan, notice)
     return TraitRun(
         trait=wanted.trait,
         folder=folder,
@@ -297,8 +297,8 @@ def _judge_facts(wanted: Wanted) -> JudgeFacts:
     )
 
 
-def _recovered(wanted: Wanted, record: RunRecord, plan: Plan, notice: Notice) -> TraitState:
-    """Clean up behind a killed run, then index what is stored."""
+def recovered(wanted: Wanted, record: RunRecord, plan: Plan, notice: Notice) -> TraitState:
+    """Clean up behind a killed run, then index what is stored. The folder's lock is held."""
     folder, choice = wanted.folder, _choice(wanted)
     state = open_state(folder, record, plan, choice, notice, owned=True)
     storage.replay(state.parts["responses"])

@@ -96,6 +96,15 @@ class TraitFolder:
         """Says which of the files above are of other activations than are there now."""
         return self.path / "STALE.txt"
 
+    @property
+    def steering(self) -> TraitFolder:
+        """What steering with the trait's vectors has made, as a folder of records."""
+        return TraitFolder(self.path / "steering")
+
+    @property
+    def steering_table(self) -> Path:
+        return self.path / "steering.parquet"
+
     # --- the records ---
 
     @property
@@ -142,7 +151,9 @@ class TraitFolder:
         """Files and folders at the top that runs write, the records last."""
         pages = [self.report(pool) for pool in POOLS] + [self.evaluation(pool) for pool in POOLS]
         folders = [self.path / name for name in ("responses", "activations")]
-        found = [*folders, self.vectors, self.plots, *pages, self.stale_note, self.records]
+        steered = [self.steering.path, self.steering_table]
+        beside = [self.plots, *pages, *steered, self.stale_note]
+        found = [*folders, self.vectors, *beside, self.records]
         return [path for path in found if path.exists() or path.is_symlink()]
 
     def outputs(self) -> list[Path]:
@@ -159,6 +170,7 @@ class TraitFolder:
         yield self.path
         yield from (self.path / name for name in ("responses", "activations", "vectors", "plots"))
         yield self.per_token
+        yield self.steering.path
         yield self.records
         yield from (self.responses, self.quarantine)
         for kind in ("verdicts", "activations"):

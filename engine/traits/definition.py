@@ -54,6 +54,8 @@ class Trait:
     """The second question to a judge, where it is not the usual one."""
     assistant_name: tuple[str, str] | None = None
     """What the assistant of each side is called before its instruction."""
+    steering_questions: tuple[str, ...] = ()
+    """What a steered model is asked, where it is not `questions`."""
 
     def asked(
         self, polarity: Polarity, instruction_index: int, question_index: int
@@ -83,6 +85,8 @@ class Trait:
             "yes_no_prompt": self.yes_no_prompt,
             "coherence_prompt": self.coherence_prompt,
         }
+        if self.steering_questions:
+            found["steering_questions"] = list(self.steering_questions)
         if self.scale != FULL:
             found |= {"score_min": self.scale.low, "score_max": self.scale.high}
         if self.assistant_name is not None:
@@ -162,6 +166,7 @@ class _File(BaseModel):
     yes_no_prompt: Template | None = None
     coherence_prompt: Template | None = None
     assistant_name: _Names | None = None
+    steering_questions: Annotated[list[Text], Field(min_length=1)] | None = None
     score_min: End = float(FULL.low)
     score_max: End = float(FULL.high)
 
@@ -243,6 +248,7 @@ def parse_definition(name: str, data: bytes, path: str) -> Trait:
         eval_prompt=found.eval_prompt,
         yes_no_prompt=found.yes_no_prompt,
         coherence_prompt=found.coherence_prompt,
+        steering_questions=tuple(found.steering_questions or ()),
         scale=Scale(int(found.score_min), int(found.score_max)),
         assistant_name=(names.pos, names.neg) if names is not None else None,
     )
@@ -270,7 +276,7 @@ def _readable(fault: Any) -> list[str]:
             return ["must be a JSON object"]
         case ("score_min" | "score_max",):
             wanted = "a whole number"
-        case ("questions",):
+        case ("questions" | "steering_questions",):
             wanted = "a list of strings"
         case ("instruction",):
             one, wanted = "one pair", 'a list of {"pos": ..., "neg": ...}'

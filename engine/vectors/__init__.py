@@ -8,6 +8,7 @@ from .exchange import EXCHANGES, ExportedVectors, export_vectors
 from .fit import Vectors, fit_vectors
 from .methods import DEFAULT_METHODS, METHODS, check_methods
 from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, Recommendation
+from .table_file import read_table, write_table
 from .trait_vectors import StaleWarning, TraitVectors, load_vectors, open_vectors
 from .transfer import evaluated_traits, read_transfer, update_transfer
 from .vector_files import Format, load_vector, write_vectors
@@ -38,8 +39,10 @@ __all__ = [
     "load_vectors",
     "open_vectors",
     "read_evaluation",
+    "read_table",
     "read_transfer",
     "update_transfer",
     "write_evaluation",
+    "write_table",
     "write_vectors",
 ]

@@ -14,6 +14,7 @@ from traitmill.engine.statistics import (
     effective_groups,
     estimate,
     fold_auroc,
+    grouped_mean,
     once,
     wilson,
 )
@@ -79,3 +80,19 @@ def test_rows_of_one_group_weigh_the_same_in_every_figure():
 
 def test_once_counts_every_row():
     assert once(4).total(np.array([1.0, 2.0, 3.0, 5.0])).tolist() == [11]
+
+
+def test_a_grouped_mean_is_students_over_the_groups() -> None:
+    from scipy.stats import ttest_1samp
+
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(7), [1, 2, 3, 1, 4, 2, 5])
+    values = rng.normal(5, 2, len(groups)) + groups
+    means = [values[groups == group].mean() for group in range(7)]
+    found = grouped_mean(values, groups)
+    expected = ttest_1samp(means, 0).confidence_interval(0.95)
+    assert found.value == pytest.approx(np.mean(means))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    one = grouped_mean(values[:1], groups[:1])
+    assert (one.value, one.low, one.high) == (values[0], -np.inf, np.inf)
+    assert np.isnan(grouped_mean(values[:0], groups[:0])).all()

@@ -1,0 +1,111 @@
+"""`traitmill steer`: what a trait's vectors do to answers, against baselines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from traitmill.engine.errors import UsageError
+from traitmill.engine.settings import POOLS
+
+from . import options
+from .options import Option
+from .render import complain, say
+from .session import leave_if, watched
+
+if TYPE_CHECKING:
+    from traitmill.engine.steering import SteeredTrait, SteeringResult
+
+POSITIONS = ("response", "prompt", "all")
+PARAMS = (
+    *options.SELECTION,
+    Option("methods", "Comma-separated.  [the recommended one]", "Vectors", common=True),
+    Option(
+        "layers",
+        "Layers, such as 5,10-15, each with its own vector.  [the recommended one]",
+        "Vectors",
+        common=True,
+        type=options.Layers(),
+    ),
+    Option(
+        "coefficients",
+        "Comma-separated, in units of the layer's mean residual norm.  [a grid of both signs, "
+        "finer where coherence breaks]",
+        "Vectors",
+        common=True,
+    ),
+    Option(
+        "positions",
+        "Whose states are moved: the response's tokens, the prompt's, or all.  [response]",
+        "Vectors",
+        common=True,
+        type=click.Choice(POSITIONS),
+    ),
+    Option(
+        "n_examples",
+        "Responses of each coefficient and baseline.  [20]",
+        "What",
+        common=True,
+        type=int,
+    ),
+    Option("n_random", "Random vectors of the same length to compare with.  [5]", "What", type=int),
+    Option("coherence", "Least mean coherence that holds.  [75]", "What", type=float),
+    Option("pool", f"Of the vectors.  [{POOLS[0]}]", "Vectors", type=click.Choice(POOLS)),
+    *(each for each in options.SAMPLING if each.name in ("max_new_tokens", "seed")),
+    *options.JUDGE,
+    *(each for each in options.MACHINE if each.name != "capture_device"),
+)
+
+
+@click.command(cls=options.GroupedCommand, params=PARAMS)
+def command(**given: Any) -> int:
+    """Answer a trait's questions, without an instruction, with its vector added to the model.
+
+    Answers are judged for the trait and for coherence, beside unsteered ones, those under a pos
+    instruction and those of random vectors. Writes steering.parquet and steering/responses.csv in
+    each trait's folder; traitmill report shows them. Run again, it goes on where it was.
+    """
+    from traitmill.engine.steering import steer
+
+    arguments = options.arguments(given)
+    if "methods" in arguments:
+        names = arguments["methods"].split(",")
+        arguments["methods"] = [name.strip() for name in names if name.strip()]
+    if "layers" in arguments and arguments["layers"] is None:
+        raise UsageError("`layers` all is too much to steer at: name the layers, as 12,16")
+    if "coefficients" in arguments:
+        arguments["coefficients"] = _numbers(arguments["coefficients"])
+    result = watched(steer, arguments)
+    say_result(result)
+    leave_if(interrupted=result.interrupted)
+    return result.exit_code
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"`coefficients` {text[:60]!r}: write numbers with commas between them, as 0.25,-0.5"
+        ) from None
+
+
+def say_result(result: SteeringResult) -> None:
+    """Write what steering came to, by trait."""
+    for trait in result.traits.values():
+        say_steered(trait)
+    complain(*result.errors.values())
+    if result.interrupted:
+        say("interrupted; everything is stored. Run the same command again to go on")
+    elif result.errors:
+        say("what is stored is safe; run the same command again to go on")
+    if result.log is not None and result.log.exists():
+        say(f"{result.seconds:.0f} s; log: {result.log}")
+
+
+def say_steered(trait: SteeredTrait) -> None:
+    """Write one trait's claim, and where its figures stand."""
+    say(f"{trait.name}: {trait.claim.sentence}")
+    root = trait.folder
+    say(f"  figures: {root.steering_table}, texts: {root.steering.path / 'responses.csv'}")

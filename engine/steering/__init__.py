@@ -1,0 +1,21 @@
+"""What a trait's vectors do: added while the model answers, judged, against baselines."""
+
+from __future__ import annotations
+
+from .commands import COHERENCE, N_EXAMPLES, N_RANDOM, SteeredTrait, SteeringResult, steer
+from .conditions import GRID, POSITIONS
+from .files import read_study
+from .glimpse import glimpse
+
+__all__ = [
+    "COHERENCE",
+    "GRID",
+    "N_EXAMPLES",
+    "N_RANDOM",
+    "POSITIONS",
+    "SteeredTrait",
+    "SteeringResult",
+    "glimpse",
+    "read_study",
+    "steer",
+]

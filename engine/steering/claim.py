@@ -1,0 +1,84 @@
+"""What a study says of a vector, in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..statistics import Estimate
+from .conditions import PROMPT, UNSTEERED, Condition
+from .figures import Answers, furthest, random_beside
+from .study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The effect of the first target's vector, as far out as its texts are coherent."""
+
+    method: str
+    layer: int
+    coefficient: float | None
+    """The largest whose coherence holds; None where not even the smallest does."""
+    has_effect: bool
+    """Whether the score rises above unsteered and above random vectors, both intervals above 0."""
+    sentence: str
+
+
+def make_claim(study: Study, answers: Answers) -> Claim:
+    """Return what the study says of its first target, the one that was to be tried."""
+    target = study.vectors.targets[0]
+    place = (target.method, target.layer)
+    name = f"{target.method} at layer {target.layer}"
+    best = furthest(answers, place, study.asked.coherence)
+    least = f"{study.asked.coherence:g}"
+    plain, _ = answers.mean(answers.scores, UNSTEERED)
+    if best is None:
+        smallest = min(c for c in study.grid[place] if c > 0) if _has_positive(study) else 0.0
+        said = (
+            f"No effect can be stated: {name} breaks coherence (below {least}) at the smallest "
+            f"coefficient tried, {smallest:g}; try smaller ones."
+        )
+        if not smallest:
+            said = f"No effect can be stated: no positive coefficient of {name} was tried."
+        return Claim(*place, None, has_effect=False, sentence=said)
+    over, _ = answers.difference(best, UNSTEERED)
+    beyond, _ = answers.difference(best, random_beside(best))
+    has_effect = over.low > 0 and beyond.low > 0
+    sentence = _sentence(answers, best, name, plain, over, beyond, least, has_effect=has_effect)
+    return Claim(*place, best.coefficient, has_effect=has_effect, sentence=sentence)
+
+
+def _has_positive(study: Study) -> bool:
+    return any(c > 0 for coefficients in study.grid.values() for c in coefficients)
+
+
+def _sentence(
+    answers: Answers,
+    best: Condition,
+    name: str,
+    plain: Estimate,
+    over: Estimate,
+    beyond: Estimate,
+    least: str,
+    *,
+    has_effect: bool,
+) -> str:
+    score, _ = answers.mean(answers.scores, best)
+    coherence, _ = answers.mean(answers.coherence, best)
+    prompt, _ = answers.mean(answers.scores, PROMPT)
+    verdict = "No effect is shown" if not has_effect else "The vector steers"
+    return (
+        f"{verdict}: {name}, added at {best.coefficient:g} of the residual norm to "
+        f"{_where(best)}, moves the mean score from {plain.value:.1f} to {score.value:.1f} "
+        f"({_ranged(over)}); against random vectors of that length the difference is "
+        f"{_ranged(beyond)}, the pos instruction alone reaches {prompt.value:.1f}, and coherence "
+        f"there is {coherence.value:.0f} (at least {least} holds)."
+    )
+
+
+def _where(condition: Condition) -> str:
+    words = {"response": "the response", "prompt": "the prompt", "all": "prompt and response"}
+    return words[condition.positions or "all"]
+
+
+def _ranged(estimate: Estimate) -> str:
+    return f"{estimate.value:+.1f}, 95 % interval {estimate.low:+.1f} to {estimate.high:+.1f}"

@@ -1,0 +1,235 @@
+"""The front door of steering: what a trait's vectors do to answers, measured."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import storage
+from ..errors import ExitCode, TraitmillError, UsageError
+from ..models import check_support, lazy_tokenizer
+from ..run import (
+    Listener,
+    OpenBackends,
+    Progress,
+    Work,
+    check_judge,
+    check_machine,
+    generating_model,
+    new_log,
+    open_backends,
+    recorded_trait,
+    resolve,
+    select,
+)
+from ..settings import DEFAULT_POOL
+from ..storage import TraitFolder, lock_traits
+from ..traits import load_traits
+from .claim import Claim
+from .conditions import POSITIONS, Positions, check_coefficients
+from .files import write_study
+from .making import Which, make_study
+from .study import Asked, Study
+from .working import Outcome, work_on
+
+N_EXAMPLES = 20
+"""Responses of each condition, where nothing else is said."""
+N_RANDOM = 5
+COHERENCE = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class SteeredTrait:
+    """What steering with one trait's vectors came to."""
+
+    name: str
+    folder: TraitFolder
+    claim: Claim
+    samples: tuple[tuple[str, tuple[str, ...]], ...]
+    """A question, and the beginning of an answer to it for each coefficient, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringResult:
+    """How steering ended, by trait."""
+
+    traits: Mapping[str, SteeredTrait]
+    errors: Mapping[str, TraitmillError]
+    interrupted: bool
+    seconds: float
+    log: Path | None
+    """None where no model was loaded."""
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that the command ends with."""
+        if self.interrupted:
+            return ExitCode.INTERRUPTED
+        return max((error.exit_code for error in self.errors.values()), default=ExitCode.OK)
+
+
+async def steer(
+    experiment: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    coefficients: Sequence[float] | None = None,
+    positions: Positions = "response",
+    n_examples: int = N_EXAMPLES,
+    n_random: int = N_RANDOM,
+    coherence: float = COHERENCE,
+    pool: str = DEFAULT_POOL,
+    force_unlock: bool = False,
+    listener: Listener | None = None,
+    stop: asyncio.Event | None = None,
+    backends: OpenBackends = open_backends,
+    **given: Any,
+) -> SteeringResult:
+    """Generate answers with a trait's vectors added, judge them, and say what the vectors do.
+
+    The vectors are those of `methods` at `layers`, by default the recommended one. `coefficients`
+    are in units of the layer's mean residual norm; None is a grid of both signs, made finer where
+    coherence breaks. `n_examples` responses are generated of each coefficient, of the model
+    unsteered, under a pos instruction, and with `n_random` vectors of random direction. `coherence`
+    is the least mean coherence that holds. `given` are settings by name; what is not given is what
+    the trait's run has. What is stored is not made again.
+
+    Raise UsageError, AccessError, LockedError or DefinitionError before anything loads. What goes
+    wrong later stands in the result.
+    """
+    listener = listener or Listener()
+    asked = _asked(positions, coefficients, n_random, n_examples, coherence)
+    folders = select(experiment, traits)
+    edited = {each.name: each for each in load_traits({n: f.path for n, f in folders.items()})}
+    records = {name: storage.need_record(folder) for name, folder in folders.items()}
+    settings, remarks = resolve(folders, {**given, "capture": "none"})
+    first = next(iter(settings.values()))
+    check_machine(folders, first)
+    check_judge(first)
+    for line in remarks:
+        listener.notice(line)
+    ref = generating_model(records)
+    check_support(ref, captures=False)
+    started, prompts = time.monotonic(), lazy_tokenizer(ref)
+    with lock_traits(list(folders.values()), force_unlock=force_unlock):
+        studies = []
+        for name, folder in folders.items():
+            studies.append(
+                make_study(
+                    recorded_trait(name, records[name], edited[name]),
+                    folder,
+                    settings[name],
+                    prompts(records[name].created, settings[name].sampling),
+                    asked,
+                    Which(methods, layers, pool),
+                    listener.notice,
+                )
+            )
+        return await _steer(studies, ref, listener, stop or asyncio.Event(), backends, started)
+
+
+def _asked(
+    positions: Positions,
+    coefficients: Sequence[float] | None,
+    n_random: int,
+    n_examples: int,
+    coherence: float,
+) -> Asked:
+    if positions not in POSITIONS:
+        raise UsageError(
+            f"`positions` {positions!r} is unknown; choose from {', '.join(POSITIONS)}"
+        )
+    for name, value in (("n_random", n_random), ("n_examples", n_examples)):
+        if not 1 <= value <= 10_000:
+            raise UsageError(f"`{name}` must be from 1 to 10,000, not {value}")
+    if not 0 <= coherence <= 100:
+        raise UsageError(f"`coherence` must lie between 0 and 100, not {coherence}")
+    chosen = None if coefficients is None else check_coefficients(coefficients)
+    return Asked(
+        positions=positions,
+        coefficients=chosen,
+        n_random=n_random,
+        n_examples=n_examples,
+        coherence=coherence,
+    )
+
+
+async def _steer(
+    studies: Sequence[Study],
+    ref: Any,
+    listener: Listener,
+    stop: asyncio.Event,
+    backends: OpenBackends,
+    started: float,
+) -> SteeringResult:
+    outcomes: dict[str, Outcome] = {}
+    log = None
+    unfinished = [study for study in studies if await asyncio.to_thread(_is_left, study)]
+    if unfinished:
+        runs = [await asyncio.to_thread(study.open) for study in unfinished]
+        log = new_log(unfinished[0].owner.experiment)
+        work = Work(
+            ref=ref,
+            settings=unfinished[0].settings,
+            runs=runs,
+            generates=True,
+            judges=True,
+            captures=False,
+            log=log,
+            notice=listener.notice,
+            steers=True,
+        )
+        progress = Progress(log, captures=False, runs=runs)
+        listener.began(progress)
+        try:
+            async with AsyncExitStack() as stack:
+                opened = await stack.enter_async_context(backends(work))
+                progress.backends = opened
+                for study, run in zip(unfinished, runs, strict=True):
+                    if not stop.is_set():
+                        found = await work_on(study, run, opened, progress, stop)
+                        outcomes[study.owner.name] = found
+        finally:
+            listener.ended()
+    else:
+        listener.notice("everything is done already: no model is loaded")
+    return _result(studies, outcomes, stop, log, started)
+
+
+def _is_left(study: Study) -> bool:
+    """Whether anything of a study is to be done; rounds that are finished are stepped over."""
+    while True:
+        if study.left():
+            return True
+        if study.settings.judge.is_local and study.scale is None:
+            return True
+        if not study.refine():
+            break
+    conditions = [c for c in study.plan.conditions if c.kind != "prompt"]
+    return any(study.side_effects(condition) is None for condition in conditions)
+
+
+def _result(
+    studies: Sequence[Study],
+    outcomes: Mapping[str, Outcome],
+    stop: asyncio.Event,
+    log: Path | None,
+    started: float,
+) -> SteeringResult:
+    steered, errors = {}, {}
+    interrupted = stop.is_set() or any(each.interrupted for each in outcomes.values())
+    for study in studies:
+        name = study.owner.name
+        outcome = outcomes.get(name)
+        if outcome is not None and outcome.error is not None:
+            errors[name] = outcome.error
+        elif not interrupted:
+            claim, samples = write_study(study)
+            steered[name] = SteeredTrait(name, study.owner, claim, samples)
+    return SteeringResult(steered, errors, interrupted, time.monotonic() - started, log)

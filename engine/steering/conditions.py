@@ -1,0 +1,129 @@
+"""What a study compares: a vector at some coefficients, and the baselines beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..errors import UsageError
+
+Kind = Literal["unsteered", "prompt", "steered", "random"]
+Positions = Literal["response", "prompt", "all"]
+POSITIONS: tuple[Positions, ...] = ("response", "prompt", "all")
+GRID = (0.125, 0.25, 0.5, 1.0)
+"""Coefficients to begin with, of both signs, in units of the layer's mean residual norm."""
+REFINEMENTS = 2
+"""Rounds that halve the gap in which coherence breaks, on each side."""
+_LARGEST = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A trait's vector at one layer."""
+
+    method: str
+    layer: int
+    vector: np.ndarray
+    """float32 `[hidden_dim]`: its direction, as long as the layer's mean residual norm."""
+
+    @property
+    def norm(self) -> float:
+        return float(np.linalg.norm(self.vector))
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Under what responses are generated."""
+
+    kind: Kind
+    method: str = ""
+    """Of steered and of random responses: whose target they stand beside."""
+    layer: int = -1
+    coefficient: float = 0.0
+    """In units of the layer's mean residual norm."""
+    positions: Positions | Literal[""] = ""
+
+    def __str__(self) -> str:
+        if self.kind in ("unsteered", "prompt"):
+            return self.kind
+        return f"{self.kind} {self.coefficient:+g} at layer {self.layer}"
+
+
+UNSTEERED, PROMPT = Condition("unsteered"), Condition("prompt")
+
+
+def conditions(
+    grid: Mapping[tuple[str, int], Sequence[float]], positions: Positions
+) -> tuple[Condition, ...]:
+    """Return what is compared, for the coefficients of each method and layer.
+
+    Random vectors stand beside the positive coefficients of each layer, once a layer.
+    """
+    found: dict[Condition, None] = {UNSTEERED: None, PROMPT: None}
+    for (method, layer), coefficients in grid.items():
+        for coefficient in sorted(coefficients):
+            found[Condition("steered", method, layer, coefficient, positions)] = None
+    for (_, layer), coefficients in grid.items():
+        for coefficient in sorted(coefficients):
+            if coefficient > 0:
+                found[Condition("random", "random", layer, coefficient, positions)] = None
+    return tuple(found)
+
+
+def refined(coherence: Mapping[float, float], least: float) -> list[float]:
+    """Return the coefficients to try next: on each side, the middle of where coherence breaks.
+
+    `coherence` is the mean by coefficient. A side on which it never breaks, or breaks nowhere
+    above its smallest, is left as it is.
+    """
+    found = []
+    for sign in (-1, 1):
+        side = sorted(abs(c) for c in coherence if c * sign > 0)
+        holds = largest_coherent(coherence, least, sign)
+        beyond = [size for size in side if size > abs(holds)]
+        if beyond and side:
+            found.append(sign * round((abs(holds) + beyond[0]) / 2, 4))
+    return [coefficient for coefficient in found if coefficient not in coherence]
+
+
+def largest_coherent(coherence: Mapping[float, float], least: float, sign: int = 1) -> float:
+    """Return the coefficient furthest out on a side up to which the coherence holds; 0 is none.
+
+    A coefficient counts only where every smaller one on its side holds too.
+    """
+    holds = 0.0
+    for size in sorted(abs(c) for c in coherence if c * sign > 0):
+        if not coherence[sign * size] >= least:
+            break
+        holds = sign * size
+    return holds
+
+
+def random_vectors(norm: float, dim: int, layer: int, count: int) -> list[np.ndarray]:
+    """Return vectors of random direction and one norm, float32 `[dim]` each; ever the same."""
+    found = []
+    for draw in range(count):
+        vector = np.random.default_rng([2026, layer, draw]).standard_normal(dim)
+        found.append((norm * vector / np.linalg.norm(vector)).astype(np.float32))
+    return found
+
+
+def digest(content: object) -> bytes:
+    """Return the sha256 of canonical JSON."""
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).digest()
+
+
+def check_coefficients(given: Sequence[float]) -> tuple[float, ...]:
+    """Return coefficients in ascending order, 0 left out. Raise UsageError."""
+    found = sorted({float(each) for each in given} - {0.0})
+    if not found or not all(abs(each) <= _LARGEST for each in found):
+        raise UsageError(
+            "`coefficients` must be numbers other than 0, in units of the mean residual norm, from "
+            f"-{_LARGEST:g} to {_LARGEST:g}; 0.5 adds a vector half as long as the residual stream"
+        )
+    return tuple(found)

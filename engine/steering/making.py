@@ -1,0 +1,136 @@
+"""A study made ready: which vectors, as long as what they are added to, and which questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .. import storage
+from ..errors import UsageError
+from ..models import Prompts
+from ..outputs import Activations, load_activations
+from ..settings import RunSettings
+from ..storage import TraitFolder
+from ..traits import Trait
+from ..vectors import check_methods, load_vector, read_evaluation
+from .conditions import Target
+from .plan import Vectors
+from .study import Asked, Study
+
+_UNSEEN = 5
+"""Questions that no kept response answers, from which on those alone are asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which vectors of a trait; None are the recommended method and layer."""
+
+    methods: Sequence[str] | None
+    layers: Sequence[int] | None
+    pool: str
+
+
+def make_study(
+    trait: Trait,
+    folder: TraitFolder,
+    settings: RunSettings,
+    prompts: Prompts,
+    asked: Asked,
+    which: Which,
+    notice: Callable[[str], None],
+) -> Study:
+    """Return a trait's study. The trait's lock is held.
+
+    Raise UsageError where vectors are missing or stale, or the judge cannot place its scores.
+    """
+    activations = load_activations(folder, which.pool)
+    targets = _targets(folder, activations, which)
+    questioned, said = _questions(trait, activations)
+    notice(f"{folder.name}: {said}")
+    return Study(
+        trait=replace(questioned, name=folder.steering.name),
+        folder=folder.steering,
+        owner=folder,
+        settings=settings,
+        record=storage.need_record(folder),
+        own_judge=_own_judge(folder, settings),
+        prompts=prompts,
+        vectors=Vectors(targets, asked.n_random),
+        pool=which.pool,
+        activations_sha256=activations.sha256,
+        asked=asked,
+        notice=notice,
+    )
+
+
+def _targets(folder: TraitFolder, activations: Activations, which: Which) -> tuple[Target, ...]:
+    """Return the vectors to steer with, as long as the mean residual norm of their layers.
+
+    Raise UsageError where one is missing, was fitted to other activations, or none is recommended.
+    """
+    methods, layers = which.methods, which.layers
+    best = read_evaluation(folder, activations.metadata, activations.pool).recommendation
+    if best is None and (methods is None or layers is None):
+        raise UsageError(
+            f"{folder.path}: no vector is recommended, since nothing could be held out; name "
+            "`methods` and `layers`"
+        )
+    names = check_methods(methods) if methods is not None else [best.method if best else ""]
+    chosen = list(layers) if layers is not None else [best.layer if best else 0]
+    found = []
+    for method in names:
+        for layer in chosen:
+            if layer < 0 or layer not in activations.layers:
+                raise UsageError(f"`layers` {layer}: {folder.path} has no such block captured")
+            vector, facts = load_vector(folder, method, layer, activations.pool)
+            if facts.get("activations_sha256") != activations.sha256:
+                raise UsageError(
+                    f"{folder.vectors}: the vectors are of other activations than {folder.path} "
+                    "holds now; make them anew",
+                    folder.step("vectors", pool=activations.pool),
+                )
+            norm = float(np.linalg.norm(activations.rows_at(layer), axis=1).mean())
+            length = float(np.linalg.norm(vector))
+            if not (np.isfinite(vector).all() and length > 0):
+                raise UsageError(f"{folder.vectors}: {method} at layer {layer} has no direction")
+            found.append(Target(method, layer, (vector * (norm / length)).astype(np.float32)))
+    return tuple(found)
+
+
+def _questions(trait: Trait, activations: Activations) -> tuple[Trait, str]:
+    """Return the trait with the questions to ask, and in words which those are."""
+    if trait.steering_questions:
+        count = len(trait.steering_questions)
+        return replace(trait, questions=trait.steering_questions), f"{count} steering_questions"
+    seen = set(activations.metadata.question_index)
+    unseen = tuple(q for i, q in enumerate(trait.questions) if i not in seen)
+    if len(unseen) >= _UNSEEN:
+        return replace(trait, questions=unseen), f"{len(unseen)} questions that no vector has seen"
+    return trait, (
+        f"{len(trait.questions)} questions, which the vectors were fitted on too (with an "
+        "instruction); `steering_questions` in the definition are asked instead where there are any"
+    )
+
+
+def _own_judge(folder: TraitFolder, settings: RunSettings) -> storage.JudgeFacts | None:
+    """Return the facts of the judge in use from the trait's own run.
+
+    Raise UsageError for a local judge that has not judged the trait: its scores are placed by that.
+    """
+    asked = settings.judge
+    found = [
+        facts
+        for facts in storage.verdict_sets(folder).values()
+        if (facts.model, facts.mode, facts.extra) == (asked.model, asked.mode, asked.extra)
+    ]
+    if found:
+        return found[-1]
+    if asked.is_local:
+        raise UsageError(
+            f"`judge_model` {asked.model} places answers between the two sides of a trait, and has "
+            "not judged them yet; judge them with it first",
+            folder.step("judge", judge_model=asked.model),
+        )
+    return None

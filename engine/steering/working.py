@@ -1,0 +1,167 @@
+"""A study's work on loaded models: responses, verdicts, and what the engine alone can tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import TraitmillError
+from ..generation import Shift
+from ..records import Response, Sample
+from ..run import Backends, Pipeline, Progress
+from .conditions import Condition
+from .fluency import shuffled
+from .plan import StudyPlan, Vectors, shift_at, shift_of
+from .study import Study, StudyRun
+
+
+class Steerable(Protocol):
+    """What a study needs of an engine; `generation.SteeredEngine` is one."""
+
+    @property
+    def max_in_flight(self) -> int: ...
+    async def load_vectors(self, vectors: Sequence[tuple[int, np.ndarray]]) -> None: ...
+    async def steered(self, sample: Sample, shift: Shift | None) -> Response: ...
+    async def logprobs(
+        self, prompt: Sequence[int], response: Sequence[int], shift: Shift | None
+    ) -> tuple[float, ...] | None: ...
+
+
+class SteeredGenerator:
+    """Makes a plan's responses, each under its condition.
+
+    A response's `logprobs` are the unsteered model's, after the question without an instruction.
+    """
+
+    def __init__(self, engine: Steerable, study: Study, plan: StudyPlan) -> None:
+        self._engine, self._study, self._plan = engine, study, plan
+
+    @property
+    def max_in_flight(self) -> int:
+        return self._engine.max_in_flight
+
+    async def generate(self, sample: Sample) -> Response:
+        """Generate one response. Raise EngineDiedError."""
+        shift = shift_of(self._plan, self._study.vectors, sample)
+        response = await self._engine.steered(sample, shift)
+        if response.status != "ok":
+            return response
+        bare = self._study.prompts("", sample.question)
+        found = await self._engine.logprobs(bare, response.response_token_ids, None)
+        return replace(response, logprobs=found)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How the work on a study ended."""
+
+    interrupted: bool = False
+    error: TraitmillError | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be done."""
+        return self.interrupted or self.error is not None
+
+
+async def work_on(
+    study: Study, run: StudyRun, backends: Backends, progress: Progress, stop: asyncio.Event
+) -> Outcome:
+    """Do what is left of a study, round by round. `run` is its first round, opened.
+
+    What is done is stored; what goes wrong stands in the outcome.
+    """
+    engine: Any = backends.generator
+    try:
+        await engine.load_vectors(study.vectors.numbered())
+        while True:
+            outcome = await _round(study, run, backends, progress, stop)
+            if outcome.over or not study.refine():
+                break
+            study.notice(f"{study.owner.name}: a round of {_said(study)}")
+            run = await asyncio.to_thread(study.open)
+        if not outcome.over:
+            await _side_effects(study, engine, stop)
+            outcome.interrupted = stop.is_set()
+    except TraitmillError as error:
+        return Outcome(error=error)
+    return outcome
+
+
+def _said(study: Study) -> str:
+    count = sum(len(coefficients) for coefficients in study.grid.values())
+    return f"{count} coefficients, closer to where coherence breaks"
+
+
+async def _round(
+    study: Study, run: StudyRun, backends: Backends, progress: Progress, stop: asyncio.Event
+) -> Outcome:
+    """Generate what the round lacks, and have it judged."""
+    engine: Any = backends.generator
+    own = replace(backends, generator=SteeredGenerator(engine, study, study.plan))
+    outcome = await _through(study, run, own, progress, stop)
+    if outcome.over:
+        return outcome
+    coherence = await asyncio.to_thread(study.open_coherence)
+    if coherence is None:
+        await _measure_scale(study, engine)
+        return outcome
+    judged = run.judge
+    if coherence.judge.profile is None:
+        coherence.learn(profile=judged.profile, endpoint=judged.endpoint)
+    return await _through(study, coherence, replace(backends, generator=None), progress, stop)
+
+
+async def _through(
+    study: Study, run: StudyRun, backends: Backends, progress: Progress, stop: asyncio.Event
+) -> Outcome:
+    pipeline = Pipeline([run], study.settings, backends, study.notice)
+    progress.runs, progress.pipeline = [run], pipeline
+    await pipeline.run(stop)
+    await asyncio.to_thread(study.open)  # the end of a run merges the parts it has indexed
+    error = next(iter(pipeline.errors.values()), run.error)
+    return Outcome(pipeline.interrupted, error)
+
+
+async def _measure_scale(study: Study, engine: Steerable) -> None:
+    """Measure what unsteered answers and their tokens in random order are worth."""
+    if study.scale is not None:
+        return
+    answers = study.answers()
+    mixed = [shuffled(each.response_token_ids, each.sample.seed) for each in answers]
+    bare = [study.prompts("", each.sample.question) for each in answers]
+    found = await asyncio.gather(
+        *(engine.logprobs(prompt, ids, None) for prompt, ids in zip(bare, mixed, strict=True))
+    )
+    lost = [float(np.mean(each)) for each in found if each]
+    own = [float(np.mean(each.logprobs)) for each in answers if each.logprobs]
+    study.note_scale(own, lost, [each.response_token_ids for each in answers])
+
+
+async def _side_effects(study: Study, engine: Steerable, stop: asyncio.Event) -> None:
+    """Measure how likely the model's own unsteered answers are under each condition."""
+    answers = await asyncio.to_thread(study.answers)
+    for condition in study.plan.conditions:
+        known = condition.kind == "prompt" or study.side_effects(condition) is not None
+        if known or stop.is_set():
+            continue
+        found = await asyncio.gather(
+            *(
+                _likelihood(engine, study.vectors, condition, k, answer)
+                for k, answer in enumerate(answers)
+            )
+        )
+        study.note_side_effects(condition, list(found))
+
+
+async def _likelihood(
+    engine: Steerable, vectors: Vectors, condition: Condition, k: int, answer: Response
+) -> float | None:
+    prompt = answer.sample.prompt_token_ids
+    shift = shift_at(vectors, condition, k, len(prompt))
+    found = await engine.logprobs(prompt, answer.response_token_ids, shift)
+    return float(np.mean(found)) if found else None

@@ -1,0 +1,82 @@
+"""What the report says of steering: the claim, the table, answers side by side."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.report.pages import HOSTILE
+from tests.support.toy import LAYER, METHOD, Toy, make_toy
+from traitmill.engine.errors import UsageError
+from traitmill.engine.outputs import audit_table
+from traitmill.engine.report import page as page_module
+from traitmill.engine.report import write_trait_report
+from traitmill.engine.steering import read_study
+from traitmill.engine.storage import TraitFolder
+from traitmill.engine.vectors import write_table
+
+
+@pytest.fixture
+async def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    """A study of real records."""
+    monkeypatch.setattr(page_module, "audit_table", audit_table)
+    made = await make_toy(tmp_path)
+    steered = made.engine.steered
+
+    async def hostile(sample: object, shift: object) -> object:
+        response = await steered(sample, shift)  # type: ignore[arg-type]
+        object.__setattr__(response, "response", f"{response.response} {HOSTILE}")
+        return response
+
+    made.engine.steered = hostile  # type: ignore[assignment,method-assign]
+    await made.steer(methods=[METHOD], layers=[LAYER], n_examples=10)
+    return made
+
+
+async def test_r24_the_page_says_what_the_figures_say(toy: Toy) -> None:
+    folder = TraitFolder(toy.folder)
+    page = write_trait_report(folder).read_text()
+    section = page[page.index('id="steering"') : page.index('id="audit"')]
+    table, facts = read_study(folder)
+    sentence = re.sub(r"<[^>]*>", "", section)
+    assert facts["claim"]["sentence"].replace("&", "&amp;") in sentence
+    for row in table.filter(measure="trait_score").to_dicts():
+        assert f"{row['value']:.2f}" in section
+    cells = re.findall(r'<th scope="row">([^<]*)</th>', section)
+    assert cells[:2] == ["nothing", "the pos instruction"]
+    assert "+0.5" in cells
+    assert "-0.125" in cells
+    assert "random +0.5" in cells
+    assert "<script>document" not in section, "answers are text"
+    assert "&lt;script&gt;document" in section
+    for suffix in ("svg", "png"):
+        assert (toy.folder / "plots" / f"steering.{suffix}").stat().st_size > 5000
+    assert write_trait_report(folder).read_text() == page
+
+
+async def test_a_page_without_steering_has_no_such_section(toy: Toy) -> None:
+    folder = TraitFolder(toy.folder)
+    write_trait_report(folder)
+    folder.steering_table.unlink()
+    page = write_trait_report(folder).read_text()
+    assert 'id="steering"' not in page
+    assert not (toy.folder / "plots" / "steering.svg").exists()
+
+
+async def test_figures_that_were_changed_are_refused(toy: Toy) -> None:
+    folder = TraitFolder(toy.folder)
+    data = bytearray(folder.steering_table.read_bytes())
+    data[100] ^= 1
+    folder.steering_table.write_bytes(bytes(data))
+    with pytest.raises(UsageError, match="checksum differs"):
+        write_trait_report(folder)
+
+
+async def test_steering_with_vectors_of_other_activations_is_not_shown(toy: Toy) -> None:
+    folder = TraitFolder(toy.folder)
+    assert 'id="steering"' in write_trait_report(folder).read_text()
+    table, facts = read_study(folder)
+    write_table(folder.steering_table, table, {**facts, "activations_sha256": "0" * 64})
+    assert 'id="steering"' not in write_trait_report(folder).read_text()
