@@ -14,6 +14,8 @@ from .render import say
 TRAIT = "poem"
 N_EXAMPLES = 50
 MAX_NEW_TOKENS = 64
+COEFFICIENTS, QUESTIONS = (0.25, 0.45), 3
+"""What is shown of steering, beside unsteered answers."""
 PARAMS = (
     options.EXPERIMENTS_DIR,
     options.Option(
@@ -53,5 +55,37 @@ def command(experiments_dir: Path, seed: int, *, new_run: bool) -> int:
         }
     )
     if code == ExitCode.OK:
+        _show_steering(experiments_dir / "demo")
         say(f"look at {folder}/report.html, or at your own trait: docs/creating_traits.md")
     return code
+
+
+def _show_steering(experiment: Path) -> None:
+    """Answer a few questions with the trait's vector added, side by side by coefficient."""
+    import asyncio
+
+    from traitmill.engine.steering import glimpse
+    from traitmill.engine.storage import TraitFolder
+
+    from .display import Display
+    from .render import command as command_of
+
+    display = Display()
+    say("steering: the same questions without an instruction, the vector added to the model")
+    try:
+        found = asyncio.run(
+            glimpse(
+                experiment,
+                TRAIT,
+                coefficients=COEFFICIENTS,
+                n_questions=QUESTIONS,
+                listener=display,
+            )
+        )
+    finally:
+        display.ended()
+    for question, answers in found:
+        say(f"\n{question}")
+        for coefficient, answer in zip((0.0, *COEFFICIENTS), answers, strict=True):
+            say(f"  {coefficient:<5g} {' '.join(answer.split())[:160]}")
+    say(f"\nmeasure it: {command_of(TraitFolder(experiment / TRAIT).step('steer'))}")
