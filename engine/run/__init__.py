@@ -60,6 +60,6 @@ __all__ = [
     "redirected",
     "resolve",
     "scale_remarks",
-    "settings_of",
     "select",
+    "settings_of",
 ]

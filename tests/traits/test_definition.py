@@ -197,3 +197,14 @@ def test_null_is_a_side_without_instruction_and_prompts_without_questions() -> N
     assert whole.asked("pos", 0, 0) == ("", "p")
     assert whole.as_json() == SOUND | {"questions": None}
     assert whole.longest_question() in ("p", "n")
+def test_steering_questions_are_read_kept_and_checked() -> None:
+    trait = parse_definition("t", file(steering_questions=["One?", "Two?"]), "F")
+    assert trait.steering_questions == ("One?", "Two?")
+    assert trait.as_json()["steering_questions"] == ["One?", "Two?"]
+    assert "steering_questions" not in parse_definition("t", file(), "F").as_json()
+    for wrong, words in (
+        ([], "steering_questions: is empty; give at least one"),
+        ("One?", "steering_questions: must be a list of strings, not a string"),
+        ([" "], "steering_questions[0]: is empty"),
+    ):
+        assert faults(file(steering_questions=wrong)) == [words]
