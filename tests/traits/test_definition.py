@@ -197,6 +197,8 @@ def test_null_is_a_side_without_instruction_and_prompts_without_questions() -> N
     assert whole.asked("pos", 0, 0) == ("", "p")
     assert whole.as_json() == SOUND | {"questions": None}
     assert whole.longest_question() in ("p", "n")
+
+
 def test_steering_questions_are_read_kept_and_checked() -> None:
     trait = parse_definition("t", file(steering_questions=["One?", "Two?"]), "F")
     assert trait.steering_questions == ("One?", "Two?")
