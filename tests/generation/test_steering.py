@@ -207,13 +207,9 @@ async def look(folder: Path) -> Seen:
             scored[index] = found_logprobs
         unsteered = []
         for index, case in enumerate(cases[:6]):
-            zero = Shift(0, 0.0, 0, None)
-            unsteered.append(
-                tuple(
-                    (await engine.steered(sample(case.prompt, index), shift)).response_token_ids
-                    for shift in (zero, None)
-                )
-            )
+            zero = await engine.steered(sample(case.prompt, index), Shift(0, 0.0, 0, None))
+            plain = await engine.steered(sample(case.prompt, index), None)
+            unsteered.append((zero.response_token_ids, plain.response_token_ids))
     return Seen(oracle, cases, before, after, scored, unsteered)
 
 
@@ -237,9 +233,9 @@ def test_r22_a_block_leaves_its_state_plus_c_v_at_the_asked_positions_alone(seen
         assert np.isfinite(difference).all(), "a position that was read was not seen"
         still = expected == 0
         assert (difference[still] == 0).all(), case
-        # float32: the sum is rounded once, at the size of the state.
-        size = np.abs(seen.before[index]) + np.abs(expected)
-        assert (np.abs(difference - expected) <= 3e-7 * size + 1e-12).all(), case
+        # float32: the stream is a sum of two tensors, each rounded at the size of a row's entries.
+        size = np.abs(seen.before[index]).max(-1, keepdims=True) + np.abs(expected)
+        assert (np.abs(difference - expected) <= 1e-6 * size).all(), case
     assert moved > 150
 
 
@@ -257,9 +253,9 @@ def test_r23_states_and_logprobs_are_those_of_transformers_with_a_hook(seen: See
         expected = [table[n - 1 + place, token] for place, token in enumerate(tokens)]
         np.testing.assert_allclose(seen.scored[index], expected, atol=1e-3)
         if case.shift is not None and case.shift.end is None:
-            _, plain = hooked(seen.oracle, [*case.ids, tokens[-1]], None, vectors())
-            other = [plain[n - 1 + place, token] for place, token in enumerate(tokens)]
-            assert np.abs(np.array(other) - expected).max() > 0.05, "steering changes nothing"
+            plain, _ = hooked(seen.oracle, case.ids, None, vectors())
+            moved = np.linalg.norm(plain[-1, -1] - states[-1, -1]) / norms[-1, -1]
+            assert moved > 0.01, "steering changes nothing"
 
 
 @pytest.mark.slow
