@@ -90,7 +90,7 @@ def instruction_of(condition: Condition, trait: Trait, k: int) -> str:
     """Return what stands before the question: only the prompt baseline has an instruction."""
     if condition.kind != "prompt":
         return ""
-    return trait.instruction("pos", k % len(trait.instructions))
+    return trait.asked("pos", k % len(trait.instructions), 0)[0]
 
 
 def make_plan(
@@ -116,6 +116,9 @@ def make_plan(
         sampling.top_k,
         sampling.max_new_tokens,
         sampling.seed,
+        sampling.max_thinking_tokens,
+        sampling.adapter,
+        sampling.adapter_revision,
     ]
     rows: list[tuple[bytes, int, int, int, int, int]] = []
     for index, condition in enumerate(conditions):

@@ -57,9 +57,7 @@ class WatchedEngine(SteeredEngine):
     ) -> Any:
         if parameters.extra_args is None:
             parameters.extra_args = {"watched": f"plain{parameters.seed}"}
-        return await super()._run(
-            prompt_token_ids, parameters, salt=salt * self.salted, **named
-        )
+        return await super()._run(prompt_token_ids, parameters, salt=salt * self.salted, **named)
 
     async def states(self, when: str, name: str, layer: int, n: int) -> np.ndarray:
         data = await self.call("seen", when, name, layer, n)
