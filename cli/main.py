@@ -34,6 +34,7 @@ COMMANDS = {
     "export": "write the CSV and tensor files again from Parquet, without a model",
     "status": "what is planned, generated, judged, captured and kept",
     "plan": "what a run would take of cards, time and money, from configs alone",
+    "agree": "how far your marks of responses and the judge agree",
     "show": "read responses with their scores, kept or not",
     "doctor": "check this machine, a model and a judge before a run",
     "demo": "run everything once on the embedded model, without a GPU, a key or a hub",

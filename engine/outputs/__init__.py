@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .agreement import Agreement, read_agreement
 from .audit import audit_table
 from .csv_files import format_score
 from .export import (
@@ -25,6 +26,7 @@ __all__ = [
     "PAGE_MARK",
     "POOLING",
     "Activations",
+    "Agreement",
     "Exported",
     "Metadata",
     "audit_table",
@@ -39,6 +41,7 @@ __all__ = [
     "measurement",
     "note_stale",
     "noted_stale",
+    "read_agreement",
     "refuse_lost",
     "stale_files",
 ]

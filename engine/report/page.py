@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import TraitmillError
 from ..files import write_atomic
@@ -14,6 +13,8 @@ from ..storage import TraitFolder, pool_suffix
 from ..vectors import evaluated_traits, read_transfer
 from .numbers import TraitFigures, audit, choice, dollars, farthest, method_rows, settings, yields
 from .plots import MANY, NAMES, Picture, trait_pictures, transfer_picture
+from .render import render
+from .responses import write_responses
 from .steering import steered
 
 
@@ -31,7 +32,7 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
     steering = steered(folder, metadata, pool)
     if steering is not None:
         pictures.append(steering.picture)
-    page = _render(
+    page = render(
         "trait.html",
         experiment=folder.experiment.name,
         pool=pool,
@@ -50,6 +51,7 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
         made_from=metadata.tensor_sha256(pool),
     )
     path = _write(folder, page, pictures, pool)
+    write_responses(folder, responses, metadata)
     note_stale(folder)
     return path
 
@@ -82,7 +84,7 @@ def write_experiment_report(
             reach = farthest(transfer)
         else:
             pairs = transfer.to_dicts()
-    page = _render(
+    page = render(
         "experiment.html",
         experiment=experiment.name,
         pool=pool,
@@ -93,19 +95,6 @@ def write_experiment_report(
         reach=reach,
     )
     return _write(TraitFolder(experiment), page, pictures, pool)
-
-
-def _render(template: str, **context: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader(__package__ or ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**context)
 
 
 def _write(folder: TraitFolder, page: str, pictures: Sequence[Picture], pool: str) -> Path:

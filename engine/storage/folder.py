@@ -87,6 +87,10 @@ class TraitFolder:
     def report(self, pool: str = DEFAULT_POOL) -> Path:
         return self.path / f"report{pool_suffix(pool)}.html"
 
+    def responses_page(self, number: int = 0) -> Path:
+        """Where all responses can be read; one of several files from some thousand on."""
+        return self.path / ("responses.html" if number == 0 else f"responses-{number + 1}.html")
+
     @property
     def plots(self) -> Path:
         return self.path / "plots"
@@ -153,6 +157,7 @@ class TraitFolder:
         folders = [self.path / name for name in ("responses", "activations")]
         steered = [self.steering.path, self.steering_table]
         beside = [self.plots, *pages, *steered, self.stale_note]
+        beside += sorted(self.path.glob("responses*.html"))
         found = [*folders, self.vectors, *beside, self.records]
         return [path for path in found if path.exists() or path.is_symlink()]
 

@@ -1,0 +1,60 @@
+"""`traitmill agree`: do you and the judge agree?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from traitmill.engine.errors import ExitCode, UsageError
+
+from . import options
+from .options import Option
+from .render import say
+
+PARAMS = (
+    *options.SELECTION[:2],
+    options.EXPERIMENTS_DIR,
+    Option(
+        "marks",
+        "The CSV that responses.html saved.",
+        "What",
+        common=True,
+        required=True,
+        type=click.Path(path_type=Path),
+    ),
+)
+
+
+@click.command(cls=options.GroupedCommand, params=PARAMS)
+def command(**given: Any) -> int:
+    """Say how far your marks and the judge agree: share, and Cohen's kappa with its interval.
+
+    Open a trait's responses.html (its report links to it), mark what you read as right or wrong,
+    and save the marks.
+    """
+    from traitmill.engine.outputs import read_agreement
+    from traitmill.engine.storage import check_name, select_traits
+
+    if given["trait"] is None:
+        raise UsageError("give `trait` NAME")
+    experiment = check_name(given["experiment"], "experiment")
+    folders = select_traits(given["experiments_dir"], experiment, [given["trait"]])
+    found = read_agreement(folders[given["trait"]], given["marks"])
+    value, low, high = found.share
+    say(
+        f"{found.n} marked, {found.wrong} of them as wrong: you agree with the judge on "
+        f"{value:.0%} (95 % interval {low:.0%} to {high:.0%})"
+    )
+    if found.kappa is None:
+        say(
+            "Cohen's kappa is not defined: of what is marked, all lies on one side of the threshold"
+        )
+    else:
+        value, low, high = found.kappa
+        say(f"Cohen's kappa {value:.2f}, 95 % interval {low:.2f} to {high:.2f}")
+    say("this is of what was marked: for a figure of all, mark responses in the planned order")
+    if found.outdated:
+        say(f"{found.outdated} marks are of scores that changed since, and do not count")
+    return ExitCode.OK

@@ -1,0 +1,79 @@
+"""The page of all responses of a trait: to search, sort, filter and mark."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import write_atomic
+from ..outputs import Metadata
+from ..storage import TraitFolder
+from .render import render
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ROWS_A_FILE = 2000
+"""Responses in one page of them: a browser filters so many at once without a pause."""
+
+
+def write_responses(folder: TraitFolder, responses: pl.DataFrame, metadata: Metadata) -> list[Path]:
+    """Write `responses.html`: every response, to search, sort, filter and mark.
+
+    Beyond `ROWS_A_FILE` rows there are several files. They need no network; what is marked stays in
+    the browser until it is saved as CSV, which `agree` reads.
+    """
+    rows = readable(responses)
+    starts = range(0, max(1, len(rows)), ROWS_A_FILE)
+    paths = [folder.responses_page(number) for number in range(len(starts))]
+    script = files(__package__ or "").joinpath("templates/responses.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    for number, (path, start) in enumerate(zip(paths, starts, strict=True)):
+        suffix = f"-{number + 1}" if number else ""
+        page = render(
+            "responses.html",
+            experiment=folder.experiment.name,
+            trait=folder.name,
+            model=metadata.model,
+            judge=metadata.judge.get("model") or "an unknown judge",
+            judge_key=metadata.judge.get("key") or "",
+            marks_file=f"{folder.name}-marks{suffix}.csv",
+            files=[each.name for each in paths],
+            number=number,
+            n_rows=len(rows),
+            statuses=sorted({row["status"] for row in rows}),
+            instructions=sorted({row["instruction_index"] for row in rows}),
+            data=in_script(rows[start : start + ROWS_A_FILE]),
+            script=script,
+            script_hash=digest,
+        )
+        write_atomic(path, page.encode("utf-8", "backslashreplace"))
+    for old in folder.path.glob("responses*.html"):
+        if old not in paths:
+            old.unlink()
+    return paths
+
+
+def readable(responses: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of `audit_table` as the page shows them, each with one status."""
+    shown = ("sample_id", "polarity", "instruction_index", "instruction", "question", "response")
+    found = []
+    for row in responses.iter_rows(named=True):
+        status = row["response_status"]
+        if status == "ok":
+            status = row["verdict_status"] or "unjudged"
+        rest = {name: row[name] for name in (*shown, "finish_reason", "score", "kept")}
+        found.append({**rest, "status": status})
+    return found
+
+
+def in_script(value: object) -> str:
+    """Return JSON that stays data inside a script element, whatever a response says."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text

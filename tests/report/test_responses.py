@@ -1,0 +1,188 @@
+"""The page of all responses in a real browser, and what marks saved there amount to."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Traitmill
+from tests.report.pages import HOSTILE, responses_of, with_page
+from tests.support import fakes, lab
+from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.outputs import read_agreement
+from traitmill.engine.report import responses as responses_module
+from traitmill.engine.statistics import cohens_kappa
+from traitmill.engine.storage import TraitFolder
+
+
+def chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if chromium() is None:
+        pytest.skip("no chromium on this machine; CI installs one")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        running = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+def ids_on(page) -> list[str]:
+    return page.locator("article.response").evaluate_all("all => all.map((one) => one.dataset.id)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_responses_can_be_read_filtered_and_marked(tmp_path, browser, scheme, width):
+    folder = with_page(tmp_path / "exp" / "poem")
+    table = responses_of(folder)
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+    requests, complaints = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((folder.path / "report.html").as_uri())
+    page.get_by_role("link", name="All responses").click()
+    assert page.title() == "responses of poem · exp"
+    assert ids_on(page) == table["sample_id"].to_list()[:50]
+    assert f"of {len(table)} that match" in page.locator("#count").inner_text()
+    assert page.locator("blockquote").first.inner_text().startswith(HOSTILE[:20])
+    page.get_by_label("Side").select_option("neg")
+    page.get_by_label("Kept").select_option("false")
+    page.get_by_label("Order").select_option("high")
+    wanted = table.filter(polarity="neg", kept=False).sort(
+        "score", descending=True, nulls_last=True
+    )
+    assert ids_on(page) == wanted["sample_id"].to_list()
+    page.get_by_label("Score from").fill("52")
+    above = wanted.filter(wanted["score"] >= 52)
+    assert ids_on(page) == above["sample_id"].to_list()
+    page.get_by_label("Status").select_option("refused")
+    assert ids_on(page) == []
+    page.get_by_label("Status").select_option("")
+    page.get_by_label("Words").fill("no such words")
+    assert ids_on(page) == []
+    page.get_by_label("Words").fill("hacked")
+    first, second = page.locator("article.response").all()[:2]
+    first.get_by_role("button", name="the judge is wrong").click()
+    second.get_by_role("button", name="the judge is right").click()
+    assert page.locator("#marked").inner_text() == "2 marked"
+    page.reload()
+    assert page.locator("#marked").inner_text() == "2 marked", "marks outlive the page"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="save marks as CSV").click()
+    assert download.value.suggested_filename == "poem-marks.csv"
+    with Path(download.value.path()).open(newline="") as file:
+        saved = {row["sample_id"]: row for row in csv.DictReader(file)}
+    marks = {above["sample_id"][0]: "wrong", above["sample_id"][1]: "right"}
+    assert {name: row["mark"] for name, row in saved.items()} == marks
+    for name, row in saved.items():
+        assert float(row["score"]) == above.filter(sample_id=name)["score"].item()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.title() == "responses of poem · exp", "a response runs nothing"
+    assert complaints == []
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
+    page.close()
+
+
+def test_many_responses_are_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(responses_module, "ROWS_A_FILE", 30)
+    folder = with_page(tmp_path / "exp" / "poem")
+    table = responses_of(folder)
+    names = sorted(path.name for path in folder.path.glob("responses*.html"))
+    assert len(names) == -(-len(table) // 30)
+    found = []
+    for name in ["responses.html", *[f"responses-{i}.html" for i in range(2, len(names) + 1)]]:
+        text = (folder.path / name).read_text()
+        data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+        assert data is not None
+        found += [row["sample_id"] for row in json.loads(data[1])]
+        assert f'<a href="{names[-1] if name != names[-1] else names[0]}">' in text
+    assert found == table["sample_id"].to_list()
+    monkeypatch.setattr(responses_module, "ROWS_A_FILE", 2000)
+    again = with_page(tmp_path / "exp" / "poem")
+    assert [path.name for path in again.path.glob("responses*.html")] == ["responses.html"]
+
+
+def test_kappa_is_that_of_the_textbook_and_keeps_an_interval():
+    """Of 50 grant proposals two readers say yes to 20 and no to 15 together: kappa is 0.40."""
+    first = np.array([True] * 25 + [False] * 25)
+    second = np.array([True] * 20 + [False] * 5 + [True] * 10 + [False] * 15)
+    value, low, high = cohens_kappa(first, second)
+    assert value == pytest.approx(0.40)
+    # Wilson's interval of 35 in 50, at a chance agreement of one half
+    assert (low, high) == pytest.approx((2 * 0.56248 - 1, 2 * 0.80897 - 1), abs=1e-4)
+    assert cohens_kappa(first, first) == pytest.approx((1.0, 0.857, 1.0), abs=2e-3)
+    assert cohens_kappa(np.ones(5, bool), np.ones(5, bool)) is None
+    with pytest.raises(ValueError, match="at least one"):
+        cohens_kappa(first[:0], first[:0])
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> lab.Work:
+    made = lab.Work(tmp_path / "work", n=30)
+    (tmp_path / "work").mkdir()
+    fakes.make_trait(made.root, "trait")
+    assert lab.run_to_end(made) == ExitCode.OK
+    return made
+
+
+def test_agree_says_what_marks_amount_to(work: lab.Work, tmp_path: Path, traitmill: Traitmill):
+    sides = {row["sample_id"]: row["polarity"] for row in lab.rows(work.folders[0], "responses")}
+    scored = [r for r in lab.rows(work.folders[0], "verdicts") if r["status"] == "scored"][:40]
+    lines = ["sample_id,polarity,score,mark"]
+    judge, person = [], []
+    for place, row in enumerate(scored):
+        wrong = place % 5 == 0
+        judge.append(row["score"] >= 50)
+        person.append((row["score"] >= 50) != wrong)
+        mark = "wrong" if wrong else "right"
+        lines.append(f"{row['sample_id']},{sides[row['sample_id']]},{row['score']},{mark}")
+    marks = tmp_path / "marks.csv"
+    marks.write_text("\n".join(lines))
+    found = read_agreement(work.folders[0], marks)
+    agreed = np.mean(np.array(judge) == np.array(person))
+    both = np.mean(judge) * np.mean(person) + (1 - np.mean(judge)) * (1 - np.mean(person))
+    assert (found.n, found.wrong, found.outdated) == (40, 8, 0)
+    assert found.share.value == pytest.approx(0.8)
+    assert found.kappa is not None
+    assert found.kappa.value == pytest.approx((agreed - both) / (1 - both))
+    on = ["--experiment", "exp", "--trait", "trait", "--experiments_dir", work.root]
+    code, said = traitmill("agree", *on, "--marks", marks)
+    assert code == ExitCode.OK
+    assert "40 marked, 8 of them as wrong: you agree with the judge on 80%" in said
+    assert f"Cohen's kappa {found.kappa.value:.2f}, 95 % interval" in said
+    lines[1] = lines[1].replace(f",{scored[0]['score']},", ",0.5,")
+    marks.write_text("\n".join(lines))
+    assert read_agreement(TraitFolder(work.folders[0]), marks).outdated == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2\n", "has no column sample_id"),
+        ("sample_id,polarity,score,mark\nx,pos,50,right\n", "'x' is no response of"),
+        ("sample_id,polarity,score,mark\nx,pos,50,maybe\n", "line 2: a mark is right or wrong"),
+        ("sample_id,polarity,score,mark\nx,pos,much,right\n", "line 2"),
+        ("sample_id,polarity,score,mark\n", "holds no mark that counts"),
+    ],
+)
+def test_a_file_of_no_marks_is_refused(work: lab.Work, tmp_path: Path, text: str, words: str):
+    marks = tmp_path / "marks.csv"
+    marks.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        read_agreement(work.folders[0], marks)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_agreement(work.folders[0], tmp_path / "none.csv")
