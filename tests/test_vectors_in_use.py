@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 
 import pytest
@@ -48,7 +49,9 @@ def test_every_block_of_the_page_runs(workplace, tmp_path, monkeypatch, traitmil
     names: dict[str, object] = {}
     for language, block in BLOCKS:
         if language == "python":
-            exec(compile(block, "docs/vectors_in_use.md", "exec"), names)
+            program = tmp_path / "block.py"
+            program.write_text(block)
+            names = runpy.run_path(str(program), init_globals=names)
             continue
         for line in block.splitlines():
             for name, folder in workplace.items():
