@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tools import module_tables
 from traitmill.cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +76,13 @@ def parse(words: list[str], *, whole: bool) -> None:
 )
 def test_every_command_parses(page: Path, words: list[str], *, whole: bool) -> None:
     parse(words, whole=whole)
+
+
+def test_the_tables_of_modules_are_their_docstrings() -> None:
+    text = module_tables.PAGE.read_text()
+    assert module_tables.page(text) == text
+    packages = {path.parent.name for path in (ROOT / "engine").glob("*/__init__.py")}
+    assert packages == set(module_tables.PACKAGES)
 
 
 def test_there_are_commands_to_parse() -> None:
