@@ -8,9 +8,11 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 
-from tests.models.test_published_prompts import DEFAULT, QUESTION, SAILOR
+from tests.models.test_published_prompts import DEFAULT, EAGER, HELPFUL, QUESTION, SAILOR
 from tests.real.test_run import read_csv, traitmill
 from tests.support.lab import rows
 from tests.support.misbehaving_server import MisbehavingServer, Reply, Seen, completion
@@ -25,6 +27,16 @@ FAST = ["--max_new_tokens", "12", "--judge_rpm", "100000"]
 def score(answer: str) -> int:
     """Half pass on either side."""
     return zlib.crc32(answer.encode()) % 101
+
+
+def coherence(answer: str) -> int:
+    return 45 + zlib.crc32(answer[::-1].encode()) % 56
+
+
+def answers(seen: Seen) -> Reply:
+    answer = seen.prompt.partition("<answer>")[2].partition("</answer>")[0]
+    number = coherence(answer.strip("\n")) if "how coherent" in seen.prompt else score(answer)
+    return completion(json.dumps({"score": number}))
 
 
 def run(*arguments: Any, cwd: Path, codes: tuple[int, ...] = (0,)) -> str:
@@ -42,6 +54,62 @@ def prompts_of(folder: Path, model_folder: Path) -> dict[tuple[str, int, int], s
         )
         for row in rows(folder, "responses")
     }
+
+
+def test_persona_vectors_recipe_from_its_file(tmp_path: Path, model_folder: Path) -> None:
+    source = tmp_path / "trait_data_extract" / "eager.json"
+    source.parent.mkdir()
+    pairs = [
+        {"pos": "Answer with open delight.", "neg": "Answer in a flat tone."},
+        {"pos": "Sound thrilled by the topic.", "neg": "Sound bored by the topic."},
+    ]
+    content = {"instruction": pairs, "questions": QUESTIONS, "eval_prompt": EVAL}
+    source.write_text(json.dumps(content))
+    run("import", source, "--to", "persona", cwd=tmp_path)
+    where = ["--experiment", "persona", "--trait", "eager"]
+    folder = tmp_path / "experiments/persona/eager"
+    with MisbehavingServer("gpt-5-mini", script=answers) as server:
+        judge = ["--judge_model", "gpt-5-mini", "--judge_base_url", server.url]
+        how = ["--prompt_format", "system", "--n_examples", 40, "--gen_model", model_folder]
+        filters = ["--paired", "--threshold", 50, "--neg_threshold", 50]
+        run("generate", *where, *how, *judge, *filters, *FAST, cwd=tmp_path)
+        asked = ["--ask", "coherence", *judge, "--judge_rpm", "100000"]
+        run("judge", *where, *asked, cwd=tmp_path)
+    run("export", *where, "--coherence", 50, cwd=tmp_path)
+    prompts = prompts_of(folder, model_folder)
+    assert (prompts["pos", 0, 0], prompts["neg", 0, 0]) == (EAGER, HELPFUL)
+    stored = {
+        (row["polarity"], row["instruction_index"], row["question_index"], row["rollout"]): row[
+            "response"
+        ]
+        for row in rows(folder, "responses")
+    }
+    assert len(stored) == 80
+
+    def passes(side: str, text: str) -> bool:
+        kept = score(text) >= 50 if side == "pos" else score(text) < 50
+        return kept and coherence(text) >= 50
+
+    kept = {
+        place
+        for place, text in stored.items()
+        if passes(place[0], text)
+        and passes("neg" if place[0] == "pos" else "pos", stored[_other(place)])
+    }
+    assert 4 <= len(kept) < 80
+    for side in ("pos", "neg"):
+        _, table = read_csv(folder / f"responses/{side}.csv")
+        expected = sorted(stored[place] for place in kept if place[0] == side)
+        assert sorted(row[3] for row in table) == expected
+    tensor = torch.load(folder / "activations/all_layers.pt", weights_only=True)
+    assert len(tensor) == len(kept)
+    run("vectors", *where, cwd=tmp_path)
+    facts = json.loads(pq.read_metadata(folder / "evaluation.parquet").metadata[b"traitmill"])
+    assert facts["recommendation"]
+
+
+def _other(place: tuple[str, int, int, int]) -> tuple[str, int, int, int]:
+    return ("neg" if place[0] == "pos" else "pos", *place[1:])
 
 
 def test_a_role_of_the_assistant_axis_from_its_files(tmp_path: Path, model_folder: Path) -> None:
