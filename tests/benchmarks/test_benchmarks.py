@@ -167,6 +167,7 @@ SOAK_REPLICAS = {
 _ONE = {"replicas": 4, "slots": 32, "seconds": 2.0, "responses_per_s": 640.0, "busy": 0.975}
 _ONE |= {"driver_cpu": 0.32, "lag_ms": {"median": 1.0, "p99": 20.0}, "driver_mib": 240.0}
 _ONE |= {"load": 3.0, "profile": [{"where": "pool.py:generate", "share": 0.25, "calls": 9}]}
+WAITING = {"model": "m", "tokens": 1000, "rounds": 3, "rows": []}
 CLUSTER = {"runs": [_ONE], "even": _ONE, "stragglers": _ONE, "limit": _ONE, "most": _ONE}
 
 
@@ -283,6 +284,7 @@ def stored(folder: Path) -> Path:
             "figures": [["memory", "71 MiB", "flat"]],
         },
         "capture": {"command": "python -m benchmarks.capture", **CAPTURE},
+        "waiting": {"command": "python -m benchmarks.waiting", **WAITING},
         "capture-flat": {"command": "python -m benchmarks.capture --flat 100000", **FLAT},
         "capture-budgets": {"command": "python -m benchmarks.capture --budgets", **BUDGETS},
         "selfcheck": {"command": "python -m benchmarks.selfcheck", **SELF_CHECK},

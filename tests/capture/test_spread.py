@@ -122,7 +122,8 @@ def test_blocks_on_one_device_are_left_alone() -> None:
 def test_pools_are_formed_and_kept_where_their_block_is() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 2, 5, 4, generator=generator)  # layers, rows, width, dim
-    plain = pool_weights(("response_mean", "prompt_last"), [(2, 3), (1, 2)], 5)
+    spans = [{"prompt": (0, 2), "response": (2, 5)}, {"prompt": (0, 1), "response": (1, 3)}]
+    plain = pool_weights(("response_mean", "prompt_last"), spans, 5)
     pooler = Pooler(on(plain, torch.device("cpu")), 3, 4, torch.device("cpu"))
     pooler.take(0, hidden[0])
     for slot in (1, 2):
