@@ -320,7 +320,7 @@ async def test_r22_a_position_that_was_not_moved_is_an_error() -> None:
     )
     engine._engine = SimpleNamespace(collective_rpc=rpc)
 
-    async def run(ids: Any, parameters: Any, *, salt: str) -> Any:
+    async def run(_ids: Any, _parameters: Any, *, salt: str, adapted: bool) -> Any:
         output = SimpleNamespace(token_ids=[5, 6, 7], text="x", finish_reason="length")
         return SimpleNamespace(outputs=[output], num_cached_tokens=cached)
 
