@@ -83,9 +83,9 @@ class Cluster:
                 configure_logging=False,
             )
         except Exception as error:
+            # Ray raises a bare Exception where a node was not up in time; all else goes on up.
             if type(error) is not Exception:
                 raise
-            # Ray's own class for a node that was not up in time.
             raise ResourceError(
                 f"Ray did not start: {str(error).strip()[:200]} The machine may be too busy: run "
                 "the same command again"
