@@ -24,6 +24,15 @@ PARAMS = (
         "gpus", "Cards to plan for, as 8xH100.  [this machine's]", "Machine", common=True
     ),
     options.Option(
+        "machines",
+        "Machines with these cards each.",
+        "Machine",
+        common=True,
+        type=click.IntRange(1, 10_000),
+        default=1,
+        show_default=True,
+    ),
+    options.Option(
         "experiment",
         "Plan for its traits, and for the model its name implies.",
         "What",
@@ -101,6 +110,7 @@ def command(**given: Any) -> int:
         gpus,
         job,
         sequences=settings.execution.batch_size or GPU_SEQUENCES,
+        machines=given["machines"],
         **({"splits": (split,)} if split else {}),
     )
     for line in plan.lines():

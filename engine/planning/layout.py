@@ -30,6 +30,7 @@ class Layout:
     """Replicas of a model, each on cards of its own."""
 
     replicas: int
+    """Of all machines together."""
     tensor_parallel: int
     placement: Placement
     """Of the first replica; the others are like it."""
@@ -63,17 +64,19 @@ def layouts(
     job: Job,
     sequences: int,
     splits: Sequence[int] = SPLITS,
+    machines: int = 1,
 ) -> Iterator[Layout | ResourceError]:
-    """Yield each way to use all of some cards, or why it cannot be.
+    """Yield each way to use all cards of machines that have `gpus` each, or why it cannot be.
 
-    A replica has as many cards as it is split over; where that leaves one replica, it sees them
-    all. `sequences` are wanted at once. Raise UsageError for a model or dtype that cannot work.
+    A replica has as many cards as it is split over, all of one machine; where that leaves one
+    replica, it sees all cards. `sequences` are wanted at once. Raise UsageError for a model or
+    dtype that cannot work.
     """
     heads = Shape.from_config(read_config(config)).heads
     for split in splits:
         if split > len(gpus) or heads % split:
             continue
-        replicas = len(gpus) // split
+        replicas = len(gpus) // split * machines
         seen = gpus[:split] if replicas > 1 else gpus
         execution = replace(settings.execution, tensor_parallel_size=split)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ResourceError
@@ -29,6 +29,7 @@ class Plan:
     estimate: Estimate | None
     idle: int
     """Cards that no replica uses."""
+    machines: int = 1
 
     def __str__(self) -> str:
         """Return the plan as one paragraph."""
@@ -52,9 +53,20 @@ class Plan:
         if self.estimate is not None:
             least = duration(self.estimate.least)
             said.insert(3, f"roofline    generation takes at least {least}")
-        if found.tensor_parallel > 1:
-            said.append(f"options     `tensor_parallel_size` {found.tensor_parallel}")
+        if options := self._options():
+            said.append(f"options     {', '.join(options)}")
         return said
+
+    def _options(self) -> list[str]:
+        """Return the options of a run that uses the cards so."""
+        options = []
+        if self.layout.tensor_parallel > 1:
+            options.append(f"`tensor_parallel_size` {self.layout.tensor_parallel}")
+        if self.layout.replicas > 1:
+            options.append("`replicas` auto")
+        if self.machines > 1:
+            options.append("`ray_address` auto")
+        return options
 
     def work(self) -> str:
         """Say what is to be done."""
@@ -69,8 +81,10 @@ class Plan:
         if found.replicas > 1:
             said = (
                 f"{found.replicas} replicas of {found.tensor_parallel} "
-                f"GPU{'s' * (found.tensor_parallel > 1)}, the first on {cards}"
+                f"GPU{'s' * (found.tensor_parallel > 1)}"
             )
+            said += f" on {self.machines} machines" * (self.machines > 1)
+            said += f", the first on {cards}"
         if self.job.captures:
             said += f", {_capture_words(found)}"
         if self.idle:
@@ -155,19 +169,22 @@ def make_plan(
     *,
     sequences: int,
     splits: Sequence[int] = SPLITS,
+    machines: int = 1,
 ) -> Plan:
-    """Return the plan that ends first, of all ways to use some cards.
+    """Return the plan that ends first, of all ways to use machines that have `gpus` each.
 
     `config` is config.json; `sequences` are wanted at once in an engine. Raise ResourceError where
     none fits, with the words of the largest split, UsageError for a model or dtype that cannot
     work.
     """
     plans, refusals = [], []
-    for found in layouts(config, settings, gpus, job, sequences, splits):
+    kind = slowest(gpus)
+    for found in layouts(config, settings, gpus, job, sequences, splits, machines):
         if isinstance(found, ResourceError):
             refusals.append(found)
         else:
-            plans.append(_plan(model, config, settings, found, job, len(gpus), slowest(gpus)))
+            made = _plan(model, config, settings, found, job, len(gpus) * machines, kind)
+            plans.append(replace(made, machines=machines))
     if not plans:
         raise refusals[-1]
     return min(plans, key=_order)
@@ -179,11 +196,13 @@ def plan_run(
     settings: RunSettings,
     placement: Placement,
     job: Job,
+    replicas: int = 1,
 ) -> Plan:
-    """Return the plan of a run whose placement is decided already."""
+    """Return the plan of a run whose placement, that of each replica, is decided already."""
     split = settings.execution.tensor_parallel_size
-    found = layout(config, placement, settings, job, split)
-    return _plan(model, config, settings, found, job, len(placement.gpus), slowest(placement.gpus))
+    found = layout(config, placement, settings, job, split, replicas)
+    cards = len(placement.gpus) * replicas
+    return _plan(model, config, settings, found, job, cards, slowest(placement.gpus))
 
 
 def _plan(

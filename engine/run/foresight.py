@@ -12,11 +12,16 @@ from .trait_run import TraitRun
 
 
 def foresee(
-    ref: ModelRef, settings: RunSettings, runs: Sequence[TraitRun], placement: Placement
+    ref: ModelRef,
+    settings: RunSettings,
+    runs: Sequence[TraitRun],
+    placement: Placement | None,
+    replicas: int = 1,
 ) -> str:
     """Return the plan of what is left to generate, as one paragraph.
 
-    Prompts are counted in the model's own tokens. A CPU's speed is not foreseen.
+    Prompts are counted in the model's own tokens. `placement` is that of each replica, None where
+    they decide on machines of their own. Speed is foreseen of this machine's cards alone.
     """
     job = replace(
         job_of([run.trait for run in runs], settings),
@@ -25,8 +30,10 @@ def foresee(
     lengths = [length for run in runs for length in run.prompt_lengths()]
     if lengths:  # none where verdicts may still ask for another round
         job = replace(job, prompt_tokens=sum(lengths) / len(lengths), longest_prompt=max(lengths))
-    if placement.limits is not None:
-        return str(plan_run(ref.name, ref.config, settings, placement, job))
-    said = f"plan: {work_words(ref.name, job)}; on this CPU, whose speed the first rows will show"
+    if placement is not None and placement.limits is not None:
+        return str(plan_run(ref.name, ref.config, settings, placement, job, replicas))
+    where = "this CPU" if placement is not None else "the Ray cluster"
+    where += f" in {replicas} replicas" * (replicas > 1)
+    said = f"plan: {work_words(ref.name, job)}; on {where}, whose speed the first rows will show"
     dollars = judge_dollars(settings, job)
     return f"{said}; judge about ${dollars:,.2f}" if dollars else said

@@ -130,9 +130,14 @@ class _Loader:
         models = await self._choose(wanted)
         await models.prepare()
         self._refuse_second_model(wanted, gpu=models.gpu)
-        if work.generates and models.placement is not None and not work.steers:
+        if work.generates and not work.steers:
             said = await asyncio.to_thread(
-                foresee, work.ref, work.settings, work.runs, models.placement
+                foresee,
+                work.ref,
+                work.settings,
+                work.runs,
+                models.placement,
+                models.replicas,
             )
             work.notice(said)
         backends = Backends()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from anyio import to_thread
@@ -12,6 +12,7 @@ from ..capture import CaptureProcess
 from ..generation import GPU_SEQUENCES, SteeredEngine, VllmEngine, on_gpu, size_engine
 from ..models import (
     GIB,
+    Gpu,
     ModelRef,
     Placement,
     Shape,
@@ -44,6 +45,23 @@ class ModelsWanted:
     """Whether engines are to be `SteeredEngine`s."""
 
 
+def place(wanted: ModelsWanted, *, gpu: bool, cards: Sequence[Gpu] | None = None) -> Placement:
+    """Return who gets which device of this machine, or of some of its cards.
+
+    Raise UsageError or ResourceError.
+    """
+    return choose_placement(
+        wanted.ref.config,
+        wanted.settings,
+        gpu=gpu,
+        engine=wanted.engine,
+        capture=wanted.captures,
+        sequences=wanted.settings.execution.batch_size or GPU_SEQUENCES,
+        tokens_per_sequence=wanted.longest if gpu and wanted.engine else 0,
+        cards=cards,
+    )
+
+
 class LocalModels:
     """The models in processes of this one, on the devices it sees."""
 
@@ -63,6 +81,7 @@ class LocalModels:
         """Who gets which device; None until `prepare`, and where nothing is loaded."""
         self.capturer: RunCapture | None = None
         self.gpu = False
+        self.replicas = 1
 
     @property
     def generator(self) -> VllmEngine | None:
@@ -77,19 +96,7 @@ class LocalModels:
         self.gpu = await asyncio.to_thread(on_gpu)
         if self.wanted.engine or self.wanted.captures:
             await asyncio.to_thread(check_model, self.wanted, gpu=self.gpu)
-            self.placement = await asyncio.to_thread(self._place)
-
-    def _place(self) -> Placement:
-        wanted = self.wanted
-        return choose_placement(
-            wanted.ref.config,
-            self._settings,
-            gpu=self.gpu,
-            engine=wanted.engine,
-            capture=wanted.captures,
-            sequences=self._settings.execution.batch_size or GPU_SEQUENCES,
-            tokens_per_sequence=wanted.longest if self.gpu and wanted.engine else 0,
-        )
+            self.placement = await asyncio.to_thread(place, self.wanted, gpu=self.gpu)
 
     async def load(self) -> None:
         """Load them, those side by side that may be. Raise a TraitmillError."""

@@ -12,12 +12,12 @@ from typing import Any
 
 from ..errors import UsageError
 from ..generation import on_gpu
-from ..models import Placement, cores, read_gpus
+from ..models import Placement, cores, emptiest_first, read_gpus
 from ..replicas import Cluster, Hosted, Needs, ReplicaPool, ReplicatedCapturer, Seat
 from ..settings import Execution
 from .capturing import doubt_of
 from .log import last_error
-from .models import LocalModels, ModelsWanted, check_model
+from .models import LocalModels, ModelsWanted, check_model, place
 from .watchdog import tie_children
 
 AUTO = 0
@@ -92,11 +92,11 @@ class ReplicatedModels:
         self._pool: ReplicaPool | None = None
         self._connected = self._doubted = False
         self._needs = Needs()
-        self._replicas = 0
+        self.replicas = 0
         self.capturer: ReplicatedCapturer | None = None
         self.gpu = False
         self.placement: Placement | None = None
-        """None: each replica decides on its own machine."""
+        """Of each replica on this machine; None: those of a cluster decide on their own."""
 
     @property
     def generator(self) -> ReplicaPool | None:
@@ -113,8 +113,8 @@ class ReplicatedModels:
         if local:
             self.gpu = await asyncio.to_thread(on_gpu)
             await asyncio.to_thread(check_model, self.wanted, gpu=self.gpu)
-            self._replicas = self._execution.replicas or await asyncio.to_thread(_here, workers)
-        await self._cluster.connect(self._replicas, cores())
+            self.replicas = self._execution.replicas or await asyncio.to_thread(_here, workers)
+        await self._cluster.connect(self.replicas, cores())
         self._connected = True
         if not local:
             self.gpu = await self._cluster.has_gpus()
@@ -123,13 +123,20 @@ class ReplicatedModels:
         room = await self._cluster.room(self._needs)
         if not self._execution.replicas and not local:
             # Without GPUs a second engine on a node gains nothing.
-            self._replicas = room if self.gpu else min(room, await self._cluster.nodes())
-        if not 0 < self._replicas <= room:
+            self.replicas = room if self.gpu else min(room, await self._cluster.nodes())
+        if not 0 < self.replicas <= room:
             what = "GPU" if self.gpu else "CPU core"
             raise UsageError(
-                f"`replicas` {self._replicas or 'auto'}: Ray's nodes hold {room} of {workers} "
+                f"`replicas` {self.replicas or 'auto'}: Ray's nodes hold {room} of {workers} "
                 f"{what}{'s' * (workers > 1)} each; `ray status` shows them"
             )
+        if local:
+            self.placement = await asyncio.to_thread(self._place, workers)
+
+    def _place(self, workers: int) -> Placement:
+        """Return the placement of the first replica, which the others' are like."""
+        cards = emptiest_first(read_gpus())[:workers] if self.gpu else None
+        return place(self.wanted, gpu=self.gpu, cards=cards)
 
     async def load(self) -> None:
         """Load the models of all replicas. Raise a TraitmillError, named after its replica.
@@ -137,13 +144,13 @@ class ReplicatedModels:
         Under `auto`, replicas that do not start are named and left out.
         """
         share_cores = not self.gpu and self._execution.ray_address is None
-        plural = "" if self._replicas == 1 else "s"
+        plural = "" if self.replicas == 1 else "s"
         where = "here" if self._execution.ray_address is None else "on the Ray cluster"
-        self._notice(f"{self._replicas} replica{plural} {where}")
+        self._notice(f"{self.replicas} replica{plural} {where}")
         self._pool = ReplicaPool(
             self._cluster,
             OpenReplica(self.wanted, share_cores),
-            replicas=self._replicas,
+            replicas=self.replicas,
             needs=self._needs,
             all_needed=self._execution.replicas != AUTO,
             notice=self._notice,

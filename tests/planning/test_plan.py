@@ -13,13 +13,13 @@ from tests.conftest import Traitmill
 from tests.gpu.test_placement import card, smi
 from tests.support import fakes
 from traitmill.engine.errors import ResourceError, UsageError
-from traitmill.engine.models import Gpu, ModelRef, Shape, choose_placement
+from traitmill.engine.models import Gpu, ModelRef, Placement, Shape, choose_placement
 from traitmill.engine.models.machine import GIB
 from traitmill.engine.planning import card_of, job_of, make_plan, parse_gpus, typical_job
 from traitmill.engine.planning.job import Job
 from traitmill.engine.planning.roofline import Device, read_weights, step_seconds
 from traitmill.engine.run.foresight import foresee
-from traitmill.engine.settings import apply
+from traitmill.engine.settings import RunSettings, apply
 from traitmill.engine.traits import load_traits
 
 PUBLISHED = {
@@ -230,6 +230,46 @@ def test_the_command_says_how_to_plan_without_cards(traitmill: Traitmill, tmp_pa
     assert "name the cards to plan for, as --gpus 8xH100" in said
 
 
+def place(ref: ModelRef, settings: RunSettings, cards: list[Gpu] | None = None) -> Placement:
+    return choose_placement(
+        ref.config,
+        settings,
+        gpu=True,
+        engine=True,
+        sequences=512,
+        tokens_per_sequence=200,
+        cards=cards,
+    )
+
+
+def test_machines_divide_the_samples_and_are_named(tmp_path: Path, traitmill: Traitmill) -> None:
+    settings, gpus = apply({"judge_model": "local"}), parse_gpus("2xH100")
+    job = small_job(samples=40_000)
+    one, four = (
+        make_plan(
+            "m",
+            plans.config("llama-3.1-70b"),
+            settings,
+            gpus,
+            job,
+            sequences=512,
+            machines=machines,
+        )
+        for machines in (1, 4)
+    )
+    assert one.layout.replicas == 1
+    assert four.layout.replicas == 4
+    assert one.estimate is not None
+    assert four.estimate is not None
+    assert four.estimate.generation == pytest.approx(one.estimate.generation / 4, rel=0.01)
+    model = model_folder_of(tmp_path, "gemma-2-2b")
+    told = ("plan", "--gpus", "8xH100", "--machines", 4, "--gen_model", model)
+    code, said = traitmill(*told)
+    assert code == 0
+    assert "32 replicas of 1 GPU on 4 machines, the first on GPU 0" in said
+    assert "--replicas auto, --ray_address auto" in said
+
+
 def test_a_run_says_its_plan_in_one_line_with_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,16 +278,17 @@ def test_a_run_says_its_plan_in_one_line_with_what_is_left(
     ref = ModelRef("fake", "fake", "r0", config)
     settings = fakes.settings(n_examples=20, sampling=replace(fakes.settings().sampling))
     runs = fakes.open_runs([fakes.make_trait(tmp_path, "one")], settings)
-    placement = choose_placement(
-        config, settings, gpu=True, engine=True, sequences=512, tokens_per_sequence=200
-    )
-    said = foresee(ref, settings, runs, placement)
+    said = foresee(ref, settings, runs, place(ref, settings))
     assert said.startswith("plan: 1 trait, 40 samples of up to ")
     assert "\n" not in said
     assert "generation on GPU 0, capture on GPU 1 beside it" in said
+    two = foresee(ref, settings, runs, place(ref, settings, parse_gpus("A100-80")), replicas=2)
+    assert "2 replicas of 1 GPU, the first on GPU 0, capture on the same beside it" in two
     on_cpu = choose_placement(
         config, settings, gpu=False, engine=True, sequences=512, tokens_per_sequence=0
     )
     assert "on this CPU, whose speed the first rows will show" in foresee(
         ref, settings, runs, on_cpu
     )
+    assert "on this CPU in 2 replicas, whose" in foresee(ref, settings, runs, on_cpu, 2)
+    assert "on the Ray cluster in 9 replicas, whose" in foresee(ref, settings, runs, None, 9)

@@ -48,6 +48,7 @@ def generated(root: Path, model: Path, replicas: int) -> Path:
     how += ["--max_new_tokens", 16, "--batch_size", 4, "--self_check", "all"]
     said = traitmill("generate", root, *how, "--replicas", replicas)
     assert said.count("2 replicas here") == (replicas == 2), said
+    assert ("on this CPU in 2 replicas, whose" in said) == (replicas == 2), said
     return folder
 
 
