@@ -18,6 +18,8 @@ PYTHONS := $(if $(filter cuda,$(FLAVOUR)),3.11 or 3.12,3.11 to 3.13)
 LOCK := requirements/$(FLAVOUR).txt
 INSTALLED := $(VENV)/.installed-$(FLAVOUR)
 TORCH_CPU := torch==2.13.0+cpu
+# Tests of one file stay in one process, for they share engines. On a GPU they run one by one.
+WORKERS := $(if $(filter cuda,$(FLAVOUR)),0,2)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
 help:  ## show this list
@@ -50,7 +52,7 @@ demo: setup  ## run the whole job once, on the embedded model
 	@$(BIN)/traitmill demo
 
 test: check  ## all tests, real vLLM included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 40
 
 test-fast: setup  ## the tests that take less than a second each
 	@$(BIN)/python -m pytest -m "not slow and not gpu"

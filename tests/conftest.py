@@ -19,6 +19,7 @@ from tests.support.device import serve_arguments
 from traitmill.cli.main import main
 from traitmill.engine.generation import on_gpu
 
+LONGEST = ("real", "generation", "replicas", "faults")
 Traitmill = Callable[..., tuple[int, str]]
 ROOT = Path(__file__).resolve().parents[1]
 TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
@@ -31,7 +32,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the tests that need a card to machines that have one."""
+    """Leave the tests that need a card to machines that have one; begin with the longest files.
+
+    A worker that comes to a file of real engines last would keep the others waiting.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not set(LONGEST) & set(item.path.parts))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting and not on_gpu():
         for item in wanting:
