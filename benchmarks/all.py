@@ -20,52 +20,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import pages
 from benchmarks.common import ROOT, gpu_name, parser
+from benchmarks.pages import Bench
 
 LIMIT_MINUTES = 40
 GPU_LIMIT_MINUTES = 10
 """Of each command."""
+PARTS = tuple(bench for bench in pages.BENCHES if bench.minutes)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One benchmark: its arguments, and the minutes it is left by the parts before it."""
-
-    name: str
-    arguments: tuple[str, ...]
-    minutes: float
-
-    @property
-    def command(self) -> str:
-        return shlex.join(["python", "-m", f"benchmarks.{self.name}", *self.arguments])
-
-
-PARTS = (
-    Part("batch_size", (), 8.5),
-    Part("baselines", (), 8.8),
-    Part("overlap", (), 6.0),
-    Part("memory", (), 2.6),
-    Part("tuning", (), 6.2),
-    Part("capture", ("--rounds", "3"), 1.4),
-    Part("capture", ("--budgets",), 0.8),
-    Part("capture", ("--flat", "100000"), 0.3),
-    Part("roofline", (), 0.4),
-    Part("judge", ("--seconds", "24", "--verdicts", "10000"), 2.2),
-    Part("vectors", ("--rounds", "2"), 1.0),
-    Part("scale", (), 1.2),
-)
-
-
-def run(part: Part, out: Path | None, limit_s: float) -> str:
+def run(part: Bench, out: Path | None, limit_s: float) -> str:
     """Run a part; returns why it gave no full result, or nothing."""
     extra = ["--out", str(out)] if out else []
     print(f"\n$ {part.command}    (may take {limit_s / 60:.1f} min)", flush=True)
     # A session of its own, so that all it started can be stopped with it.
-    command = [sys.executable, "-m", f"benchmarks.{part.name}", *part.arguments, *extra]
+    command = [sys.executable, *shlex.split(part.command)[1:], *extra]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         process.wait(timeout=limit_s)
@@ -76,14 +48,14 @@ def run(part: Part, out: Path | None, limit_s: float) -> str:
     return f"ended with code {process.returncode}" if process.returncode else ""
 
 
-def allowed(parts: Sequence[Part], minutes_left: float) -> float:
+def allowed(parts: Sequence[Bench], minutes_left: float) -> float:
     """Minutes the first of `parts` may take."""
     return max(parts[0].minutes, minutes_left - sum(part.minutes for part in parts[1:]))
 
 
 def main() -> None:
     options = parser("all", __doc__)
-    names = tuple(dict.fromkeys(part.name for part in PARTS))
+    names = [part.name for part in PARTS]
     options.add_argument("--only", default=",".join(names), help="comma list of benchmarks")
     options.add_argument(
         "--render-only", action="store_true", help="write the pages from stored results"
@@ -108,7 +80,7 @@ def run_all(wanted: Sequence[str], out: Path | None) -> dict[str, str]:
     """Run the chosen parts in order; returns those that gave no full result, and why."""
     unknown = set(wanted) - {part.name for part in PARTS}
     if unknown:
-        known = ", ".join(dict.fromkeys(part.name for part in PARTS))
+        known = ", ".join(part.name for part in PARTS)
         raise SystemExit(f"--only: unknown {', '.join(sorted(unknown))}; choose from {known}")
     start, left = time.monotonic(), [part for part in PARTS if part.name in wanted]
     failed = {}
@@ -128,10 +100,9 @@ def run_on_gpu(out: Path | None) -> dict[str, str]:
             "no NVIDIA GPU is visible here: these numbers need one; nothing was measured"
         )
     failed = {}
-    for _, command in pages.GPU_COMMANDS:
-        name, *arguments = shlex.split(command.removeprefix("python -m benchmarks."))
-        if why := run(Part(name, tuple(arguments), GPU_LIMIT_MINUTES), out, 60 * GPU_LIMIT_MINUTES):
-            failed[command] = why
+    for part in pages.GPU_BENCHES:
+        if why := run(part, out, 60 * GPU_LIMIT_MINUTES):
+            failed[part.command] = why
     return failed
 
 

@@ -27,18 +27,26 @@ from benchmarks.common import (
     PeakMemory,
     Say,
     machine,
+    paragraphs,
     parser,
     quietly,
     record,
     shown,
     spread,
     table,
+    turned,
 )
-from benchmarks.shapes import SHAPES, DummyEngine, ForcedEngine, check_fits, dummy_model
+from benchmarks.shapes import (
+    SHAPES,
+    DummyEngine,
+    ForcedEngine,
+    check_fits,
+    dummy_model,
+    gpu_memory,
+)
 from benchmarks.stand import Run, SleepingJudge, Stand, whole, workload
-from traitmill.engine.generation.vllm_engine import VllmEngine
-from traitmill.engine.models.demo import EMBEDDED
-from traitmill.engine.models.hub import ModelRef, find_model
+from traitmill.engine.generation import VllmEngine
+from traitmill.engine.models import EMBEDDED, ModelRef, find_model
 
 NAME = "batch_size"
 ROWS = "1,4,8,16,32,64,auto"
@@ -66,7 +74,7 @@ async def measure(ref: ModelRef, options: argparse.Namespace, say: Say) -> None:
 
     for number in range(1, options.rounds + 1):
         measured: dict[str, Measured] = {}
-        for batch in batches if number % 2 else batches[::-1]:
+        for batch in turned(batches, number - 1):
             measured[batch] = await _row(ref, batch, n, options)
             run = measured[batch].run
             say(
@@ -141,58 +149,38 @@ def _memory(line: Mapping[str, Any]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table, with the guide's claims beside it."""
-    header = [
-        "batch",
-        "generation, s",
-        "tokens/s",
-        "running",
-        "speedup",
-        "the guide's",
-        "whole job, s",
-        "speedup",
-    ]
-    header += ["the guide's, min", "memory, GiB", "the guide's, GB"]
     rows = []
     for line in result["rows"]:
         minutes, times, gigabytes = map(str, GUIDE.get(line["batch"], ("-", "-", "-")))
-        rows.append([
-            line["batch"],
-            shown(line["generation_s"]),
-            shown(line["tokens_per_s"]),
-            f"{line['running'][0]:.1f}",
-            shown(line["speedup"], 1, "x"),
-            times if times == "-" else f"{times}x",
-            shown(line["job_s"]),
-            shown(line["job_speedup"], 1, "x"),
-            minutes,
-            _memory(line),
-            gigabytes,
-        ])  # fmt: skip
-    weights = (
-        " Weights are random and every response is forced to its limit." * result["random_weights"]
-    )
+        cells = [line["batch"], shown(line["generation_s"]), shown(line["tokens_per_s"])]
+        cells += [f"{line['running'][0]:.1f}", shown(line["speedup"], 1, "x")]
+        cells += [times if times == "-" else f"{times}x", shown(line["job_s"])]
+        cells += [shown(line["job_speedup"], 1, "x"), minutes, _memory(line), gigabytes]
+        rows.append(cells)
+    header = "batch | generation, s | tokens/s | running | speedup | the guide's | whole job, s"
+    header += " | speedup | the guide's, min | memory, GiB | the guide's, GB"
+    return paragraphs(_note(result), table(header, rows))
+
+
+def _note(result: Mapping[str, Any]) -> str:
+    weights = ""
+    if result["random_weights"]:
+        weights = " Weights are random and every response is forced to its limit."
     job = f"The whole job has a judge of {result['judge_latency_s']:g} s, "
-    job += (
-        "captures every response and writes all files"
-        if result["captured"]
-        else "and captures nothing"
-    )
+    captured = "captures every response and writes all files"
+    job += captured if result["captured"] else "and captures nothing"
     auto = next((line for line in result["rows"] if line["batch"] == "auto"), None)
     loads = [line["load_s"][0] for line in result["rows"]]
-    note = (
+    return (
         f"{result['model']}, the same {result['samples']} samples of up to "
-        f"{result['max_new_tokens']} tokens in every "
-        f"row; rounds: {result['rounds']}, medians (least to most), of memory the most. {job}; its "
-        f"speedup is by time, "
-        "generation's by tokens a second, both over the first row in the same round. `running` is "
-        "the mean number of "
-        "sequences in a step of vLLM's, the last steps with few of them included. "
+        f"{result['max_new_tokens']} tokens in every row; rounds: {result['rounds']}, medians "
+        f"(least to most), of memory the most. {job}; its speedup is by time, generation's by "
+        "tokens a second, both over the first row in the same round. `running` is the mean number "
+        "of sequences in a step of vLLM's, the last steps with few of them included. "
         f"{_auto(auto, result['samples'])}Loading the models took {min(loads):.0f} to "
-        f"{max(loads):.0f} s more, in no "
-        f"column.{weights} The guide's minutes are for 200 samples of up to 150 tokens on a GPU it "
-        f"does not name."
+        f"{max(loads):.0f} s more, in no column.{weights} The guide's minutes are for 200 samples "
+        "of up to 150 tokens on a GPU it does not name."
     )
-    return f"{note}\n\n{table(header, rows)}"
 
 
 def _auto(row: Mapping[str, Any] | None, samples: int) -> str:
@@ -207,28 +195,22 @@ def readme_table(result: Mapping[str, Any]) -> str:
     rows = []
     for line in result["rows"]:
         claim = GUIDE.get(line["batch"])
-        rows.append([
-            line["batch"],
-            f"{line['tokens_per_s'][0]:.0f}",
-            f"{line['speedup'][0]:.1f}x",
-            f"{claim[1]}x" if claim else "-",
-            f"{line['job_speedup'][0]:.1f}x",
-            f"{_memory(line)} GiB",
-        ])  # fmt: skip
-    header = ["`--batch_size`", "tokens/s", "speedup", "the guide's", "whole job", "memory"]
+        rows.append(
+            f"{line['batch']} | {line['tokens_per_s'][0]:.0f} | {line['speedup'][0]:.1f}x | "
+            f"{f'{claim[1]}x' if claim else '-'} | {line['job_speedup'][0]:.1f}x | "
+            f"{_memory(line)} GiB"
+        )
+    header = "`--batch_size` | tokens/s | speedup | the guide's | whole job | memory"
     where = result["machine"]
     note = (
         f"`{result['command']}`: {result['model']}, {where['cpu']}, {where['cores']} cores, "
-        f"{where['date']}; "
-        f"{result['samples']} samples of up to {result['max_new_tokens']} tokens, rounds: "
-        f"{result['rounds']}, medians. "
-        f"The whole job is generation, a judge that takes {result['judge_latency_s']:g} s, capture "
-        f"of all layers, and "
-        "files; its speedup is by time. The guide's column is its claim for a 2B model on a GPU. "
-        "More, with ranges "
-        "and baselines: [benchmarks](docs/benchmarks.md)."
+        f"{where['date']}; {result['samples']} samples of up to {result['max_new_tokens']} tokens, "
+        f"rounds: {result['rounds']}, medians. The whole job is generation, a judge that takes "
+        f"{result['judge_latency_s']:g} s, capture of all layers, and files; its speedup is by "
+        "time. The guide's column is its claim for a 2B model on a GPU. More, with ranges and "
+        "baselines: [benchmarks](docs/benchmarks.md)."
     )
-    return f"{table(header, rows)}\n\n{note}"
+    return paragraphs(table(header, rows), note)
 
 
 def main() -> None:
@@ -252,18 +234,11 @@ def main() -> None:
         check_fits(chosen.shape, gpu_memory())
     if chosen.capture and not chosen.shape:
         options.error("--capture is for --shape; a model is always captured")
-    model = nullcontext(find_model(chosen.gen_model))
+    model: Any = nullcontext(find_model(chosen.gen_model))
     if chosen.shape:
         model = dummy_model(chosen.shape, weights=chosen.capture)
     with model as ref, quietly(NAME) as say:
         asyncio.run(measure(ref, chosen, say))
-
-
-def gpu_memory() -> int:
-    """Bytes of the first GPU, 0 where there is none."""
-    import torch
-
-    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
 
 
 if __name__ == "__main__":

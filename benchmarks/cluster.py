@@ -15,8 +15,6 @@ import heapq
 import json
 import os
 import pstats
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -26,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.common import ROOT, machine, parser, record, table
+from benchmarks.common import ROOT, answer, in_process, machine, parser, record, table
 from traitmill.engine.replicas import Cluster, Hosted, Needs, ReplicaPool, Seat
 
 REPLICAS = (1, 2, 4, 8, 16, 32, 64)
@@ -188,10 +186,7 @@ def hottest(profile: cProfile.Profile, most: int = 12) -> list[dict[str, Any]]:
 
 def in_a_process(case: Case) -> dict[str, Any]:
     """Measure a case in a process of its own, on a Ray of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.cluster", "--one", json.dumps(asdict(case))]
-        out = subprocess.run([*command, "--root", folder], stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+    found = in_process("cluster", asdict(case))
     load = os.getloadavg()[0]
     print(f"{case}: {found} (load {load:.1f})", flush=True)
     return {**asdict(case), **found, "load": load}
@@ -200,25 +195,13 @@ def in_a_process(case: Case) -> dict[str, Any]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The table, the stragglers, the driver's limit and its profile."""
     lines = [
-        [
-            str(run["replicas"]),
-            f"{run['responses_per_s']:,.0f}",
-            f"{run['busy']:.1%}",
-            f"{run['driver_cpu']:.0%}",
-            f"{run['lag_ms']['median']:.1f} / {run['lag_ms']['p99']:.0f}",
-            f"{run['driver_mib']:,.0f}",
-            f"{run['load']:.0f}",
-        ]
+        f"{run['replicas']} | {run['responses_per_s']:,.0f} | {run['busy']:.1%} | "
+        f"{run['driver_cpu']:.0%} | {run['lag_ms']['median']:.1f} / {run['lag_ms']['p99']:.0f} | "
+        f"{run['driver_mib']:,.0f} | {run['load']:.0f}"
         for run in result["runs"]
     ]
-    header = [
-        "replicas",
-        "responses/s",
-        "of one queue",
-        "driver's CPU",
-        "loop lag, ms (median / p99)",
-    ]
-    header += ["driver, MiB", "machine's load"]
+    header = "replicas | responses/s | of one queue | driver's CPU | loop lag, ms (median / p99)"
+    header += " | driver, MiB | machine's load"
     even, uneven = result["even"], result["stragglers"]
     limit, most = result["limit"], result["most"]
     profile = ", ".join(f"`{one['where']}` {one['share']:.0%}" for one in limit["profile"][:8])
@@ -242,11 +225,10 @@ def main() -> None:
     options.add_argument("--slots", type=int, default=32)
     options.add_argument("--seconds", type=float, default=2.0)
     options.add_argument("--rows", type=int, default=30, help="responses of each slot")
-    options.add_argument("--one", type=json.loads, help="measure one case here, in --root")
-    options.add_argument("--root", type=Path)
     chosen = options.parse_args()
     if chosen.one:
-        print(json.dumps(asyncio.run(measure(Case(**chosen.one), chosen.root))))
+        with tempfile.TemporaryDirectory() as folder:
+            answer(chosen, asyncio.run(measure(Case(**chosen.one), Path(folder))))
         return
     facts, slots, rows = machine(), chosen.slots, chosen.rows
     runs = [in_a_process(Case(n, slots, chosen.seconds, n * slots * rows)) for n in chosen.replicas]

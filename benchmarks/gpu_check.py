@@ -42,57 +42,49 @@ class Step:
     limit_s: int
 
 
-def _python(*words: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", *words)
+def _python(words: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", *words.split())
 
 
-def _traitmill(*words: str) -> tuple[str, ...]:
+def _traitmill(words: str) -> tuple[str, ...]:
     program = "import sys; from traitmill.cli.main import main; sys.argv[0] = 'traitmill'; main()"
-    return (sys.executable, "-c", program, *words)
+    return (sys.executable, "-c", program, *words.split())
 
 
-_DEMO = ("--experiments_dir", "{folder}")
+_DEMO = "--experiments_dir {folder}"
+_POEM = f"{_DEMO} --experiment demo --trait poem"
+_PYTEST = "pytest -q -n0"
+_GEMMA = "--shape gemma-2-2b --rounds 1"
 STEPS = (
-    Step("packages", _python("pip", "check"), "6", 15),
+    Step("packages", _python("pip check"), "6", 15),
     Step(
         "surroundings",
-        _traitmill("doctor", "--judge_model", "local", "--gen_model", "{model}"),
+        _traitmill("doctor --judge_model local --gen_model {model}"),
         "2, 3, 19",
         45,
     ),
-    Step(
-        "capture, hooks, contexts",
-        _python("pytest", "-q", "-n0", "-m", "gpu", "tests/gpu"),
-        "3, 17",
-        60,
-    ),
-    Step("demo", _traitmill("demo", *_DEMO), "9, engine, teardown", 130),
-    Step("demo, a second start", _traitmill("demo", *_DEMO, "--new_run"), "9, compile cache", 60),
-    Step(
-        "capture alone",
-        _traitmill(
-            *("activations", *_DEMO, "--experiment", "demo", "--trait", "poem"),
-            *("--pool", "prompt_last"),
-        ),
-        "12",
-        30,
-    ),
+    Step("capture, hooks, contexts", _python(f"{_PYTEST} -m gpu tests/gpu"), "3, 17", 60),
+    Step("demo", _traitmill(f"demo {_DEMO}"), "9, engine, teardown", 130),
+    Step("demo, a second start", _traitmill(f"demo {_DEMO} --new_run"), "9, compile cache", 60),
+    Step("capture alone", _traitmill(f"activations {_POEM} --pool prompt_last"), "12", 30),
     Step(
         "an engine that is killed",
-        _python("pytest", "-q", "-n0", "tests/real/test_faults.py", "-k", "f22"),
+        _python(f"{_PYTEST} tests/real/test_faults.py -k f22"),
         "watchdog",
         80,
     ),
     Step(
         "generation of Gemma-2-2B's shape",
-        _python(
-            *("benchmarks.batch_size", "--shape", "gemma-2-2b", "--n_examples", "1000"),
-            *("--rows", "auto", "--rounds", "1"),
-        ),
+        _python(f"benchmarks.batch_size {_GEMMA} --n_examples 1000 --rows auto"),
         "7, 15",
         100,
     ),
-    Step("capture of Gemma-2-2B's shape", _python("benchmarks.gpu", "--small"), "11", 80),
+    Step(
+        "capture of Gemma-2-2B's shape",
+        _python(f"benchmarks.capture {_GEMMA} --rows 512"),
+        "11",
+        80,
+    ),
 )
 """In the order of what they would spoil: the first that fails is what to mend first."""
 
@@ -209,17 +201,11 @@ def outcome(row: dict[str, Any]) -> str:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of the end."""
     lines = [
-        [
-            row["step"],
-            outcome(row),
-            f"{row['seconds']:.1f}",
-            f"{row.get('peak_mib', 0):,}",
-            f"{row.get('peak_percent', 0)}",
-            row["settles"],
-        ]
+        f"{row['step']} | {outcome(row)} | {row['seconds']:.1f} | {row.get('peak_mib', 0):,} | "
+        f"{row.get('peak_percent', 0)} | {row['settles']}"
         for row in rows
     ]
-    return table(["step", "outcome", "s", "peak MiB", "busy %", "settles row"], lines)
+    return table("step | outcome | s | peak MiB | busy % | settles row", lines)
 
 
 def main() -> None:

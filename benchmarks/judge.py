@@ -1,7 +1,7 @@
 """What the remote judge holds: rates, pauses, throughput, the event loop's lag, memory.
 
-The real client over loopback HTTP against `tests/misbehaving_server.py`, which runs as a process of
-its own and notes when each request arrives. Each figure is stored when it is known.
+The real client over loopback HTTP against `tests/support/misbehaving_server.py`, which runs as a
+process of its own and notes when each request arrives. Each figure is stored when it is known.
 
     python -m benchmarks.judge                                            # everything, about 3 minutes
     python -m benchmarks.judge --only rates,pause                         # some of it
@@ -13,29 +13,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import statistics
-import subprocess
-import sys
 import time
-import urllib.request
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psutil
 
-from benchmarks.common import machine, parser, record, table
-from traitmill.engine.judging.capabilities import JudgeProfile
-from traitmill.engine.judging.endpoint import EndpointJudge
+from benchmarks.common import machine, parser, record, served, serving, table
+from traitmill.engine.judging import EndpointJudge, JudgeProfile
 from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.settings import JudgeLimits, JudgeSettings
-from traitmill.engine.traits.definition import Trait
+from traitmill.engine.traits import Trait
 
-SERVER = Path(__file__).resolve().parents[1] / "tests" / "support" / "misbehaving_server.py"
 TRAIT = Trait(
     "calm",
     (("Be calm.", "Be wild."),),
@@ -47,36 +39,9 @@ PROFILE = JudgeProfile(model="m", top_logprobs=0)
 UNLIMITED = 1e7
 
 
-@dataclass
-class Server:
-    """The server process."""
-
-    url: str
-
-    def log(self) -> list[tuple[float, int]]:
-        """(arrival, status) of every request so far; times as `time.monotonic`."""
-        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/log") as answer:
-            return [(float(at), int(status)) for at, status in json.load(answer)]
-
-
-@contextmanager
-def serving(**options: object) -> Iterator[Server]:
-    arguments = [
-        f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()
-    ]
-    command = [sys.executable, str(SERVER), *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        yield Server(process.stdout.readline().strip())
-        process.stdin.close()
-
-
 @asynccontextmanager
-async def judging(server: Server, rpm: float, concurrency: int = 0) -> AsyncIterator[EndpointJudge]:
-    limits = JudgeLimits(base_url=server.url, rpm=rpm, concurrency=concurrency, patience=600)
+async def judging(url: str, rpm: float) -> AsyncIterator[EndpointJudge]:
+    limits = JudgeLimits(base_url=url, rpm=rpm, patience=600)
     judge = EndpointJudge(JudgeSettings(model="m"), limits, profile=PROFILE)
     await judge.open()
     try:
@@ -155,7 +120,7 @@ async def rates(options: argparse.Namespace, show: Show) -> None:
         with serving(latency=0.02) as server:
             async with judging(server, rpm) as judge:
                 await keep_busy(judge, options.seconds)
-            return rpm, [at for at, _ in await asyncio.to_thread(server.log)]
+            return rpm, [at for at, _ in await asyncio.to_thread(served, server)]
 
     windows = [options.seconds / 2, options.seconds / 6]
     for rpm, times in await asyncio.gather(*(hold(rpm) for rpm in (60, 600, 6000))):
@@ -173,7 +138,7 @@ async def pause(options: argparse.Namespace, show: Show) -> None:  # noqa: ARG00
     with serving(pause_at=300, retry_after="3") as server:
         async with judging(server, 6000) as judge:
             await judge_all(judge, iter(range(600)))
-        log = await asyncio.to_thread(server.log)
+        log = await asyncio.to_thread(served, server)
     limited = next(at for at, status in log if status == 429)
     # what left before the 429 came back; loopback takes far less than 50 ms
     flying = sum(limited < at < limited + 0.05 for at, _ in log)
@@ -193,7 +158,7 @@ async def self_enforcing(options: argparse.Namespace, show: Show) -> None:
         with serving(rpm=600, window=6, latency=0.05, **extra) as server:
             async with judging(server, rpm) as judge:
                 await keep_busy(judge, options.seconds)
-            return name, await asyncio.to_thread(server.log)
+            return name, await asyncio.to_thread(served, server)
 
     cases = (
         ("allowed the same", 600.0, False),

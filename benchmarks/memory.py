@@ -17,16 +17,31 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.common import GIB, GUIDE, PeakMemory, machine, parser, quietly, record, table
+from benchmarks.common import (
+    GIB,
+    GUIDE,
+    PeakMemory,
+    Say,
+    machine,
+    paragraphs,
+    parser,
+    quietly,
+    record,
+    table,
+)
 from benchmarks.stand import SleepingJudge, Stand, whole, workload
 from tests.support.rows import response_row
 from traitmill.engine.capture import CaptureProcess
 from traitmill.engine.capture.batching import Budget, run_batches
-from traitmill.engine.generation.vllm_engine import on_gpu
-from traitmill.engine.models.demo import EMBEDDED
-from traitmill.engine.models.hub import ModelRef, find_model
-from traitmill.engine.models.machine import free_host_memory, token_budget
-from traitmill.engine.models.shape import Shape
+from traitmill.engine.generation import on_gpu
+from traitmill.engine.models import (
+    EMBEDDED,
+    ModelRef,
+    Shape,
+    find_model,
+    free_host_memory,
+    token_budget,
+)
 from traitmill.engine.settings import CaptureSettings, Execution
 
 NAME = "memory"
@@ -52,25 +67,22 @@ async def engine_row(ref: ModelRef, batch: str, options: argparse.Namespace) -> 
     try:
         with PeakMemory(every_s=0.2) as peak:
             await stand.open()
-            await stand.run(whole(stand.size.max_num_seqs), SleepingJudge(0.0))
+            size = stand.size
+            await stand.run(whole(size.max_num_seqs), SleepingJudge(0.0))
         config = stand.engine._engine.vllm_config.cache_config  # noqa: SLF001 - vLLM's own count of its cache's blocks
-        blocks, block_tokens = int(config.num_gpu_blocks), int(config.block_size)
+        tokens = int(config.num_gpu_blocks) * int(config.block_size)
     finally:
         await stand.close()
-    shape = Shape.from_config(ref.text_config)
+    shape = Shape.from_config(ref.config)
     # vLLM counts the blocks of alternating layer types by group: all groups share the same memory.
     groups = len(set(getattr(config_of(ref).get_text_config(), "layer_types", None) or [""]))
     return {
         "batch": batch,
-        "sequences": stand.size.max_num_seqs,
+        "sequences": size.max_num_seqs,
         "free_gib": free / GIB,
         "weights_gib": shape.weight_bytes(_ITEMSIZE) / GIB,
-        "kv_predicted_gib": (stand.size.kv_cache_bytes or 0) / GIB,
-        "kv_allocated_gib": blocks
-        * block_tokens
-        * shape.kv_bytes_per_token(_ITEMSIZE)
-        / groups
-        / GIB,
+        "kv_predicted_gib": (size.kv_cache_bytes or 0) / GIB,
+        "kv_allocated_gib": tokens * shape.kv_bytes_per_token(_ITEMSIZE) / groups / GIB,
         "peak_gib": held(peak) / GIB,
     }
 
@@ -101,7 +113,7 @@ def built_weights(ref: ModelRef) -> int:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(ref))
-    return _ITEMSIZE * sum(parameter.numel() for parameter in model.parameters())
+    return _ITEMSIZE * int(sum(parameter.numel() for parameter in model.parameters()))
 
 
 async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -110,7 +122,7 @@ async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> 
     new = options.max_new_tokens
     made = [response_row(s.id, s.prompt_token_ids, s.prompt_token_ids[:new], new) for s in samples]
     lengths = [len(row.sample.prompt_token_ids) + row.n_pooled for row in made]
-    shape, free = Shape.from_config(ref.text_config), free_memory()
+    shape, free = Shape.from_config(ref.config), free_memory()
     limit = token_budget(shape, _ITEMSIZE, free, gpu=on_gpu()).tokens
     budget = Budget(limit, max_rows=rows)
     largest = max(
@@ -143,63 +155,42 @@ async def capture_row(ref: ModelRef, rows: int, options: argparse.Namespace) -> 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Both tables and whether auto stayed within its shares."""
-    header = [
-        "batch",
-        "weights predicted, GiB",
-        "weights built, GiB",
-        "free, GiB",
-        "KV predicted, GiB",
-        "KV allocated, GiB",
-        "peak of all processes, GiB",
-    ]
-    header += ["the guide's 6 + batch, GB", "the guide's table, GB"]
-    engines = [
-        [
-            row["batch"],
-            f"{row['weights_gib']:.3f}",
-            f"{result['built_gib']:.3f}",
-            f"{row['free_gib']:.1f}",
-            f"{row['kv_predicted_gib']:.2f}",
-            f"{row['kv_allocated_gib']:.2f}",
-            f"{row['peak_gib']:.2f}",
-            str(6 + row["sequences"]) if row["batch"].isdecimal() else "-",
-            str(GUIDE[row["batch"]][2]) if row["batch"] in GUIDE else "-",
-        ]
-        for row in result["engines"]
-    ]
+    engines = []
+    for row in result["engines"]:
+        batch = row["batch"]
+        formula = str(6 + row["sequences"]) if batch.isdecimal() else "-"
+        engines.append(
+            f"{batch} | {row['weights_gib']:.3f} | {result['built_gib']:.3f} | "
+            f"{row['free_gib']:.1f} | {row['kv_predicted_gib']:.2f} | "
+            f"{row['kv_allocated_gib']:.2f} | {row['peak_gib']:.2f} | {formula} | "
+            f"{GUIDE[batch][2] if batch in GUIDE else '-'}"
+        )
     captures = [
-        [
-            str(row["rows"]),
-            f"{row['tokens']:,}",
-            f"{row['predicted_gib']:.3f}",
-            f"{row['measured_gib']:.3f}",
-        ]
+        f"{row['rows']} | {row['tokens']:,} | {row['predicted_gib']:.3f} | "
+        f"{row['measured_gib']:.3f}"
         for row in result["captures"]
     ]
     worst_kv = max(row["kv_allocated_gib"] / row["free_gib"] for row in result["engines"])
     worst_capture = max(row["measured_gib"] / row["free_gib"] for row in result["captures"])
     note = (
         f"{result['model']}, responses of up to {result['max_new_tokens']} tokens, bfloat16. The "
-        f"largest cache took "
-        f"{worst_kv:.1%} of the memory that was free (budget on a CPU: {KV_SHARE:.0%}), the "
-        f"largest capture batch "
-        f"{worst_capture:.1%} (budget: {CAPTURE_SHARE:.0%}). In the last row the engine was told "
-        f"that so little is "
-        "free, and all its sequences were asked for. Peaks are looked for five times a second; "
-        "Linux gives an "
-        "untouched page no memory, so they hold of the cache what was used. A capture's growth "
-        "includes the finished "
-        "vectors, in the worker and where they arrive. The guide's formula and table are "
-        "Gemma-2-2B's in float16."
+        f"largest cache took {worst_kv:.1%} of the memory that was free (budget on a CPU: "
+        f"{KV_SHARE:.0%}), the largest capture batch {worst_capture:.1%} (budget: "
+        f"{CAPTURE_SHARE:.0%}). In the last row the engine was told that so little is free, and "
+        "all its sequences were asked for. Peaks are looked for five times a second; Linux gives "
+        "an untouched page no memory, so they hold of the cache what was used. A capture's growth "
+        "includes the finished vectors, in the worker and where they arrive. The guide's formula "
+        "and table are Gemma-2-2B's in float16."
     )
-    second = table(
-        ["capture rows", "tokens of the largest batch", "predicted, GiB", "measured growth, GiB"],
-        captures,
+    first = "batch | weights predicted, GiB | weights built, GiB | free, GiB | KV predicted, GiB"
+    first += " | KV allocated, GiB | peak of all processes, GiB | the guide's 6 + batch, GB"
+    second = "capture rows | tokens of the largest batch | predicted, GiB | measured growth, GiB"
+    return paragraphs(
+        note, table(f"{first} | the guide's table, GB", engines), table(second, captures)
     )
-    return f"{note}\n\n{table(header, engines)}\n\n{second}"
 
 
-async def measure(options: argparse.Namespace, say: Any) -> None:
+async def measure(options: argparse.Namespace, say: Say) -> None:
     facts, ref = machine(), find_model(options.gen_model)
     result: dict[str, Any] = {"model": ref.name, "max_new_tokens": options.max_new_tokens}
     result["built_gib"] = built_weights(ref) / GIB

@@ -17,9 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.stand import SIDES, TRAITS, SleepingJudge, Stand, longest_prompt
-from traitmill.engine.models.chat import load_tokenizer
-from traitmill.engine.models.hub import ModelRef
-from traitmill.engine.models.machine import free_host_memory
+from traitmill.engine.generation import on_gpu, size_engine
+from traitmill.engine.models import ModelRef, free_host_memory, load_tokenizer
 from traitmill.engine.records import Sample
 from traitmill.engine.settings import Execution
 
@@ -84,12 +83,9 @@ class Transformers:
 
         width = longest_prompt(samples)
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        ids = [
-            [pad] * (width - len(s.prompt_token_ids)) + list(s.prompt_token_ids) for s in samples
-        ]
-        mask = [
-            [0] * (width - len(s.prompt_token_ids)) + [1] * len(s.prompt_token_ids) for s in samples
-        ]
+        prompts = [list(sample.prompt_token_ids) for sample in samples]
+        ids = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         torch.manual_seed(samples[0].seed)
         with torch.inference_mode():
             output = self.model.generate(
@@ -161,63 +157,10 @@ def guide(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace)
     return {"load_s": load, "tokens": tokens, **watch.times}
 
 
-def hf_cb(ref: ModelRef, samples: Sequence[Sample], options: argparse.Namespace) -> Times:
-    import torch
-    from transformers import GenerationConfig
-    from transformers.generation.configuration_utils import ContinuousBatchingConfig
-
-    start = time.perf_counter()
-    hf = Transformers(ref)
-    page = 32
-    per_sample = -(-(longest_prompt(samples) + options.max_new_tokens) // page) + 1
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=TEMPERATURE,
-        top_p=TOP_P,
-        top_k=0,
-        eos_token_id=hf.tokenizer.eos_token_id,
-        pad_token_id=hf.tokenizer.pad_token_id,
-    )
-    limits = ContinuousBatchingConfig(
-        page_size=page, num_blocks=per_sample * len(samples), max_batch_tokens=2048
-    )
-    manager = hf.model.continuous_batching_context_manager(
-        config, timeout=5, continuous_batching_config=limits
-    )
-    with torch.no_grad(), manager as batching:
-
-        def run(some: Sequence[Sample], limit: int) -> int:
-            """Tokens generated. Raises SystemExit where a request is not answered."""
-            batching.add_requests(
-                [list(sample.prompt_token_ids) for sample in some], max_new_tokens=limit
-            )
-            tokens, missing = 0, len(some)
-            while missing:
-                result = batching.get_result(timeout=1)
-                if result is None and not batching.is_running():
-                    raise SystemExit(
-                        f"transformers' continuous batching left {missing} of {len(some)} "
-                        f"unanswered"
-                    )
-                if result is not None and result.is_finished():
-                    tokens, missing = tokens + len(result.generated_tokens), missing - 1
-            return tokens
-
-        run(samples[:2], _WARM_UP_TOKENS)
-        load = time.perf_counter() - start
-        watch = Watch()
-        tokens = run(samples, options.max_new_tokens)
-        watch.lap("generation_s")
-    return {"load_s": load, "tokens": tokens, **watch.times}
-
-
 # --- vLLM's offline class ---
 
 
 def _llm(ref: ModelRef, samples: Sequence[Sample], max_new_tokens: int, **more: Any) -> Any:
-    from traitmill.engine.generation.sizing import size_engine
-    from traitmill.engine.generation.vllm_engine import on_gpu
-
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     gpu = on_gpu()
     if not gpu:
@@ -354,6 +297,5 @@ METHODS: dict[str, Callable[[ModelRef, Sequence[Sample], argparse.Namespace], Ti
     "bare-tuned": bare_tuned,
     "ours": ours,
     "bare-default": bare_default,
-    "hf-cb": hf_cb,
 }
 STAGES = ("generation_s", "judging_s", "capture_s")

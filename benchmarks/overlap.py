@@ -20,22 +20,24 @@ from typing import Any
 
 from benchmarks.common import (
     JUDGE_PERSONA,
+    Say,
     machine,
+    paragraphs,
     parser,
     quietly,
     record,
-    served_judge,
+    serving,
     shown,
     spread,
     table,
+    turned,
 )
 from benchmarks.stand import Run, Stand, whole
-from traitmill.engine.models.demo import EMBEDDED
-from traitmill.engine.models.hub import find_model
+from traitmill.engine.judging import EndpointJudge
+from traitmill.engine.models import EMBEDDED, find_model
 from traitmill.engine.settings import JudgeLimits, JudgeSettings
 
 NAME = "overlap"
-JUDGING = JudgeSettings(model=JUDGE_PERSONA)
 _NO_LIMIT = 60_000.0
 GOAL_SHARE, GOAL_SECONDS = 0.97, 2.0
 """Of a 1 s judge: generation at least this share of the rate without one; the end at most latency +
@@ -111,61 +113,45 @@ def figures(rounds: Sequence[Mapping[str, Run]], samples: int) -> dict[str, Any]
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table and the two goals."""
-    header = [
-        "judge",
-        "judging at least, s",
-        "makespan, s",
-        "later than instant, s",
-        "generation, tokens/s",
-    ]
-    header.append("share of no judge")
-    rows = [
-        [
-            row["name"],
-            f"{row['least_s']:.1f}",
-            shown(row["makespan_s"]),
-            shown(row["later_s"]),
-            shown(row["tokens_per_s"]),
-            shown([100 * share for share in row["share"]], 1, " %")
-            if row["rounds"] == result["rounds"]
-            else "-",
-        ]
-        for row in result["conditions"]
-    ]
+    rows = []
+    for row in result["conditions"]:
+        share = "-"
+        if row["rounds"] == result["rounds"]:
+            share = shown([100 * each for each in row["share"]], 1, " %")
+        rows.append(
+            f"{row['name']} | {row['least_s']:.1f} | {shown(row['makespan_s'])} | "
+            f"{shown(row['later_s'])} | {shown(row['tokens_per_s'])} | {share}"
+        )
     share, later = result["goals"]["generation_share"], result["goals"]["later_s"]
     note = (
         f"{result['model']}, {result['samples']} responses of up to {result['max_new_tokens']} "
-        f"tokens, judged by the "
-        f"product's own client over loopback HTTP; {result['rounds']} rounds of the first three, "
-        f"one of the others; "
-        f"medians (least to most). Under a 1 s judge generation runs at {share[0]:.1%} of its rate "
-        f"without one (goal: "
-        f"at least {share[1]:.0%}), and the run ends {later[0]:.1f} s after the one with an "
-        f"instant judge (goal: at "
-        f"most {later[1]:.0f} s). On a CPU capture follows generation, so a judge is beside one or "
-        f"the other until "
-        "the end; with a slow one it is the number of calls under way, which starts at 16 and "
-        "grows with success, "
-        "that holds the end back."
+        f"tokens, judged by the product's own client over loopback HTTP; {result['rounds']} rounds "
+        "of the first three, one of the others; medians (least to most). Under a 1 s judge "
+        f"generation runs at {share[0]:.1%} of its rate without one (goal: at least "
+        f"{share[1]:.0%}), and the run ends {later[0]:.1f} s after the one with an instant judge "
+        f"(goal: at most {later[1]:.0f} s). On a CPU capture follows generation, so a judge is "
+        "beside one or the other until the end; with a slow one it is the number of calls under "
+        "way, which starts at 16 and grows with success, that holds the end back."
     )
-    return f"{note}\n\n{table(header, rows)}"
+    header = "judge | judging at least, s | makespan, s | later than instant, s"
+    return paragraphs(note, table(f"{header} | generation, tokens/s | share of no judge", rows))
 
 
 async def _run(stand: Stand, n: int, condition: Condition) -> Run:
     if condition.latency is None:
         return await stand.run(n, None)
-    from traitmill.engine.judging.endpoint import EndpointJudge
-
-    with served_judge(condition.latency) as url:
-        judge = EndpointJudge(JUDGING, JudgeLimits(base_url=url, rpm=condition.rpm or _NO_LIMIT))
+    rpm = condition.rpm or _NO_LIMIT
+    with serving(persona=JUDGE_PERSONA, latency=condition.latency) as url:
+        limits = JudgeLimits(base_url=url, rpm=rpm)
+        judge = EndpointJudge(JudgeSettings(model=JUDGE_PERSONA), limits)
         await judge.open()
         try:
-            return await stand.run(n, judge, judging=JUDGING)
+            return await stand.run(n, judge, judge_model=JUDGE_PERSONA, judge_base_url=url)
         finally:
             await judge.close()
 
 
-async def measure(options: argparse.Namespace, say: Any) -> None:
+async def measure(options: argparse.Namespace, say: Say) -> None:
     facts, ref, n = machine(), find_model(options.gen_model), whole(options.n_examples)
     stand = Stand(ref, options.max_new_tokens)
     rounds: list[dict[str, Run]] = []
@@ -174,7 +160,7 @@ async def measure(options: argparse.Namespace, say: Any) -> None:
         await _run(stand, n, NONE)  # the first full run is slower than those after it
         for number in range(options.rounds):
             runs: dict[str, Run] = {}
-            for condition in CONDITIONS[::-1] if number % 2 else CONDITIONS:
+            for condition in turned(CONDITIONS, number):
                 if number and not condition.every_round:
                     continue
                 run = await _run(stand, n, condition)

@@ -10,18 +10,28 @@ after each round.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.common import machine, parser, record, shown, spread, table
+from benchmarks.common import (
+    answer,
+    in_process,
+    machine,
+    paragraphs,
+    parser,
+    record,
+    shown,
+    spread,
+    table,
+    turned,
+)
 from tests.support import fakes, lab
 
 SIZES = (10_000, 100_000)
@@ -46,11 +56,11 @@ class Forgetful(list[object]):
     def append(self, _: object) -> None:
         """Nothing."""
 
-    def __iadd__(self, _: object) -> Self:  # type: ignore[misc, override]
+    def __iadd__(self, _: object) -> Self:  # type: ignore[misc]
         return self
 
 
-def _forget(kind: type, name: str) -> None:
+def _forget(kind: Any, name: str) -> None:
     """Have a fake remember nothing of what it did."""
     made = kind.__init__
 
@@ -58,7 +68,7 @@ def _forget(kind: type, name: str) -> None:
         made(self, *args, **more)
         setattr(self, name, Forgetful())
 
-    kind.__init__ = init  # type: ignore[misc]
+    kind.__init__ = init
 
 
 def rss_anon() -> float:
@@ -95,26 +105,19 @@ def measure(root: Path, samples: int) -> Cost:
     ended.set()
     watcher.join()
     assert code == 0, code
-    return Cost(**{**asdict(cost), "peak_mib": peak})
+    return replace(cost, peak_mib=peak)
 
 
-def start_again(root: Path, samples: int) -> tuple[float, str]:
-    """Seconds the finished run takes when its command is given again, and what that said."""
-    command = [
-        TRAITMILL,
-        "generate",
-        "--experiment",
-        "exp",
-        "--trait",
-        "trait",
-        "--experiments_dir",
-        str(root),
-    ]
-    command += ["--gen_model", str(root / "toy"), "--n_examples", str(samples // 2)]
-    command += ["--judge_model", "fake-judge", "--judge_base_url", "http://127.0.0.1:9/v1"]
+def start_again(root: Path, samples: int) -> float:
+    """Seconds the finished run takes when its command is given again."""
+    command = [TRAITMILL, "generate", "--experiment", "exp", "--trait", "trait"]
+    command += ["--experiments_dir", str(root), "--gen_model", str(root / "toy")]
+    command += ["--n_examples", str(samples // 2), "--judge_model", "fake-judge"]
+    command += ["--judge_base_url", "http://127.0.0.1:9/v1"]
     began = time.perf_counter()
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return time.perf_counter() - began, result.stdout
+    assert "no model is loaded" in result.stdout, result.stdout
+    return time.perf_counter() - began
 
 
 def round_of(sizes: Sequence[int], costs: Mapping[int, list[Cost]]) -> float:
@@ -124,21 +127,10 @@ def round_of(sizes: Sequence[int], costs: Mapping[int, list[Cost]]) -> float:
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "warm").mkdir()
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.scale",
-                "--one",
-                str(size),
-                "--root",
-                folder,
-            ]
-            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            costs[size].append(Cost(**json.loads(out.splitlines()[-1])))
+            costs[size].append(Cost(**in_process("scale", {"size": size, "root": folder})))
             print(costs[size][-1], flush=True)
             if size == max(sizes):
-                again, said = start_again(Path(folder), size)
-                assert "no model is loaded" in said, said
+                again = start_again(Path(folder), size)
                 print(f"started again: {again:.1f} s", flush=True)
     return again
 
@@ -169,47 +161,36 @@ def figures(costs: Mapping[int, Sequence[Cost]], again: Sequence[float]) -> dict
 def markdown(result: Mapping[str, Any]) -> str:
     """The table, and what changes from the smaller size to the larger."""
     lines = [
-        [
-            f"{int(size):,}",
-            shown(cost["wall_ms_per_sample"], 3),
-            shown(cost["cpu_ms_per_sample"], 3),
-            shown(cost["peak_anonymous_mib"], 0),
-        ]
+        f"{int(size):,} | {shown(cost['wall_ms_per_sample'], 3)} | "
+        f"{shown(cost['cpu_ms_per_sample'], 3)} | {shown(cost['peak_anonymous_mib'], 0)}"
         for size, cost in result["per_size"].items()
     ]
-    header = ["samples", "wall, ms a sample", "CPU, ms a sample", "peak anonymous memory, MiB"]
+    header = "samples | wall, ms a sample | CPU, ms a sample | peak anonymous memory, MiB"
     note = (
         f"Backends: {result['backends']}. Rounds of one run of each size: {result['rounds']}, the "
-        f"order turned in "
-        "every other one; medians (least to most), ratios within a round. From the smaller size to "
-        "the larger: CPU "
-        f"time a sample {shown(result['cpu_per_sample_ratio'], 2)} times, wall time "
-        f"{shown(result['wall_per_sample_ratio'], 2)} times, anonymous memory "
+        "order turned in every other one; medians (least to most), ratios within a round. From the "
+        f"smaller size to the larger: CPU time a sample {shown(result['cpu_per_sample_ratio'], 2)} "
+        f"times, wall time {shown(result['wall_per_sample_ratio'], 2)} times, anonymous memory "
         f"{shown(result['anonymous_growth_mib'], 0)} MiB more. The finished large run started "
-        f"again ends in "
-        f"{shown(result['started_again_s'], 1)} s."
+        f"again ends in {shown(result['started_again_s'], 1)} s."
     )
-    return f"{note}\n\n{table(header, lines)}"
+    return paragraphs(note, table(header, lines))
 
 
 def main() -> None:
     options = parser("scale", __doc__)
     options.add_argument("--rounds", type=int, default=2)
-    options.add_argument(
-        "--sizes", type=lambda text: tuple(map(int, text.split(","))), default=SIZES
-    )
-    options.add_argument("--one", type=int, help="measure one size in this process, in --root")
-    options.add_argument("--root", type=Path)
+    options.add_argument("--sizes", default=",".join(map(str, SIZES)))
     chosen = options.parse_args()
     if chosen.one:
-        print(json.dumps(asdict(measure(chosen.root, chosen.one))))
+        answer(chosen, asdict(measure(Path(chosen.one["root"]), chosen.one["size"])))
         return
-    facts = machine()
-    costs: dict[int, list[Cost]] = {size: [] for size in chosen.sizes}
+    facts, sizes = machine(), [int(part) for part in chosen.sizes.split(",")]
+    costs: dict[int, list[Cost]] = {size: [] for size in sizes}
     again: list[float] = []
     for number in range(chosen.rounds):
         print(f"round {number + 1}", flush=True)
-        again.append(round_of(chosen.sizes[:: -1 if number % 2 else 1], costs))
+        again.append(round_of(turned(sizes, number), costs))
         found = figures(costs, again)
         record(chosen.out, "scale", facts, found)
     print(markdown(found))

@@ -9,14 +9,12 @@ and no process of the run left 10 seconds after the kill.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,8 +26,18 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import ROOT, machine, parser, record, served_judge, table
+from benchmarks.common import (
+    JUDGE_PERSONA,
+    ROOT,
+    machine,
+    parser,
+    record,
+    served,
+    serving,
+    table,
+)
 from tests.support import lab
+from traitmill.engine.models import EMBEDDED
 from traitmill.engine.run.watchdog import marked_pids
 
 TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
@@ -60,43 +68,18 @@ class Real:
 
 def answered(url: str) -> int:
     """How many judge calls the server answered."""
-    with urllib.request.urlopen(f"{url}/log", timeout=10) as reply:
-        return sum(status == 200 for _, status in json.load(reply))
+    return sum(status == 200 for _, status in served(url))
 
 
 def start(root: Path, url: str) -> subprocess.Popen[bytes]:
-    command = [
-        TRAITMILL,
-        "generate",
-        "--experiment",
-        "exp",
-        "--traits",
-        ",".join(TRAITS),
-        "--experiments_dir",
-        root,
-    ]
-    command += [
-        "--gen_model",
-        "embedded/SmolLM2-135M-Instruct",
-        "--judge_base_url",
-        url,
-        "--n_examples",
-        N_EXAMPLES,
-    ]
-    command += [
-        "--judge_concurrency",
-        CONCURRENCY,
-        "--judge_rpm",
-        6000,
-        "--max_new_tokens",
-        32,
-        "--batch_size",
-        4,
-    ]
+    command: list[object] = [TRAITMILL, "generate", "--experiment", "exp"]
+    command += ["--traits", ",".join(TRAITS)]
+    command += ["--experiments_dir", root, "--gen_model", EMBEDDED, "--judge_base_url", url]
+    command += ["--n_examples", N_EXAMPLES, "--judge_concurrency", CONCURRENCY]
+    command += ["--judge_rpm", 6000, "--max_new_tokens", 32, "--batch_size", 4]
     with (root / "out").open("ab") as out:
-        return subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out, stderr=out
-        )
+        words = list(map(str, command))
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
 
 def count(root: Path, kind: str) -> int:
@@ -166,7 +149,7 @@ def prepare(root: Path) -> list[Path]:
 def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
     """Kill real runs, each experiment once in every stage, until `kills` were done."""
     out = Real()
-    with served_judge(_JUDGE_S) as url:
+    with serving(persona=JUDGE_PERSONA, latency=_JUDGE_S) as url:
         calm = root / "calm"
         folders = prepare(calm)
         assert start(calm, url).wait() in (0, 7), (calm / "out").read_text()
@@ -222,33 +205,35 @@ def _missing(folder: Path, planned: set[str]) -> int:
     )
 
 
-_HEADER = ["kills", "lost", "duplicated", "changed", "judge calls repeated", "processes left"]
+_HEADER = "kills | lost | duplicated | changed | judge calls repeated | processes left"
+
+
+def _counted(result: Mapping[str, Any], left: object) -> str:
+    """The table of what kills left behind."""
+    line = [str(result[name]) for name in ("kills", "lost", "duplicated", "changed")]
+    line.append(f"{result['repeated']:,} of {result['judge_calls']:,}")
+    return table(_HEADER, [[*line, str(left)]])
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Deterministic backends."""
-    line = [str(result[name]) for name in ("kills", "lost", "duplicated", "changed")]
-    line += [f"{result['repeated']:,} of {result['judge_calls']:,}", "-"]
     return (
         f"Deterministic backends, {result['samples']} samples a run, {result['runs']} runs, "
-        f"SIGKILL at random moments "
-        f"of seed {result['seed']} ({_phases(result['phases'])}); against an undisturbed run "
-        f"{len(result['differing'])} final files differ. Most judge calls repeated by one kill: "
-        f"{result['most_repeated']}, bound {result['bound_per_kill']}.\n\n{table(_HEADER, [line])}"
+        f"SIGKILL at random moments of seed {result['seed']} ({_phases(result['phases'])}); "
+        f"against an undisturbed run {len(result['differing'])} final files differ. Most judge "
+        f"calls repeated by one kill: {result['most_repeated']}, bound "
+        f"{result['bound_per_kill']}.\n\n{_counted(result, '-')}"
     )
 
 
 def real_markdown(result: Mapping[str, Any]) -> str:
     """Real vLLM."""
-    line = [str(result[name]) for name in ("kills", "lost", "duplicated", "changed")]
-    line += [f"{result['repeated']:,} of {result['judge_calls']:,}", str(result["survivors"])]
     return (
         f"The command itself on real vLLM, a judge over HTTP, real capture: "
-        f"{result['runs_finished']} runs, SIGKILL in "
-        f"every stage in turn ({_phases(result['stages'])}). Processes left are those alive "
-        f"{GRACE_S:.0f} s after a "
-        f"kill; a kill may repeat {result['bound_per_kill']} judge "
-        f"calls.\n\n{table(_HEADER, [line])}"
+        f"{result['runs_finished']} runs, SIGKILL in every stage in turn "
+        f"({_phases(result['stages'])}). Processes left are those alive {GRACE_S:.0f} s after a "
+        f"kill; a kill may repeat {result['bound_per_kill']} judge calls.\n\n"
+        f"{_counted(result, result['survivors'])}"
     )
 
 

@@ -176,7 +176,7 @@ def main() -> None:
         for kind, kill in kinds.items():
             if kills := getattr(chosen, kind):
                 found[kind] = kill(Path(folder), calm, rng, kills)
-    result = {kind: asdict(kills) for kind, kills in found.items()}
+    result: dict[str, Any] = {kind: asdict(kills) for kind, kills in found.items()}
     result |= {"kinds": list(found), "seed": chosen.seed, "bound": calm.judging}
     record(chosen.out, "soak_replicas", facts, result)
     print(markdown(result))

@@ -1,4 +1,4 @@
-"""The test stand: one engine and one capture worker under the real pipeline, with a judge that only
+"""The test stand: one engine and one capture process under the front door, with a judge that only
 takes time, or a real one.
 
 Each run writes its records and files into a folder of its own that is thrown away. Between runs
@@ -8,50 +8,39 @@ vLLM's prefix cache is emptied, so that a repeat computes what the first run com
 from __future__ import annotations
 
 import asyncio
+import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.common import ROOT
-from traitmill.engine.capture import CaptureProcess
-from traitmill.engine.capture.process import CaptureFacts
 from traitmill.engine.errors import UsageError
-from traitmill.engine.generation.sizing import GPU_SEQUENCES, size_engine
-from traitmill.engine.generation.vllm_engine import VllmEngine, on_gpu
-from traitmill.engine.judging.scoring import judge_key
-from traitmill.engine.models.chat import lazy_tokenizer
-from traitmill.engine.models.hub import ModelRef
+from traitmill.engine.generation import EngineSize, VllmEngine
+from traitmill.engine.judging import judge_key
+from traitmill.engine.models import ModelRef, lazy_tokenizer
 from traitmill.engine.models.machine import free_host_memory
-from traitmill.engine.models.placement import Placement, choose_placement
-from traitmill.engine.records import Activation, Response, Sample, Verdict
-from traitmill.engine.run.backends import STAGES, Backends, Clock, Judge, Stage
-from traitmill.engine.run.pipeline import Pipeline
-from traitmill.engine.run.prepare import Wanted, open_run
+from traitmill.engine.records import Response, Sample, Verdict
+from traitmill.engine.run import STAGES, Backends, Clock, Judge, Stage, Work, generate
+from traitmill.engine.run.models import LocalModels, ModelsWanted
 from traitmill.engine.run.watchdog import tie_children
-from traitmill.engine.settings import (
-    CaptureSettings,
-    Execution,
-    JudgeSettings,
-    RunSettings,
-    SampleCounts,
-    Sampling,
-)
-from traitmill.engine.storage import TraitFolder, now
-from traitmill.engine.traits import make_plan
-from traitmill.engine.traits.definition import DEFINITION_FILE, Trait, load_traits
+from traitmill.engine.settings import JudgeSettings, Sampling, apply
+from traitmill.engine.storage import now
+from traitmill.engine.traits import Trait, load_traits, make_plan
 
 EXPERIMENT = ROOT / "experiments" / "demo"
 TRAITS = ("fairy_tale", "poem")
 SIDES = 2 * len(TRAITS)
 """A run's samples are shared evenly by each trait's two sides."""
-JUDGING = JudgeSettings(model="sleeping")
-_WARM_UP = SIDES
-_FORGET_TRIES = 50
+JUDGE = "sleeping"
 _ROOM_FOR_PROMPT = 128
+_FORGET_TRIES = 50
 
 
 class SleepingJudge:
@@ -65,11 +54,11 @@ class SleepingJudge:
         return Verdict(
             trait=trait.name,
             sample_id=response.sample.id,
-            judge_key=judge_key(JUDGING, trait),
+            judge_key=judge_key(JudgeSettings(model=JUDGE), trait),
             status="scored",
             score=90.0 if response.sample.polarity == "pos" else 10.0,
             mode="integer",
-            model=JUDGING.model,
+            model=JUDGE,
         )
 
 
@@ -106,7 +95,7 @@ class Run:
 
 def workload(ref: ModelRef, n: int, max_new_tokens: int) -> list[Sample]:
     """`n` samples as a run of the product has them, for methods that know no traits."""
-    sampling = _identity(ref, max_new_tokens)
+    sampling = _sampling(ref, max_new_tokens)
     tokenize = lazy_tokenizer(ref)(now(), sampling)
     found = []
     for trait in load_traits({name: EXPERIMENT / name for name in TRAITS}):
@@ -120,7 +109,7 @@ def whole(n: int) -> int:
     return -(-n // SIDES) * SIDES
 
 
-def _identity(ref: ModelRef, max_new_tokens: int) -> Sampling:
+def _sampling(ref: ModelRef, max_new_tokens: int) -> Sampling:
     return Sampling(model=ref.name, revision=ref.revision, max_new_tokens=max_new_tokens)
 
 
@@ -140,130 +129,99 @@ class Stand:
     ) -> None:
         """`batch_size` is what `--batch_size` is, None is auto; `watched` counts the running
         sequences, which costs vLLM a little at each step; `free_bytes` is host memory that is taken
-        to be free, by default what is. Raises UsageError where a GPU does not hold capture beside
-        generation."""
+        to be free, by default what is."""
         self.ref = ref
         self.load_s = 0.0
-        self._identity = _identity(ref, max_new_tokens)
-        self._speed = Execution(batch_size=batch_size)
-        self._captures = captures
-        self._steps: list[tuple[float, int]] = []
-        self._gpu = on_gpu()
+        self._given: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "capture": "all" if captures else "none",
+        }
+        settings = replace(apply(self._given), sampling=_sampling(ref, max_new_tokens))
         longest = max_new_tokens + _ROOM_FOR_PROMPT
-        self._placement = self._place(longest) if captures else None
-        free = free_host_memory() if free_bytes is None else free_bytes
-        # As the product sizes it.
-        self.size = size_engine(
-            ref, self._speed, longest, on_gpu=self._gpu, free_bytes=free, placement=self._placement
+        wanted = ModelsWanted(
+            ref=ref, settings=settings, engine=True, captures=captures, longest=longest
         )
-        watches = [_watch(self._steps)] if watched else []
-        self.engine = engine(
-            ref, self._identity, self._speed, self.size, on_gpu=self._gpu, stat_loggers=watches
-        )
-        self._worker: CaptureProcess | None = None
-        self.facts: CaptureFacts | None = None
+        self._models = LocalModels(wanted, notice=lambda _: None, last_error=str)
+        self._steps: list[int] = []
+        self._engine_type = partial(engine, stat_loggers=[_watch(self._steps)] if watched else [])
+        self._free = free_host_memory if free_bytes is None else lambda: free_bytes
+        self._engine: VllmEngine | None = None
 
-    def _settings(self, n: int, judging: JudgeSettings) -> RunSettings:
-        return RunSettings(
-            sampling=self._identity,
-            counts=SampleCounts(n_examples=n // SIDES),
-            judge=judging,
-            capture_rows="all" if self._captures else "none",
-            execution=self._speed,
-        )
+    @property
+    def engine(self) -> VllmEngine:
+        assert self._engine is not None, "open the stand first"
+        return self._engine
 
-    def _place(self, longest: int) -> Placement:
-        placement = choose_placement(
-            self.ref.config,
-            self._settings(SIDES, JUDGING),
-            gpu=self._gpu,
-            engine=True,
-            sequences=self._speed.batch_size or GPU_SEQUENCES,
-            tokens_per_sequence=longest,
-        )
-        if self._gpu and placement.mode not in ("apart", "co-resident"):
+    @property
+    def size(self) -> EngineSize:
+        return self.engine.size
+
+    async def open(self) -> None:
+        """Load both models as the product does, and warm them up. Raises UsageError where a GPU
+        does not hold capture beside generation."""
+        tie_children()
+        start = time.perf_counter()
+        await self._models.prepare()
+        placement = self._models.placement
+        if self._models.gpu and placement and placement.mode == "in turn":
             raise UsageError(
                 f"benchmarks on a GPU capture beside generation, and here it is: {placement.line}"
             )
-        return placement
-
-    async def open(self) -> None:
-        """Load both models beside each other and warm them up."""
-        tie_children()
-        start = time.perf_counter()
-        loads = [asyncio.to_thread(self.engine.start)]
-        if self._placement is not None:
-            execution = replace(self._speed, capture_device=self._placement.capture_device)
-            self._worker = CaptureProcess(
-                self.ref.source,
-                self.ref.hub_revision,
-                CaptureSettings(),
-                execution,
-                token_budget=self._placement.capture_tokens,
-            )
-            loads.append(self._load_capture())
-        await asyncio.gather(*loads)
+        module = "traitmill.engine.run.models"
+        with (
+            patch(f"{module}.VllmEngine", self._engine_type),
+            patch(f"{module}.free_host_memory", self._free),
+        ):
+            await self._models.load()
+            capturer = self._models.capturer
+            if capturer is not None and not capturer.loads_now:
+                await capturer.load()
+        self._engine = self._models.generator
         self.load_s = time.perf_counter() - start
-        await self.run(_WARM_UP, SleepingJudge(0.0))
-
-    async def _load_capture(self) -> None:
-        assert self._worker is not None
-        self.facts = await self._worker.start()
+        await self.run(SIDES, SleepingJudge(0.0))
 
     async def run(
-        self,
-        n: int,
-        judge: Judge | None,
-        *,
-        judging: JudgeSettings = JUDGING,
-        close_engine: bool = False,
+        self, n: int, judge: Judge | None, *, close_engine: bool = False, **judging: Any
     ) -> Run:
-        """Run `n` samples. `judging` is what a real judge was made with. `close_engine` makes room
-        for capture as the product does on a CPU, and ends the stand's use."""
+        """Run `n` samples. `judging` are settings of a real judge. `close_engine` makes room for
+        capture as the product does on a CPU, and ends the stand's use."""
         await self._forget()
-        settings = self._settings(n, judging)
-
-        capturer = None
-        if self._worker is not None and self.facts is not None:
-            capturer = _Placed(self, close_engine=close_engine)
-        backends = Backends(generator=self.engine, judge=judge, capturer=capturer)
-        clocks: dict[Stage, Clock] = {stage: TimedClock() for stage in STAGES}
-        notices: list[str] = []
         self._steps.clear()
-        with TemporaryDirectory() as temp:
-            jobs = [
-                open_run(
-                    Wanted(
-                        trait=trait,
-                        folder=TraitFolder(folder),
-                        settings=settings,
-                        generates=True,
-                        judges=True,
-                    ),
-                    self.ref,
-                    lazy_tokenizer(self.ref),
-                    notices.append,
-                )
-                for trait, folder in zip(*_copied(Path(temp)), strict=True)
-            ]
-            pipeline = Pipeline(jobs, settings, backends, notices.append)
-            pipeline.clocks = clocks
-            start = time.perf_counter()
-            await pipeline.run()
-            makespan = time.perf_counter() - start
-            errors = [*pipeline.errors.values(), *(job.error for job in jobs if job.error)]
-            if errors:
-                raise errors[0]
+        began = 0.0
+
+        @asynccontextmanager
+        async def backends(_work: Work) -> AsyncIterator[Backends]:
+            nonlocal began
+            began = time.perf_counter()
+            yield Backends(generator=self.engine, judge=judge, capturer=self._models.capturer)
+
+        given = {"judge_model": JUDGE, "judge_base_url": "http://127.0.0.1:9/v1"} | judging
+        closing = self._models._close_engines if close_engine else _nothing  # noqa: SLF001
+        if self._models.capturer is not None:
+            self._models.capturer._make_room = closing  # noqa: SLF001 - only a benchmark runs again
+        with (
+            TemporaryDirectory() as temp,
+            patch("traitmill.engine.run.pipeline.Clock", TimedClock),
+        ):
+            result = await generate(
+                _copied(Path(temp) / "bench"),
+                TRAITS,
+                model=self.ref.name,
+                backends=backends,
+                n_examples=n // SIDES,
+                **self._given | given,
+            )
+            makespan = time.perf_counter() - began
+        if result.errors:
+            raise result.errors[0]
+        clocks: dict[Stage, Any] = {stage: result.clocks[stage] for stage in STAGES}
         return Run(
             makespan=makespan,
             seconds={stage: clock.seconds for stage, clock in clocks.items()},
-            times={
-                stage: clock.times
-                for stage, clock in clocks.items()
-                if isinstance(clock, TimedClock)
-            },
+            times={stage: clock.times for stage, clock in clocks.items()},
             tokens=clocks["generation"].tokens,
-            running=statistics.fmean(running for _, running in self._steps) if self._steps else 0.0,
+            running=statistics.fmean(self._steps) if self._steps else 0.0,
         )
 
     async def _forget(self) -> None:
@@ -278,49 +236,22 @@ class Stand:
         )
 
     async def close(self) -> None:
-        await self.engine.close()
-        if self._worker is not None:
-            await self._worker.close()
+        await self._models.close()
 
 
-class _Placed:
-    """The stand's capture process as a run takes it: beside generation on a GPU, after it on a CPU."""
-
-    def __init__(self, stand: Stand, *, close_engine: bool) -> None:
-        self._stand, self._close_engine = stand, close_engine
-        self.beside_generation = stand._gpu  # noqa: SLF001 - the stand's own
-        self.placement = "stand"
-
-    @property
-    def self_check(self) -> dict[str, Any]:
-        return self._process.self_check
-
-    @property
-    def _process(self) -> CaptureProcess:
-        process = self._stand._worker  # noqa: SLF001 - as above
-        assert process is not None
-        return process
-
-    async def open(self) -> CaptureFacts:
-        if self._close_engine:
-            await self._stand.engine.close()
-        assert self._stand.facts is not None
-        return self._stand.facts
-
-    async def capture(self, responses: Sequence[Response]) -> list[Activation]:
-        return await self._process.capture(responses)
+async def _nothing() -> None:
+    """The engine stays for the next run."""
 
 
-def _copied(root: Path) -> tuple[list[Trait], list[Path]]:
-    folders = {name: root / "bench" / name for name in TRAITS}
-    for name, folder in folders.items():
-        folder.mkdir(parents=True)
-        (folder / DEFINITION_FILE).write_bytes((EXPERIMENT / name / DEFINITION_FILE).read_bytes())
-    return load_traits(folders), list(folders.values())
+def _copied(experiment: Path) -> Path:
+    for name in TRAITS:
+        (experiment / name).mkdir(parents=True)
+        shutil.copy(EXPERIMENT / name / "trait_definition.json", experiment / name)
+    return experiment
 
 
-def _watch(steps: list[tuple[float, int]]) -> Callable[..., Any]:
-    """vLLM's stat logger that notes (time, running sequences) of each scheduler step."""
+def _watch(steps: list[int]) -> Callable[..., Any]:
+    """vLLM's stat logger that notes the running sequences of each scheduler step."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class Watch(StatLoggerBase):  # type: ignore[misc]  # vllm is not followed
@@ -328,12 +259,8 @@ def _watch(steps: list[tuple[float, int]]) -> Callable[..., Any]:
             pass
 
         def record(self, scheduler_stats: Any, iteration_stats: object, **_: object) -> None:
-            if (
-                scheduler_stats is not None
-                and scheduler_stats.num_running_reqs
-                and iteration_stats is not None
-            ):
-                steps.append((time.perf_counter(), scheduler_stats.num_running_reqs))
+            if scheduler_stats is not None and iteration_stats is not None:
+                steps.extend(filter(None, [scheduler_stats.num_running_reqs]))
 
         def log_engine_initialized(self) -> None:
             pass

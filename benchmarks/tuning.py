@@ -2,7 +2,7 @@
 undone.
 
     python -m benchmarks.tuning
-    python -m benchmarks.tuning --compiled        # instead: what compiling would cost and gain; it needs a C++ compiler
+    python -m benchmarks.tuning --compiled      # instead: what compiling costs and gains; needs a C++ compiler
 
 Each variant is a process of its own: an engine's start, then the same samples with the same seeds
 at `auto` and at few sequences. The product comes first and last, and ratios are to the mean of
@@ -13,22 +13,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.common import ROOT, machine, parser, quietly, record, table
+from benchmarks.common import (
+    answer,
+    in_process,
+    machine,
+    no_figures,
+    paragraphs,
+    parser,
+    quietly,
+    record,
+    table,
+    why,
+)
 from benchmarks.stand import Stand, whole
-from traitmill.engine.generation.vllm_engine import VllmEngine
-from traitmill.engine.models.demo import EMBEDDED
-from traitmill.engine.models.hub import find_model
+from traitmill.engine.generation import VllmEngine
+from traitmill.engine.models import EMBEDDED, find_model
 
 NAME = "tuning"
 FEW = 8
@@ -96,58 +103,32 @@ def engine_of(name: str) -> type[VllmEngine]:
                 setattr(arguments, argument, value)
             return arguments
 
-        async def _logprobs(
-            self, prompt: Sequence[int], response: Sequence[int]
-        ) -> tuple[float, ...] | None:
-            return None if name == "no self-check" else await super()._logprobs(prompt, response)
+        async def _logprobs(self, *asked: Any) -> tuple[float, ...] | None:
+            return None if name == "no self-check" else await super()._logprobs(*asked)
 
-        async def _run(self, prompt_token_ids: Sequence[int], parameters: Any) -> Any:
+        async def _run(self, prompt_token_ids: Any, parameters: Any, **more: Any) -> Any:
             if name == "unseeded":
                 parameters.seed = None
-            return await super()._run(prompt_token_ids, parameters)
+            return await super()._run(prompt_token_ids, parameters, **more)
 
     return Undone
 
 
-async def one(options: argparse.Namespace) -> dict[str, float]:
+async def one(
+    variant: str, gen_model: str, max_new_tokens: int, n_examples: int, n_few: int
+) -> dict[str, float]:
     """Run one variant in this process."""
-    os.environ |= VARIANTS[options.one].environment
-    stand = Stand(
-        find_model(options.gen_model),
-        options.max_new_tokens,
-        captures=False,
-        engine=engine_of(options.one),
-    )
+    os.environ |= VARIANTS[variant].environment
+    ref = find_model(gen_model)
+    stand = Stand(ref, max_new_tokens, captures=False, engine=engine_of(variant))
     try:
         await stand.open()
-        many = await stand.run(whole(options.n_examples), None)
+        many = await stand.run(whole(n_examples), None)
         stand.engine.few = True  # type: ignore[attr-defined]
-        few = await stand.run(whole(options.n_few), None)
+        few = await stand.run(whole(n_few), None)
     finally:
         await stand.close()
     return {"load_s": stand.load_s, "auto": many.tokens_per_s, "few": few.tokens_per_s}
-
-
-def in_process(variant: str, options: argparse.Namespace) -> dict[str, float]:
-    """One variant in a process of its own. Raises CalledProcessError, TimeoutExpired."""
-    with TemporaryDirectory() as temp:
-        path = Path(temp) / "figures.json"
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.tuning",
-            "--one",
-            variant,
-            "--figures",
-            str(path),
-        ]
-        for name in ("gen_model", "n_examples", "n_few", "max_new_tokens"):
-            command += [f"--{name}", str(getattr(options, name))]
-        # Compiled code of an earlier run would shorten the start of a compiled engine.
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(Path(temp) / "compiled")}
-        subprocess.run(command, cwd=ROOT, check=True, timeout=options.limit, env=environment)
-        figures: dict[str, float] = json.loads(path.read_text())
-        return figures
 
 
 def summary(name: str, measured: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -163,53 +144,41 @@ def summary(name: str, measured: Mapping[str, Mapping[str, float]]) -> dict[str,
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Start, tokens a second and ratios of each variant."""
-    header = [
-        "variant",
-        "what it is",
-        "start, s",
-        "auto, tokens/s",
-        "ratio",
-        "few, tokens/s",
-        "ratio",
-    ]
+
+    def ratio(row: Mapping[str, Any], key: str) -> str:
+        return f"{row[key]:.2f}" if key in row else "-"
+
     rows = [
-        [
-            row["variant"],
-            row["what"],
-            f"{row['load_s']:.1f}",
-            f"{row['auto']:,.0f}",
-            f"{row['auto_ratio']:.2f}" if "auto_ratio" in row else "-",
-            f"{row['few']:,.0f}",
-            f"{row['few_ratio']:.2f}" if "few_ratio" in row else "-",
-        ]
+        f"{row['variant']} | {row['what']} | {row['load_s']:.1f} | {row['auto']:,.0f} | "
+        f"{ratio(row, 'auto_ratio')} | {row['few']:,.0f} | {ratio(row, 'few_ratio')}"
         for row in result["rows"]
     ]
     note = (
         f"{result['model']}, {result['samples']} samples of up to {result['max_new_tokens']} "
-        f"tokens at auto, then "
-        f"{result['few']} of them with {FEW} at a time (`few`); one run each. `start` is the load "
-        f"without the warm-up. "
-        "Ratios are to the mean of the product's own rows, which lie as far apart as the machine's "
-        "speed wandered "
-        "meanwhile; one below 1 is a loss without the product's choice."
+        f"tokens at auto, then {result['few']} of them with {FEW} at a time (`few`); one run each. "
+        "`start` is the load without the warm-up. Ratios are to the mean of the product's own "
+        "rows, which lie as far apart as the machine's speed wandered meanwhile; one below 1 is a "
+        "loss without the product's choice."
     )
-    failed = "".join(f"\n- {name} gave no figures: {why}" for name, why in result["failed"].items())
-    return "\n\n".join(part for part in (note, table(header, rows), failed.strip()) if part)
+    header = "variant | what it is | start, s | auto, tokens/s | ratio | few, tokens/s | ratio"
+    return paragraphs(note, table(header, rows), no_figures(result["failed"]))
 
 
-def compare(options: argparse.Namespace) -> None:
+def compare(options: argparse.Namespace, names: Sequence[str]) -> None:
     """All variants, storing what there is after each."""
     facts, model = machine(), find_model(options.gen_model).name
-    compiled = (AS_IT_IS, "compiled")
-    names = compiled if options.compiled else [name for name in VARIANTS if name != "compiled"]
     measured: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
-    with quietly(NAME) as say:
+    how = {key: getattr(options, key) for key in ("gen_model", "max_new_tokens", "n_few")}
+    with quietly(NAME) as say, TemporaryDirectory() as temp:
         for name in names:
+            one = {"variant": name, "n_examples": options.n_examples, **how}
+            # Compiled code of an earlier run would shorten the start of a compiled engine.
+            environment = {"TORCHINDUCTOR_CACHE_DIR": temp}
             try:
-                measured[name] = in_process(name, options)
-            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                failed[name] = str(error)[-200:]
+                measured[name] = in_process(NAME, one, options.limit, environment)
+            except subprocess.SubprocessError as error:
+                failed[name] = why(error)
                 continue
             say(f"{name}: {measured[name]['auto']:.0f} tokens/s, few: {measured[name]['few']:.0f}")
             figures = {
@@ -221,7 +190,7 @@ def compare(options: argparse.Namespace) -> None:
                 "failed": failed,
             }
             record(options.out, NAME, facts, figures, "compiled" if options.compiled else None)
-        say(markdown(figures))
+        say(markdown(figures) if measured else no_figures(failed))
 
 
 def main() -> None:
@@ -230,17 +199,14 @@ def main() -> None:
     options.add_argument("--n_examples", type=int, default=160, help="at auto, all sides together")
     options.add_argument("--n_few", type=int, default=32)
     options.add_argument("--max_new_tokens", type=int, default=48)
-    options.add_argument(
-        "--compiled", action="store_true", help="compare with a compiled engine instead"
-    )
+    options.add_argument("--compiled", action="store_true", help="a compiled engine instead")
     options.add_argument("--limit", type=float, default=300, help="seconds one variant may take")
-    options.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
-    options.add_argument("--figures", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.one:
-        Path(chosen.figures).write_text(json.dumps(asyncio.run(one(chosen))))
+        answer(chosen, asyncio.run(one(**chosen.one)))
         return
-    compare(chosen)
+    names = [name for name in VARIANTS if name != "compiled"]
+    compare(chosen, [AS_IT_IS, "compiled"] if chosen.compiled else names)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,18 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.common import machine, parser, quietly, record, shown, spread, table
+from benchmarks.common import (
+    Say,
+    machine,
+    paragraphs,
+    parser,
+    quietly,
+    record,
+    shown,
+    spread,
+    table,
+    turned,
+)
 from benchmarks.stand import whole, workload
 from tests.support.rows import response_row
 from traitmill.engine.capture import CaptureProcess
@@ -92,11 +103,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{result['rounds']} rounds, medians (least to most). Goal: at most {GOAL} times as long "
         "beside them; an even share of the cores is 2 times."
     )
-    header = ["threads wait as", "alone, s", "beside busy programs, s", "times as long"]
-    return f"{note}\n\n{table(header, rows)}"
+    header = "threads wait as | alone, s | beside busy programs, s | times as long"
+    return paragraphs(note, table(header, rows))
 
 
-async def measure(options: argparse.Namespace, say: Any) -> None:
+async def measure(options: argparse.Namespace, say: Say) -> None:
     facts, ref = machine(), find_model(EMBEDDED)
     samples = workload(ref, whole(options.rows), 64)
     response = range(100, 164)
@@ -108,10 +119,10 @@ async def measure(options: argparse.Namespace, say: Any) -> None:
         workers[LIBRARYS] = await load(ref, {"GOMP_SPINCOUNT": _OWN_SPINS})
         await timed(workers, made[:8])
         for number in range(options.rounds):
-            turned = dict(sorted(workers.items(), reverse=bool(number % 2)))
-            alone = await timed(turned, made)
+            order = {name: workers[name] for name in turned(workers, number)}
+            alone = await timed(order, made)
             with busy_cores():
-                rounds.append({"alone": alone, "beside": await timed(turned, made)})
+                rounds.append({"alone": alone, "beside": await timed(order, made)})
             result = {
                 "model": ref.name,
                 "tokens": sum(len(r.sample.prompt_token_ids) + r.n_pooled for r in made),

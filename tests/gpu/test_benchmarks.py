@@ -14,6 +14,7 @@ from benchmarks import baselines, batch_size, roofline
 from tests.benchmarks.test_benchmarks import MACHINE, measured, run
 from tests.support import fakes
 from tests.support.rows import response_row
+from traitmill.engine.models import Gpu
 
 
 async def test_g05_a_cut_off_batch_size_table_keeps_its_rows(
@@ -48,13 +49,14 @@ async def test_g05_a_cut_off_batch_size_table_keeps_its_rows(
 def test_g05_cut_off_baselines_keep_their_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one(method: str, _: object) -> Any:
-        if method == "ours":
+    def one(_: str, asked: dict[str, Any], limit_s: float) -> Any:
+        assert limit_s == 9
+        if asked["method"] == "ours":
             raise KeyboardInterrupt
-        if method == "guide":
+        if asked["method"] == "guide":
             raise subprocess.CalledProcessError(1, "guide")
         times = {"load_s": 5.0, "tokens": 400, "generation_s": 4.0, "makespan_s": 7.0}
-        return {**times, "process_s": 12.0, "memory_gib": 1.5}
+        return {**times, "memory_gib": 1.5}
 
     monkeypatch.setattr(baselines, "in_process", one)
     monkeypatch.setattr(baselines, "machine", lambda: MACHINE)
@@ -67,6 +69,7 @@ def test_g05_cut_off_baselines_keep_their_methods(
         n_examples=4,
         max_new_tokens=8,
         latency=1.0,
+        limit=9,
     )
     with pytest.raises(KeyboardInterrupt):
         baselines.compare(options)
@@ -79,6 +82,7 @@ def test_g05_a_card_without_published_peaks_ends_no_benchmark(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(roofline, "gpu_name", lambda: "Abacus 9")
+    monkeypatch.setattr(roofline, "read_gpus", lambda: [Gpu(0, 1, 1, "Abacus 9", "GPU-1", (9, 0))])
     monkeypatch.setattr(
         "sys.argv", ["roofline", "--shape", "gemma-2-2b", "--out", str(tmp_path / "out")]
     )

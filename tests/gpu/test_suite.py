@@ -34,7 +34,7 @@ def test_g01_tests_start_no_benchmark_where_nvidia_smi_answers(tmp_path: Path) -
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
-    command += ["tests/benchmarks/test_benchmarks.py", "-k", "gpu or roofline"]
+    command += ["tests/benchmarks", "-k", "gpu or roofline"]
     done = subprocess.run(
         command,
         cwd=ROOT,
