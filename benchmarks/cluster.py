@@ -143,7 +143,7 @@ async def measure(case: Case, root: Path) -> dict[str, Any]:
             await watching
 
     try:
-        with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenizers):
+        with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
             result = await generate(
                 root / "exp",
                 TRAIT,

@@ -10,6 +10,7 @@ from . import options
 from .options import Option
 from .render import command as step_command
 from .render import complain, say
+from .values import ScoreOrOff
 
 PARAMS = (
     *options.SELECTION,
@@ -33,7 +34,7 @@ PARAMS = (
         "Keep only what scores so much for coherence (judge --ask coherence); off.  [as last time]",
         "Files",
         common=True,
-        type=options.ScoreOrOff(),
+        type=ScoreOrOff(),
     ),
     Option(
         "use_judge",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,7 @@ from traitmill.engine.settings import (
     value_of,
 )
 
-_LAYERS = re.compile(r"(-1|[0-9]{1,4})(?:-([0-9]{1,4}))?")
-"""An index or a range. No model has 10,000 layers, and a longer number would only fill memory."""
-
-
-# --- kinds of options ---
+from .values import AutoInt, Layers
 
 
 class Option(click.Option):
@@ -52,9 +47,7 @@ def setting(
     if isinstance(default, bool):
         return Option(f"{name}/--no_{name}", help_, group, common=common, default=None)
     if default and "[" not in help_:
-        shown = default
-        if isinstance(default, float):
-            shown = f"{default:g}"
+        shown = f"{default:g}" if isinstance(default, float) else default
         help_ = f"{help_}  [{shown}]"
     if choices:
         kind = click.Choice(choices)
@@ -98,74 +91,6 @@ _HELP_ALL = Option(
     callback=_show_all,
 )
 
-
-class AutoInt(click.ParamType[int | None]):
-    """A whole number from 1, or `auto`, which stands for `auto`'s value."""
-
-    name = "N|auto"
-
-    def __init__(self, auto: int | None = None) -> None:
-        self._auto = auto
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        if value == "auto":
-            return self._auto
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a whole number from 1 nor auto", param, ctx)
-        return int(value)
-
-
-class ScoreOrOff(click.ParamType[float | str]):
-    """A number, or `off`."""
-
-    name = "N|off"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | str:
-        try:
-            return "off" if value == "off" else float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor off", param, ctx)
-
-
-class Layers(click.ParamType[tuple[int, ...] | None]):
-    """`5,10-15` as ascending indices, -1 being the embeddings; `all` is None."""
-
-    name = "layers"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002 - click's signature
-        ctx: click.Context | None,  # noqa: ARG002
-    ) -> tuple[int, ...] | None:
-        return parse_layers(value)
-
-
-def parse_layers(text: str) -> tuple[int, ...] | None:
-    """Return `5,10-15` as ascending indices, -1 being the embeddings, `all` as None.
-
-    Raise UsageError.
-    """
-    if text == "all":
-        return None
-    layers: set[int] = set()
-    for part in text.split(","):
-        found = _LAYERS.fullmatch(part.strip())
-        said = f"`layers` {text[:60]!r}: "
-        if not found:
-            raise UsageError(f"{said}write indices and ranges such as 5,10-15, or all")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise UsageError(f"{said}{part.strip()} runs backwards; write {last}-{first}")
-        layers.update(range(first, last + 1))
-    return tuple(sorted(layers))
-
-
-# --- the options ---
 
 EXPERIMENTS_DIR = Option(
     "experiments_dir",

@@ -13,6 +13,7 @@ from traitmill.engine.settings import DTYPES
 from . import options
 from .render import say
 from .session import prepare_environment
+from .values import AutoInt
 
 if TYPE_CHECKING:
     from traitmill.engine.models import Gpu
@@ -74,9 +75,7 @@ PARAMS = (
         type=click.IntRange(1, 64),
     ),
     options.setting("capture_device", "cpu, cuda or cuda:N.", "Machine"),
-    options.setting(
-        "batch_size", "Caps sequences in flight.  [auto]", "Machine", kind=options.AutoInt()
-    ),
+    options.setting("batch_size", "Caps sequences in flight.  [auto]", "Machine", kind=AutoInt()),
 )
 _OF_A_RUN = (
     *("n_examples", "max_new_tokens", "dtype", "judge_model", "judge_rpm", "judge_tpm", "capture"),

@@ -17,6 +17,7 @@ from . import options
 from .options import Option, setting
 from .render import say
 from .session import prepare_environment
+from .values import AutoInt, Layers
 
 if TYPE_CHECKING:
     from traitmill.engine.projection import Progress, ProjectionResult
@@ -55,7 +56,7 @@ PARAMS = (
         "Such as 5,10-15.  [the recommended one]",
         "Vectors",
         common=True,
-        type=options.Layers(),
+        type=Layers(),
     ),
     Option(
         "gen_model",
@@ -66,7 +67,7 @@ PARAMS = (
     ),
     setting("capture_dtype", "Of the computation.", "Machine", choices=DTYPES),
     setting("capture_device", "cpu, cuda or cuda:N.", "Machine"),
-    setting("batch_size", "Most texts at once.  [auto]", "Machine", kind=options.AutoInt()),
+    setting("batch_size", "Most texts at once.  [auto]", "Machine", kind=AutoInt()),
 )
 
 

@@ -13,6 +13,7 @@ from . import options
 from .options import Option
 from .render import complain, say
 from .session import leave_if, watched
+from .values import Layers
 
 if TYPE_CHECKING:
     from traitmill.engine.steering import SteeredTrait, SteeringResult
@@ -26,7 +27,7 @@ PARAMS = (
         "Layers, such as 5,10-15, each with its own vector.  [the recommended one]",
         "Vectors",
         common=True,
-        type=options.Layers(),
+        type=Layers(),
     ),
     Option(
         "coefficients",

@@ -13,6 +13,7 @@ from .layers import LayerDisplay
 from .options import Option
 from .render import command as step
 from .render import complain, say
+from .values import Layers
 
 if TYPE_CHECKING:
     from traitmill.engine.vectors import FittedTrait
@@ -31,7 +32,7 @@ PARAMS = (
         "Layers to fit, such as 5,10-15.  [all captured]",
         "Vectors",
         common=True,
-        type=options.Layers(),
+        type=Layers(),
     ),
     Option(
         "format",

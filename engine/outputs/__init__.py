@@ -10,11 +10,9 @@ from .export import (
     digest,
     export_trait,
     is_exported,
-    judge_summary,
-    judge_usage,
-    measurement,
     refuse_lost,
 )
+from .judged import judge_summary, judge_usage, measurement
 from .load import MIN_ROWS, Activations, load_activations, load_tensor
 from .metadata import CSV_COLUMNS, LAYER_CONVENTION, POOLING, Metadata
 from .stale import PAGE_MARK, note_stale, noted_stale, stale_files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import ResourceError, UsageError
-from ..files import TEMP_SUFFIX, atomic_file, naming_full_disk, sha256_of
+from ..files import sha256_of
 from ..records import POLARITIES, Polarity
 from ..settings import POOLS
-from ..statistics import auroc_interval, histogram
-from ..storage import COUNTED, MODES, Kind, Selection, TraitState, unfinished_sets, verdict_sets
+from ..storage import Kind, Selection, TraitState, unfinished_sets
 from .csv_files import write_csvs
+from .judged import coherence_summary, judge_summary, judge_usage
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
 from .stale import note_stale
+from .tensor import write_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     shape = None
     if with_activations:
         for pool in state.activations:
-            shape = _write_tensor(state, pool, kept)
+            shape = write_tensor(state, pool, kept)
             files.append(folder.tensor(pool))
         _metadata(state, kept, counts, shape or (), files).write(folder)
         files.append(folder.metadata)
@@ -184,50 +185,6 @@ def _judge_name(state: TraitState) -> str:
     return f"{state.judge.model} ({state.judge_key})"
 
 
-# --- tensor ---
-
-
-def _blocks(state: TraitState, pool: str, positions: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield float32 `[rows, n_layers, dim]` in the order of `positions`."""
-    for table in state.tables("activations", positions, ["layers", "dim", "values"], pool):
-        n_layers, dim = len(table["layers"][0]), table["dim"][0].as_py()
-        values = table["values"].combine_chunks()
-        width = values.type.byte_width
-        count, start = len(values) * width // 4, values.offset * width
-        flat = np.frombuffer(values.buffers()[1], "<f4", count, start)
-        yield flat.reshape(len(values), n_layers, dim)
-
-
-def _write_tensor(state: TraitState, pool: str, positions: np.ndarray) -> tuple[int, ...]:
-    """Write float32 `[n_kept, n_layers, dim]` through a mapped scratch file, never in memory."""
-    import torch
-
-    facts = state.capture
-    if facts is None:
-        raise ValueError("a tensor needs the facts of its activation set")
-    shape = (len(positions), len(facts.layers), facts.hidden_dim)
-    path = state.folder.tensor(pool)
-    path.parent.mkdir(exist_ok=True)
-    scratch = path.with_name(f".{path.name}.raw{TEMP_SUFFIX}")
-    try:
-        with naming_full_disk(scratch), scratch.open("wb") as raw:
-            for block in _blocks(state, pool, positions):
-                raw.write(block.data)
-        values: np.ndarray = np.zeros(shape, np.float32)
-        if len(positions):
-            values = np.memmap(scratch, "<f4", "r+", shape=shape)
-        with atomic_file(
-            path
-        ) as file:  # a file object: torch writes a path's stem into the archive
-            torch.save(torch.from_numpy(values), file)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return shape
-
-
-# --- metadata ---
-
-
 def _metadata(
     state: TraitState,
     kept: np.ndarray,
@@ -283,65 +240,3 @@ def _metadata(
         instruction_index=state.plan.instruction_index[kept].tolist(),
         question_index=state.plan.question_index[kept].tolist(),
     )
-
-
-def coherence_summary(state: TraitState) -> dict[str, Any] | None:
-    """Return how coherent responses have to be, and who says so; None where it is not asked."""
-    index, choice = state.coherence, state.choice
-    if index is None or choice.coherence_key is None:
-        return None
-    facts = verdict_sets(state.folder, "coherence").get(choice.coherence_key)
-    return {
-        "at_least": choice.coherence,
-        "model": facts and facts.model,
-        "key": choice.coherence_key,
-        "unknown": state.coherence_unknown(),
-        "histogram": {
-            polarity: histogram(index.score[state.side(polarity) & index.having("scored")].tolist())
-            for polarity in POLARITIES
-        },
-    }
-
-
-def judge_usage(state: TraitState) -> dict[str, int]:
-    """Return what the verdicts in use took: calls and tokens, as their rows count them."""
-    names = ("calls", "input tokens", "output tokens", "of them hidden")
-    judged = ~state.verdicts.pending()
-    return {
-        name: int(state.verdicts.facts[column][judged].sum())
-        for column, name in zip(COUNTED, names, strict=True)
-    }
-
-
-def measurement(state: TraitState) -> str | None:
-    """Return how the scores in use were measured, as one of MODES; None while there is none."""
-    used = state.verdicts.facts["mode"][state.verdicts.having("scored")]
-    found = [MODES[code] for code in np.unique(used)]
-    return "+".join(found) or None
-
-
-def judge_summary(state: TraitState) -> dict[str, Any]:
-    """Return which judge and measurement, and how well its scores tell the two sides apart.
-
-    The AUROC is over all scored responses, kept or not; None where a side has none.
-    """
-    facts = state.judge
-    pos, neg = state.scores("pos").tolist(), state.scores("neg").tolist()
-    out: dict[str, Any] = {
-        "model": facts and facts.model,
-        "mode": measurement(state),
-        "mode_asked": facts and facts.mode,
-        "kind": facts and facts.kind,
-        "offset": facts and facts.offset,
-        "scale": facts and list(facts.scale),
-        "extra": (facts and facts.extra) or None,
-        "key": state.judge_key,
-        "histogram": {"pos": histogram(pos), "neg": histogram(neg)},
-        "auroc": None,
-        "auroc_interval": None,
-    }
-    if pos and neg:
-        estimate, low, high = auroc_interval(pos, neg)
-        out["auroc"] = round(estimate, 4)
-        out["auroc_interval"] = [round(low, 4), round(high, 4)]
-    return out

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import UsageError
 from .actor import Hello
 
 
@@ -51,3 +53,18 @@ class Member:
     def __str__(self) -> str:
         where = "" if self.hello is None else f" on {self.hello.node}"
         return f"replica {self.index + 1}{where}"
+
+
+def refuse_differing(members: Sequence[Member]) -> None:
+    """Raise UsageError where nodes have other versions than the first: results would differ."""
+    first = members[0].hello
+    assert first is not None  # noqa: S101 - it has started
+    for member in members[1:]:
+        assert member.hello is not None  # noqa: S101 - as above
+        for name in sorted({*first.versions, *member.hello.versions}):
+            own, other = member.hello.versions.get(name), first.versions.get(name)
+            if own != other:
+                raise UsageError(
+                    f"{member} has {name} {own or 'not installed'}, {members[0]} has "
+                    f"{other or 'not installed'}: install the same on all nodes"
+                )

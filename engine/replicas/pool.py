@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import EngineDiedError, TraitmillError, UsageError
+from ..errors import EngineDiedError, TraitmillError
 from ..records import Response, Sample
 from .actor import Answer, OpenModels, Replica, Seat, full
 from .cluster import Cluster, Needs
-from .member import Member, Request
+from .member import Member, Request, refuse_differing
 
 RESTARTS = 3
 """Starts of a replica that may fail or end without one answer, until it is given up."""
@@ -61,7 +61,7 @@ class ReplicaPool:
         errors = [member for member in self.members if member.hello is None]
         if not live or (errors and self._all_needed):
             raise self._errors[0]
-        self._refuse_differing(live)
+        refuse_differing(live)
         self.members = live
 
     async def _start_member(self, member: Member) -> None:
@@ -116,21 +116,6 @@ class ReplicaPool:
             max_task_retries=0,
         )
         return remote.remote(seat, self._open_models)
-
-    @staticmethod
-    def _refuse_differing(members: Sequence[Member]) -> None:
-        """Raise UsageError where nodes have other versions than the first: results would differ."""
-        first = members[0].hello
-        assert first is not None  # noqa: S101 - it has started
-        for member in members[1:]:
-            assert member.hello is not None  # noqa: S101 - as above
-            for name in sorted({*first.versions, *member.hello.versions}):
-                own, other = member.hello.versions.get(name), first.versions.get(name)
-                if own != other:
-                    raise UsageError(
-                        f"{member} has {name} {own or 'not installed'}, {members[0]} has "
-                        f"{other or 'not installed'}: install the same on all nodes"
-                    )
 
     # --- asking ---
 

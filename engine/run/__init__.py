@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .authoring import check_traits, new_trait
 from .backends import STAGES, Backends, Capturer, Clock, Generator, Judge, Stage
-from .commands import OpenBackends, capture, generate, judge, settings_of
+from .commands import capture, generate, judge, settings_of
 from .exporting import ExportResult, export
 from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
 from .importing import Imported, import_traits
@@ -12,11 +12,13 @@ from .loading import Work, open_backends
 from .log import append, new_log, redirected
 from .per_token import TokenEstimate, capture_tokens
 from .pipeline import Pipeline
-from .prepare import Wanted, recovered
+from .prepare import recovered
 from .previewing import Preview, PreviewRow, preview
 from .progress import Listener, Progress, RunResult, TraitResult
+from .running import OpenBackends
 from .selection import check_machine, generating_model, select
 from .trait_run import TraitRun
+from .wanted import Wanted
 
 __all__ = [
     "STAGES",

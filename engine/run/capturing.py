@@ -10,6 +10,9 @@ from ..records import Activation, Response
 
 CALLS = 2
 """Under way: while the results of one travel and are stored, the next is computed."""
+_ROWS = {"cpu": 64, "cuda": 256}
+"""Of a call: several batches, so that rows of like length meet, and seconds of work."""
+_BYTES = 64 << 20
 
 
 class RunCapture:
@@ -70,6 +73,12 @@ class RunCapture:
     async def close(self) -> None:
         """End the process at once: it holds nothing that is not stored or to be done again."""
         await self._process.close()
+
+
+def rows_of_a_call(facts: CaptureFacts, pools: int) -> int:
+    """Return the most rows of a call whose results are so many pools."""
+    row_bytes = 4 * len(facts.layers) * facts.hidden_dim * pools
+    return max(1, min(_ROWS.get(facts.device.partition(":")[0], 64), _BYTES // row_bytes))
 
 
 def doubt_of(seen: Mapping[str, Any]) -> str:

@@ -16,15 +16,13 @@ from ..errors import ResourceError, StoppedError, TraitmillError
 from ..settings import RunSettings
 from .backends import STAGES, Backends, Clock
 from .backends import Stage as Name
-from .backlog import Backlog, Item, Planned, Samples
-from .stage import Stage
+from .backlog import Backlog, Item, Planned, Samples, Waiting
+from .capturing import rows_of_a_call
+from .stage import Stage, is_engine_free, is_stuck
 from .trait_run import TraitRun
 from .writer import Writer
 
 MAX_JUDGING = 1024
-_CAPTURE_ROWS = {"cpu": 64, "cuda": 256}
-"""Rows of a call: several batches, so that rows of like length meet, and seconds of work."""
-_CAPTURE_BYTES = 64 << 20
 _DRAIN_S = 5.0
 
 
@@ -63,37 +61,20 @@ class Pipeline:
         if self.settings.judge.is_local:
             # It holds answers until its offset is known: a limit could keep out those it waits for.
             judging = 1 << 30
-        changed = self._changed.set
         made: list[Stage[Any]] = [
-            Stage(
-                "generation",
-                self._samples,
-                self._samples.take,
-                self._generate,
-                in_flight,
-                changed,
-                self._stop_stage,
-            ),
-            Stage(
-                "judging",
-                self._to_judge,
-                self._to_judge.take,
-                self._judge,
-                judging,
-                changed,
-                self._stop_stage,
-            ),
-            Stage(
-                "capture",
-                self._to_capture,
-                self._next_to_capture,
-                self._capture,
-                captures,
-                changed,
-                self._stop_stage,
+            self._stage("generation", self._samples, self._samples.take, self._generate, in_flight),
+            self._stage("judging", self._to_judge, self._to_judge.take, self._judge, judging),
+            self._stage(
+                "capture", self._to_capture, self._next_to_capture, self._capture, captures
             ),
         ]
         return {stage.name: stage for stage in made}
+
+    def _stage(
+        self, name: Name, backlog: Waiting, take: Any, call: Any, concurrency: int
+    ) -> Stage[Any]:
+        changed = self._changed.set
+        return Stage(name, backlog, take, call, concurrency, changed, self._stop_stage)
 
     @property
     def errors(self) -> dict[Name, TraitmillError]:
@@ -224,12 +205,8 @@ class Pipeline:
         except TraitmillError as error:
             self._stop_stage(self.stages["capture"], error)
             return
-        kind = facts.device.partition(":")[0]
-        pools = len(self.settings.capture.pools)
-        row_bytes = 4 * len(facts.layers) * facts.hidden_dim * pools
-        limit = min(_CAPTURE_ROWS.get(kind, 64), _CAPTURE_BYTES // row_bytes)
-        self._row_limit = max(1, limit)
-        if kind != "cpu":
+        self._row_limit = rows_of_a_call(facts, len(self.settings.capture.pools))
+        if not facts.device.startswith("cpu"):
             # Beside generation, calls of a few rows would leave the GPU idle and take its turns.
             self._patience = self.settings.execution.flush_seconds
         await self.stages["capture"].work(group)
@@ -254,19 +231,6 @@ class Pipeline:
             else:
                 run.done["capture"] += 1
         await self._writer.flush()  # bounds what is in memory, while the next call computes
-
-    def _is_engine_free(self) -> bool:
-        """Return whether nothing more will be asked of the generation engine."""
-        generation, judging = self.stages["generation"], self.stages["judging"]
-        runs = [run for run in self.runs if run.error is None]
-        if generation.error is None and any(generation.left(run) for run in runs):
-            return False
-        if judging.error is not None:
-            return True
-        may_add_rounds = self.settings.counts.min_kept and generation.error is None
-        if may_add_rounds and not all(run.decided for run in runs):
-            return False
-        return not (self.settings.judge.is_local and any(judging.left(run) for run in runs))
 
     # --- ends ---
 
@@ -298,23 +262,13 @@ class Pipeline:
             for run in self.runs:
                 if not run.settled:
                     await self._advance(run)
-            if self._is_engine_free():
+            if is_engine_free(self.stages, self.runs, self.settings):
                 self._engine_free.set()
                 self._to_capture.push()
-            over = all(run.settled or self._stuck(run) for run in self.runs)
+            over = all(run.settled or is_stuck(self.stages, run) for run in self.runs)
             if over and not self.stages["generation"].busy:
                 return
             await self._changed.wait()
-
-    def _stuck(self, run: TraitRun) -> bool:
-        """Return whether all that is left of a trait belongs to stages that stopped.
-
-        Calls to a judge outlast its stage: what they bring is paid for. Each ends at its deadline.
-        """
-        if self.stages["judging"].under_way(run):
-            return False
-        left = [stage for stage in self.stages.values() if stage.left(run)]
-        return bool(left) and all(stage.error is not None for stage in left)
 
     async def _advance(self, run: TraitRun) -> None:
         """Add a round to a trait, or finish it, when its records are there."""

@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Literal
 
 from .. import storage
-from ..errors import SettingsChangedError, UsageError
+from ..errors import UsageError
 from ..judging import judge_key, local_prompt
 from ..models import ModelRef, Prompts
-from ..outputs import is_exported
 from ..records import POLARITIES, Polarity
-from ..settings import CaptureSettings, RunSettings, Sampling, check_thresholds
+from ..settings import Sampling, check_thresholds
 from ..storage import (
     Choice,
     JudgeFacts,
     Kind,
     PartSet,
-    Question,
     RunRecord,
     SamplingRecord,
     TraitFolder,
     TraitState,
     open_state,
 )
-from ..traits import Plan, Trait, load_plan
+from ..traits import Plan, load_plan
 from . import remembered
-from .trait_run import TraitRun, asked, planned
-
-Notice = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What a command wants of one trait's folder."""
-
-    trait: Trait
-    folder: TraitFolder
-    settings: RunSettings
-    generates: bool
-    judges: bool
-    new_run: bool = False
-    question: Question = "trait"
-    """What the judge is asked; only of the first are files written."""
-    asked: Mapping[str, Any] = field(default_factory=dict)
-    """What the folder is to remember of the command, by name."""
+from .capture_set import capture_key
+from .earlier_run import Notice, earlier_run
+from .trait_run import TraitRun, planned
+from .wanted import Wanted
 
 
 def open_run(
@@ -60,7 +41,7 @@ def open_run(
     tokenizer or its template cannot be used. Nothing is written then.
     """
     folder = wanted.folder
-    record = _record(wanted, notice)
+    record = earlier_run(wanted, notice)
     _refuse_lost(wanted, record)
     folder.clean()
     new = _new_record(wanted, ref)
@@ -125,88 +106,6 @@ def _need_plan(folder: TraitFolder) -> Plan:
     return plan
 
 
-# --- what the folder was made with ---
-
-
-def _record(wanted: Wanted, notice: Notice) -> RunRecord | None:
-    """Return the record of the run that goes on here, None for a new one; move aside what is in its
-    way."""
-    folder, name = wanted.folder, wanted.folder.name
-    record = RunRecord.load(folder.run_record)
-    if record is None:
-        if folder.outputs() and not folder.has_records():
-            moved = folder.archive("before", storage.now())
-            notice(f"{name}: files that no run here made were moved to {moved}")
-        return None
-    if not wanted.generates:
-        return record
-    refused, allowed = _changes(record, wanted)
-    if wanted.new_run:
-        if refused or _is_finished(folder):
-            notice(f"{name}: the old run was moved to {folder.archive('run', record.created)}")
-            return None
-        # The same command again after an interrupt: what was paid for is not paid for twice.
-        notice(f"{name}: the new run has begun already and goes on")
-    if refused and not any(folder.responses.glob("part-*.parquet")):
-        return None  # nothing was generated with those settings: a model that did not load, say
-    if refused:
-        lines = [f"{folder.path}: these settings define its samples and differ from its run:"]
-        lines += [f"  {line}" for line in refused]
-        lines.append(
-            "go back to the old settings, use another experiment name, or `new_run` to move the "
-            "old run aside"
-        )
-        raise SettingsChangedError("\n".join(lines))
-    for line in allowed:
-        notice(f"{name}: {line}")
-    return record
-
-
-def _changes(record: RunRecord, wanted: Wanted) -> tuple[list[str], list[str]]:
-    """Return what differs from the folder's run: (refused, allowed), one readable line each."""
-    settings = wanted.settings
-    refused = storage.differing(record.sampling.model_dump(), asdict(settings.sampling))
-    old, new = record.definition, wanted.trait.as_json()
-    counts = {name: getattr(record, name) for name in ("n_examples", "min_kept", "max_examples")}
-    allowed = [
-        f"{line} (the plan is extended, or a part of it selected)"
-        for line in storage.differing(counts, asdict(settings.counts))
-    ]
-    if old["instruction"] != new["instruction"]:
-        refused.append("trait_definition.json: instruction was edited (it is part of every prompt)")
-    if old.get("assistant_name") != new.get("assistant_name"):
-        refused.append(
-            "trait_definition.json: assistant_name was edited (it is part of every prompt)"
-        )
-    if old["questions"] != new["questions"]:
-        before, after = old["questions"] or [""], new["questions"] or [""]
-        added = len(after) - len(before)
-        if after[: len(before)] == before:
-            allowed.append(
-                f"trait_definition.json: {added} questions appended (the plan is extended)"
-            )
-        else:
-            refused.append(
-                "trait_definition.json: questions were edited, removed or reordered (appending is "
-                "free)"
-            )
-    chosen = storage.chosen(wanted.folder)
-    if chosen.judge and chosen.judge_key != judge_key(settings.judge, wanted.trait):
-        allowed.append("another judge or judge prompt: a new verdict set beside the old one")
-    captured = settings.capture_rows != "none" and chosen.capture
-    if captured and chosen.capture_key != capture_key(settings.capture):
-        allowed.append("other capture settings: a new activation set beside the old one")
-    return refused, allowed
-
-
-def _is_finished(folder: TraitFolder) -> bool:
-    """Return whether the run that a folder holds came to its end, its files written."""
-    try:
-        return is_exported(storage.load_state(folder))
-    except UsageError:  # its plan cannot be read, and will be made again
-        return False
-
-
 def _new_record(wanted: Wanted, ref: ModelRef) -> RunRecord:
     settings = wanted.settings
     return RunRecord(
@@ -240,15 +139,6 @@ def _refuse_lost(wanted: Wanted, record: RunRecord | None) -> None:
     if wanted.settings.capture_rows != "none":
         redone.add("activations")
     refuse_lost(storage.load_state(wanted.folder), redone)
-
-
-def capture_key(capture: CaptureSettings) -> str:
-    """Return which activation set: 16 hex digits of sha256 over what shapes a row's values.
-
-    Pools are told apart by name, within a set.
-    """
-    content = json.dumps(asked(RunSettings(capture=capture)), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _choice(wanted: Wanted) -> Choice:

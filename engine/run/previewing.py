@@ -17,10 +17,11 @@ from ..records import POLARITIES, VERDICT_STATUSES, Polarity
 from ..storage import TraitFolder, TraitState, load_state
 from ..traits import DEFINITION_FILE, definition_errors, load_traits
 from . import remembered
-from .commands import OpenBackends, generate
+from .commands import generate
 from .folder_settings import resolve
 from .loading import open_backends
 from .progress import Listener, RunResult
+from .running import OpenBackends
 from .selection import model_of, select
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from ..errors import TraitmillError
+from ..settings import RunSettings
 from .backends import Stage as Name
 from .backlog import Waiting
 from .trait_run import TraitRun
@@ -97,3 +98,31 @@ class Stage(Generic[Item]):
         if self._under_way:
             await asyncio.wait(set(self._under_way), timeout=seconds)
         self.cancel()
+
+
+Stages = Mapping[Name, Stage[Any]]
+
+
+def is_stuck(stages: Stages, run: TraitRun) -> bool:
+    """Return whether all that is left of a trait belongs to stages that stopped.
+
+    Calls to a judge outlast its stage: what they bring is paid for. Each ends at its deadline.
+    """
+    if stages["judging"].under_way(run):
+        return False
+    left = [stage for stage in stages.values() if stage.left(run)]
+    return bool(left) and all(stage.error is not None for stage in left)
+
+
+def is_engine_free(stages: Stages, runs: Sequence[TraitRun], settings: RunSettings) -> bool:
+    """Return whether nothing more will be asked of the generation engine."""
+    generation, judging = stages["generation"], stages["judging"]
+    runs = [run for run in runs if run.error is None]
+    if generation.error is None and any(generation.left(run) for run in runs):
+        return False
+    if judging.error is not None:
+        return True
+    may_add_rounds = settings.counts.min_kept and generation.error is None
+    if may_add_rounds and not all(run.decided for run in runs):
+        return False
+    return not (settings.judge.is_local and any(judging.left(run) for run in runs))

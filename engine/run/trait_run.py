@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import storage
 from ..capture import CaptureFacts
-from ..errors import SettingsChangedError, TraitmillError
+from ..errors import TraitmillError
 from ..judging import calibration_positions
 from ..models import Prompts
 from ..outputs import Exported, export_trait, is_exported
@@ -18,6 +18,7 @@ from ..settings import RunSettings
 from ..storage import KINDS, Journal, JudgeFacts, Kind, TraitFolder, TraitState
 from ..traits import Plan, Tokenize, Trait, make_plan, plan_key
 from .backends import Stage
+from .capture_set import asked, refuse_other
 
 
 @dataclass(slots=True, eq=False)
@@ -212,14 +213,14 @@ class TraitRun:
         """
         known = self.state.capture
         if known is not None and known.layers:
-            _refuse_other(self.folder, known, loaded)
+            refuse_other(self.folder, known, loaded)
             pools = tuple(dict.fromkeys([*known.pools, *self.settings.capture.pools]))
             self.state.choose(capture=known.model_copy(update={"pools": pools}))
             return
         capture = self.settings.capture
         self.state.choose(
             capture=storage.CaptureFacts(
-                asked=asked(self.settings),
+                asked=asked(capture),
                 pools=capture.pools,
                 layers=loaded.layers,
                 n_layers=loaded.n_layers,
@@ -260,20 +261,6 @@ class TraitRun:
         self.finished = True
 
 
-def asked(settings: RunSettings) -> dict[str, object]:
-    """Return the settings that choose an activation set, as plain JSON values."""
-    capture = settings.capture
-    layers = None
-    if capture.layers is not None:
-        layers = list(capture.layers)
-    return {
-        "layers": layers,
-        "include_embeddings": capture.include_embeddings,
-        "dtype": capture.dtype,
-        "attention": capture.attention,
-    }
-
-
 def planned(
     trait: Trait,
     settings: RunSettings,
@@ -287,16 +274,3 @@ def planned(
     if stored is not None and stored.key == plan_key(trait, n_planned, settings.sampling):
         return stored
     return make_plan(trait, n_planned, settings.sampling, tokenize, thinks=thinks)
-
-
-def _refuse_other(folder: TraitFolder, known: storage.CaptureFacts, loaded: CaptureFacts) -> None:
-    names = ("dtype", "attention", "layers", "hidden_dim")
-    found = {name: getattr(loaded, name) for name in names}
-    lines = storage.differing(known.model_dump(include=set(names)), found)
-    if lines:
-        raise SettingsChangedError(
-            f"{folder.path}: capture here would not compute what its activation set holds: "
-            f"{', '.join(lines)}. Capture on a device like the first ({known.device}), or capture "
-            f"all anew as a set of its own, with `capture_dtype` {loaded.dtype} and `attention` "
-            f"{loaded.attention}"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .choice import Choice
 from .folder import (
     LOG_FOLDER,
     TraitFolder,
@@ -36,7 +37,7 @@ from .sets import (
     unfinished_sets,
     verdict_sets,
 )
-from .state import Choice, TraitState, coherence_parts, open_state
+from .state import TraitState, coherence_parts, open_state
 
 __all__ = [
     "COUNTED",

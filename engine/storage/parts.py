@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import ResourceError
-from ..files import atomic_file, write_atomic
-from .schemas import Kind, check_schema, with_later
+from ..files import atomic_file
+from .part_file import open_writer, read_columns, regrouped, rows_per_group, take_rows, write_part
+from .schemas import Kind, check_schema
 
 _PART = re.compile(r"part-(\d{8})(?:-(\d{8}))?\.parquet")
 _PART_BYTES = 256 << 20
 _MANY_PARTS = 512
-_ROW_GROUP = {"responses": 1024, "verdicts": 8192, "activations": 64}
-_ROW_GROUP_BYTES = 16 << 20
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, pa.lib.ArrowException)
 """What Arrow raises for damaged bytes; ValueError and KeyError where they make names of columns."""
 
@@ -160,9 +157,9 @@ class PartSet:
         schema = pq.read_schema(paths[0])
         first, last = _numbers(paths[0])[0], _numbers(paths[-1])[1]
         target = self.folder / f"part-{first:08d}-{last:08d}.parquet"
-        with atomic_file(target) as file, _writer(file, self.kind, schema) as writer:
-            size = _rows_per_group(self.kind, schema)
-            for group in _regrouped(self._batches(paths, size), size):
+        with atomic_file(target) as file, open_writer(file, self.kind, schema) as writer:
+            size = rows_per_group(self.kind, schema)
+            for group in regrouped(self._batches(paths, size), size):
                 writer.write_table(group)
         for path in paths:
             path.unlink()
@@ -185,7 +182,7 @@ class PartSet:
         """
         for path in self.paths():
             try:
-                table = _read(path, list(columns))
+                table = read_columns(path, list(columns))
             except FileNotFoundError:
                 raise
             except _DAMAGE as error:
@@ -196,11 +193,19 @@ class PartSet:
     def take(self, path: Path, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Return some rows of a part. Raise ResourceError when its data is damaged."""
         try:
-            return _take(path, rows, list(columns))
+            return take_rows(path, rows, list(columns))
         except FileNotFoundError as error:
             raise ResourceError(f"{path} was merged while it was read; run again") from error
         except _DAMAGE as error:
             raise self._unreadable(path, error) from error
+
+
+def _numbers(path: Path) -> tuple[int, int]:
+    """Return the first and last of the parts whose rows a part holds; (0, 0) for others."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return 0, 0
+    return int(match[1]), int(match[2] or match[1])
 
 
 def split_off(parts: PartSet, known: np.ndarray) -> int:
@@ -232,76 +237,3 @@ def ok_ids(parts: PartSet) -> np.ndarray:
 def ids_of(table: pa.Table) -> np.ndarray:
     """Return the sample ids of a table, `S32`."""
     return np.asarray(table["sample_id"].to_numpy(), dtype="S32")
-
-
-def write_part(path: Path, kind: Kind, table: pa.Table) -> None:
-    """Write a part file, whole or not at all. Raise ResourceError when the disk is full."""
-    buffer = io.BytesIO()  # small, and plain writes give plain errors
-    with _writer(buffer, kind, table.schema) as writer:
-        writer.write_table(table, row_group_size=_rows_per_group(kind, table.schema))
-    write_atomic(path, buffer.getvalue())
-
-
-def _numbers(path: Path) -> tuple[int, int]:
-    """Return the first and last of the parts whose rows a part holds; (0, 0) for others."""
-    match = _PART.fullmatch(path.name)
-    if match is None:
-        return 0, 0
-    return int(match[1]), int(match[2] or match[1])
-
-
-def _writer(sink: Any, kind: Kind, schema: pa.Schema) -> pq.ParquetWriter:
-    plain = kind == "activations"  # floats neither repeat nor compress
-    compression = "none" if plain else "zstd"
-    return pq.ParquetWriter(
-        sink,
-        schema,
-        compression=compression,
-        use_dictionary=not plain,
-        write_statistics=not plain,
-        write_page_checksum=True,
-    )
-
-
-def _rows_per_group(kind: Kind, schema: pa.Schema) -> int:
-    if kind != "activations":
-        return _ROW_GROUP[kind]
-    width = max(1, int(schema.field("values").type.byte_width))
-    return max(1, min(_ROW_GROUP[kind], _ROW_GROUP_BYTES // width))
-
-
-def _read(path: Path, columns: list[str]) -> pa.Table:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        table = with_later(file.read(columns=columns, use_threads=False), columns)
-    if missing := set(columns) - set(table.column_names):
-        raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
-    return table.select(columns)
-
-
-def _take(path: Path, rows: np.ndarray, columns: list[str]) -> pa.Table:
-    """Return some rows of a part in the order given, reading only the row groups they stand in."""
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        groups = range(file.metadata.num_row_groups)
-        sizes = np.array([file.metadata.row_group(group).num_rows for group in groups])
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        group_of = np.searchsorted(starts, rows, side="right") - 1
-        wanted = np.unique(group_of)
-        table = file.read_row_groups(wanted.tolist(), columns=columns, use_threads=False)
-    local_starts = np.concatenate([[0], np.cumsum(sizes[wanted])])
-    local = rows - starts[group_of] + local_starts[np.searchsorted(wanted, group_of)]
-    return with_later(table, columns).select(columns).take(local)
-
-
-def _regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of `size` rows; none that comes in is larger."""
-    held: list[pa.Table] = []
-    rows = 0
-    for table in tables:
-        held.append(table)
-        rows += table.num_rows
-        if rows >= size:
-            merged = pa.concat_tables(held)
-            yield merged.slice(0, size)
-            held, rows = [merged.slice(size)], rows - size
-    if rows:
-        yield pa.concat_tables(held)

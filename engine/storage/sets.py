@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from ..errors import UsageError
 from ..traits import load_plan
+from .choice import Choice
 from .folder import TraitFolder
 from .parts import PartSet, ids_of
 from .run_record import CaptureFacts, JudgeFacts, Question, RunRecord, Selection
-from .state import Choice, TraitState, open_state
+from .state import TraitState, open_state
 
 
 def has_run(folder: TraitFolder) -> bool:

@@ -18,9 +18,10 @@ from traitmill.engine.capture.process import CaptureFacts, CaptureProcess
 from traitmill.engine.errors import EngineDiedError, ExitCode, SelfCheckError
 from traitmill.engine.models.hub import ModelRef, find_model
 from traitmill.engine.records import Response, Sample
-from traitmill.engine.run.prepare import Wanted, open_run
+from traitmill.engine.run.prepare import open_run
 from traitmill.engine.run.progress import RunResult, trait_results
 from traitmill.engine.run.trait_run import TraitRun
+from traitmill.engine.run.wanted import Wanted
 from traitmill.engine.settings import RunSettings, Sampling
 from traitmill.engine.storage.folder import TraitFolder
 from traitmill.engine.traits.definition import load_traits

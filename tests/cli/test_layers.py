@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from traitmill.cli.options import parse_layers
+from traitmill.cli.values import parse_layers
 from traitmill.engine.errors import UsageError
 
 

@@ -273,7 +273,7 @@ def test_t02_a_preview_asks_the_folders_judge_at_its_address(
             generator=fakes.FakeGenerator(), judge=fakes.FakeJudge(wanted.settings.judge)
         )
 
-    monkeypatch.setattr("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenizers)
+    monkeypatch.setattr("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers)
     asyncio.run(run.preview(work.root / "exp", "trait", backends=backends))
     [settings] = seen
     assert settings.judge.model == "fake-judge"

@@ -30,10 +30,10 @@ from traitmill.engine.errors import (
 )
 from traitmill.engine.judging.local import LocalJudge, calibration_positions
 from traitmill.engine.records import Sample
-from traitmill.engine.run import Backends, Listener, RunResult, Work, commands
+from traitmill.engine.run import Backends, Listener, RunResult, Work, running
 from traitmill.engine.run.loading import _Loader
 from traitmill.engine.run.pipeline import Pipeline
-from traitmill.engine.run.prepare import Wanted
+from traitmill.engine.run.wanted import Wanted
 from traitmill.engine.settings import JudgeLimits, JudgeSettings, RunSettings, Sampling
 from traitmill.engine.storage import TraitFolder, verdict_sets
 from traitmill.engine.traits.definition import Trait, load_traits
@@ -98,8 +98,8 @@ async def go(
         )
         for trait, folder in zip(traits, folders, strict=True)
     ]
-    with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenizers):
-        return await commands._run(
+    with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
+        return await running.run_through(
             wanted, fakes.REF, Listener(), stop, backends, force_unlock=False
         )
 
@@ -335,7 +335,7 @@ def test_f13_a_trait_that_cannot_be_written_is_not_paid_for(tmp_path: Path) -> N
 
     with (
         MisbehavingServer("gpt-5-mini", latency=0.2) as server,
-        patch("traitmill.engine.run.commands.Pipeline", Seeing),
+        patch("traitmill.engine.run.running.Pipeline", Seeing),
     ):
         late = asyncio.run(main(server))
         texts = {row["response"] for row in lab.rows(good, "responses")}

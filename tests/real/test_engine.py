@@ -22,7 +22,8 @@ from traitmill.engine.models.hub import find_model
 from traitmill.engine.records import Sample
 from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.pipeline import Pipeline
-from traitmill.engine.run.prepare import Wanted, open_run
+from traitmill.engine.run.prepare import open_run
+from traitmill.engine.run.wanted import Wanted
 from traitmill.engine.run.watchdog import tie_children
 from traitmill.engine.settings import Execution, JudgeSettings, RunSettings, SampleCounts, Sampling
 from traitmill.engine.storage import TraitFolder, load_state

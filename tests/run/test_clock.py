@@ -12,8 +12,9 @@ import pytest
 from tests.support import fakes
 from traitmill.engine.errors import AccessError
 from traitmill.engine.models import ModelRef, lazy_tokenizer, load_tokenizer
-from traitmill.engine.run.prepare import Wanted, open_run
+from traitmill.engine.run.prepare import open_run
 from traitmill.engine.run.trait_run import TraitRun
+from traitmill.engine.run.wanted import Wanted
 from traitmill.engine.storage import TraitFolder
 from traitmill.engine.traits import load_traits
 

@@ -20,7 +20,7 @@ async def backends(wanted: Work) -> AsyncIterator[Backends]:
 
 
 async def shown(experiment: Path, **how: object) -> list[tuple[str, str]]:
-    with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenizers):
+    with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
         found = await preview(
             experiment,
             "trait",

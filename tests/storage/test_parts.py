@@ -136,7 +136,7 @@ def test_a_reader_without_the_lock_outlives_a_merge(
     run(folder)
     expected = fakes.state(folder).counts()
     small_parts(folder)
-    read = parts_module._read
+    read = parts_module.read_columns
     merged = []
 
     def merging(path: Path, columns: list[str]) -> pa.Table:
@@ -146,7 +146,7 @@ def test_a_reader_without_the_lock_outlives_a_merge(
                 part_set(folder, kind).compact()
         return read(path, columns)
 
-    monkeypatch.setattr(parts_module, "_read", merging)
+    monkeypatch.setattr(parts_module, "read_columns", merging)
     assert fakes.state(folder).counts() == expected
     assert merged
 

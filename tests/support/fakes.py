@@ -18,8 +18,9 @@ from traitmill.engine.outputs import Exported
 from traitmill.engine.records import Activation, Response, Sample, Verdict
 from traitmill.engine.run import Backends, export
 from traitmill.engine.run.pipeline import Pipeline
-from traitmill.engine.run.prepare import Wanted, open_run
+from traitmill.engine.run.prepare import open_run
 from traitmill.engine.run.trait_run import TraitRun
+from traitmill.engine.run.wanted import Wanted
 from traitmill.engine.settings import (
     CaptureSettings,
     Execution,

@@ -221,7 +221,7 @@ async def _run(work: Work, ready: Any) -> int:
             print(line)
 
     try:
-        with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenizers):
+        with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
             result = await generate(
                 work.root / "exp",
                 work.traits,

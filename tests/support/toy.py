@@ -165,7 +165,7 @@ async def make_toy(
             capturer=fakes.FakeCapture(work.settings.capture),
         )
 
-    with patch("traitmill.engine.run.commands.lazy_tokenizer", lambda _: fakes.tokenizers):
+    with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
         await generate(
             root / "exp",
             ["trait"],

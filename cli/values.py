@@ -1,0 +1,79 @@
+"""Kinds of words that options take: a number or auto, a score or off, layers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from traitmill.engine.errors import UsageError
+
+_LAYERS = re.compile(r"(-1|[0-9]{1,4})(?:-([0-9]{1,4}))?")
+"""An index or a range. No model has 10,000 layers, and a longer number would only fill memory."""
+
+
+class AutoInt(click.ParamType[int | None]):
+    """A whole number from 1, or `auto`, which stands for `auto`'s value."""
+
+    name = "N|auto"
+
+    def __init__(self, auto: int | None = None) -> None:
+        self._auto = auto
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "auto":
+            return self._auto
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a whole number from 1 nor auto", param, ctx)
+        return int(value)
+
+
+class ScoreOrOff(click.ParamType[float | str]):
+    """A number, or `off`."""
+
+    name = "N|off"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        try:
+            return "off" if value == "off" else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor off", param, ctx)
+
+
+class Layers(click.ParamType[tuple[int, ...] | None]):
+    """`5,10-15` as ascending indices, -1 being the embeddings; `all` is None."""
+
+    name = "layers"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> tuple[int, ...] | None:
+        return parse_layers(value)
+
+
+def parse_layers(text: str) -> tuple[int, ...] | None:
+    """Return `5,10-15` as ascending indices, -1 being the embeddings, `all` as None.
+
+    Raise UsageError.
+    """
+    if text == "all":
+        return None
+    layers: set[int] = set()
+    for part in text.split(","):
+        found = _LAYERS.fullmatch(part.strip())
+        said = f"`layers` {text[:60]!r}: "
+        if not found:
+            raise UsageError(f"{said}write indices and ranges such as 5,10-15, or all")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise UsageError(f"{said}{part.strip()} runs backwards; write {last}-{first}")
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
