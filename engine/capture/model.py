@@ -26,7 +26,7 @@ from .batching import Batch, Budget, run_batches
 from .pooling import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
 from .reference import run_alone
 from .self_check import UNMEASURED_SLACK, Mode, SelfCheck
-from .spread import SharedOnce, devices_of
+from .spread import SharedOnce, devices_of, events_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +142,11 @@ class CaptureModel:
     @property
     def device(self) -> str:
         return self._device
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Where each block is."""
+        return self._devices
 
     @property
     def input_device(self) -> torch.device:
@@ -328,8 +333,5 @@ def _to_host(pooled: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
     """Start the copy of a GPU's tensor; return where it goes, and the event of its end."""
     host = torch.empty_like(pooled, device="cpu", pin_memory=True)
     host.copy_(pooled, non_blocking=True)
-    arrived = torch.cuda.Event()
-    # Of its own device: the current one is the first GPU, whose stream knows nothing of a copy on
-    # another.
-    arrived.record(torch.cuda.current_stream(pooled.device))
+    [arrived] = events_of([pooled.device])
     return host, arrived

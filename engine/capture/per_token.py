@@ -4,6 +4,7 @@ computed."""
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from . import decoder
 from .batching import Batch, Budget, run_batches
 from .model import CaptureModel
 from .pooling import padded_ids
+from .spread import events_of
 
 INDEX = "index.json"
 SHARD_BYTES = 256 << 20
@@ -133,28 +135,56 @@ def _name(row: Response) -> str:
 def _states(
     model: CaptureModel, rows: Sequence[Response]
 ) -> Iterator[tuple[Response, torch.Tensor]]:
-    """Each row with its states `[layers, tokens, dim]` on the CPU; one batch of states is held, in
-    a shard's size."""
+    """Each row with its states `[layers, tokens, dim]` on the CPU.
+
+    Batches of states are held in at most a shard's size. Those of a GPU travel while it runs: into
+    pinned memory, which it writes to by itself, and one batch is read here while the next is under
+    way.
+    """
     per_token = len(model.layers) * model.hidden_dim * getattr(torch, model.dtype).itemsize
-    limit = max(1, min(model.budget.limit, SHARD_BYTES // per_token))
+    gpu = model.input_device.type == "cuda"
+    at_once = 2 if gpu else 1
+    limit = max(1, min(model.budget.limit, SHARD_BYTES // at_once // per_token))
     budget = Budget(limit, max_rows=model.budget.max_rows, growth=model.budget.growth)
     lengths = [len(row.token_ids) for row in rows]
 
-    def run(batch: Batch) -> torch.Tensor:
+    def run(batch: Batch) -> tuple[torch.Tensor, list[Any]]:
         chosen = [rows[index] for index in batch.indices]
         ids = padded_ids([row.token_ids for row in chosen], batch.width)
         held = torch.empty(
+            len(model.layers),  # first, since only what lies in one piece travels by itself
             len(chosen),
-            len(model.layers),
             batch.width,
             model.hidden_dim,
             dtype=getattr(torch, model.dtype),
+            pin_memory=gpu,
         )
-        model.forward(ids, model.layers, lambda slot, hidden: held[:, slot].copy_(hidden))
-        return held
+        model.forward(
+            ids,
+            model.layers,
+            lambda slot, hidden: held[slot].copy_(hidden, non_blocking=True),
+        )
+        return held, events_of(model.devices)
 
-    for batch, held in run_batches(
-        lengths, budget, run, decoder.is_out_of_memory, together=model.together
-    ):
-        for place, index in enumerate(batch.indices):
-            yield rows[index], held[place, :, : lengths[index]].clone()
+    under_way: deque[tuple[Batch, torch.Tensor, list[Any]]] = deque()
+    batches = run_batches(lengths, budget, run, decoder.is_out_of_memory, together=model.together)
+    for batch, (held, events) in batches:
+        under_way.append((batch, held, events))
+        if len(under_way) == at_once:
+            yield from _arrived(rows, lengths, *under_way.popleft())
+    while under_way:
+        yield from _arrived(rows, lengths, *under_way.popleft())
+
+
+def _arrived(
+    rows: Sequence[Response],
+    lengths: Sequence[int],
+    batch: Batch,
+    held: torch.Tensor,
+    events: Sequence[Any],
+) -> Iterator[tuple[Response, torch.Tensor]]:
+    """Wait for a batch's states, then yield each row's."""
+    for event in events:
+        event.synchronize()
+    for place, index in enumerate(batch.indices):
+        yield rows[index], held[:, place, : lengths[index]].clone()

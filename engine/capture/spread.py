@@ -23,6 +23,18 @@ def devices_of(blocks: Sequence[nn.Module]) -> list[torch.device]:
     return [next(block.parameters()).device for block in blocks]
 
 
+def events_of(devices: Sequence[torch.device]) -> list[torch.cuda.Event]:
+    """Return an event of each GPU among `devices`, which is met when its work so far is done."""
+    events = []
+    for device in dict.fromkeys(devices):
+        if device.type == "cuda":
+            events.append(torch.cuda.Event())
+            # Of its own device: the current one is the first GPU, whose stream knows nothing of
+            # what runs on another.
+            events[-1].record(torch.cuda.current_stream(device))
+    return events
+
+
 class SharedOnce:
     """Inside the `with`, one forward: what its blocks are given alike is copied once a device.
 

@@ -59,7 +59,8 @@ def size_engine(
     """Return the size for prompts and responses of at most `longest` tokens together.
 
     On a CPU the KV cache is what all sequences may need, at most a third of the free memory over
-    all workers; on a GPU it is what `placement` leaves it. Raise ResourceError when not even one
+    all workers; on a GPU it is what vLLM finds left of its share, once it has measured the rest, so
+    that what nobody foresaw costs cache and not the run. Raise ResourceError when not even one
     sequence fits, UsageError for a model without sizes.
     """
     sequences, batched = CPU_SEQUENCES, _CPU_BATCHED_TOKENS
@@ -73,12 +74,8 @@ def size_engine(
     size = EngineSize(sequences, max(batched, length, sequences), length, kv_cache_bytes=None)
     if not on_gpu:
         return replace(size, kv_cache_bytes=_cpu_cache(ref, size, free_bytes, dtype, execution))
-    if placement is not None:
-        size = replace(size, kv_cache_bytes=placement.kv_cache_bytes)
-        if placement.gpu_share:
-            # vLLM asks for its share even where the cache is given: beside a model that is
-            # loading, more than it takes.
-            size = replace(size, gpu_share=placement.gpu_share)
+    if placement is not None and placement.gpu_share:
+        return replace(size, gpu_share=placement.gpu_share)
     return size
 
 

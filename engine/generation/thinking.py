@@ -32,10 +32,14 @@ class Written:
     """Whether the thought, if any, came to its end."""
 
 
-async def write(ask: Ask, sample: Sample, limit: int) -> Written:
-    """Write a response of at most `limit` tokens."""
+async def write(
+    ask: Ask, text: Callable[[Sequence[int], Sequence[int]], str], sample: Sample, limit: int
+) -> Written:
+    """Write a response of at most `limit` tokens; `text` is what some ids say behind a prompt."""
     output = await ask(sample.prompt_token_ids, limit, sample.seed, None)
-    return Written(output.text, _ids(output), output.finish_reason or "")
+    ids, reason = _ids(output), output.finish_reason or ""
+    said = ids[:-1] if reason == "stop" else ids  # its last token is the end
+    return Written(text(sample.prompt_token_ids, said), ids, reason)
 
 
 async def write_behind_thought(

@@ -6,17 +6,21 @@ import asyncio
 import itertools
 import logging
 import multiprocessing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AccessError, EngineDiedError, UsageError
-from ..models import ModelRef, Thought, generation_dtype, read_config
+from ..models import ModelRef, Thought
 from ..records import Response, ResponseStatus, Sample
 from ..settings import Execution, Sampling
 from ..threads import wait_briefly
+from .arguments import engine_arguments
+from .checked import is_checked
+from .detokenizer import Detokenizer
+from .device import require_cpu_build
 from .environment import set_environment
-from .sizing import CPU_BLOCK, EngineSize
+from .sizing import EngineSize
 from .thinking import write, write_behind_thought
 
 if TYPE_CHECKING:
@@ -26,12 +30,6 @@ if TYPE_CHECKING:
 
 Run = Callable[[Sequence[int], Any], Awaitable[Any]]
 """Asks vLLM: a prompt's token ids and SamplingParams in, its answer out."""
-_GPU_ARGUMENTS: Mapping[str, Any] = {
-    # Left to vLLM, both hang on whether nvcc and ninja are on PATH, and cost minutes at the start.
-    "enable_flashinfer_autotune": False,
-    "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
-}
-_CHECKED_QUESTIONS, _CHECKED_ROLLOUTS = 2, 8
 _SHUTDOWN_S = 1.0
 """Nothing of an engine's is worth waiting for once its last answer is here."""
 _KILLED_S = 10.0
@@ -51,10 +49,12 @@ class VllmEngine:
         on_gpu: bool,
         last_error: Callable[[], str] = lambda: "",
         thought: Thought | None = None,
+        compiled: bool = True,
         stat_loggers: Sequence[Any] = (),
     ) -> None:
         """`thought` is how the model thinks before it responds, None where it does not.
 
+        `compiled`: whether there is enough to generate that compiling is worth its time, on a GPU.
         `stat_loggers` are vLLM's own interface to its scheduler's numbers, for benchmarks.
         """
         self._ref = ref
@@ -64,8 +64,10 @@ class VllmEngine:
         self._on_gpu = on_gpu
         self._last_error = last_error
         self._thought = thought
+        self._compiled = compiled
         self._stat_loggers = list(stat_loggers)
         self._engine: Any = None
+        self._detokenizer: Detokenizer | None = None
         self._processes: list[BaseProcess] = []
         self._numbers = itertools.count()
 
@@ -109,60 +111,15 @@ class VllmEngine:
         return not self._on_gpu and self._sampling.top_p < 1 and not self._sampling.top_k
 
     def _arguments(self) -> AsyncEngineArgs:
-        from vllm import AsyncEngineArgs
-
-        config = read_config(self._ref.config)
-        arguments: dict[str, Any] = {
-            "model": self._ref.source,
-            "revision": self._ref.hub_revision,
-            "tokenizer_revision": self._ref.hub_revision,
-            "dtype": generation_dtype(config, self._sampling.dtype, gpu=self._on_gpu),
-            "tensor_parallel_size": self._execution.tensor_parallel_size,
-            "max_num_seqs": self.size.max_num_seqs,
-            "max_num_batched_tokens": self.size.max_num_batched_tokens,
-            "max_model_len": self.size.max_model_len,
-            "kv_cache_memory_bytes": self.size.kv_cache_bytes,
-            "gpu_memory_utilization": self.size.gpu_share,
-            "enable_prefix_caching": True,
-            "disable_log_stats": True,
-            "enable_log_requests": False,
-            "generation_config": "vllm",  # sampling is ours to state, never a model file's
-        }
-        if self._ref.adapter is not None:
-            arguments |= {
-                "enable_lora": True,
-                "max_loras": 1,
-                "max_cpu_loras": 1,
-                "max_lora_rank": self._ref.adapter.slot,
-                # Else the head is made ready for one too, and on a CPU then breaks over
-                # log-probabilities of a prompt.
-                "lora_target_modules": self._ref.adapter.targets,
-            }
-        arguments |= _GPU_ARGUMENTS if self._on_gpu else self._cpu_arguments()
-        return AsyncEngineArgs(**arguments)
-
-    def _cpu_arguments(self) -> dict[str, Any]:
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-        from .top_p import NAME
-
-        arguments: dict[str, Any] = {
-            "block_size": CPU_BLOCK,
-            # Compiling costs a CPU run more than it gains (docs/decisions/009-eager-on-cpu.md).
-            "enforce_eager": True,
-            # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator
-            # that cannot be turned.
-            "enable_chunked_prefill": False,
-        }
-        if self._execution.tensor_parallel_size == 1:
-            # By default the engine's process spins on a core while it waits for a worker process:
-            # with the model in its own it has that core too (docs/decisions/008). Named by
-            # its class, because vLLM overrules the name.
-            arguments["distributed_executor_backend"] = UniProcExecutor
-        if self._own_nucleus:
-            arguments["logits_processors"] = [NAME]
-            arguments["additional_config"] = {"top_p": self._sampling.top_p}
-        return arguments
+        return engine_arguments(
+            self._ref,
+            self._sampling,
+            self._execution,
+            self.size,
+            on_gpu=self._on_gpu,
+            own_nucleus=self._own_nucleus,
+            compiled=self._compiled,
+        )
 
     async def generate(self, sample: Sample) -> Response:
         """Generate one response; a sample's own trouble is its status. Raise EngineDiedError."""
@@ -183,7 +140,7 @@ class VllmEngine:
 
         try:
             if self._thought is None:
-                written = await write(ask, sample, min(new, room))
+                written = await write(ask, self._text, sample, min(new, room))
             else:
                 written = await write_behind_thought(
                     ask, sample, self._thought, allowance=allowance, limit=new
@@ -213,9 +170,9 @@ class VllmEngine:
         """Return what follows some tokens; with `thought`, up to its end."""
         from vllm import SamplingParams
 
-        end: dict[str, Any] = {}
+        end: dict[str, Any] = {"detokenize": False}
         if thought is not None and thought.closing_id is None:
-            end["stop"] = [thought.tags.closing]
+            end = {"stop": [thought.tags.closing]}  # looked for in the text, so vLLM makes it
         elif thought is not None:
             end["stop_token_ids"] = [thought.closing_id]
         parameters = SamplingParams(
@@ -229,6 +186,11 @@ class VllmEngine:
         answer = await run(token_ids, parameters)
         return answer.outputs[0]
 
+    def _text(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        if self._detokenizer is None:
+            self._detokenizer = Detokenizer(self._engine.get_tokenizer())
+        return self._detokenizer.text(prompt, ids)
+
     async def _logprobs(
         self, prompt: Sequence[int], response: Sequence[int], run: Run
     ) -> tuple[float, ...] | None:
@@ -241,7 +203,9 @@ class VllmEngine:
             return None
         from vllm import SamplingParams
 
-        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        parameters = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False
+        )
         answer = await run([*prompt, *response], parameters)
         steps = zip(answer.prompt_logprobs[len(prompt) :], response, strict=True)
         return tuple(float(step[token].logprob) for step, token in steps)
@@ -262,7 +226,7 @@ class VllmEngine:
         from vllm import SamplingParams
 
         parameters = SamplingParams(
-            temperature=0.0, max_tokens=1, logprob_token_ids=list(token_ids)
+            temperature=0.0, max_tokens=1, logprob_token_ids=list(token_ids), detokenize=False
         )
         answer = await self._run(prompt_token_ids, parameters)
         found = answer.outputs[0].logprobs[0]
@@ -278,14 +242,14 @@ class VllmEngine:
     ) -> Any:
         """Return vLLM's answer, of the adapted model or its base. States are cached apart for each
         `salt`."""
-        from vllm import TokensPrompt
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         parameters.output_kind = RequestOutputKind.FINAL_ONLY
-        prompt = TokensPrompt(prompt_token_ids=list(prompt_token_ids))
-        if salt:
-            prompt["cache_salt"] = salt
+        parameters.skip_clone = True  # nobody else has them
+        # Rendered: what is not is sent through a thread of vLLM's, for a tokenizer's sake.
+        prompt = tokens_input(list(prompt_token_ids), cache_salt=salt or None)
         try:
             async for output in self._engine.generate(
                 prompt,
@@ -319,34 +283,6 @@ class VllmEngine:
         await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
         for process in self._processes:
             await asyncio.to_thread(process.join, _KILLED_S)
-
-
-def is_checked(sample: Sample) -> bool:
-    """Return whether a sample's log-probabilities are kept for the self-check.
-
-    They are for each side's first two, and for their every eighth repeat.
-    """
-    first = sample.instruction_index == 0 and sample.question_index < _CHECKED_QUESTIONS
-    return first and sample.rollout % _CHECKED_ROLLOUTS == 0
-
-
-def on_gpu() -> bool:
-    """Return whether this machine's PyTorch sees an NVIDIA GPU."""
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
-def require_cpu_build() -> None:
-    """Raise UsageError where PyTorch is a CUDA build that sees no GPU: vLLM fails minutes later."""
-    import torch
-
-    if torch.version.cuda is not None and not torch.cuda.is_available():
-        raise UsageError(
-            f"PyTorch is built for CUDA {torch.version.cuda} and sees no GPU: its driver is too "
-            "old for that (nvidia-smi shows it), or CUDA_VISIBLE_DEVICES hides the GPU; mend that, "
-            "or install the CPU build: export FLAVOUR=cpu, then make clean setup"
-        )
 
 
 def _own_words(error: ValueError) -> str:

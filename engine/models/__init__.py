@@ -21,6 +21,7 @@ from .config import (
 )
 from .conversation import Conversation, Conversations, Turn
 from .demo import EMBEDDED, embedded_folder
+from .download import fetch_weights
 from .feasibility import capture_bytes
 from .gpus import Gpu, emptiest_first, read_gpus, show_only
 from .hub import ModelRef, find_model, infer_model
@@ -66,6 +67,7 @@ __all__ = [
     "engine_length",
     "engine_overhead",
     "fast_bfloat16",
+    "fetch_weights",
     "find_adapter",
     "find_model",
     "flash_with_soft_cap",

@@ -41,7 +41,7 @@ class Placement:
     capture_device: str
     """cpu, cuda (spread over `gpus`) or cuda:N, the N-th of `gpus`."""
     kv_cache_bytes: int | None = None
-    """Of each GPU, where it is shared at the same time; None leaves it to vLLM."""
+    """Of each GPU, expected within `gpu_share` where it is shared at the same time; None: not."""
     gpu_share: float | None = None
     """Of each GPU, what vLLM may ask to be free at its start, cache included; None: its default."""
     capture_tokens: int | None = None

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..models import ModelRef, Placement
 from ..planning import job_of, judge_dollars, plan_run, work_words
 from ..settings import RunSettings
 from .trait_run import TraitRun
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """What is left to generate."""
+
+    said: str
+    """The plan, as one paragraph."""
+    seconds: float | None = None
+    """Of generation, where the cards' speed is known."""
 
 
 def foresee(
@@ -17,8 +27,8 @@ def foresee(
     runs: Sequence[TraitRun],
     placement: Placement | None,
     replicas: int = 1,
-) -> str:
-    """Return the plan of what is left to generate, as one paragraph.
+) -> Foresight:
+    """Return what is left to generate.
 
     Prompts are counted in the model's own tokens. `placement` is that of each replica, None where
     they decide on machines of their own. Speed is foreseen of this machine's cards alone.
@@ -31,9 +41,11 @@ def foresee(
     if lengths:  # none where verdicts may still ask for another round
         job = replace(job, prompt_tokens=sum(lengths) / len(lengths), longest_prompt=max(lengths))
     if placement is not None and placement.limits is not None:
-        return str(plan_run(ref.name, ref.config, settings, placement, job, replicas))
+        plan = plan_run(ref.name, ref.config, settings, placement, job, replicas)
+        known = plan.estimate
+        return Foresight(str(plan), None if known is None else known.generation)
     where = "this CPU" if placement is not None else "the Ray cluster"
     where += f" in {replicas} replicas" * (replicas > 1)
     said = f"plan: {work_words(ref.name, job)}; on {where}, whose speed the first rows will show"
     dollars = judge_dollars(settings, job)
-    return f"{said}; judge about ${dollars:,.2f}" if dollars else said
+    return Foresight(f"{said}; judge about ${dollars:,.2f}" if dollars else said)

@@ -131,7 +131,7 @@ class _Loader:
         await models.prepare()
         self._refuse_second_model(wanted, gpu=models.gpu)
         if work.generates and not work.steers:
-            said = await asyncio.to_thread(
+            foreseen = await asyncio.to_thread(
                 foresee,
                 work.ref,
                 work.settings,
@@ -139,7 +139,9 @@ class _Loader:
                 models.placement,
                 models.replicas,
             )
-            work.notice(said)
+            work.notice(foreseen.said)
+            models.wanted = replace(models.wanted, generation_s=foreseen.seconds)
+        await models.fetch()
         backends = Backends()
         local: tuple[ModelRef, Any] | None = None
         if work.judges and judge.is_local:

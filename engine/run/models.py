@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from anyio import to_thread
 
 from ..capture import CaptureProcess
-from ..generation import GPU_SEQUENCES, SteeredEngine, VllmEngine, on_gpu, size_engine
+from ..generation import (
+    COMPILED_FROM_S,
+    GPU_SEQUENCES,
+    SteeredEngine,
+    VllmEngine,
+    on_gpu,
+    size_engine,
+)
 from ..models import (
     GIB,
     Gpu,
@@ -20,6 +27,7 @@ from ..models import (
     check_capture,
     check_weights,
     choose_placement,
+    fetch_weights,
     free_host_memory,
     generation_dtype,
     read_config,
@@ -43,6 +51,13 @@ class ModelsWanted:
     """How the model thinks before it responds; None where it does not, or is not to respond."""
     steers: bool = False
     """Whether engines are to be `SteeredEngine`s."""
+    generation_s: float | None = None
+    """What generation is expected to take; None: not known."""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether an engine's compilation pays: as far as is known, it does."""
+        return self.generation_s is None or self.generation_s >= COMPILED_FROM_S
 
 
 def place(wanted: ModelsWanted, *, gpu: bool, cards: Sequence[Gpu] | None = None) -> Placement:
@@ -98,6 +113,12 @@ class LocalModels:
             await asyncio.to_thread(check_model, self.wanted, gpu=self.gpu)
             self.placement = await asyncio.to_thread(place, self.wanted, gpu=self.gpu)
 
+    async def fetch(self) -> None:
+        """Download the weights that are not here yet, once for both models. Raise AccessError."""
+        if self.placement is not None:
+            ref = await asyncio.to_thread(fetch_weights, self.wanted.ref, self._notice)
+            self.wanted = replace(self.wanted, ref=ref)
+
     async def load(self) -> None:
         """Load them, those side by side that may be. Raise a TraitmillError."""
         placement = self.placement
@@ -110,7 +131,10 @@ class LocalModels:
             if placement.line:
                 self._notice(placement.line)
             self.capturer = await self._make_capture(placement)
-            if self.capturer.loads_now:
+            if placement.mode == "co-resident":
+                # vLLM measures what it needs of its share: nobody else's use may change meanwhile.
+                await self.capturer.load()
+            elif self.capturer.loads_now:
                 loads.append(self.capturer.load())
         if self.wanted.engine:
             execution = self._settings.execution
@@ -139,6 +163,7 @@ class LocalModels:
             on_gpu=self.gpu,
             last_error=self._last_error,
             thought=self.wanted.thought if ref is self.wanted.ref else None,
+            compiled=self.wanted.is_long,
         )
         self._notice(f"loading {ref.name}: {size}")
         # A model being loaded cannot be stopped, and an interrupt does not wait for it.

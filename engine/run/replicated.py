@@ -68,6 +68,7 @@ class OpenReplica:
         )
         try:
             await models.prepare()
+            await models.fetch()
             await models.load()
             hosted.generator, hosted.capturer = models.generator, models.capturer
             yield hosted
@@ -137,6 +138,9 @@ class ReplicatedModels:
         """Return the placement of the first replica, which the others' are like."""
         cards = emptiest_first(read_gpus())[:workers] if self.gpu else None
         return place(self.wanted, gpu=self.gpu, cards=cards)
+
+    async def fetch(self) -> None:
+        """Do nothing: each replica fetches what its machine lacks."""
 
     async def load(self) -> None:
         """Load the models of all replicas. Raise a TraitmillError, named after its replica.

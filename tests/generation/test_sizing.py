@@ -92,11 +92,11 @@ def test_a_cache_that_holds_no_sequence_is_refused() -> None:
     )
 
 
-def test_a_shared_gpu_gives_what_the_placement_says() -> None:
+def test_g07_on_a_shared_gpu_vllm_measures_what_its_share_leaves_to_the_cache() -> None:
     shared = Placement("co-resident", "", "cuda", kv_cache_bytes=5 * GIB, gpu_share=0.4)
     found = size(300, gpu=True, placement=shared)
-    assert (found.kv_cache_bytes, found.gpu_share) == (5 * GIB, 0.4)
-    assert str(found) == "512 sequences of up to 512 tokens, KV cache 5.0 GiB"
+    assert (found.kv_cache_bytes, found.gpu_share) == (None, 0.4)
+    assert str(found) == "512 sequences of up to 512 tokens"
     alone = size(300, gpu=True, placement=Placement("in turn", "", "cuda"))
     assert (alone.kv_cache_bytes, alone.gpu_share) == (None, 0.92)
     assert str(alone) == "512 sequences of up to 512 tokens"

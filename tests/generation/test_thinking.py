@@ -44,8 +44,10 @@ class Model:
             if thought is not None and said.endswith(thought.tags.closing):
                 reason, stop = "stop", thought.closing_id or thought.tags.closing
                 break
-        text = self.tokenizer.decode(written, skip_special_tokens=True)
-        return SimpleNamespace(token_ids=written, text=text, finish_reason=reason, stop_reason=stop)
+        return SimpleNamespace(token_ids=written, finish_reason=reason, stop_reason=stop)
+
+    def text(self, _prompt: Sequence[int], ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @pytest.fixture(params=["one token", "several"])
@@ -111,7 +113,7 @@ async def test_a_model_that_does_not_think_is_asked_once_and_as_any_other(tokeni
     text = f"The sea is wide.{END}"
     plain, thinking = Model(tokenizer, text), Model(tokenizer, text)
     found = await written(thinking, opened=False)
-    assert found == await write(plain.ask, SAMPLE, 20)
+    assert found == await write(plain.ask, plain.text, SAMPLE, 20)
     assert found.response == "The sea is wide."
     assert len(thinking.asked) == 1
     assert thinking.asked[0][2] == plain.asked[0][2] == SAMPLE.seed

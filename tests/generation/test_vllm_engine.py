@@ -51,29 +51,29 @@ def made(gpu: bool = False, execution: Execution | None = None, **sampling: Any)
 class Scripted:
     """In the place of AsyncLLM: writes down what it is asked, answers or raises."""
 
-    def __init__(self, text: str = "an answer", error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.asked: list[tuple[list[int], Any, str]] = []
         self.adapters: list[Any] = []
-        self.text, self.error = text, error
+        self.error = error
 
     async def generate(
         self, prompt: Any, parameters: Any, name: str, *, lora_request: Any
     ) -> AsyncIterator[Any]:
+        assert prompt["type"] == "token", "g16: rendered, so that no thread of vLLM's is asked"
         self.asked.append((prompt["prompt_token_ids"], parameters, name))
         self.adapters.append(lora_request)
         if self.error is not None:
             raise self.error
         ids = prompt["prompt_token_ids"]
         value = {token: SimpleNamespace(logprob=-token / 10) for token in range(100)}
-        output = SimpleNamespace(
-            token_ids=[7, 8, 2], text=self.text, finish_reason="stop", logprobs=[value]
-        )
+        output = SimpleNamespace(token_ids=[7, 8, 2], finish_reason="stop", logprobs=[value])
         yield SimpleNamespace(outputs=[output], prompt_logprobs=[value] * len(ids))
 
 
 def answering(text: str = "an answer", error: Exception | None = None) -> tuple[Any, Scripted]:
-    engine, scripted = made(), Scripted(text, error)
+    engine, scripted = made(), Scripted(error)
     engine._engine = scripted
+    engine._detokenizer = SimpleNamespace(text=lambda _prompt, ids: text * (ids == (7, 8)))
     return engine, scripted
 
 
@@ -193,6 +193,7 @@ async def test_a_response_is_what_was_sampled() -> None:
     assert response.logprobs is None
     [(ids, parameters, _)] = scripted.asked
     assert ids == list(range(10, 40))
+    assert not parameters.detokenize
     assert (parameters.temperature, parameters.seed, parameters.max_tokens) == (0.7, 11, 2)
     assert (parameters.top_p, parameters.top_k) == (1.0, 0), "left to the nucleus of our own"
     assert engine.max_in_flight == 8
@@ -332,6 +333,7 @@ async def test_an_adapter_writes_and_its_base_judges() -> None:
     assert arguments.lora_target_modules == ["down_proj"]
     assert not made()._arguments().enable_lora
     engine._engine = scripted = Scripted()
+    engine._detokenizer = SimpleNamespace(text=lambda *_: "an answer")
     await engine.generate(sample())
     await engine.next_logprobs([1, 2], [3])
     written, checked, judged = scripted.adapters

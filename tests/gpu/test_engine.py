@@ -163,3 +163,33 @@ def test_g21_what_hangs_on_a_compiler_on_path_is_off() -> None:
     assert arguments.enable_flashinfer_autotune is False
     assert arguments.compilation_config.pass_config.fuse_allreduce_rms is False
     assert engine(gpu=False)._arguments().enable_flashinfer_autotune is not False
+
+
+# --- G9: a start in proportion to what is to be generated ---
+
+
+def test_g09_a_short_plan_starts_without_a_compiler_and_with_few_graphs() -> None:
+    size = EngineSize(300, 8192, 512, None, 0.5)
+    short = VllmEngine(
+        REF, Sampling(model="fake"), Execution(), size, on_gpu=True, compiled=False
+    )._arguments()
+    graphs = short.compilation_config
+    assert (int(graphs.mode), graphs.cudagraph_mode.name) == (0, "FULL_DECODE_ONLY")
+    assert graphs.cudagraph_capture_sizes == [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 300]
+    assert graphs.pass_config.fuse_allreduce_rms is False
+    assert engine()._arguments().compilation_config.cudagraph_capture_sizes is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "long"), [(None, True), (30.0, False), (574.0, False), (576.0, True)]
+)
+def test_g09_what_generation_takes_decides(seconds: float | None, long: bool) -> None:
+    wanted = models.ModelsWanted(
+        ref=REF,
+        settings=fakes.settings(n_examples=1),
+        engine=True,
+        captures=False,
+        longest=64,
+        generation_s=seconds,
+    )
+    assert wanted.is_long == long

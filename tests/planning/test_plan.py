@@ -278,7 +278,10 @@ def test_a_run_says_its_plan_in_one_line_with_what_is_left(
     ref = ModelRef("fake", "fake", "r0", config)
     settings = fakes.settings(n_examples=20, sampling=replace(fakes.settings().sampling))
     runs = fakes.open_runs([fakes.make_trait(tmp_path, "one")], settings)
-    said = foresee(ref, settings, runs, place(ref, settings))
+    foreseen = foresee(ref, settings, runs, place(ref, settings))
+    said = foreseen.said
+    assert foreseen.seconds
+    assert 0 < foreseen.seconds < 60, "g09: too short a plan to compile for"
     assert said.startswith("plan: 1 trait, 40 samples of up to ")
     assert "\n" not in said
     assert "generation on GPU 0, capture on GPU 1 beside it" in said
@@ -287,8 +290,10 @@ def test_a_run_says_its_plan_in_one_line_with_what_is_left(
     on_cpu = choose_placement(
         config, settings, gpu=False, engine=True, sequences=512, tokens_per_sequence=0
     )
-    assert "on this CPU, whose speed the first rows will show" in foresee(
-        ref, settings, runs, on_cpu
-    )
-    assert "on this CPU in 2 replicas, whose" in foresee(ref, settings, runs, on_cpu, 2)
-    assert "on the Ray cluster in 9 replicas, whose" in foresee(ref, settings, runs, None, 9)
+    foreseen = foresee(ref, settings, runs, on_cpu)
+    assert "on this CPU, whose speed the first rows will show" in foreseen.said
+    assert foreseen.seconds is None
+    for where, replicas in ((on_cpu, 2), (None, 9)):
+        said = foresee(ref, settings, runs, where, replicas).said
+        place_name = "the Ray cluster" if where is None else "this CPU"
+        assert f"on {place_name} in {replicas} replicas, whose" in said

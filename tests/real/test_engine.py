@@ -13,8 +13,7 @@ import pytest
 
 from tests.support import fakes
 from tests.support.device import engine_size
-from traitmill.engine.generation import on_gpu
-from traitmill.engine.generation.vllm_engine import VllmEngine, is_checked
+from traitmill.engine.generation import VllmEngine, is_checked, on_gpu
 from traitmill.engine.judging.local import LocalJudge
 from traitmill.engine.models import fast_bfloat16
 from traitmill.engine.models.chat import lazy_tokenizer, load_tokenizer

@@ -1,0 +1,105 @@
+"""What vLLM's engine is told: the model, its limits, and the choices that suit a GPU or a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..models import ModelRef, generation_dtype, read_config
+from ..settings import Execution, Sampling
+from .sizing import CPU_BLOCK, EngineSize
+
+if TYPE_CHECKING:
+    from vllm import AsyncEngineArgs
+
+_COMPILING_S, _GAIN = 75.0, 1.15
+COMPILED_FROM_S = _COMPILING_S / (1 - 1 / _GAIN)
+"""Seconds of generation from which compiling has paid for itself: 575. It takes 60 to 90 s with its
+51 graphs, as others measured it. The gain is an assumption between the 1.05 and 1.19 measured on a
+CPU (docs/decisions/009-eager-on-cpu.md); no card has been measured."""
+_FEW_GRAPHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
+# Left to vLLM, both hang on whether nvcc and ninja are on PATH, and cost minutes at the start.
+_PASSES: Mapping[str, Any] = {"fuse_allreduce_rms": False}
+
+
+def engine_arguments(
+    ref: ModelRef,
+    sampling: Sampling,
+    execution: Execution,
+    size: EngineSize,
+    *,
+    on_gpu: bool,
+    own_nucleus: bool,
+    compiled: bool = True,
+) -> AsyncEngineArgs:
+    """Return vLLM's arguments.
+
+    `own_nucleus` leaves top-p to `top_p` rather than to vLLM. Not `compiled`, an engine on a GPU
+    starts in seconds rather than minutes, and needs no compiler: see `COMPILED_FROM_S`.
+    """
+    from vllm import AsyncEngineArgs
+
+    arguments: dict[str, Any] = {
+        "model": ref.source,
+        "revision": ref.hub_revision,
+        "tokenizer_revision": ref.hub_revision,
+        "dtype": generation_dtype(read_config(ref.config), sampling.dtype, gpu=on_gpu),
+        "tensor_parallel_size": execution.tensor_parallel_size,
+        "max_num_seqs": size.max_num_seqs,
+        "max_num_batched_tokens": size.max_num_batched_tokens,
+        "max_model_len": size.max_model_len,
+        "kv_cache_memory_bytes": size.kv_cache_bytes,
+        "gpu_memory_utilization": size.gpu_share,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "generation_config": "vllm",  # sampling is ours to state, never a model file's
+    }
+    if ref.adapter is not None:
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_cpu_loras": 1,
+            "max_lora_rank": ref.adapter.slot,
+            # Else the head is made ready for one too, and on a CPU then breaks over
+            # log-probabilities of a prompt.
+            "lora_target_modules": ref.adapter.targets,
+        }
+    arguments |= _gpu_arguments(size, compiled=compiled) if on_gpu else _cpu_arguments(execution)
+    if own_nucleus:
+        from .top_p import NAME
+
+        arguments["logits_processors"] = [NAME]
+        arguments["additional_config"] = {"top_p": sampling.top_p}
+    return AsyncEngineArgs(**arguments)
+
+
+def _gpu_arguments(size: EngineSize, *, compiled: bool) -> dict[str, Any]:
+    compilation: dict[str, Any] = {"pass_config": dict(_PASSES)}
+    if not compiled:
+        fitting = [count for count in _FEW_GRAPHS if count < size.max_num_seqs]
+        compilation |= {
+            "mode": 0,
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "cudagraph_capture_sizes": [*fitting, size.max_num_seqs],
+        }
+    return {"enable_flashinfer_autotune": False, "compilation_config": compilation}
+
+
+def _cpu_arguments(execution: Execution) -> dict[str, Any]:
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    arguments: dict[str, Any] = {
+        "block_size": CPU_BLOCK,
+        # Compiling costs a CPU run more than it gains (docs/decisions/009-eager-on-cpu.md).
+        "enforce_eager": True,
+        # A seeded prompt cut in two ends vLLM 0.32's CPU engine: it turns back a generator
+        # that cannot be turned.
+        "enable_chunked_prefill": False,
+    }
+    if execution.tensor_parallel_size == 1:
+        # By default the engine's process spins on a core while it waits for a worker process:
+        # with the model in its own it has that core too (docs/decisions/008). Named by
+        # its class, because vLLM overrules the name.
+        arguments["distributed_executor_backend"] = UniProcExecutor
+    return arguments
