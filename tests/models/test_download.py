@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub import errors
 
 from traitmill.engine.errors import AccessError, ResourceError
 from traitmill.engine.models import GIB, ModelRef, fetch_weights
@@ -99,7 +100,7 @@ def test_g22_weights_of_an_older_kind_are_taken_where_there_are_no_others() -> N
 
 
 def test_g22_a_hub_that_does_not_answer_leaves_it_to_the_cache(hub: Hub) -> None:
-    hub.error = huggingface_hub.errors.OfflineModeIsEnabled("offline")
+    hub.error = errors.OfflineModeIsEnabled("offline")
     assert fetch_weights(REF, print) is REF
     local = ModelRef("m", str(hub.folder), "f", {})
     assert fetch_weights(local, print) is local
@@ -109,7 +110,7 @@ def test_g22_a_hub_that_does_not_answer_leaves_it_to_the_cache(hub: Hub) -> None
     ("error", "kind", "words"),
     [
         (OSError(28, "No space left on device"), ResourceError, "No space left.*8.0 GiB of disk"),
-        (huggingface_hub.errors.LocalEntryNotFoundError("gone"), AccessError, "gone; run the"),
+        (errors.LocalEntryNotFoundError("gone"), AccessError, "gone; run the"),
     ],
 )
 def test_g22_a_download_that_ends_says_why(
