@@ -285,7 +285,7 @@ def test_a_run_says_its_plan_in_one_line_with_what_is_left(
     assert said.startswith("plan: 1 trait, 40 samples of up to ")
     assert "\n" not in said
     assert "generation on GPU 0, capture on GPU 1 beside it" in said
-    two = foresee(ref, settings, runs, place(ref, settings, parse_gpus("A100-80")), replicas=2)
+    two = foresee(ref, settings, runs, place(ref, settings, parse_gpus("A100-80")), replicas=2).said
     assert "2 replicas of 1 GPU, the first on GPU 0, capture on the same beside it" in two
     on_cpu = choose_placement(
         config, settings, gpu=False, engine=True, sequences=512, tokens_per_sequence=0
