@@ -174,6 +174,12 @@ def _lists(model: nn.Module) -> str:
     return "lists of modules here: " + (", ".join(lists[:8]) or "none")
 
 
+def free_bytes(model: nn.Module) -> int:
+    """Return what is free on the GPU with least, of those that hold a model's layers."""
+    places = {parameter.device for parameter in model.parameters()}
+    return int(min(torch.cuda.mem_get_info(place)[0] for place in places))
+
+
 def hidden_of(output: Any) -> torch.Tensor:
     """The residual stream `[batch, seq, dim]` in what a block returned (a tensor, or a tuple that
     starts with it)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,21 +22,11 @@ from ..records import Activation, Response
 from ..settings import CaptureSettings
 from . import decoder
 from .batching import Batch, Budget, run_batches
+from .pending import Pending
 from .pooling import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
 from .reference import run_alone
 from .self_check import UNMEASURED_SLACK, Mode, SelfCheck
-from .spread import SharedOnce, devices_of, events_of
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pending:
-    """A batch whose pools are on their way to host memory."""
-
-    batch: Batch
-    pooled: torch.Tensor
-    arrived: torch.cuda.Event | None
-    elsewhere: tuple[tuple[list[int], torch.Tensor, torch.cuda.Event], ...] = ()
-    """Slots whose blocks are on other devices than the first: their pools, and their copy's end."""
+from .spread import SharedOnce, devices_of
 
 
 class CaptureModel:
@@ -116,12 +105,7 @@ class CaptureModel:
         if tokens is not None:
             return tokens, f"capture batches of {tokens:,} tokens, as set"
         gpu = torch.device(self._device).type == "cuda"
-        places = {
-            parameter.device for parameter in self._model.parameters()
-        }  # several when the layers are spread
-        free = (
-            min(torch.cuda.mem_get_info(each)[0] for each in places) if gpu else free_host_memory()
-        )
+        free = decoder.free_bytes(self._model) if gpu else free_host_memory()
         budget = token_budget(self._shape, self._itemsize, free, gpu=gpu)
         return budget.tokens, budget.line
 
@@ -225,10 +209,9 @@ class CaptureModel:
         return self._rope[0] == "longrope" and other > self._rope[1]
 
     def _pooled(self, rows: Sequence[Response]) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches with their pools on the host; while one is copied and finished, as many as there
-        are devices are already running."""
+        """Batches with their pools on the host; as many as devices run while one is finished."""
         lengths = [self.tokens_run(row) for row in rows]
-        under_way: deque[_Pending] = deque()
+        under_way: deque[Pending] = deque()
         for _, pending in run_batches(
             lengths,
             self._budget,
@@ -238,30 +221,18 @@ class CaptureModel:
         ):
             under_way.append(pending)
             if len(under_way) > len(set(self._devices)):
-                yield self._arrived(under_way.popleft())
+                yield under_way.popleft().wait()
         while under_way:
-            yield self._arrived(under_way.popleft())
+            yield under_way.popleft().wait()
 
-    def _launch(self, rows: Sequence[Response], batch: Batch) -> _Pending:
+    def _launch(self, rows: Sequence[Response], batch: Batch) -> Pending:
         """Start a batch's forward and the copy of its pools."""
         chosen = [rows[index] for index in batch.indices]
         ids = padded_ids([row.token_ids for row in chosen], batch.width)
         weights = pool_weights(self.pools, [row.spans for row in chosen], batch.width)
         pooler = Pooler(weights, len(self.layers), self.hidden_dim, self.input_device)
         self.forward(ids, self.layers, pooler.take)
-        if pooler.pooled.device.type != "cuda":
-            return _Pending(batch, pooler.pooled, None)
-        others = tuple((slots, *_to_host(part)) for slots, part in pooler.elsewhere())
-        return _Pending(batch, *_to_host(pooler.pooled), others)
-
-    @staticmethod
-    def _arrived(pending: _Pending) -> tuple[Batch, np.ndarray]:
-        if pending.arrived is not None:
-            pending.arrived.synchronize()
-        for slots, pooled, arrived in pending.elsewhere:
-            arrived.synchronize()
-            pending.pooled[:, :, slots] = pooled
-        return pending.batch, pending.pooled.numpy()
+        return Pending.start(batch, pooler)
 
     def forward(self, ids: torch.Tensor, layers: Sequence[int], take: Any) -> None:
         """Run `[rows, width]` ids up to the last of `layers` (ascending), calling `take(slot,
@@ -286,7 +257,7 @@ class CaptureModel:
         for place in np.flatnonzero(~finite.all(axis=(1, 2))):
             # Alone and unpadded it has nobody else's faults; what is wrong now is its own.
             alone = self._launch(chosen, Batch((int(place),), self.tokens_run(chosen[place])))
-            pooled[place] = self._arrived(alone)[1][0]
+            pooled[place] = alone.wait()[1][0]
             finite[place] = np.isfinite(pooled[place]).all(axis=-1)
         good = [place for place in range(len(chosen)) if finite[place].all()]
         looked_at = self._check.choose(
@@ -327,11 +298,3 @@ class CaptureModel:
         self._check.states(row.sample.id, pooled, reference)
         if row.logprobs is not None:
             self._check.logprobs(row.sample.id, row.logprobs, reference)
-
-
-def _to_host(pooled: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
-    """Start the copy of a GPU's tensor; return where it goes, and the event of its end."""
-    host = torch.empty_like(pooled, device="cpu", pin_memory=True)
-    host.copy_(pooled, non_blocking=True)
-    [arrived] = events_of([pooled.device])
-    return host, arrived

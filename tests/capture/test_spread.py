@@ -12,6 +12,7 @@ from torch import nn
 from tests.support import oracle
 from traitmill.engine.capture import model as capture
 from traitmill.engine.capture.model import CaptureModel
+from traitmill.engine.capture.pending import Pending
 from traitmill.engine.capture.pooling import Pooler, pool_weights
 from traitmill.engine.capture.spread import SharedOnce, devices_of
 from traitmill.engine.records import Response, Sample
@@ -145,7 +146,7 @@ def test_as_many_batches_are_under_way_as_there_are_devices(
         oracle.build("llama", tmp_path), CaptureSettings(dtype="float32"), token_budget=16
     )
     assert made._devices == [torch.device("cpu")] * 3 == devices_of(made._blocks)
-    right, under_way, most = made._arrived, 0, 0
+    right, under_way, most = Pending.wait, 0, 0
     launch = made._launch
 
     def launched(*arguments: Any) -> Any:
@@ -160,7 +161,7 @@ def test_as_many_batches_are_under_way_as_there_are_devices(
         return right(pending)
 
     monkeypatch.setattr(made, "_launch", launched)
-    monkeypatch.setattr(made, "_arrived", arrived)
+    monkeypatch.setattr(Pending, "wait", arrived)
     made._devices = [torch.device("cuda", place) for place in range(devices)]
     monkeypatch.setattr(
         capture, "SharedOnce", lambda blocks, _: SharedOnce(blocks, devices_of(blocks))
@@ -191,7 +192,6 @@ def test_pools_of_other_devices_take_their_places(tmp_path: Any) -> None:
         ([1], torch.full((2, 1, 1, 4), 1.0), events[0]),
         ([2], torch.full((2, 1, 1, 4), 2.0), events[1]),
     )
-    pending = capture._Pending(capture.Batch((0, 1), 5), main, None, parts)
-    _, pooled = CaptureModel._arrived(pending)
+    _, pooled = Pending(capture.Batch((0, 1), 5), main, None, parts).wait()
     assert waited == events
     assert pooled[:, 0, :, 0].tolist() == [[0.0, 1.0, 2.0]] * 2
