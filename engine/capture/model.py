@@ -22,6 +22,7 @@ from ..records import Activation, Response
 from ..settings import CaptureSettings
 from . import decoder
 from .batching import Batch, Budget, run_batches
+from .heap import keep_freed_memory
 from .pending import Pending
 from .pooling import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
 from .reference import run_alone
@@ -63,6 +64,8 @@ class CaptureModel:
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = choose_device(device)
+        if self._device == "cpu":
+            keep_freed_memory()
         self._model = decoder.load(
             model_path,
             dtype=capture.dtype,
@@ -129,7 +132,6 @@ class CaptureModel:
 
     @property
     def devices(self) -> list[torch.device]:
-        """Where each block is."""
         return self._devices
 
     @property
@@ -139,12 +141,10 @@ class CaptureModel:
         return device
 
     def check_summary(self) -> dict[str, Any]:
-        """What the self-check has seen so far, as plain JSON values."""
         return self._check.summary()
 
     @property
     def budget(self) -> Budget:
-        """What batches may hold now."""
         return self._budget
 
     def capture(self, rows: Sequence[Response]) -> list[Activation]:
