@@ -26,7 +26,8 @@ python -m tests.gpu.dry.page
 ```
 
 Prompts of up to 98 tokens and responses of 150. Sizes are GiB of a card. All that is not refused runs with compilation
-mode 3; a split of 1 in the engine's own process, larger ones with a process a card."""
+mode 3, as a plan of ten minutes and more has it; a split of 1 in the engine's own process, larger ones with a process a
+card."""
 _COLUMNS = (
     *("placement", "weights_gib", "overhead_gib", "cache_gib", "cached_tokens", "sequences"),
     *("batched_tokens", "share", "dtype", "runner", "attention", "graphs"),
