@@ -7,7 +7,6 @@ import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.conftest import Traitmill
 from tests.support import fakes, lab
+from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer, Seen
 from traitmill.engine import run
 from traitmill.engine.errors import ExitCode, UsageError
@@ -41,20 +41,12 @@ COMMANDS: dict[str, list[str]] = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> lab.Work:
     """A finished run; tests take a copy."""
-    work = lab.Work(tmp_path_factory.mktemp("made"), n=12)
-    fakes.make_trait(work.root, "trait")
-    assert lab.run_to_end(work) == ExitCode.OK
-    return work
+    return finish(tmp_path_factory.mktemp("made") / "run", n=12)
 
 
 @pytest.fixture
 def work(made: lab.Work, tmp_path: Path) -> lab.Work:
-    subprocess.run(["cp", "-r", made.root, tmp_path / "work"], check=True)
-    return replace(made, root=tmp_path / "work")
-
-
-def on(work: lab.Work) -> list[str]:
-    return ["--experiment", "exp", "--trait", "trait", "--experiments_dir", str(work.root)]
+    return copy_of(made, tmp_path / "work")
 
 
 def by_side(seen: Seen) -> int:

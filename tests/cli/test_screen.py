@@ -25,6 +25,7 @@ from rich.console import Console
 
 from tests.conftest import TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab
+from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
 from traitmill.cli import render, summary
 from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
@@ -84,20 +85,12 @@ class Screen:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> lab.Work:
     """A finished run; tests that change it take a copy."""
-    work = lab.Work(tmp_path_factory.mktemp("made"), n=30)
-    fakes.make_trait(work.root, "trait")
-    assert lab.run_to_end(work) == ExitCode.OK
-    return work
+    return finish(tmp_path_factory.mktemp("made") / "run")
 
 
 @pytest.fixture
 def work(made: lab.Work, tmp_path: Path) -> lab.Work:
-    subprocess.run(["cp", "-r", made.root, tmp_path / "work"], check=True)
-    return replace(made, root=tmp_path / "work")
-
-
-def on(work: lab.Work) -> list[str]:
-    return ["--experiment", "exp", "--trait", "trait", "--experiments_dir", str(work.root)]
+    return copy_of(made, tmp_path / "work")
 
 
 def in_terminal(

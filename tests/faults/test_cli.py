@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import ROOT, TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab, oracle
+from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
 from traitmill.engine import run
 from traitmill.engine.errors import AccessError, ExitCode
@@ -35,26 +35,18 @@ from traitmill.engine.storage import TraitFolder, lock_traits
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> lab.Work:
     """A finished run; tests that change it take a copy."""
-    work = lab.Work(tmp_path_factory.mktemp("finished"), n=30)
-    fakes.make_trait(work.root, "trait")
-    assert lab.run_to_end(work) == ExitCode.OK
-    return work
+    return finish(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture
 def copy(finished: lab.Work, tmp_path: Path) -> lab.Work:
-    subprocess.run(["cp", "-r", finished.root, tmp_path / "copy"], check=True)
-    return replace(finished, root=tmp_path / "copy")
+    return copy_of(finished, tmp_path / "copy")
 
 
 def everything(root: Path) -> dict[str, bytes | None]:
     """All below a folder, locks apart."""
     paths = (path for path in root.rglob("*") if path.name != ".lock")
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
-
-
-def on(work: lab.Work) -> list[str]:
-    return ["--experiment", "exp", "--trait", "trait", "--experiments_dir", str(work.root)]
 
 
 JUDGED_BY_FAKE = ["--judge_model", "fake-judge", "--judge_base_url", "http://127.0.0.1:9/v1"]
@@ -94,16 +86,7 @@ def test_f14_all_faults_of_all_files_are_reported_before_anything_else(
 
 def test_f23_an_unknown_model_folder_is_named(traitmill: Traitmill, tmp_path: Path) -> None:
     fakes.make_trait(tmp_path, "trait")
-    where = (
-        "--experiment",
-        "exp",
-        "--trait",
-        "trait",
-        "--experiments_dir",
-        tmp_path,
-        "--judge_model",
-        "local",
-    )
+    where = (*on(lab.Work(tmp_path)), "--judge_model", "local")
     code, said = traitmill("generate", *where, "--gen_model", "./no/such/folder")
     assert code == ExitCode.ACCESS
     assert "check --gen_model" in said
@@ -212,16 +195,7 @@ def test_f23_a_token_that_cannot_be_sent_is_named_and_not_shown(
 ) -> None:
     fakes.make_trait(tmp_path, "trait")
     monkeypatch.setenv("HF_TOKEN", "“hf_verysecret”")
-    where = (
-        "--experiment",
-        "exp",
-        "--trait",
-        "trait",
-        "--experiments_dir",
-        tmp_path,
-        "--judge_model",
-        "local",
-    )
+    where = (*on(lab.Work(tmp_path)), "--judge_model", "local")
     code, said = traitmill("generate", *where, "--gen_model", "someone/model")
     assert code == ExitCode.ACCESS
     assert "HF_TOKEN holds characters no token has" in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from io import BytesIO
 
 import numpy as np
@@ -102,23 +101,6 @@ def test_missing_and_stale_inputs_leave_nothing_half_written(tmp_path):
 
 
 # --- in a browser ---
-
-
-def chromium() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next(filter(None, map(shutil.which, names)), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if chromium() is None:
-        pytest.skip("no chromium on this machine; CI installs one")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        running = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.mark.slow
