@@ -5,7 +5,7 @@ from __future__ import annotations
 from .cards import CARDS, card_of, parse_gpus
 from .estimate import judge_dollars
 from .job import Job, job_of, typical_job
-from .plan import Plan, duration, kinds, make_plan, plan_run, work_words
+from .plan import Plan, duration, make_plan, plan_run, work_words
 
 __all__ = [
     "CARDS",
@@ -15,7 +15,6 @@ __all__ = [
     "duration",
     "job_of",
     "judge_dollars",
-    "kinds",
     "make_plan",
     "parse_gpus",
     "plan_run",

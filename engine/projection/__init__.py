@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from .commands import Progress, ProjectionResult, project
-from .directions import Direction, choose_directions
 from .sources import open_texts
-from .texts import Text
 
 __all__ = [
-    "Direction",
     "Progress",
     "ProjectionResult",
-    "Text",
-    "choose_directions",
     "open_texts",
     "project",
 ]

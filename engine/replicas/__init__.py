@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .actor import Hosted, Seat
 from .capturer import ReplicatedCapturer
-from .cluster import TESTED, Cluster, Needs, ray_version, require_ray
+from .cluster import TESTED, Cluster, Needs, require_ray
 from .pool import ReplicaPool
 
 __all__ = [
@@ -15,6 +15,5 @@ __all__ = [
     "ReplicaPool",
     "ReplicatedCapturer",
     "Seat",
-    "ray_version",
     "require_ray",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .authoring import check_traits, new_trait
-from .backends import STAGES, Backends, Capturer, Clock, Generator, Judge, Stage
+from .backends import STAGES, Backends, Clock, Judge, Stage
 from .commands import capture, generate, judge, settings_of
 from .exporting import ExportResult, export
 from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
@@ -23,10 +23,8 @@ from .wanted import Wanted
 __all__ = [
     "STAGES",
     "Backends",
-    "Capturer",
     "Clock",
     "ExportResult",
-    "Generator",
     "Imported",
     "Judge",
     "Listener",

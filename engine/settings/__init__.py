@@ -7,16 +7,14 @@ Messages name a setting in backquotes, as `temperature`; the command line shows 
 from __future__ import annotations
 
 from .capture import DEFAULT_POOL, POOLS, CaptureSettings
-from .judge import DEFAULT_JUDGE, LOCAL_JUDGE, JudgeLimits, JudgeSettings, read_extra
+from .judge import JudgeLimits, JudgeSettings, read_extra
 from .run import DEFAULTS, NAMES, Execution, RunSettings, apply, check_thresholds, value_of
 from .sampling import DTYPES, PROMPT_FORMATS, THINKING, SampleCounts, Sampling
 
 __all__ = [
     "DEFAULTS",
-    "DEFAULT_JUDGE",
     "DEFAULT_POOL",
     "DTYPES",
-    "LOCAL_JUDGE",
     "NAMES",
     "POOLS",
     "PROMPT_FORMATS",

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from .choice import Choice
-from .folder import (
-    LOG_FOLDER,
-    TraitFolder,
-    check_name,
-    pool_suffix,
-    select_traits,
-)
-from .index import COUNTED, MODES, PENDING, Index
-from .journal import Journal, journal_files, read_journal, replay
+from .folder import TraitFolder, check_name, pool_suffix, select_traits
+from .index import COUNTED, MODES
+from .journal import Journal, replay
 from .lock import lock_traits
-from .parts import PartSet, ids_of, ok_ids, split_off
+from .parts import PartSet, ok_ids, split_off
 from .run_record import (
     SCHEMA_VERSION,
     Asked,
@@ -27,7 +21,7 @@ from .run_record import (
     installed_versions,
     now,
 )
-from .schemas import KINDS, STATUSES, Kind, Row, response_row, row_table, verdict_row
+from .schemas import KINDS, STATUSES, Kind, response_row, row_table, verdict_row
 from .sets import (
     activation_sets,
     chosen,
@@ -42,21 +36,17 @@ from .state import TraitState, coherence_parts, open_state
 __all__ = [
     "COUNTED",
     "KINDS",
-    "LOG_FOLDER",
     "MODES",
-    "PENDING",
     "SCHEMA_VERSION",
     "STATUSES",
     "Asked",
     "CaptureFacts",
     "Choice",
-    "Index",
     "Journal",
     "JudgeFacts",
     "Kind",
     "PartSet",
     "Question",
-    "Row",
     "RunRecord",
     "SamplingRecord",
     "Selection",
@@ -68,9 +58,7 @@ __all__ = [
     "coherence_parts",
     "differing",
     "has_run",
-    "ids_of",
     "installed_versions",
-    "journal_files",
     "load_state",
     "lock_traits",
     "need_record",
@@ -78,7 +66,6 @@ __all__ = [
     "ok_ids",
     "open_state",
     "pool_suffix",
-    "read_journal",
     "replay",
     "response_row",
     "row_table",
