@@ -56,7 +56,10 @@ def check_compiler() -> str:
     return f"{compiler}, {headers}"
 
 
-def check_shared_memory(gpus: Sequence[Gpu], folder: Path = Path("/dev/shm")) -> str:  # noqa: S108 - looked at
+def check_shared_memory(
+    gpus: Sequence[Gpu],
+    folder: Path = Path("/dev/shm"),  # noqa: S108 - looked at
+) -> str:
     """Return the size of shared memory; raise ResourceError where several GPUs need more."""
     total = shutil.disk_usage(folder).total if folder.is_dir() else 0
     line = f"{total / GIB:.1f} GiB in {folder}"

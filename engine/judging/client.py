@@ -166,7 +166,8 @@ class Client:
         if self._header_key and not self._key:
             # the client's placeholder must not stand beside the key that is given
             headers = {"Authorization": openai.Omit(), **headers}
-        assert self._client is not None, "open() comes first"  # noqa: S101 - a bug in the caller, not a fault
+        # Else it is a bug in the caller, not a fault.
+        assert self._client is not None, "open() comes first"  # noqa: S101
         try:
             # the generic call: the typed one walks every request's type annotations, a third of the
             # processor time

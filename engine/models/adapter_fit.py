@@ -65,7 +65,8 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
     try:
         with safe_open(path, "np") as file:
-            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - it is no dict
+            names = file.keys()
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise AccessError(f"{path} is cut off or damaged ({error}); copy it again") from None
     if not found:

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ExitCode, LockedError, UsageError
 from ..files import write_atomic
 from ..models import ModelRef, find_model
-from ..settings import apply
+from ..settings import RunSettings, apply
 from .directions import Directions, choose_directions
 from .page import write_page
 from .reading import Reader
@@ -122,16 +122,8 @@ def project(
         if ref.name != directions.model_name:
             notice(f"the vectors are of {directions.model_name}; the texts are read by {ref.name}")
     folder = Path(to)
-    facts = {
-        "schema_version": SCHEMA_VERSION,
-        "texts": source.digest,
-        "vectors": {each.name: each.digest for each in directions.chosen},
-        "models": [reader.name for reader in readers],
-        "capture_dtype": settings.capture.dtype,
-        "attention": settings.capture.attention,
-    }
     with _held(folder):
-        _take_up(folder, facts)
+        _take_up(folder, _facts(source, directions, readers, settings))
         reused = (folder / SUMMARY).is_file()
         if reused:
             summary = Summary.from_json((folder / SUMMARY).read_bytes())
@@ -140,6 +132,20 @@ def project(
             summary = _finish(folder, layout, readers, directions)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return ProjectionResult(folder, summary, len(readers) > 1, reused)
+
+
+def _facts(
+    source: Texts, directions: Directions, readers: Sequence[Reader], settings: RunSettings
+) -> dict[str, Any]:
+    """Return what a folder's parts are of: others cannot go on with them."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "texts": source.digest,
+        "vectors": {each.name: each.digest for each in directions.chosen},
+        "models": [reader.name for reader in readers],
+        "capture_dtype": settings.capture.dtype,
+        "attention": settings.capture.attention,
+    }
 
 
 def _labels(refs: Sequence[ModelRef]) -> list[str]:

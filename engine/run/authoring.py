@@ -28,8 +28,10 @@ from .selection import select
 
 SCHEMA_FILE = "trait_definition.schema.json"
 _ASK = """\
-You help to write a trait definition: a way to measure one behaviour of a language model. The model \
-is asked the same questions under opposite instructions, and a judge scores each answer from 0 to 100.
+You help to write a trait definition: a way to measure one behaviour of a language model. The \
+model \
+is asked the same questions under opposite instructions, and a judge scores each answer from 0 to \
+100.
 
 The trait is called {name}. Its author says: {sentence}
 
@@ -41,7 +43,7 @@ effect on the reader, an example to follow);
 "questions": twenty short questions or small tasks on mixed topics, which either side can answer, \
 and none of which names or asks for the trait;
 "anchors": five short descriptions of an answer, for the scores 0, 25, 50, 75 and 100;
-"asked": one short question about the answer that Yes or No can answer, Yes for the trait."""  # noqa: E501 - as a model reads it
+"asked": one short question about the answer that Yes or No can answer, Yes for the trait."""
 
 
 class _Pair(BaseModel):
