@@ -45,7 +45,7 @@ def load(
     Raises AccessError when files are missing, UsageError for settings that cannot work,
     ResourceError when the weights do not fit.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = torch.device(device).type
     try:
@@ -58,15 +58,6 @@ def load(
     attention.require_causal(text_config)
     chosen = attention.dtype_on(config, dtype, kind)
     attention.require_class(config)
-    family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    implementation = attention.choose_attention(
-        text_config,
-        attn,
-        device=kind,
-        dtype=chosen,
-        supports_sdpa=getattr(family, "_supports_sdpa", False),
-        flash=kind == "cuda" and attention.flash_with_soft_cap(),
-    )
     spread = kind == "cuda" and torch.device(device).index is None and torch.cuda.device_count() > 1
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -74,7 +65,7 @@ def load(
             revision=revision,
             trust_remote_code=False,
             dtype=getattr(torch, chosen),
-            attn_implementation=implementation,
+            attn_implementation=_implementation(config, attn, kind, chosen),
             device_map="auto" if spread else {"": device},
             output_loading_info=True,
         )
@@ -92,15 +83,36 @@ def load(
     refuse_faulty(source, info)
     if adapter is not None:
         _add_adapter(model, adapter)
-    if spread and any(parameter.device.type != "cuda" for parameter in model.parameters()):
-        raise ResourceError(  # accelerate would run what is left over from host memory, at a crawl
-            f"the weights of {source} do not fit on the {torch.cuda.device_count()} GPUs here: "
-            f"free memory there, "
-            "or use `capture_device` cpu"
-        )
+    if spread:
+        _refuse_spill(model, source)
     if attention.length_dependent_rope(text_config) is not None:
         model.register_forward_pre_hook(_forget_lengths)
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def _refuse_spill(model: Any, source: str) -> None:
+    """Raise ResourceError where GPUs do not hold a model: accelerate would run what is left over
+    from host memory, at a crawl."""
+    if any(parameter.device.type != "cuda" for parameter in model.parameters()):
+        raise ResourceError(
+            f"the weights of {source} do not fit on the {torch.cuda.device_count()} GPUs here: "
+            "free memory there, or use `capture_device` cpu"
+        )
+
+
+def _implementation(config: Any, asked: str, kind: str, dtype: str) -> str:
+    """Return the attention implementation on a kind of device. Raise UsageError."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return attention.choose_attention(
+        config.get_text_config(),
+        asked,
+        device=kind,
+        dtype=dtype,
+        supports_sdpa=getattr(family, "_supports_sdpa", False),
+        flash=kind == "cuda" and attention.flash_with_soft_cap(),
+    )
 
 
 def _add_adapter(model: Any, folder: str) -> None:

@@ -25,9 +25,10 @@ from .client import (
     TransientError,
 )
 from .cost import Meter, Tokens
-from .rate_limit import Throttle, Ticket, wait_asked
+from .rate_limit import Throttle, Ticket
 from .reading import Answer
 from .reply import FLAGGED, Reply
+from .waits import wait_asked
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from .client import (
     UnknownModelError,
 )
 from .cost import Meter, Usage, find_price, need_price
-from .rate_limit import Throttle, wait_asked
+from .rate_limit import Throttle
 from .reading import (
     Answer,
     Reading,
@@ -35,15 +35,13 @@ from .reading import (
 )
 from .reply import Reply
 from .scoring import escape_surrogates, judge_key, plain_request, raw_text
-
-__all__ = ["EndpointJudge", "JudgeProfile"]
+from .waits import wait_asked
 
 _MAX_PROBES = 8
 _NUMBERS_PROBE = "Repeat this line exactly, with nothing before or after it:\n0 7 42 100"
 _SCORE_PROBE = (
     "Rate from 0 to 100 how much the following text is about the sea. Answer with a single "
-    "number.\n\n"
-    "The ship rose on the waves, and the gulls followed it out of the harbour."
+    "number.\n\nThe ship rose on the waves, and the gulls followed it out of the harbour."
 )
 _MOST_UNMEASURED = 5
 """Answers in a row without the log-probabilities that the verdict set is measured by."""
@@ -118,8 +116,7 @@ class EndpointJudge:
         except CallError as error:
             raise AccessError(
                 f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): "
-                f"check `judge_model` "
-                "and `judge_base_url`"
+                "check `judge_model` and `judge_base_url`"
             ) from None
         self._probes = self._calls.answers
         return self._calls.profile
@@ -140,9 +137,8 @@ class EndpointJudge:
         `max_cost` reached); from then on every call raises the same at once, without a request.
         """
         self._calls.throttle.check()
-        prompt = fill(
-            trait.eval_prompt, question=response.sample.question, answer=response.response
-        )
+        question = response.sample.question
+        prompt = fill(trait.eval_prompt, question=question, answer=response.response)
         tally, reading, error = Meter(None), None, ""
         answers = self._calls.answers
         try:
@@ -185,8 +181,8 @@ class EndpointJudge:
         off."""
         messages: list[Message] = [{"role": "user", "content": prompt}]
         # where a tenth of the answers needs more room, asking with less first would be paying twice
-        cap = RAISED_CAP if self._cut_short * 10 > self._asked_short + 10 else CAP
-        cap = RAISED_CAP if self._calls.caps_itself else cap
+        often = self._cut_short * 10 > self._asked_short + 10
+        cap = RAISED_CAP if often or self._calls.caps_itself else CAP
         self._asked_short += cap == CAP
         asked_again = False
         while True:

@@ -189,10 +189,10 @@ def choose_placement(
 
     `config` is config.json; `gpu` says whether there is one, `engine` and `capture` what is loaded
     of the model. `cards` are those of another machine; None: this one's. Raise UsageError for a
-    model, dtype or device that cannot work, ResourceError where the devices cannot hold what is
-    loaded on them.
+    model, dtype or device that cannot work, ResourceError where devices cannot hold what they load.
     """
-    device = settings.execution.capture_device
+    asked = settings.execution
+    device, tensor_parallel = asked.capture_device, asked.tensor_parallel_size
     if not gpu:
         if not engine:
             return Placement("alone", "", device)
@@ -203,22 +203,15 @@ def choose_placement(
     gpus, kind, free_host = _machine(device, cards)
     if ":" not in device:  # a card that is named by its number keeps it
         gpus = emptiest_first(gpus)
-    tensor_parallel = settings.execution.tensor_parallel_size
     value = generation_itemsize(read, settings.sampling.dtype, gpus)
-    capture_dtype = settings.capture.dtype
-    if kind == "cuda":
-        capture_dtype = choose_dtype(read, capture_dtype, bfloat16=_all_bfloat16(gpus))
-    else:
-        capture_dtype = dtype_on(read, capture_dtype, kind)
-    capture_value = itemsize(capture_dtype)
-    # What a quantised model's weights take is not in its shape.
-    counted = "quantization_config" not in config
+    capture_value = _capture_itemsize(read, settings.capture.dtype, kind, gpus)
+    counted = "quantization_config" not in config  # else its weights are not in its shape
     if engine and counted:
         least = least_cache(shape, value, tokens_per_sequence)
         refuse_generation(shape, gpus, tensor_parallel, value, least)
     engines, limits = gpus[:tensor_parallel], None
     if engine:
-        fixed = settings.execution.batch_size is not None
+        fixed = asked.batch_size is not None
         limits = choose_limits(shape, engines, value, tokens_per_sequence, sequences, fixed=fixed)
     if not capture:
         share = own_share(engines)
@@ -236,11 +229,18 @@ def choose_placement(
             batched_tokens=limits.batched_tokens,
         )
     else:
-        device = _alone_on(shape, gpus, device, capture_value)
-        found = Placement("alone", "", device, gpus=tuple(gpus))
+        alone = _alone_on(shape, gpus, device, capture_value)
+        found = Placement("alone", "", alone, gpus=tuple(gpus))
     if counted:
         refuse_capture(shape, gpus, found.capture_device, capture_value, free_host)
     return replace(found, limits=limits)
+
+
+def _capture_itemsize(config: Any, asked: str, kind: str, gpus: Sequence[Gpu]) -> int:
+    """Return the bytes of a value of capture, on a kind of device."""
+    if kind == "cuda":
+        return itemsize(choose_dtype(config, asked, bfloat16=_all_bfloat16(gpus)))
+    return itemsize(dtype_on(config, asked, kind))
 
 
 def _machine(device: str, cards: Sequence[Gpu] | None) -> tuple[list[Gpu], str, int]:
