@@ -6,14 +6,15 @@ import asyncio
 import sys
 from pathlib import Path
 from subprocess import CalledProcessError, TimeoutExpired
+from typing import Any
 
 import pytest
 
 from benchmarks import baselines, batch_size, common, methods, overlap, roofline, scale, tuning
 from benchmarks.plans import config
 from benchmarks.shapes import check_fits, dummy_model
-from benchmarks.stand import Run, SleepingJudge, whole
-from traitmill.engine.models import Shape
+from benchmarks.stand import Run, SleepingJudge, Stand, whole
+from traitmill.engine.models import EMBEDDED, Shape, find_model
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.traits import Trait
 
@@ -142,6 +143,46 @@ async def test_the_sleeping_judge_passes_both_sides() -> None:
         sample = Sample("t", "0" * 32, side, 0, 0, 0, "a", "q?", "p", (1,), 1)
         scores[side] = (await judge.judge(trait, Response(sample, "ok", "x", (2,), "stop"))).score
     assert scores["pos"] >= 50 > scores["neg"]
+
+
+class Engine:
+    """Answers two tokens at once."""
+
+    max_in_flight = 4
+
+    def __init__(self, _ref: object, _sampling: object, _execution: object, size: Any, **_: Any):
+        self.size, self._engine = size, self
+
+    def start(self) -> None:
+        """Nothing to load."""
+
+    async def reset_prefix_cache(self) -> bool:
+        return True
+
+    async def generate(self, sample: Sample) -> Response:
+        return Response(sample, "ok", "yes", (1, 2), "stop")
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
+@pytest.mark.slow
+async def test_the_stand_runs_the_product_on_the_engine_it_is_given() -> None:
+    """What it puts in the product's place must be there."""
+    stand = Stand(
+        find_model(EMBEDDED), 8, batch_size=3, captures=False, engine=Engine, watched=False
+    )
+    await stand.open()
+    try:
+        runs = [await stand.run(8, judge) for judge in (SleepingJudge(0.0), None)]
+    finally:
+        await stand.close()
+    assert stand.size.max_num_seqs == 3
+    for done, judged in zip(runs, (8, 0), strict=True):
+        assert done.tokens == 16
+        counts = {stage: len(times) for stage, times in done.times.items()}
+        assert counts == {"generation": 8, "judging": judged, "capture": 0}
+        assert done.makespan >= done.seconds["generation"] >= 0
 
 
 def test_the_peers_judge_waits_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
