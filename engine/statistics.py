@@ -70,8 +70,11 @@ def histogram(scores: Iterable[float]) -> list[int]:
 
 # --- held-out scores, weighted ---
 #
-# A figure is `[draws]`. Its cost grows with the rows once, and with the draws times the groups, as
-# rows of one group have one weight.
+# Scores are `[..., n]`, a figure of them `[..., draws]`. Its cost grows with the rows once, and
+# with the draws times the groups, as rows of one group have one weight.
+
+ENTRIES = 1 << 20
+"""Of the arrays that are computed at once."""
 
 
 class Estimate(NamedTuple):
@@ -91,12 +94,14 @@ class Weights(NamedTuple):
     """float64 `[draws, n_groups]`: how often each draw counts the rows of a group."""
 
     def total(self, values: ndarray) -> ndarray:
-        """Return the weighted sum of values `[n]`, `[draws]`."""
-        by_group = np.bincount(self.groups, values, self.counts.shape[1])
-        return np.asarray(self.counts @ by_group)
+        """Return the weighted sum of values `[..., n]`, `[..., draws]`."""
+        order = np.argsort(self.groups, kind="stable")
+        present, starts = np.unique(self.groups[order], return_index=True)
+        by_group = np.add.reduceat(values[..., order], starts, axis=-1, dtype=np.float64)
+        return np.asarray(by_group @ self.counts[:, present].T)
 
     def mean(self, values: ndarray, side: ndarray) -> ndarray:
-        """Return the weighted mean of values `[n]` of a side, bool `[n]`, `[draws]`."""
+        """Return the weighted mean of values `[..., n]` of a side, bool `[n]`, `[..., draws]`."""
         return _ratio(self.total(values * side), self.total(side))
 
 
@@ -119,38 +124,52 @@ def fold_auroc(scores: ndarray, labels: ndarray, folds: ndarray, weights: Weight
     """Return the chance that a pos row scores above a neg row of its own fold, ties counted half.
 
     Only rows of one fold are compared, since each fold's scores come from a direction of its own:
-    pooling folds would compare scales. scores, labels (bool) and folds (int) are `[n]`; NaN where a
-    draw leaves no pair.
+    pooling folds would compare scales. labels (bool) and folds (int) are `[n]`; NaN where a draw
+    leaves no pair.
     """
-    won, pairs = np.zeros((2, len(weights.counts)))
+    flat, draws = scores.reshape(-1, scores.shape[-1]), len(weights.counts)
+    won, pairs = np.zeros((len(flat), draws)), np.zeros(draws)
     for fold in np.unique(folds):
-        pos = np.flatnonzero(labels & (folds == fold))
-        neg = np.flatnonzero(~labels & (folds == fold))
-        ours, of_pos = np.unique(weights.groups[pos], return_inverse=True)
-        theirs, of_neg = np.unique(weights.groups[neg], return_inverse=True)
-        wins = _wins(scores[pos], scores[neg], of_pos, of_neg)
+        inside = np.flatnonzero(folds == fold)
+        pos = labels[inside]
+        ours, of_pos = np.unique(weights.groups[inside[pos]], return_inverse=True)
+        theirs, of_neg = np.unique(weights.groups[inside[~pos]], return_inverse=True)
+        if not len(ours) or not len(theirs):
+            continue
         counts, against = weights.counts[:, ours], weights.counts[:, theirs]
-        won += ((counts @ wins) * against).sum(axis=1)
         pairs += (counts @ np.bincount(of_pos)) * (against @ np.bincount(of_neg))
-    return _ratio(won, pairs)
+        most = max(draws * len(theirs), len(inside) * (len(ours) + len(theirs)))
+        some = max(1, ENTRIES // most)
+        for start in range(0, len(flat), some):
+            wins = _wins(flat[start : start + some, inside], pos, of_pos, of_neg)
+            won[start : start + some] += ((counts @ wins) * against).sum(axis=2)
+    return _ratio(won, pairs).reshape(*scores.shape[:-1], draws)
 
 
-def _wins(pos: ndarray, neg: ndarray, of_pos: ndarray, of_neg: ndarray) -> ndarray:
+def _wins(scores: ndarray, pos: ndarray, of_pos: ndarray, of_neg: ndarray) -> ndarray:
     """Return how many pairs each group of pos wins against each of neg, ties counted half.
 
-    `[groups of pos, groups of neg]`, from the scores of both sides and the group of each row.
+    `[m, groups of pos, groups of neg]`, from scores `[m, n]`, which rows are pos, and the groups of
+    pos rows and of neg rows.
     """
-    n_pos, n_neg = (int(of.max(initial=-1)) + 1 for of in (of_pos, of_neg))
-    order = np.argsort(neg)
-    ranked = neg[order]
-    seen = np.zeros((len(neg) + 1, n_neg))
-    seen[np.arange(1, len(neg) + 1), of_neg[order]] = 1
-    below = np.cumsum(seen, axis=0, out=seen)
-    ahead = below[np.searchsorted(ranked, pos, "left")]
-    ahead += below[np.searchsorted(ranked, pos, "right")]
-    wins = np.zeros((n_pos, n_neg))
-    np.add.at(wins, of_pos, ahead / 2)
-    return wins
+    m, n = scores.shape
+    ours, theirs = np.zeros((n, of_pos.max() + 1)), np.zeros((n, of_neg.max() + 1))
+    ours[np.flatnonzero(pos), of_pos] = 1
+    theirs[np.flatnonzero(~pos), of_neg] = 1
+    order = np.argsort(scores, axis=1)
+    ranked = np.take_along_axis(scores, order, axis=1)
+    below = np.zeros((m, n + 1, theirs.shape[1]))
+    np.cumsum(theirs[order], axis=1, out=below[:, 1:])
+    # A run of ties begins and ends here; half of it counts.
+    place, rise = np.arange(n), ranked[:, 1:] != ranked[:, :-1]
+    first, last = np.zeros((m, n), int), np.full((m, n), n)
+    np.multiply(place[1:], rise, out=first[:, 1:])
+    np.maximum.accumulate(first, axis=1, out=first)
+    last[:, :-1] = np.where(rise, place[1:], n)
+    last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
+    each = np.arange(m)[:, None]
+    ahead = (below[each, first] + below[each, last]) / 2
+    return np.asarray(np.swapaxes(ours[order], 1, 2) @ ahead)
 
 
 def balanced_accuracy(scores: ndarray, labels: ndarray, weights: Weights) -> ndarray:
@@ -161,7 +180,7 @@ def balanced_accuracy(scores: ndarray, labels: ndarray, weights: Weights) -> nda
 
 def cohens_d(scores: ndarray, labels: ndarray, weights: Weights) -> ndarray:
     """Return the gap of the means in pooled standard deviations (Cohen 1988, section 2.2)."""
-    gap, within, count = np.zeros((3, len(weights.counts)))
+    gap, within, count = np.zeros(()), np.zeros(()), np.zeros(())
     for sign, side in ((1, labels), (-1, ~labels)):
         mean, n = weights.mean(scores, side), weights.total(side)
         gap = gap + sign * mean
@@ -173,7 +192,7 @@ def cohens_d(scores: ndarray, labels: ndarray, weights: Weights) -> ndarray:
 
 def _ratio(above: ndarray, below: ndarray) -> ndarray:
     """Return above / below, NaN where nothing is divided by."""
-    nothing = np.full(len(below), np.nan)
+    nothing = np.full(above.shape, np.nan)
     return np.asarray(np.divide(above, below, out=nothing, where=below > 0))
 
 
@@ -198,7 +217,7 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     """
     scale = 1 + Z**2 / n
     centre = (share + Z**2 / (2 * n)) / scale
-    half = Z / scale * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    half = Z / scale * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
@@ -211,14 +230,23 @@ def estimate(value: float, draws: ndarray, n: float | None = None) -> Estimate:
     Mathematical Statistics 28). Rows of one group are not independent, so n is the number of groups
     (`effective_groups`): the interval is on the safe side.
     """
-    low = high = value
-    kept = draws[np.isfinite(draws)]
-    if len(kept):
-        low, high = (float(np.percentile(kept, share)) for share in (2.5, 97.5))
-    if n is not None:
-        least, most = wilson(value, n)
-        low, high = min(low, least), max(high, most)
-    return Estimate(value, min(low, value), max(high, value))
+    return estimates(np.array([value]), draws[None], n)[0]
+
+
+def estimates(values: ndarray, draws: ndarray, n: float | None = None) -> list[Estimate]:
+    """Return the same of figures `[m]` with their draws `[m, any]`."""
+    lows, highs = values.copy(), values.copy()
+    whole = np.isfinite(draws).all(axis=1)
+    lows[whole], highs[whole] = np.percentile(draws[whole], (2.5, 97.5), axis=1)
+    for place in np.flatnonzero(~whole):
+        kept = draws[place][np.isfinite(draws[place])]
+        if len(kept):
+            lows[place], highs[place] = np.percentile(kept, (2.5, 97.5))
+    found = []
+    for value, low, high in zip(values.tolist(), lows.tolist(), highs.tolist(), strict=True):
+        ends = (value, low, high) if n is None else (value, low, high, *wilson(value, n))
+        found.append(Estimate(value, min(ends), max(ends)))
+    return found
 
 
 def grouped_mean(values: ndarray, groups: ndarray) -> Estimate:

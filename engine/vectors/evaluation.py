@@ -146,19 +146,16 @@ def _make_splits(activations: Activations, seed: int) -> tuple[list[Split], list
 def _figures(vectors: Vectors, held: Sequence[HeldOut]) -> Iterator[Row]:
     """Yield the figures by each split with those of random vectors, then of shuffled labels."""
     for each in held:
-        own = each.own
+        found = each.split.figures(each.own.reshape(-1, len(each.split.labels)))
+        random = each.split.auroc(each.random)
         for j, layer in enumerate(vectors.layers):
             where = {"split": each.split.name, "layer": layer}
             for i, method in enumerate(vectors.methods):
-                for measure, figure in each.split.figures(own[i, j]).items():
+                for measure, figures in found.items():
+                    figure = figures[i * len(vectors.layers) + j]
                     yield {"measure": measure, **where, "method": method, **figure._asdict()}
-            random = np.array([each.split.auroc(scores) for scores in each.random[j]])
-            yield {
-                "measure": "random_auroc",
-                **where,
-                "method": "random",
-                **_spread(random, 2.5, 97.5),
-            }
+            spread = _spread(random[j], 2.5, 97.5)
+            yield {"measure": "random_auroc", **where, "method": "random", **spread}
     for each in held[:1]:
         for j, layer in enumerate(vectors.layers):
             for i, method in enumerate(vectors.methods):

@@ -11,8 +11,9 @@ from numpy import ndarray
 
 from ..errors import UsageError
 from ..outputs import Activations
+from .few import Rows, Sides, Sums
 from .methods import DEFAULT_METHODS, METHODS, Method, check_methods
-from .rows import LayerRows, OnLayer, Rows, Sides, cells_of, map_layers, unheard
+from .rows import LayerRows, OnLayer, cells_of, map_layers, unheard
 from .tall_methods import fit_tall
 
 SCHEMA_VERSION = 2
@@ -61,10 +62,15 @@ def fit_vectors(
     names, chosen = check_methods(methods), check_layers(activations, layers)
     cells = cells_of(activations)
 
-    def fit(at: LayerRows) -> list[tuple[ndarray, dict[str, Any]]]:
-        labels = activations.labels
-        found = _fit_layer(at, labels, cells, names)
-        return [_described(METHODS[name], at, labels, each) for name, each in found.items()]
+    labels = activations.labels
+
+    def fit(block: Sequence[LayerRows]) -> list[list[tuple[ndarray, dict[str, Any]]]]:
+        fit_block = _fit_tall if block[0].tall else _fit_few
+        found = fit_block(block, labels, cells, names)
+        return [
+            [_described(METHODS[name], at, labels, each) for name, each in by_method.items()]
+            for at, by_method in zip(block, found, strict=True)
+        ]
 
     fitted = map_layers(fit, activations, chosen, on_layer)
     general = {
@@ -96,22 +102,34 @@ class _Found(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def _fit_layer(
-    at: LayerRows, labels: ndarray, cells: ndarray, names: Sequence[str]
-) -> dict[str, _Found]:
-    """Return what each method finds at one layer."""
-    if at.tall:
-        found = fit_tall(at, labels, cells, names)
-        return {
+def _fit_tall(
+    block: Sequence[LayerRows], labels: ndarray, cells: ndarray, names: Sequence[str]
+) -> list[dict[str, _Found]]:
+    """Return what each method finds at each layer."""
+    found = [fit_tall(at, labels, cells, names) for at in block]
+    return [
+        {
             name: _Found(each.vectors[:, 0], each.intercepts[0], each.facts[0])
-            for name, each in found.items()
+            for name, each in by_method.items()
         }
-    sides = Sides(Rows(at.gram, at.centred.shape[1]), labels, cells)
-    directions = {name: METHODS[name].fit(sides) for name in names}
-    return {
-        name: _Found(each.weights @ at.centred, each.intercept, each.facts)
-        for name, each in directions.items()
-    }
+        for by_method in found
+    ]
+
+
+def _fit_few(
+    block: Sequence[LayerRows], labels: ndarray, cells: ndarray, names: Sequence[str]
+) -> list[dict[str, _Found]]:
+    """Return the same where rows are few."""
+    every = np.ones((len(block), len(labels)), bool)
+    rows = Rows(np.stack([at.gram for at in block]), every, block[0].centred.shape[1])
+    sides = Sides(rows, np.arange(len(block)), every & labels, every * cells)
+    sums = {name: METHODS[name].fit(sides) for name in names}
+
+    def found(sums: Sums, place: int) -> _Found:
+        vector = sums.weights[place] @ block[place].centred
+        return _Found(vector, sums.intercepts[place], sums.facts[place])
+
+    return [{name: found(sums[name], place) for name in names} for place in range(len(block))]
 
 
 def _described(

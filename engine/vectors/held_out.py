@@ -11,20 +11,11 @@ import numpy as np
 from numpy import ndarray
 
 from ..outputs import Activations
-from ..statistics import fold_auroc, once
+from .few import Rows, Sides
 from .fit import Vectors
 from .logistic import solver
-from .methods import METHODS
-from .rows import (
-    LayerRows,
-    OnLayer,
-    Sides,
-    cells_of,
-    contrast,
-    independent_components,
-    map_layers,
-    unheard,
-)
+from .methods import METHODS, Method
+from .rows import LayerRows, OnLayer, cells_of, contrast, map_layers, unheard
 from .splits import Split, why_not
 from .tall import FOLD_PRECISION, Scatters, TallRows, TallSides
 from .tall_methods import TALL_METHODS, Near, Search
@@ -74,13 +65,16 @@ def held_out(
     cells = cells_of(activations)
     shuffles = {split.name: shuffles_of(split, seed) for split in splits[:1]}
 
-    def refit(at: LayerRows) -> list[list[ndarray]]:
-        fit = _tall(at, vectors) if at.tall else _small
-        found = []
-        for split in splits:
-            wanted = shuffles.get(split.name, [])
-            found.append(_refit(at, cells, vectors.methods, split, wanted, fit))
-        return found
+    def refit(block: Sequence[LayerRows]) -> list[list[Sequence[ndarray]]]:
+        fit = _tall(block[0], vectors, cells) if block[0].tall else _few(block, vectors, cells)
+        found = [_refit(split, shuffles.get(split.name, []), fit) for split in splits]
+        return [
+            [
+                (scores[:, place], _random_scores(at, split), shuffled[:, place])
+                for split, (scores, shuffled) in zip(splits, found, strict=True)
+            ]
+            for place, at in enumerate(block)
+        ]
 
     by_layer = map_layers(refit, activations, vectors.layers, on_layer)
     held = []
@@ -125,112 +119,114 @@ class Refit(NamedTuple):
     """bool `[n]`."""
 
 
-FitAll = Callable[[LayerRows, ndarray, Sequence[str], Split, Sequence[Refit]], list[ndarray]]
-"""Returns the scores of all rows by each refit, `[n_methods, n]` each."""
+FitAll = Callable[[Split, Sequence[Refit]], ndarray]
+"""Returns the scores of all rows by each refit, `[n_methods, n_layers, refits, n]`."""
 
 
-def _refit(
-    at: LayerRows,
-    cells: ndarray,
-    methods: Sequence[str],
-    split: Split,
-    shuffles: Sequence[ndarray],
-    fit: FitAll,
-) -> list[ndarray]:
-    """Return the three arrays of `HeldOut` at one layer."""
-    tests, n = split.tests(), len(cells)
+def _refit(split: Split, shuffles: Sequence[ndarray], fit: FitAll) -> tuple[ndarray, ndarray]:
+    """Return `scores` and `shuffled` of `HeldOut` at some layers."""
+    tests = split.tests()
     folds = range(len(tests))
     real: list[tuple[int, ...]] = [(fold,) for fold in folds]
     if split.nestable:
         real += list(combinations(folds, 2))
     wanted = [Refit(without, split.labels) for without in real]
     wanted += [Refit((fold,), labels) for labels in shuffles for fold in folds]
-    found = fit(at, cells, methods, split, wanted)
-    scores = np.full((len(methods), len(tests), n), np.nan)
-    for without, mine in zip(real, found, strict=False):
+    found = fit(split, wanted)
+    scores = np.full((*found.shape[:2], len(tests), found.shape[3]), np.nan)
+    for number, without in enumerate(real):
         one, other = without[0], without[-1]
-        scores[:, other, tests[one]] = mine[:, tests[one]]
-        scores[:, one, tests[other]] = mine[:, tests[other]]
-    shuffled = np.empty((len(methods), len(shuffles)))
-    for index, labels in enumerate(shuffles):
-        by_fold = found[len(real) + index * len(tests) :][: len(tests)]
-        for number in range(len(methods)):
-            row = np.choose(split.folds, [each[number] for each in by_fold])
-            shuffled[number, index] = fold_auroc(row, labels, split.folds, once(n))[0]
-    return [scores, _random_scores(at, split), shuffled]
+        scores[:, :, other, tests[one]] = found[:, :, number, tests[one]]
+        scores[:, :, one, tests[other]] = found[:, :, number, tests[other]]
+    by_fold = np.arange(len(split.folds))
+    shuffled = np.empty((*found.shape[:2], len(shuffles)))
+    for number, labels in enumerate(shuffles):
+        own = found[:, :, len(real) + number * len(tests) + split.folds, by_fold]
+        shuffled[:, :, number] = split.relabelled(labels).auroc(own)
+    return scores, shuffled
 
 
-def _small(
-    at: LayerRows, cells: ndarray, methods: Sequence[str], split: Split, wanted: Sequence[Refit]
-) -> list[ndarray]:
-    """Return the scores of all rows by each refit, `[n_methods, n]` each."""
-    found: dict[int, ndarray] = {}
-    sets = list(dict.fromkeys(each.without for each in wanted))
-    folds = [_Fold(at, cells, np.isin(split.folds, without)) for without in sets]
-    if "ica" in methods:
-        # All at once: at this size a step of one costs more in calls than in arithmetic.
-        sources = independent_components([fold.rows for fold in folds])
-        for fold, found_of in zip(folds, sources, strict=True):
-            fold.rows.sources = found_of
-    for without, fold in zip(sets, folds, strict=True):
-        # Shuffled labels share a fold's matrix and what is found without labels.
-        for index, each in enumerate(wanted):
-            if each.without == without:
-                scores = [fold.scores(name, each.labels) for name in methods]
-                found[index] = np.stack(scores)
-    return [found[index] for index in range(len(wanted))]
+def _few(block: Sequence[LayerRows], vectors: Vectors, cells: ndarray) -> FitAll:
+    """Return what fits to few rows of some layers."""
+    grams, dim = np.stack([at.gram for at in block]), vectors.values.shape[2]
+
+    def fit(split: Split, wanted: Sequence[Refit]) -> ndarray:
+        shape = (len(vectors.methods), len(block), len(wanted), len(cells))
+        found = np.empty(shape)
+        sizes = np.array([len(each.without) for each in wanted])
+        for size in set(sizes):  # of one size, sets of rows are about as large
+            chosen = np.flatnonzero(sizes == size)
+            stack = _Stack(grams, dim, cells, split.folds, [wanted[one] for one in chosen])
+            for number, method in enumerate(vectors.methods):
+                found[number][:, chosen] = stack.scores(METHODS[method])
+        return found
+
+    return fit
 
 
-def _tall(at: LayerRows, vectors: Vectors) -> FitAll:
-    """Return what gives the same where rows are many."""
+class _Stack:
+    """Refits of some layers to sets of rows, of which each leaves out as many folds."""
+
+    def __init__(
+        self, grams: ndarray, dim: int, cells: ndarray, folds: ndarray, wanted: Sequence[Refit]
+    ) -> None:
+        sets = list(dict.fromkeys(each.without for each in wanted))
+        kept = np.array([~np.isin(folds, without) for without in sets])
+        self._of = np.array([sets.index(each.without) for each in wanted])
+        self._labels = np.array([each.labels for each in wanted])
+        self._kept, self._grams = kept[self._of], grams
+        # The rows of a set first; those that fill up a smaller one count as left out.
+        self._place = np.argsort(~kept, axis=1, kind="stable")[:, : kept.sum(axis=1).max()]
+        layers, real = len(grams), np.take_along_axis(kept, self._place, axis=1)
+        blocks = grams[:, self._place[:, :, None], self._place[:, None]]
+        size = self._place.shape[1]
+        rows = Rows(blocks.reshape(-1, size, size), np.tile(real, (layers, 1)), dim)
+        of = np.add.outer(np.arange(layers) * len(sets), self._of).ravel()
+        labels = np.take_along_axis(self._labels, self._place[self._of], axis=1)
+        cells = np.tile(cells[self._place], (layers, 1))
+        self._sides = Sides(rows, of, np.tile(labels, (layers, 1)), cells)
+
+    def scores(self, method: Method) -> ndarray:
+        """Return those of all rows by each refit, `[n_layers, refits, n]`.
+
+        The fit's own sign stands: a vector that points the wrong way shows as one below 0.5.
+        """
+        weights = method.fit(self._sides).weights
+        layers, n = self._grams.shape[:2]
+        whole = np.zeros((layers, len(self._of), n))
+        at = np.broadcast_to(self._place[self._of], (layers, *self._place[self._of].shape))
+        np.put_along_axis(whole, at, weights.reshape(at.shape), axis=2)
+        return _standardised(whole @ self._grams, self._kept, self._labels)
+
+
+def _tall(at: LayerRows, vectors: Vectors, cells: ndarray) -> FitAll:
+    """Return what fits to many rows of a layer."""
     rows, near = TallRows(at), _near(at, vectors)
 
-    def fit(
-        _at: LayerRows,
-        cells: ndarray,
-        methods: Sequence[str],
-        split: Split,
-        wanted: Sequence[Refit],
-    ) -> list[ndarray]:
+    def fit(split: Split, wanted: Sequence[Refit]) -> ndarray:
         sets = list(dict.fromkeys(each.without for each in wanted))
         of = np.array([sets.index(each.without) for each in wanted])
         labels = np.stack([each.labels for each in wanted], axis=1)
         sides = TallSides(Scatters(rows, split.folds, sets), of, labels, cells)
         search = Search(sides, FOLD_PRECISION, near)
         found = []
-        for name in methods:
+        for name in vectors.methods:
             projected = at.centred @ TALL_METHODS[name](search).vectors
-            found.append(_standardised(projected, sides.kept, labels))
-        return list(np.stack(found).transpose(2, 0, 1))
+            found.append(_standardised(projected.T, sides.kept.T, labels.T)[None])
+        return np.stack(found)
 
     return fit
 
 
-class _Fold:
-    """Fits to the rows outside `test`, bool `[n]`."""
-
-    def __init__(self, at: LayerRows, cells: ndarray, test: ndarray) -> None:
-        self._train = ~test
-        self.rows, self._cells = at.among(self._train), cells[self._train]
-        self._at = at
-
-    def scores(self, method: str, labels: ndarray) -> ndarray:
-        """Return those of all rows, `[n]`, by a fit to `labels`, bool `[n]`.
-
-        The fit's own sign stands: a vector that points the wrong way shows as one below 0.5.
-        """
-        sides = Sides(self.rows, labels[self._train], self._cells)
-        weights = np.zeros(len(labels))
-        weights[self._train] = METHODS[method].fit(sides).weights
-        projected = self._at.gram @ weights
-        return _standardised(projected, self._train, labels)
-
-
 def _standardised(projected: ndarray, kept: ndarray, labels: ndarray) -> ndarray:
-    """Return projections, `[n]` or `[n, k]`, as `HeldOut.scores` has them; `kept` rows count."""
-    sides = [{"where": side, "axis": 0} for side in (kept & labels, kept & ~labels)]
-    middle = sum(projected.mean(**side) for side in sides) / 2
-    spread = np.sqrt(sum(projected.var(**side) for side in sides) / 2)
+    """Return projections `[..., k, n]` as `HeldOut.scores` has them; rows `kept` `[k, n]` count."""
+    middle, variance = 0, 0
+    for side in (kept & labels, kept & ~labels):
+        share = side / side.sum(axis=-1, keepdims=True)
+        mean = np.einsum("...kn,kn->...k", projected, share)[..., None]
+        variance = variance + np.einsum("...kn,kn->...k", (projected - mean) ** 2, share)[..., None]
+        middle = middle + mean / 2
+    spread = np.sqrt(variance / 2)
     return np.asarray((projected - middle) / np.where(spread > 0, spread, 1))
 
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
 from ..errors import UsageError
+from .few import Sides, Sums
 from .krylov import leading
-from .rows import Direction, Sides, contrast
-
-PROBE_C = 1.0
-PROBE_TOLERANCE = 1e-6
-"""Relative; rounding in the Gram matrix allows no less where one dimension is 30,000 times the
-others."""
-PROBE_STEPS = 50
+from .newton import probes, solve
+from .rows import contrast
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,155 +23,116 @@ class Method:
     objective: str
     units: str
     source: str
-    fit: Callable[[Sides], Direction]
+    fit_some: Callable[[Sides], Sums]
+
+    def fit(self, sides: Sides) -> Sums:
+        """Return the directions of a stack of fits, computed by as many as fit into the cache."""
+        found = [self.fit_some(part) for part in sides.parts()]
+        return Sums(
+            np.concatenate([each.weights for each in found]),
+            [facts for each in found for facts in each.facts],
+            [intercept for each in found for intercept in each.intercepts],
+        )
 
 
-def ledoit_wolf(gram: ndarray, dim: int) -> float:
-    """Return the shrinkage of a covariance towards its mean variance.
+def ledoit_wolf(gram: ndarray, counts: ndarray, dim: int) -> ndarray:
+    """Return the shrinkage of covariances towards their mean variance, `[k]`.
 
-    From the Gram matrix `[n, n]` of centred rows (Ledoit & Wolf 2004, J. Multivariate Analysis 88,
-    365-411, lemma 3.2 and following).
+    From the Gram matrices `[k, p, p]` of `counts` centred rows each (Ledoit & Wolf 2004, J.
+    Multivariate Analysis 88, 365-411, lemma 3.2 and following).
     """
-    square, fourth = float((gram**2).sum()), float((np.diag(gram) ** 2).mean())
-    return shrinkage_of(len(gram), dim, float(np.trace(gram)), square, fourth)
+    diagonal = np.einsum("kii->ki", gram)
+    square = np.einsum("kij,kij->k", gram, gram)
+    fourth = (diagonal**2).sum(axis=1) / counts
+    return shrinkage_of(counts, dim, diagonal.sum(axis=1), square, fourth)
 
 
-def shrinkage_of(n: int, dim: int, trace: float, square: float, fourth: float) -> float:
-    """Return the same from sums.
+def shrinkage_of(n: ndarray, dim: int, trace: ndarray, square: ndarray, fourth: ndarray) -> ndarray:
+    """Return the same from sums, all `[k]`.
 
     Of X'X of n centred rows the trace and the sum of squares; the mean fourth power of their norms.
     """
     second = square / n**2
     spread = second - (trace / n) ** 2 / dim
     noise = (fourth - second) / n
-    if spread <= 0:
-        return 1.0
-    return float(min(noise, spread) / spread)
+    found = np.ones(len(spread))
+    np.divide(np.minimum(noise, spread), spread, out=found, where=spread > 0)
+    return found
 
 
-def _mean_diff(sides: Sides) -> Direction:
-    return Direction(sides.gap)
+def _plain(weights: ndarray) -> Sums:
+    return Sums(weights, [{} for _ in weights], [None] * len(weights))
 
 
-class _Fit(NamedTuple):
-    """A point of Newton's method, or a step from one."""
-
-    weights: ndarray
-    latent: ndarray
-    """The Gram matrix times the weights."""
-    intercept: float
-
-    def plus(self, step: _Fit, size: float) -> _Fit:
-        return _Fit(
-            self.weights + size * step.weights,
-            self.latent + size * step.latent,
-            self.intercept + size * step.intercept,
-        )
-
-    def loss(self, sign: ndarray) -> float:
-        misfit = np.logaddexp(0, -sign * (self.latent + self.intercept)).sum()
-        return float(self.weights @ self.latent / 2 + PROBE_C * misfit)
+def _mean_diff(sides: Sides) -> Sums:
+    return _plain(sides.gap)
 
 
-def _probe(sides: Sides) -> Direction:
-    """Minimise a'Ka/2 + C sum log(1 + exp(-s (Ka + b))), s = +1 for pos and -1 for neg.
-
-    Newton's method with step halving. At the optimum a = C (y - p), and stopping asks for that.
-    """
-    from scipy.special import expit
-
-    sign = np.where(sides.labels, 1.0, -1.0)
-    zeros = np.zeros(len(sign))
-    point = _Fit(zeros, zeros, 0.0)
-    steps = 0
-    while True:
-        residual = PROBE_C * sign * expit(-sign * (point.latent + point.intercept))
-        gap = np.abs(point.weights - residual).max()
-        converged = bool(gap <= PROBE_TOLERANCE * np.abs(residual).max())
-        if converged or steps == PROBE_STEPS:
-            break
-        steps += 1
-        step = _newton_step(sides.rows.gram, point, residual)
-        best = point.loss(sign)
-        for size in 0.5 ** np.arange(30):
-            trial = point.plus(step, size)
-            if trial.loss(sign) <= best * (1 + 1e-12):
-                break
-        point = trial
-    facts = {"C": PROBE_C, "newton_steps": steps, "converged": converged}
-    return Direction(point.weights, point.intercept, facts)
-
-
-def _newton_step(gram: ndarray, point: _Fit, residual: ndarray) -> _Fit:
-    """Return the full step (Rasmussen & Williams 2006, algorithm 3.1, with a free intercept).
-
-    The matrix to solve, I + W^(1/2) K W^(1/2), is well conditioned however separable the rows are.
-    """
-    from scipy.linalg import cho_factor, cho_solve
-    from scipy.special import expit
-
-    odds = point.latent + point.intercept
-    variance = np.maximum(expit(odds) * expit(-odds), 1e-300)
-    root = np.sqrt(PROBE_C * variance)
-    matrix = root[:, None] * gram * root
-    diagonal = np.arange(len(gram))
-    matrix[diagonal, diagonal] += 1
-    right = np.stack([root * odds + residual / root, root], axis=1)
-    factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
-    solved = cho_solve(factor, right, check_finite=False)
-    along, ones = (root[:, None] * solved).T
-    target = along.sum() / ones.sum()
-    weights = along - target * ones - point.weights
-    return _Fit(weights, gram @ weights, target - point.intercept)
-
-
-def _ica(sides: Sides) -> Direction:
+def _ica(sides: Sides) -> Sums:
     """Return the activation's change per standard deviation of the source that separates best.
 
     It is a column of the mixing matrix, X's / n, signed by where the sides are along it. The
     source's own gap can have the other sign: columns of the mixing matrix are not orthogonal where
     a few dimensions dominate.
     """
-    sources, converged = sides.rows.sources
-    n, k = sources.shape
-    pos, neg = sources[sides.labels], sources[~sides.labels]
-    spread = np.sqrt(pos.var(axis=0) + neg.var(axis=0)) + 1e-12
-    chosen = int(np.abs(sides.gap @ sources / spread).argmax())
-    facts = {"components": k, "component": chosen, "converged": converged}
-    return Direction(sides.towards_pos(sources[:, chosen] / n), facts=facts)
+    found, of = sides.rows.sources, sides.of
+    sources, n = found.values[of], sides.rows.counts[of]
+    variance = 0
+    for side in sides.sides:
+        share = (side / side.sum(axis=1, keepdims=True))[:, None]
+        apart = np.where(side[:, :, None], sources - share @ sources, 0)
+        variance = variance + (share @ apart**2)[:, 0]
+    gaps = np.abs((sides.gap[:, None] @ sources)[:, 0])
+    chosen = (gaps / (np.sqrt(variance) + 1e-12)).argmax(axis=1)
+    weights = np.take_along_axis(sources, chosen[:, None, None], axis=2)[:, :, 0]
+    facts = [
+        {"components": int(k), "component": int(one), "converged": bool(ok)}
+        for k, one, ok in zip(found.counts[of], chosen, found.settled[of], strict=True)
+    ]
+    return Sums(sides.towards_pos(weights / n[:, None]), facts, [None] * len(of))
 
 
-def _gradient(sides: Sides) -> Direction:
+def _gradient(sides: Sides) -> Sums:
     """Return the stationary point S^-1 d: d the gap of the means, S the shrunk covariance.
 
     With R the residuals of the rows from their side's mean, m the residuals' mean variance and l
     the shrinkage, S = (1 - l) R'R / n + l m I. By Woodbury S^-1 d is
     d - R' (rho I + R R')^-1 R d, rho = n l m / (1 - l), up to a factor that unit norm drops.
     """
-    from scipy.linalg import solve
+    member = np.stack(sides.sides, axis=2).astype(float)
+    share = member / member.sum(axis=1, keepdims=True)
+    gram, weights, shared = sides.gram, sides.gap, np.swapaxes(share, 1, 2)
+    half = gram - member @ (shared @ gram)
+    within = half - (half @ share) @ np.swapaxes(member, 1, 2)
+    dim = sides.rows.dim
+    shrinkage = ledoit_wolf(within, sides.rows.counts[sides.of], dim)
+    ridge = shrinkage * np.einsum("kii->k", within) / dim
+    usable = np.flatnonzero((shrinkage > 0) & (shrinkage < 1) & (ridge > 0))
+    if len(usable):
+        matrix, right = within[usable], half[usable] @ weights[usable][:, :, None]
+        diagonal = np.arange(matrix.shape[1])
+        matrix[:, diagonal, diagonal] += (ridge / (1 - shrinkage))[usable][:, None]
+        inner = solve(matrix, right)
+        inner -= member[usable] @ (shared[usable] @ inner)
+        weights = weights.copy()
+        weights[usable] -= inner[:, :, 0]
+    facts = [{"shrinkage": float(each)} for each in shrinkage]
+    return Sums(sides.unit(weights), facts, [None] * len(weights))
 
-    rows, weights = sides.rows, sides.gap
-    means = np.zeros((rows.n, rows.n))
-    for side in (sides.labels, ~sides.labels):
-        means[np.ix_(side, side)] = 1 / side.sum()
-    half = rows.gram - means @ rows.gram
-    within = half - half @ means
-    shrinkage = ledoit_wolf(within, rows.dim)
-    ridge = shrinkage * np.trace(within) / rows.dim
-    if 0 < shrinkage < 1 and ridge > 0:
-        matrix = within + np.eye(rows.n) * ridge / (1 - shrinkage)
-        inner = solve(matrix, half @ weights, assume_a="pos", overwrite_a=True, check_finite=False)
-        weights = weights - (inner - means @ inner)
-    return Direction(sides.unit(weights), facts={"shrinkage": shrinkage})
 
-
-def _pca(sides: Sides) -> Direction:
+def _pca(sides: Sides) -> Sums:
     """Count rows once per cell; where no cell has both sides, take the gap of the means."""
-    labels, cells = sides.labels, sides.cells
-    paired = np.intersect1d(cells[labels], cells[~labels])
-    pairs = np.array([contrast(labels, cells == cell) for cell in paired] or [sides.gap])
-    _, vectors = leading(pairs @ sides.rows.gram @ pairs.T, 1)
-    return Direction(sides.unit(vectors[:, 0] @ pairs), facts={"pairs": len(paired)})
+    weights, facts = [], []
+    for of, pos, neg, gap in zip(sides.of, *sides.sides, sides.gap, strict=True):
+        cells = sides.cells[of]
+        paired = np.intersect1d(cells[pos], cells[neg])
+        pairs = gap[None]
+        if len(paired):
+            pairs = contrast(pos, (cells == paired[:, None]) & (pos | neg))
+        _, vectors = leading(pairs @ sides.rows.gram[of] @ pairs.T, 1)
+        weights.append(vectors[:, 0] @ pairs)
+        facts.append({"pairs": len(paired)})
+    return Sums(sides.unit(np.array(weights)), facts, [None] * len(weights))
 
 
 METHODS: dict[str, Method] = {
@@ -184,7 +140,7 @@ METHODS: dict[str, Method] = {
         objective="mean of pos minus mean of neg",
         units="activation units: its norm is the distance of the two means",
         source="Marks & Tegmark 2023, arXiv:2310.06824",
-        fit=_mean_diff,
+        fit_some=_mean_diff,
     ),
     "probe": Method(
         objective="L2-regularised logistic regression: minimise |w|^2/2 + C sum "
@@ -192,28 +148,28 @@ METHODS: dict[str, Method] = {
         units="log-odds per activation unit; bias in log-odds",
         source="Alain & Bengio 2016, arXiv:1610.01644; the optimum scikit-learn's "
         "LogisticRegression(C=1) tends to",
-        fit=_probe,
+        fit_some=probes,
     ),
     "ica": Method(
         objective="of up to 10 independent components (FastICA, seeded), the one whose source "
         "separates best, signed towards pos",
         units="activation units per standard deviation of the source",
         source="Hyvarinen & Oja 2000, Neural Networks 13",
-        fit=_ica,
+        fit_some=_ica,
     ),
     "gradient": Method(
         objective="maximise (w.d)^2 / w'Sw, d the gap of the means, S the within-side covariance, "
         "Ledoit-Wolf shrunk",
         units="unit norm",
         source="Fisher 1936, Annals of Eugenics 7; Ledoit & Wolf 2004, J. Multivariate Analysis 88",
-        fit=_gradient,
+        fit_some=_gradient,
     ),
     "pca": Method(
         objective="first principal component, uncentred, of pos minus neg, paired by instruction "
         "pair and question",
         units="unit norm",
         source="Zou et al. 2023, arXiv:2310.01405",
-        fit=_pca,
+        fit_some=_pca,
     ),
 }
 DEFAULT_METHODS = ("mean_diff", "probe", "ica", "gradient")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from ..statistics import Estimate, estimate
+from ..statistics import Estimate, effective_groups, estimate
 from .fit import Vectors
 from .held_out import HeldOut
 from .splits import Split
@@ -75,7 +75,7 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
     if not held:
         return None, []
     first, split = held[0], held[0].split
-    ranks = [split.rank(scores) for by_layer in first.own for scores in by_layer]
+    ranks = split.ranks(_candidates(first.own))
     best = _first_best(ranks)
     i, j = divmod(best, len(vectors.layers))
     where: Row = {"method": vectors.methods[i], "layer": vectors.layers[j]}
@@ -146,12 +146,19 @@ def choose_nested(split: Split, scores: ndarray) -> Nested | None:
     """
     if not split.nestable:
         return None
-    candidates = scores.reshape(-1, *scores.shape[2:])
+    candidates = _candidates(scores)
     chosen = np.empty(scores.shape[-1])
     for fold, test in enumerate(split.tests()):
-        best = _first_best([split.rank(each[fold], ~test) for each in candidates])
+        best = _first_best(split.ranks(candidates[:, fold], ~test))
         chosen[test] = candidates[best, fold, test]
-    return Nested(split, split.figures(chosen)["auroc"], split.auroc_draws(chosen))
+    draws = split.auroc_draws(chosen)
+    n = effective_groups(split.labels, split.groups)
+    return Nested(split, estimate(float(split.auroc(chosen)), draws, n), draws)
+
+
+def _candidates(by_method_and_layer: ndarray) -> ndarray:
+    """Return `[n_methods * n_layers, ...]`."""
+    return by_method_and_layer.reshape(-1, *by_method_and_layer.shape[2:])
 
 
 def _first_best(ranks: Sequence[tuple[float, float]]) -> int:
@@ -165,9 +172,8 @@ def _over_random(chosen: Nested, random: ndarray) -> tuple[Estimate, float]:
     a draw easy for all of them drops out.
     """
     split = chosen.split
-    values = [split.auroc(each) for each in random]
-    draws = np.mean([split.auroc_draws(each) for each in random], axis=0)
-    gain = chosen.auroc.value - float(np.mean(values))
+    values, draws = split.auroc(random), split.auroc_draws(random).mean(axis=0)
+    gain = chosen.auroc.value - float(values.mean())
     margin = estimate(gain, chosen.draws - draws)
     return margin, float(np.percentile(values, 97.5))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..statistics import (
     cohens_d,
     draw_groups,
     effective_groups,
-    estimate,
+    estimates,
     fold_auroc,
     once,
 )
@@ -27,7 +27,7 @@ FOLDS = 5
 class Split:
     """Folds, with no group in two of them, and bootstrap draws of whole groups.
 
-    Scores are `[n]` in all methods.
+    Scores are `[..., n]` in all methods.
     """
 
     name: str
@@ -56,40 +56,43 @@ class Split:
         """Return the folds as masks `[n]` of held-out rows."""
         return [self.folds == fold for fold in np.unique(self.folds)]
 
-    def auroc(self, scores: ndarray) -> float:
-        return float(fold_auroc(scores, self.labels, self.folds, once(len(scores)))[0])
+    def relabelled(self, labels: ndarray) -> Split:
+        """Return the same folds of rows with other labels, bool `[n]`."""
+        return replace(self, labels=labels)
+
+    def auroc(self, scores: ndarray) -> ndarray:
+        """Return `[...]`."""
+        return fold_auroc(scores, self.labels, self.folds, once(scores.shape[-1]))[..., 0]
 
     def auroc_draws(self, scores: ndarray) -> ndarray:
-        """Return the AUROC of each draw of groups, `[draws]`."""
+        """Return the AUROC of each draw of groups, `[..., draws]`."""
         return fold_auroc(scores, self.labels, self.folds, self.draws)
 
-    def figures(self, scores: ndarray) -> dict[str, Estimate]:
-        """Return AUROC, accuracy and Cohen's d."""
+    def figures(self, scores: ndarray) -> dict[str, list[Estimate]]:
+        """Return AUROC, accuracy and Cohen's d of each of `[m, n]`."""
         n = effective_groups(self.labels, self.groups)
-
-        labels, unit = self.labels, once(len(scores))
-        accuracy = balanced_accuracy(scores, labels, unit)
+        labels, unit = self.labels, once(scores.shape[-1])
+        accuracy = balanced_accuracy(scores, labels, unit)[:, 0]
         accuracies = balanced_accuracy(scores, labels, self.draws)
-        gap, gaps = cohens_d(scores, labels, unit), cohens_d(scores, labels, self.draws)
+        gap, gaps = cohens_d(scores, labels, unit)[:, 0], cohens_d(scores, labels, self.draws)
         return {
-            "auroc": estimate(self.auroc(scores), self.auroc_draws(scores), n),
-            "accuracy": estimate(float(accuracy[0]), accuracies, 2 * n),
-            "cohens_d": estimate(float(gap[0]), gaps),
+            "auroc": estimates(self.auroc(scores), self.auroc_draws(scores), n),
+            "accuracy": estimates(accuracy, accuracies, 2 * n),
+            "cohens_d": estimates(gap, gaps),
         }
 
-    def rank(self, scores: ndarray, among: ndarray | None = None) -> tuple[float, float]:
-        """Return what candidates are compared by: AUROC, and Cohen's d where that ties.
+    def ranks(self, scores: ndarray, among: ndarray | bool = True) -> list[tuple[float, float]]:
+        """Return what candidates `[m, n]` are compared by: AUROC, and Cohen's d where that ties.
 
         `among` is bool `[n]`: the rows to look at. What cannot be measured comes last.
         """
-        if among is None:
-            among = np.ones(len(scores), bool)
-        scores, labels = scores[among], self.labels[among]
-        weights = once(len(scores))
+        among = np.broadcast_to(among, scores.shape[1:])
+        scores, labels = scores[:, among], self.labels[among]
+        weights = once(len(labels))
         auroc = fold_auroc(scores, labels, self.folds[among], weights)
         gap = cohens_d(scores, labels, weights)
-        first, second = np.nan_to_num([auroc[0], gap[0]], nan=-np.inf)
-        return float(first), float(second)
+        found = np.nan_to_num(np.concatenate([auroc, gap], axis=1), nan=-np.inf)
+        return [(first, second) for first, second in found.tolist()]
 
 
 def make_split(name: str, labels: ndarray, groups: ndarray, seed: int) -> Split | str:

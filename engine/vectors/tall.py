@@ -12,9 +12,10 @@ from functools import cached_property
 import numpy as np
 from numpy import ndarray
 
+from .ica import COMPONENTS, sources_of
 from .krylov import DIRECT, SPARE, Apply, leading_of_large, leading_of_many
 from .logistic import solver
-from .rows import ICA_COMPONENTS, LayerRows, sources_of
+from .rows import LayerRows
 
 CHUNK = 4096
 """Rows summed at a time."""
@@ -51,7 +52,7 @@ class TallRows:
     @cached_property
     def leading(self) -> ndarray:
         """Leading directions, float32 `[hidden_dim, any]`: near those of rows outside a fold."""
-        found = leading_of_large(self.moment, ICA_COMPONENTS + SPARE, FOLD_PRECISION)[1]
+        found = leading_of_large(self.moment, COMPONENTS + SPARE, FOLD_PRECISION)[1]
         return found.astype(np.float32)
 
 
@@ -157,7 +158,7 @@ class Scatters:
         """Return each set's leading directions, float64 `[hidden_dim, any]`."""
         sets, dim = np.arange(len(self.counts)), len(self.means)
         if self.dtype == np.float64:
-            counts = np.minimum(self.counts - 1, min(ICA_COMPONENTS, dim))
+            counts = np.minimum(self.counts - 1, min(COMPONENTS, dim))
             scatters = (self.times(np.eye(dim), np.repeat(each, dim)) for each in sets)
             pairs = zip(scatters, counts, strict=True)
             return [leading_of_large(each, int(n), FIT_PRECISION)[1] for each, n in pairs]
@@ -169,7 +170,7 @@ class Scatters:
             return np.stack(np.split(found, len(sets), axis=1))
 
         start = np.repeat(self.rows.leading[None], len(sets), axis=0)
-        vectors = leading_of_many(apply, start, ICA_COMPONENTS, FOLD_PRECISION)[1]
+        vectors = leading_of_many(apply, start, COMPONENTS, FOLD_PRECISION)[1]
         return list(vectors.astype(np.float64))
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy import ndarray
 
 from .krylov import Apply, conjugate_gradients, leading
-from .logistic import fit_logistic, solver
-from .methods import PROBE_C, shrinkage_of
+from .logistic import C, fit_logistic, solver
+from .methods import shrinkage_of
 from .rows import LayerRows
 from .tall import FIT_PRECISION, Folds, Scatters, TallRows, TallSides
 
@@ -116,8 +116,7 @@ def _shrinkages(sides: TallSides) -> tuple[ndarray, ndarray]:
     for side, mean in zip((sides.pos, sides.neg), sides.means, strict=True):
         apart = rows.lengths[:, None] - 2 * (rows.centred @ mean) + (mean**2).sum(axis=0)
         fourth += np.square(apart, where=side, out=np.zeros_like(apart)).sum(axis=0) / counts
-    each = zip(counts, trace, square, fourth, strict=True)
-    shrinkages = np.array([shrinkage_of(n, dim, *sums) for n, *sums in each])
+    shrinkages = shrinkage_of(counts, dim, trace, square, fourth)
     return shrinkages, shrinkages * trace / dim
 
 
@@ -182,7 +181,7 @@ def _probe(search: Search) -> Directions:
         vectors[:, chosen] = fitted.weights[:-1]
         for place, at in enumerate(chosen):
             n, ok = int(fitted.steps[place]), bool(fitted.converged[place])
-            facts[at] = {"C": PROBE_C, "newton_steps": n, "converged": ok}
+            facts[at] = {"C": C, "newton_steps": n, "converged": ok}
             intercepts[at] = float(fitted.weights[-1, place])
     return Directions(vectors, facts, intercepts)
 

@@ -13,7 +13,7 @@ from sklearn.metrics import balanced_accuracy_score
 from tests.support import planted
 from tests.vectors.helpers import cosine, evaluated, row, within_folds
 from traitmill.engine.outputs import load_activations
-from traitmill.engine.vectors import METHODS, fit_vectors
+from traitmill.engine.vectors import METHODS, evaluate_vectors, few, fit_vectors, rows
 from traitmill.engine.vectors.held_out import held_out, random_directions
 from traitmill.engine.vectors.splits import make_split
 
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("space")
 
 @pytest.mark.parametrize("kind", ["question", "instruction"])
 def test_held_out_figures_are_those_of_an_independent_refit(tmp_path, kind):
-    folder = planted.write_trait(tmp_path / "exp" / "poem", signal=1.5)
+    # 37 rows a side: sets without a fold differ in size.
+    folder = planted.write_trait(tmp_path / "exp" / "poem", signal=1.5, n_per_side=37)
     evaluation = evaluated(folder, ("mean_diff", "probe"), [1])
     activations = load_activations(folder)
     x, y = activations.values[:, 1].astype(float), activations.labels
@@ -60,6 +61,20 @@ def test_held_out_figures_are_those_of_an_independent_refit(tmp_path, kind):
         )
         for figure in figures.values():
             assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+def test_layers_fitted_together_are_those_fitted_alone(tmp_path, monkeypatch):
+    activations = load_activations(
+        planted.write_trait(tmp_path / "exp" / "poem", signal=1.5, n_per_side=37, n_layers=5)
+    )
+    together = fit_vectors(activations, list(METHODS))
+    figures = evaluate_vectors(activations, together).table
+    monkeypatch.setattr(rows, "TOGETHER", 0)
+    monkeypatch.setattr(few, "ENTRIES", 0)
+    alone = fit_vectors(activations, list(METHODS))
+    np.testing.assert_array_equal(together.values, alone.values)
+    assert together.metadata == alone.metadata
+    assert evaluate_vectors(activations, alone).table.equals(figures)
 
 
 def test_labels_of_a_fold_reach_neither_its_scores_nor_its_choice(tmp_path, space):

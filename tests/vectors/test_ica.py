@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from traitmill.engine.vectors.rows import fast_ica
+from traitmill.engine.vectors.ica import fast_ica
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

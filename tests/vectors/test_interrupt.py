@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,13 @@ def test_an_interrupt_ends_the_layers_under_way(tmp_path):
     activations = load_activations(planted.write_trait(tmp_path / "poem", n_layers=8))
     entered, ended = threading.Event(), []
 
-    def endless(at: LayerRows) -> None:
-        entered.set()
+    def endless(block: Sequence[LayerRows]) -> list[None]:
         try:
+            entered.set()
             while True:
                 time.sleep(0.01)
         finally:
-            ended.append(at.layer)
+            ended.append(block[0].layer)
 
     def interrupt() -> None:
         entered.wait()

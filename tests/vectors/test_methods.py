@@ -12,8 +12,8 @@ from tests.vectors.helpers import cosine, rows_of
 from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs import load_activations
 from traitmill.engine.vectors import METHODS, check_methods, fit_vectors
+from traitmill.engine.vectors.few import Rows, Sides
 from traitmill.engine.vectors.methods import ledoit_wolf
-from traitmill.engine.vectors.rows import Rows, Sides
 
 pytestmark = pytest.mark.usefixtures("space")
 
@@ -68,8 +68,12 @@ def test_gradient_is_the_maximum_that_ascent_reaches_from_any_start(folder):
 def test_shrinkage_is_that_of_scikit_learn():
     from sklearn.covariance import ledoit_wolf as oracle
 
-    x = np.random.default_rng(3).standard_normal((30, 50)) * np.linspace(0.1, 3, 50)
-    assert ledoit_wolf(x @ x.T, 50) == pytest.approx(oracle(x, assume_centered=True)[1], rel=1e-9)
+    x = np.random.default_rng(3).standard_normal((2, 30, 50)) * np.linspace(0.1, 3, 50)
+    x[1, 20:] = 0  # rows that a set does not have
+    sets = (x[0], x[1, :20])
+    found = ledoit_wolf(x @ np.swapaxes(x, 1, 2), np.array([30, 20]), 50)
+    expected = [oracle(rows, assume_centered=True)[1] for rows in sets]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_mean_diff_and_pca_are_their_formulas(folder):
@@ -105,9 +109,9 @@ def test_ica_picks_the_component_that_carries_the_trait_and_points_it_to_pos():
         ]
     )
     x = sources @ mixing + 0.05 * rng.standard_normal((n, dim))
-    rows = Rows((x - x.mean(0)) @ (x - x.mean(0)).T, dim)
-    direction = METHODS["ica"].fit(Sides(rows, y, np.zeros(n, int)))
-    assert cosine(direction.weights @ x, mixing[2]) >= 0.99
+    rows = Rows((x @ x.T)[None], np.ones((1, n), bool), dim)
+    sides = Sides(rows, np.zeros(1, int), y[None], np.zeros((1, n), int))
+    assert cosine(METHODS["ica"].fit(sides).weights[0] @ x, mixing[2]) >= 0.99
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -13,6 +13,7 @@ from traitmill.engine.statistics import (
     cohens_d,
     effective_groups,
     estimate,
+    estimates,
     fold_auroc,
     grouped_mean,
     once,
@@ -22,19 +23,18 @@ from traitmill.engine.statistics import (
 
 def test_weighted_figures_are_those_of_repeated_rows():
     rng = np.random.default_rng(1)
-    labels, scores = rng.random(50) < 0.5, rng.standard_normal(50).round(1)
-    folds, counts = rng.integers(0, 3, 50), rng.integers(0, 4, 50)
-    weights = Weights(np.arange(50), counts[None].astype(float))
-    y, s, f = (np.repeat(values, counts) for values in (labels, scores, folds))
-    assert fold_auroc(scores, labels, folds, weights)[0] == pytest.approx(
-        within_folds(s, y, f), rel=1e-5
-    )
-    assert balanced_accuracy(scores, labels, weights)[0] == pytest.approx(
-        balanced_accuracy_score(y, s > 0), rel=1e-5
-    )
-    pooled = ((s[y] - s[y].mean()) ** 2).sum() + ((s[~y] - s[~y].mean()) ** 2).sum()
-    expected = (s[y].mean() - s[~y].mean()) / np.sqrt(pooled / (len(y) - 2))
-    assert cohens_d(scores, labels, weights)[0] == pytest.approx(expected, rel=1e-5)
+    labels, scores = rng.random(50) < 0.5, rng.standard_normal((3, 2, 50)).round(1)
+    folds, counts = rng.integers(0, 3, 50), rng.integers(0, 4, (2, 50))
+    weights = Weights(np.arange(50), counts.astype(float))
+    measures = (fold_auroc, balanced_accuracy, cohens_d)
+    folded = {fold_auroc: (labels, folds)}
+    found = [each(scores, *folded.get(each, (labels,)), weights) for each in measures]
+    for i, j, draw in np.ndindex(3, 2, 2):
+        y, s, f = (np.repeat(each, counts[draw]) for each in (labels, scores[i, j], folds))
+        pooled = ((s[y] - s[y].mean()) ** 2).sum() + ((s[~y] - s[~y].mean()) ** 2).sum()
+        gap = (s[y].mean() - s[~y].mean()) / np.sqrt(pooled / (len(y) - 2))
+        expected = (within_folds(s, y, f), balanced_accuracy_score(y, s > 0), gap)
+        assert [each[i, j, draw] for each in found] == pytest.approx(expected, rel=1e-9)
 
 
 def test_intervals_hold_their_value_and_wilsons():
@@ -46,6 +46,11 @@ def test_intervals_hold_their_value_and_wilsons():
     _, low, high = estimate(0.7, np.linspace(0.75, 0.85, 101))
     assert low == 0.7
     assert high == pytest.approx(0.8475)
+    draws = np.stack([np.linspace(0, 1, 101), np.full(101, np.nan), np.linspace(0.3, 0.4, 101)])
+    draws[2, ::2] = np.nan  # a draw without a pair says nothing
+    assert estimates(np.full(3, 0.5), draws) == [estimate(0.5, each) for each in draws]
+    assert estimate(0.5, draws[1]) == (0.5, 0.5, 0.5)
+    assert estimate(0.5, draws[2]).low == pytest.approx(np.quantile(draws[2, 1::2], 0.025))
 
 
 def test_groups_of_unequal_size_count_for_fewer():
