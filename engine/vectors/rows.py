@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -75,13 +75,14 @@ def map_layers(
 
     It is given one layer at a time, or some where rows are few; one call a core. Linear algebra is
     held to one thread each: many small problems side by side beat one at a time on all cores.
-    KeyboardInterrupt ends the layers under way, which can take minutes each.
+    KeyboardInterrupt, or an error at a layer, ends those under way, which can take minutes each.
     """
     # Loaded here, since the limit below only reaches libraries that are loaded already.
     import scipy.linalg  # noqa: F401 - see above
     from threadpoolctl import threadpool_limits
 
     under_way: set[int] = set()
+    begun, ended = threading.Event(), threading.Event()
 
     def rows_at(layer: int) -> LayerRows:
         centred = activations.rows_at(layer)
@@ -90,8 +91,11 @@ def map_layers(
         return LayerRows(layer, centred, mean)
 
     def some(block: Sequence[int]) -> Sequence[T]:
+        begun.wait()
         under_way.add(threading.get_ident())
         try:
+            if ended.is_set():  # it set out too late to be interrupted
+                raise KeyboardInterrupt
             return function([rows_at(layer) for layer in block])
         finally:
             under_way.discard(threading.get_ident())
@@ -102,11 +106,18 @@ def map_layers(
     blocks = _blocks(activations, layers, workers)
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         try:
-            for of_block in pool.map(some, blocks):
-                for each in of_block:
+            futures = [pool.submit(some, block) for block in blocks]
+            # Not before: a pool that is interrupted while it starts a thread does not know of it.
+            begun.set()
+            for future in futures:
+                while not wait([future], timeout=1).done:
+                    pass  # a signal that comes just before a wait does not end it
+                for each in future.result():
                     found.append(each)
                     on_layer(len(found), len(layers))
-        except KeyboardInterrupt:
+        except BaseException:
+            ended.set()
+            begun.set()
             for thread in tuple(under_way):
                 _interrupt(thread)
             raise
