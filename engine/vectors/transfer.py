@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from numpy import ndarray
 from ..errors import TraitmillError, UsageError
 from ..outputs import Activations, Metadata, load_activations
 from ..settings import DEFAULT_POOL
-from ..statistics import Estimate, draw_groups, effective_groups, estimate, fold_auroc, once
+from ..statistics import Estimate, draw_groups, effective_groups, estimates, fold_auroc, once
 from ..storage import TraitFolder
 from .evaluation import read_evaluation
 from .recommendation import Recommendation
@@ -55,6 +56,7 @@ def update_transfer(
     working on. With fewer than two traits there is nothing to transfer to, and no file.
     """
     import polars as pl
+    from threadpoolctl import threadpool_limits
 
     sound = {}
     for folder in evaluated_traits(experiment, pool):
@@ -69,19 +71,17 @@ def update_transfer(
     if len(sound) < 2:
         path.unlink(missing_ok=True)
         return None
-    vectors = {source: _vector(source, best, own) for source, (own, best) in sound.items()}
-    figures = {}
-    # By layer, since a target's rows are read once a layer.
-    by_layer = sorted(sound.items(), key=lambda each: each[1][1].layer if each[1][1] else -1)
-    for target, (other, _) in sound.items():
-        measure = _Target(other)
-        for source, (own, best) in by_layer:
-            figures[source, target] = measure.by(own, best, vectors[source])
+    sources = {
+        source: _Source(own, best, _vector(source, best, own))
+        for source, (own, best) in sound.items()
+    }
+    with threadpool_limits(1):  # products so small that threads would wait for each other
+        by_target = {target: _Target(other).by(sources) for target, (other, _) in sound.items()}
     rows = []
     for source, (_, best) in sound.items():
         chosen = (best.method, best.layer) if best else (None, None)
         for target in sound:
-            figure, note = figures[source, target]
+            figure, note = by_target[target][source]
             rows.append((source.name, target.name, pool, *chosen, *figure, note))
     schema = dict.fromkeys(COLUMNS, pl.String) | {"layer": pl.Int32}
     schema |= dict.fromkeys(("value", "low", "high"), pl.Float64)
@@ -104,6 +104,16 @@ def _vector(source: TraitFolder, best: Recommendation | None, own: Activations) 
     return vector.astype(np.float64)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    """A trait whose recommended vector is measured on the rows of others."""
+
+    own: Activations
+    """What it was fitted to."""
+    best: Recommendation | None
+    vector: ndarray | None
+
+
 class _Target:
     """A trait whose rows are measured along the vectors of others."""
 
@@ -113,40 +123,49 @@ class _Target:
         rng = np.random.default_rng([0, int(groups.max()) + 1])
         self._draws = draw_groups(groups, rng)
         self._effective = effective_groups(activations.labels, groups)
-        self._rows: dict[int, ndarray] = {}
 
-    def by(
-        self, own: Activations, best: Recommendation | None, vector: ndarray | None
-    ) -> tuple[Figure, str]:
-        """Return what the vector of a trait reaches here, or nothing and the reason.
+    def by(self, sources: Mapping[TraitFolder, _Source]) -> dict[TraitFolder, tuple[Figure, str]]:
+        """Return what the vector of each trait reaches here, or nothing and the reason."""
+        found: dict[TraitFolder, tuple[Figure, str]] = {}
+        along: dict[int, dict[TraitFolder, ndarray]] = {}
+        for name, source in sources.items():
+            best, lack = source.best, self._lack(source)
+            if best is not None and source.own is self._activations:
+                found[name] = (best.auroc, best.low, best.high), lack
+            elif lack or best is None or source.vector is None:
+                found[name] = NOTHING, lack
+            else:
+                along.setdefault(best.layer, {})[name] = source.vector
+        # By layer, since the rows are read once a layer.
+        for layer, vectors in along.items():
+            scores = np.stack(list(vectors.values())) @ self._activations.rows_at(layer).T
+            for name, figure in zip(vectors, self._estimates(scores), strict=True):
+                found[name] = figure, ""
+        return found
 
-        `own` is what the vector was fitted to.
-        """
-        target = self._activations
+    def _lack(self, source: _Source) -> str:
+        """Return why a figure is missing; empty where one can be had."""
+        target, own, best = self._activations, source.own, source.best
         if best is None:
-            return NOTHING, "no vector of the trait is recommended"
+            return "no vector of the trait is recommended"
         if target is own:
-            lack = ""
-            if best.auroc is None:
-                lack = "too few rows to correct the figure for choosing the best"
-            return (best.auroc, best.low, best.high), lack
+            uncorrected = "too few rows to correct the figure for choosing the best"
+            return uncorrected if best.auroc is None else ""
         same = target.metadata.model == own.metadata.model
         if not same or target.metadata.hidden_dim != own.metadata.hidden_dim:
-            return NOTHING, "the two traits are of different models"
+            return "the two traits are of different models"
         if best.layer not in target.layers:
-            return NOTHING, "the target's activations lack the vector's layer"
-        if vector is None:
-            return NOTHING, "its vector is missing or of other activations; fit it again"
-        if best.layer not in self._rows:
-            self._rows = {best.layer: target.rows_at(best.layer)}
-        return self._estimate(self._rows[best.layer] @ vector), ""
+            return "the target's activations lack the vector's layer"
+        if source.vector is None:
+            return "its vector is missing or of other activations; fit it again"
+        return ""
 
-    def _estimate(self, scores: ndarray) -> Estimate:
-        """Return the AUROC of the rows, all compared with all, by scores `[n]`."""
-        labels, together = self._activations.labels, np.zeros(len(scores), int)
-        value = fold_auroc(scores, labels, together, once(len(scores)))[0]
+    def _estimates(self, scores: ndarray) -> list[Estimate]:
+        """Return the AUROC of the rows, all compared with all, by scores `[m, n]`."""
+        labels, together = self._activations.labels, np.zeros(scores.shape[1], int)
+        values = fold_auroc(scores, labels, together, once(len(labels)))[:, 0]
         drawn = fold_auroc(scores, labels, together, self._draws)
-        return estimate(float(value), drawn, self._effective)
+        return estimates(values, drawn, self._effective)
 
 
 def read_transfer(
