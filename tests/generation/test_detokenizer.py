@@ -173,3 +173,50 @@ def test_the_embedded_models_texts_are_vllms(model_folder: Path) -> None:
     for prompt, ids in draws(tokenizer, 100):
         expected = step_by_step(tokenizer, prompt, ids, ended=False)
         assert detokenizer.text(prompt, ids) == expected
+
+
+@pytest.mark.slow
+def test_g16_vllms_front_end_takes_rendered_prompts_and_gives_the_same_ids(
+    model_folder: Path,
+) -> None:
+    """Its own input and output processors, between which an engine would be: asked with and
+    without text."""
+    from vllm import SamplingParams
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine import EngineCoreOutput, FinishReason
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from traitmill.engine.generation import EngineSize, VllmEngine
+    from traitmill.engine.models import find_model
+    from traitmill.engine.settings import Execution, Sampling
+
+    ref, size = find_model(str(model_folder)), EngineSize(4, 256, 256, 1 << 26)
+    engine = VllmEngine(ref, Sampling(model=ref.name), Execution(), size, on_gpu=False)
+    config = engine._arguments().create_engine_config(UsageContext.ENGINE_CONTEXT)
+    taken = InputProcessor(config)
+    tokenizer = taken.get_tokenizer()
+    given = OutputProcessor(tokenizer, log_stats=False)
+    prompt = tokenizer("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n").input_ids
+    ids = [*tokenizer("The sea — a naïve café 😀").input_ids, tokenizer.eos_token_id]
+    texts = []
+    for detokenize in (True, False):
+        asked = SamplingParams(max_tokens=40, seed=1, detokenize=detokenize, skip_clone=True)
+        asked.output_kind = RequestOutputKind.FINAL_ONLY
+        rendered = tokens_input(list(prompt), cache_salt=None)
+        request = taken.process_inputs("r", rendered, asked, supported_tasks=("generate",))
+        taken.assign_request_id(request)
+        assert request.prompt_token_ids == prompt
+        assert request.sampling_params.all_stop_token_ids == {tokenizer.eos_token_id}
+        given.add_request(request, None, None, 0, None)
+        for token in ids:
+            reason = FinishReason.STOP if token == ids[-1] else None
+            step = EngineCoreOutput(request.request_id, [token], finish_reason=reason)
+            done = given.process_outputs([step])
+        output = done.request_outputs[0].outputs[0]
+        assert (list(output.token_ids), output.finish_reason) == (ids, "stop")
+        texts.append(output.text)
+    assert texts == ["The sea — a naïve café 😀", ""]
+    assert Detokenizer(tokenizer).text(prompt, ids[:-1]) == texts[0]
