@@ -191,15 +191,19 @@ def _traits(experiments_dir: Path, experiment: str) -> str:
 
 def _model(name: str) -> str:
     from traitmill.engine.models import (
+        check_capture,
         check_support,
         check_weights,
+        choose_device,
         find_model,
         is_chat,
         load_tokenizer,
     )
+    from traitmill.engine.settings import DEFAULTS
 
     ref = find_model(name)
     check_support(ref, captures=True)
+    check_capture(ref.config, DEFAULTS.capture, choose_device("auto").partition(":")[0])
     check_weights(ref)
     prompts = "a base model: prompts go in raw"
     if is_chat(load_tokenizer(ref)):

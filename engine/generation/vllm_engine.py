@@ -172,7 +172,8 @@ class VllmEngine:
 
         end: dict[str, Any] = {"detokenize": False}
         if thought is not None and thought.closing_id is None:
-            end = {"stop": [thought.tags.closing]}  # looked for in the text, so vLLM makes it
+            # Looked for in the text, so vLLM makes it; the tag may hold special tokens.
+            end = {"stop": [thought.tags.closing], "skip_special_tokens": False}
         elif thought is not None:
             end["stop_token_ids"] = [thought.closing_id]
         parameters = SamplingParams(

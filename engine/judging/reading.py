@@ -28,29 +28,38 @@ _THOUGHT_BEGINS = re.compile(
     rf"<(?:{_TAGS})(?:\s[^>]*)?>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\w+",
     re.IGNORECASE,
 )
-_END_TOKEN = re.compile(r"(?:<\|\w+\|>|</s>)\s*\Z")
+_END_TOKEN = re.compile(r"(?:<\|\w+\|>|</s>|<(?:eos|end_of_turn)>)\s*\Z")
+_FOLDED = {0xFF00 + code: 0x20 + code for code in range(1, 0x5F)} | {0x3002: "."}
+_FOLDED |= dict.fromkeys((*range(0x200B, 0x2010), 0x2060, 0xFEFF), "")
+"""Wide forms of ASCII, the wide full stop, and marks of no width."""
 _FENCE = re.compile(r"```[a-z]*\s*(?P<content>.*?)\s*```", re.DOTALL | re.IGNORECASE)
 _ANSWER_TAG = re.compile(
-    r"<(?P<tag>answer|score|rating|solution)>\s*(?P<content>.*?)\s*</(?P=tag)>",
+    r"<(?P<tag>answer|score|rating|solution|result|output|b|strong)>\s*(?P<content>.*?)\s*"
+    r"</(?P=tag)>",
     re.DOTALL | re.IGNORECASE,
 )
-_BOXED = re.compile(r"\$*\s*\\boxed\{\s*(?P<content>[^{}]*?)\s*\}\s*\$*\.?")
-_MARKS = r"[*_`\"']{0,4}"
+_MATHS = re.compile(r"(?:\$+|\\[(\[])\s*(?P<content>[^$]*?)\s*(?:\$+|\\[)\]])\.?", re.DOTALL)
+_BOXED = re.compile(r"\\boxed\{\s*(?P<content>(?:[^{}]|\{[^{}]*\})*?)\s*\}\.?")
+_WORDS = re.compile(r"\\(?:text|mathbf)\{(?P<content>[^{}]*)\}")
+_MARKS = r"[*_`\"'\u201c\u201d]{0,4}"
 _LABEL = (
-    rf"{_MARKS}(?:(?:final|overall|total|trait)\s+)?(?:score|rating|answer){_MARKS}"
-    rf"(?:\s*[:=]{_MARKS}\s*|\s+[\u2013\u2014]\s+|\s+)[(\[]{{0,2}}"
+    rf"(?:\#{{1,6}}\s+)?{_MARKS}(?:(?:final|overall|total|trait)\s+)?(?:score|rating|answer)"
+    rf"{_MARKS}(?:\s*[:=]{_MARKS}\s*|\s+[-\u2013\u2014]\s+|\s+)[(\[]{{0,2}}"
 )
 _NUMBER = re.compile(
-    rf"(?:{_LABEL})?{_MARKS}(?P<number>0|[1-9][0-9]{{0,3}})(?P<zeros>\.0{{1,4}})?{_MARKS}"
-    rf"(?:\s*(?P<percent>%|percent)|(?:\s*/\s*|\s+out\s+of\s+)(?P<whole>[0-9]{{1,4}}))?"
-    rf"[)\]]{{0,2}}{_MARKS}[.!]?{_MARKS}",
+    rf"(?:{_LABEL})?{_MARKS}(?P<number>0|[1-9][0-9]{{0,3}})(?P<zeros>\.0{{1,4}})?"
+    rf"{_MARKS}(?:\s*(?P<percent>\\?%|percent)"
+    rf"|(?:\s*/\s*|\s+out\s+of\s+)(?P<whole>[0-9]{{1,4}}))?"
+    rf"(?:\s+points)?[)\]]{{0,2}}{_MARKS}[.!]?{_MARKS}",
     re.IGNORECASE,
 )
 _NUMBER_BEGUN = re.compile(rf"(?:{_LABEL})?\W*(?:[0-9]{{1,4}}\W*){{0,2}}", re.IGNORECASE)
 _BEGINS_AS_NUMBER = re.compile(r"[-+]?\.?[0-9]")
 _DIGITS = re.compile(r"[0-9]+")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,3}")
-_REFUSAL = re.compile(r"\W*(refusal|refused|refuse)\W*", re.IGNORECASE)
+_REFUSAL = re.compile(rf"(?:{_LABEL})?\W*(refusal|refused|refuse)\W*", re.IGNORECASE)
+_REASONS = {"reason", "reasons", "reasoning", "explanation", "rationale", "justification"}
+"""Keys of an object beside its score whose words are no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,7 @@ def spoken(text: str) -> str:
     rest = text[max(ends, default=0) :].strip()
     if _THOUGHT_BEGINS.match(rest):
         return ""
-    return _END_TOKEN.sub("", rest).strip()
+    return _END_TOKEN.sub("", rest).translate(_FOLDED).strip()
 
 
 def _is_refusal(answer: Answer, text: str) -> bool:
@@ -117,7 +126,7 @@ def _may_go_on(text: str) -> bool:
 
 def _undressed(text: str) -> str:
     """Return an answer without the fence, tag, box, emphasis or quotes around all of it."""
-    for dress in (_FENCE, _ANSWER_TAG, _BOXED):
+    for dress in (_FENCE, _ANSWER_TAG, _MATHS, _BOXED, _WORDS):
         if found := dress.fullmatch(text):
             text = found["content"].strip()
     if text.startswith('"{'):
@@ -148,6 +157,23 @@ def _means_one(found: re.Match[str], scale: Scale) -> bool:
 
 
 def _read_object(text: str, scale: Scale) -> Reading:
+    score = _scored_in(text)
+    match score:
+        case [None]:
+            return Reading("refused")
+        case [str(word)] if _REFUSAL.fullmatch(word):
+            return Reading("refused")
+        case [str(digits)] if _INTEGER.fullmatch(digits) and int(digits) in scale:
+            return Reading("scored", scale.percent(int(digits)))
+        case [int(number)] if not isinstance(number, bool) and number in scale:
+            return Reading("scored", scale.percent(number))
+        case [float(number)] if number.is_integer() and number != 1 and number in scale:
+            return Reading("scored", scale.percent(number))
+    return Reading("unparsable")
+
+
+def _scored_in(text: str) -> list[Any]:
+    """Return the score of a JSON object that holds one, and no other value but reasons in words."""
     pairs: Any = None
     if text.startswith("{"):
         try:
@@ -155,14 +181,12 @@ def _read_object(text: str, scale: Scale) -> Reading:
             pairs = json.loads(text, object_pairs_hook=lambda items: items)
         except (ValueError, RecursionError):
             pairs = None
-    match pairs:
-        case [("score", None)]:
-            return Reading("refused")
-        case [("score", int(score))] if not isinstance(score, bool) and score in scale:
-            return Reading("scored", scale.percent(score))
-        case [("score", float(score))] if score.is_integer() and score != 1 and score in scale:
-            return Reading("scored", scale.percent(score))
-    return Reading("unparsable")
+    if not isinstance(pairs, list):
+        return []
+    scores = [value for key, value in pairs if key.lower() == "score"]
+    others = [(key, value) for key, value in pairs if key.lower() != "score"]
+    reasons = all(key.lower() in _REASONS and isinstance(value, str) for key, value in others)
+    return scores if reasons and len(scores) == 1 else []
 
 
 # --- log-probabilities ---

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .adapter import Adapter
 from .adapter_fit import check_adapter, find_adapter
-from .chat import Prompts, chat_token_ids, is_chat, lazy_tokenizer, load_tokenizer
+from .chat import Prompts, chat_token_ids, lazy_tokenizer
 from .config import (
     check_capture,
     check_layers,
@@ -32,6 +32,7 @@ from .shape import Shape
 from .split import check_split, cores, kv_share
 from .support import check_support
 from .thought import Thought
+from .tokenizer import is_chat, load_tokenizer
 from .weights import check_weights, refuse_faulty
 
 __all__ = [

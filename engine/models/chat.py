@@ -1,47 +1,22 @@
-"""Prompt → token ids: the tokenizer and its chat template, with one BOS at most.
-
-A template that asks for the time gets a run's own moment, in every later run of its folder too: its
-prompts, and so its samples' ids, do not change with the day.
-"""
+"""Prompt → token ids, by the tokenizer and its chat template, with one BOS at most."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from datetime import UTC, datetime
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 from ..errors import AccessError, UsageError
 from ..settings import Sampling
+from .harmony import ANALYSIS, FINAL, has_channels, names_channel
 from .hub import ModelRef
-from .mistral import is_mistral, refusals
-from .support import own_code_refused
+from .mistral import is_mistral
+from .template import THOUGHT_SWITCHES, silenced, templated, thought_switches, turn_opening
 from .thought import Tags, Thought, open_tags, token_tags, written_tags
+from .tokenizer import is_chat, load_tokenizer
 from .typed_tokens import marked, marked_ids, spells_special
 
 _PROBE = "a turn, tried"
-_THOUGHT_SWITCHES = ("enable_thinking", "thinking")
-"""Variables that turn thought on and off: the first in Qwen-3, GLM and SmolLM-3, the second in
-DeepSeek and Granite."""
-
-
-def load_tokenizer(ref: ModelRef) -> Any:
-    """Return the model's tokenizer. Raise AccessError where its files are missing."""
-    from transformers import AutoTokenizer
-
-    try:
-        # Said outright: else transformers asks on the terminal whether to run a folder's own code.
-        return AutoTokenizer.from_pretrained(
-            ref.source, revision=ref.hub_revision, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise own_code_refused(ref) from None
-        reason = str(error).strip().partition("\n")[0]
-        raise AccessError(
-            f"the tokenizer of model {ref.name} cannot be loaded: {reason or type(error).__name__}"
-        ) from None
 
 
 def lazy_tokenizer(ref: ModelRef) -> Callable[[str, Sampling], Prompts]:
@@ -97,6 +72,11 @@ class Prompts:
                 "response; set it apart with `thinking` on, or close it with `prefill` "
                 f"\\n{tags.closing}\\n\\n"
             )
+        elif self._is_chat and has_channels(self._load()) and not names_channel(self._opening):
+            remarks.append(
+                "the model writes its thought as a channel of what it says, which would be judged "
+                "and pooled as the response; set it apart with `thinking` on"
+            )
         return "; ".join(remarks)
 
     @cached_property
@@ -129,7 +109,7 @@ class Prompts:
         if self._sampling.prefill or written_tags(self._opening):
             return None, False
         written = written_tags(str(self._load().chat_template))
-        told = [self._variables[name] for name in _THOUGHT_SWITCHES if name in self._variables]
+        told = [self._variables[name] for name in THOUGHT_SWITCHES if name in self._variables]
         if self._sampling.thinking == "on" or any(told):
             return written or token_tags(self._load()), False
         if told:  # not to think
@@ -152,7 +132,7 @@ class Prompts:
         if not self._has_template:
             return _ids(tokenizer, _raw_ids(tokenizer, _joined(user), how.prefill))
         turns.append({"role": "user", "content": _joined(user)})
-        ids = _turn_ids(tokenizer, turns, self._moment, how.prefill, **self._variables)
+        ids = _turn_ids(tokenizer, turns, self._moment, self._prefill, **self._variables)
         return _ids(tokenizer, ids)
 
     @cached_property
@@ -168,14 +148,15 @@ class Prompts:
         """Variables for the template; thought is on or off as was asked for, off where it can."""
         how = self._sampling
         given = how.template_variables()
-        if how.thinking == "template" or set(_THOUGHT_SWITCHES) & given.keys():
+        if how.thinking == "template" or set(THOUGHT_SWITCHES) & given.keys():
             return given
-        template, switches = str(self._load().chat_template), _switches(self._load(), self._moment)
+        template = str(self._load().chat_template)
+        switches = thought_switches(self._load(), self._moment)
         tags = written_tags(template) or open_tags(template)
-        if how.thinking == "off" and not switches and tags:
+        if how.thinking == "off" and not (switches or self._channel) and tags:
             raise UsageError(
                 "`thinking` off: this model's chat template has no switch for it "
-                f"({', '.join(_THOUGHT_SWITCHES)}); close the thought with `prefill` "
+                f"({', '.join(THOUGHT_SWITCHES)}); close the thought with `prefill` "
                 f"\\n{tags.closing}\\n\\n, or take another model"
             )
         return given | dict.fromkeys(switches, how.thinking == "on")
@@ -183,8 +164,22 @@ class Prompts:
     @cached_property
     def _opening(self) -> str:
         """What the model's turn begins with."""
-        variables = self._variables
-        return _opening(self._load(), self._moment, **variables) + self._sampling.prefill
+        return turn_opening(self._load(), self._moment, **self._variables) + self._prefill
+
+    @property
+    def _prefill(self) -> str:
+        return self._channel + self._sampling.prefill
+
+    @cached_property
+    def _channel(self) -> str:
+        """What opens the channel of the model's turn, where its turns have several (gpt-oss)."""
+        how = self._sampling
+        as_it_is = how.thinking == "template" or not how.max_thinking_tokens
+        if as_it_is or not self._is_chat or not has_channels(self._load()):
+            return ""
+        if how.prefill:
+            return "" if names_channel(how.prefill) else FINAL
+        return FINAL if how.thinking == "off" else ANALYSIS
 
     @cached_property
     def _takes_system(self) -> bool:
@@ -193,7 +188,7 @@ class Prompts:
             return False
         turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "?"}]
         try:
-            text = _templated(self._load(), turns, self._moment, tokenize=False, **self._variables)
+            text = templated(self._load(), turns, self._moment, tokenize=False, **self._variables)
         except AccessError:
             return False
         return _PROBE in text
@@ -208,67 +203,8 @@ def chat_token_ids(tokenizer: Any, prompt: str, moment: str) -> tuple[int, ...]:
     if not is_chat(tokenizer):
         return _ids(tokenizer, _raw_ids(tokenizer, prompt))
     turns = [{"role": "user", "content": prompt}]
-    off, closed = _silenced(tokenizer, str(tokenizer.chat_template), moment)
+    off, closed = silenced(tokenizer, str(tokenizer.chat_template), moment)
     return _ids(tokenizer, _turn_ids(tokenizer, turns, moment, closed, **off))
-
-
-def is_chat(tokenizer: Any) -> bool:
-    """Return whether a tokenizer writes turns, by a template or by code of its own."""
-    return bool(tokenizer.chat_template) or is_mistral(tokenizer)
-
-
-def thoughtless(tokenizer: Any) -> dict[str, Any]:
-    """Return the variables that turn thought off in a tokenizer's chat template, if it can."""
-    return dict.fromkeys(_named_switches(tokenizer), False)
-
-
-def template_text(
-    tokenizer: Any, turns: list[dict[str, str]], moment: str, *, reply: bool, **variables: Any
-) -> str:
-    """Return a conversation as the template writes it, with `reply` up to the model's turn.
-
-    Raise AccessError where the template fails or refuses such turns.
-    """
-    how = {"tokenize": False, "add_generation_prompt": reply, **variables}
-    return str(_templated(tokenizer, turns, moment, **how))
-
-
-@lru_cache(maxsize=8)
-def _silenced(tokenizer: Any, template: str, moment: str) -> tuple[dict[str, Any], str]:
-    """Return the variables and the text after a prompt that keep a model from thinking."""
-    off: dict[str, Any] = dict.fromkeys(_switches(tokenizer, moment), False)
-    written = written_tags(template) or open_tags(template)
-    if written is None:
-        return off, ""
-    opening = _opening(tokenizer, moment, **off)
-    if tags := open_tags(opening):
-        return off, f"\n{tags.closing}\n\n"
-    if off or written_tags(opening):
-        return off, ""
-    return off, written.empty  # else the model would begin a thought itself
-
-
-def _switches(tokenizer: Any, moment: str) -> list[str]:
-    """Return the variables that turn thought on and off in a tokenizer's template."""
-    turns = [{"role": "user", "content": _PROBE}]
-
-    def told(name: str, value: bool) -> Any:
-        return _templated(tokenizer, turns, moment, tokenize=False, **{name: value})
-
-    # Some only speak of thinking, to the model.
-    return [name for name in _named_switches(tokenizer) if told(name, True) != told(name, False)]
-
-
-def _named_switches(tokenizer: Any) -> list[str]:
-    template = str(tokenizer.chat_template)
-    return [name for name in _THOUGHT_SWITCHES if re.search(rf"\b{name}\b", template)]
-
-
-def _opening(tokenizer: Any, moment: str, **variables: Any) -> str:
-    """Return the text that follows the user's turn, up to where the model goes on."""
-    turns = [{"role": "user", "content": _PROBE}]
-    text = _templated(tokenizer, turns, moment, tokenize=False, **variables)
-    return str(text).rpartition(_PROBE)[2]
 
 
 def _joined(parts: list[str]) -> str:
@@ -290,11 +226,11 @@ def _turn_ids(
     typed = spells_special(tokenizer, *(turn["content"] for turn in turns))
     if is_mistral(tokenizer) or not (typed or prefill):
         # By mistral_common the text of a conversation does not give its ids again.
-        ids = _templated(tokenizer, turns, moment, **variables)
+        ids = templated(tokenizer, turns, moment, **variables)
         return ids + tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else ids
     if typed:
         turns = [turn | {"content": marked(tokenizer, turn["content"])} for turn in turns]
-    text = _templated(tokenizer, turns, moment, tokenize=False, **variables) + prefill
+    text = templated(tokenizer, turns, moment, tokenize=False, **variables) + prefill
     if typed:
         return marked_ids(tokenizer, text, add_special_tokens=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -309,30 +245,3 @@ def _ids(tokenizer: Any, found: Any) -> tuple[int, ...]:
     if not ids:
         raise UsageError("a prompt has no tokens under this model's tokenizer")
     return ids
-
-
-def _templated(tokenizer: Any, turns: list[dict[str, str]], moment: str, **variables: Any) -> Any:
-    """Return the token ids of a conversation up to the model's turn; with `tokenize` False its
-    text."""
-    from jinja2 import TemplateError
-
-    clock = datetime.fromisoformat(moment).astimezone(UTC)
-    # The clock stands before transformers' own of this name.
-    how = {"tokenize": True, "return_dict": False, "strftime_now": clock.strftime}
-    how |= {"add_generation_prompt": True, **variables}
-    as_text = is_mistral(tokenizer) and not how["tokenize"]
-    if is_mistral(tokenizer):  # it has no clock
-        how |= {"tokenize": True}
-        del how["strftime_now"]
-    faults: tuple[type[Exception], ...] = (TemplateError, TypeError, ValueError)
-    faults += (ArithmeticError, LookupError, *refusals(tokenizer))
-    try:
-        found = tokenizer.apply_chat_template(turns, **how)
-        return tokenizer.decode(found) if as_text else found
-    except faults as error:
-        # What a template's own code raises, for one that is broken or that refuses such turns.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise AccessError(
-            f"the chat template of {tokenizer.name_or_path} fails: {reason}; mend the template "
-            "(chat_template.jinja or tokenizer_config.json), or take another model"
-        ) from None

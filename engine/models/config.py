@@ -51,7 +51,13 @@ def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str)
     text_config = config.get_text_config()
     require_causal(text_config)
     require_class(config)
-    check_layers(capture.layers, int(text_config.num_hidden_layers))
+    n_layers = getattr(text_config, "num_hidden_layers", None)
+    if not n_layers:
+        raise UsageError(
+            f"model type {config.model_type} names no decoder layers in its config, which capture "
+            "reads; take a decoder with attention, or give `extract_activations` False"
+        )
+    check_layers(capture.layers, int(n_layers))
     dtype = dtype_on(config, capture.dtype, device)
     flash = device == "cuda" and flash_with_soft_cap()
     choose_attention(text_config, capture.attention, device=device, dtype=dtype, flash=flash)

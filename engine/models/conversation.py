@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import AccessError, UsageError
-from .chat import template_text, thoughtless
+from .template import template_text, thoughtless
 from .typed_tokens import placed_ids
 
 _MARK = "turn{}qzx7"

@@ -200,7 +200,7 @@ def _refused(name: str, error: HfHubHTTPError) -> AccessError:
 
 def _read_config(path: Path, name: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"), object_hook=_with_floats)
     except FileNotFoundError:
         raise AccessError(
             f"model folder {name} has no config.json; give a folder in Hugging Face format"
@@ -210,6 +210,13 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AccessError(f"config.json of model {name} is not a JSON object")
     return config
+
+
+def _with_floats(found: dict[str, Any]) -> Any:
+    """Return a number that JSON has no word for, where transformers wrote one as an object."""
+    if found.keys() == {"__float__"}:
+        return float(found["__float__"])
+    return found
 
 
 def fingerprint(folder: Path) -> str:

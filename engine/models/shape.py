@@ -25,6 +25,19 @@ def _size(text_config: Any, name: str) -> Any:
         return [getattr(text_config.per_layer_config[layer], name) for layer in layers]
 
 
+def head_widths(raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the widths of attention heads that a config.json names, ascending.
+
+    None for a model without such heads, or with ones that hold keys in a latent form (DeepSeek).
+    """
+    text = read_config(raw).get_text_config()
+    heads = _size(text, "num_attention_heads")
+    if not heads or _size(text, "kv_lora_rank"):
+        return ()
+    width = _size(text, "head_dim") or int(text.hidden_size) // int(np.max(heads))
+    return tuple(sorted({int(each) for each in np.atleast_1d(width)}))
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The sizes of a decoder that decide its memory."""

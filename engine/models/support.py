@@ -8,16 +8,21 @@ from typing import Any
 
 from ..errors import AccessError, UsageError
 from .hub import ModelRef
+from .shape import head_widths
 
 _GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Decoder", "WithLMHead")
 """Ends of the class names that predict the next token."""
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _FP8 = ("fp8", "float-quantized", "modelopt", "mxfp4", "nvfp4")
+CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Widths of a head that vLLM's attention computes on a CPU. Source: its v1 CPU_ATTN backend."""
 
 
-def check_support(ref: ModelRef, *, captures: bool) -> None:
+def check_support(ref: ModelRef, *, captures: bool, generates: bool = True) -> None:
     """Raise UsageError for a model that cannot generate, or with `captures` not be captured;
     AccessError for one that needs code of its own.
+
+    Without `generates` it need not be one that vLLM computes on this machine.
 
     Load nothing, and look at nothing but config.json and the names beside it.
     """
@@ -29,11 +34,8 @@ def check_support(ref: ModelRef, *, captures: bool) -> None:
             f"model {ref.name} is quantised ({quantisation}): capture cannot compute with the same "
             "weights as vLLM; take the model it was made from, or give `extract_activations` False"
         )
-    if quantisation and any(name in quantisation for name in _FP8) and not _has_gpu():
-        raise UsageError(
-            f"model {ref.name} is quantised ({quantisation}), which vLLM does not compute on a "
-            "CPU; take the model it was made from, or a machine with a GPU"
-        )
+    if generates and not _has_gpu():
+        _check_on_cpu(ref, quantisation)
     if ref.is_local and isinstance(ref.config.get("vision_config"), dict):
         there = [name for name in _PROCESSOR_FILES if (Path(ref.source) / name).exists()]
         if not there:
@@ -41,6 +43,21 @@ def check_support(ref: ModelRef, *, captures: bool) -> None:
                 f"model folder {ref.source} has a vision part and no preprocessor_config.json, "
                 "which vLLM asks for though no picture is shown; copy it from the original model"
             )
+
+
+def _check_on_cpu(ref: ModelRef, quantisation: str) -> None:
+    if any(name in quantisation for name in _FP8):
+        raise UsageError(
+            f"model {ref.name} is quantised ({quantisation}), which vLLM does not compute on a "
+            "CPU; take the model it was made from, or a machine with a GPU"
+        )
+    odd = [str(width) for width in head_widths(ref.config) if width not in CPU_HEADS]
+    if odd:
+        raise UsageError(
+            f"model {ref.name} has attention heads of {' and '.join(odd)} values, which vLLM does "
+            f"not compute on a CPU (it does {', '.join(map(str, CPU_HEADS))}); take another model, "
+            "or a machine with a GPU"
+        )
 
 
 def quantised(config: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .harmony import ANALYSIS, ANSWERED
 from .mistral import is_mistral
 
 _PAIRS = (
@@ -16,8 +17,13 @@ _PAIRS = (
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<reasoning>", "</reasoning>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<ifm|think>", "</ifm|think>"),
+    (ANALYSIS, ANSWERED),
 )
-"""Tags of thoughts: of DeepSeek, GLM, Qwen and SmolLM first, then of others."""
+"""Tags of thoughts: of DeepSeek, GLM, Qwen and SmolLM first, then of Seed, Magistral, Command,
+others of no one family, Gemma-4, MiniMax-M3, K2 and gpt-oss."""
 _MOST_SPACES = 4
 """Tokens of white space between a thought and the response; more are the response's own."""
 

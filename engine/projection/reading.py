@@ -61,7 +61,7 @@ class Reader:
             dtype=capture.dtype,
             attention=capture.attention,
         )
-        check_support(ref, captures=True)
+        check_support(ref, captures=True, generates=False)
         device = choose_device(settings.execution.capture_device).partition(":")[0]
         check_capture(ref.config, self._capture, device)
         width = Shape.from_config(ref.config).hidden

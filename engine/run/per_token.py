@@ -67,7 +67,7 @@ def capture_tokens(
         )
     ref = generating_model(records)
     device = choose_device(first.execution.capture_device).partition(":")[0]
-    check_support(ref, captures=True)
+    check_support(ref, captures=True, generates=False)
     check_adapter(ref)
     check_capture(ref.config, first.capture, device)
     config = read_config(ref.config)

@@ -37,10 +37,13 @@ async def run_through(
 ) -> RunResult:
     """Lock the folders, open them, load what is needed, run, take it down."""
     settings, generates = wanted[0].settings, wanted[0].generates
-    if generates or settings.capture_rows != "none":
-        check_support(ref, captures=settings.capture_rows != "none")
+    captures = settings.capture_rows != "none"
+    engine = generates or (wanted[0].judges and settings.judge.model == "local")
+    if engine or captures:
+        check_support(ref, captures=captures, generates=engine)
+    if generates or captures:
         check_adapter(ref)
-    if generates or (wanted[0].judges and settings.judge.model == "local"):
+    if engine:
         check_split(ref, settings.execution.tensor_parallel_size)
     check_capture_settings(settings, ref)
     stop = stop or asyncio.Event()

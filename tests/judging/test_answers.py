@@ -55,7 +55,6 @@ def test_whole_answers_are_scores(text):
         "true",
         '{"score": 85.5}',
         '{"score": true}',
-        '{"score": "85"}',
         '{"score": 150}',
         '{"score": -1}',
         '{"score": 3, "score": 90}',

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from traitmill.engine.errors import UsageError
-from traitmill.engine.models import ModelRef, check_support
+from traitmill.engine.models import ModelRef, check_capture, check_support, find_model
+from traitmill.engine.models.support import CPU_HEADS
+from traitmill.engine.settings import CaptureSettings
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -92,3 +95,52 @@ def test_t24_a_vision_part_without_its_processor_is_told(tmp_path: Path) -> None
         check(config, source=str(tmp_path))
     (tmp_path / "preprocessor_config.json").write_text("{}")
     check(config, source=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "odd"),
+    [
+        ({"hidden_size": 64, "num_attention_heads": 4}, "16"),
+        ({"hidden_size": 64, "num_attention_heads": 2, "head_dim": 48}, "48"),
+        ({"model_type": "gemma4_text", "head_dim": 24, "global_head_dim": 72}, "24 and 72"),
+    ],
+)
+def test_heads_that_vllm_does_not_compute_on_a_cpu_are_refused(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], odd: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match=f"attention heads of {odd} values, .* on a CPU"):
+        check(LLAMA | {"architectures": None} | config)
+    check_support(ModelRef("m", "m", "r", LLAMA | config), captures=True, generates=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check(LLAMA | config)
+
+
+def test_the_widths_of_heads_on_a_cpu_are_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = find_spec("vllm")  # its source: importing it takes long
+    assert spec is not None
+    assert spec.origin is not None
+    backend = Path(spec.origin).with_name("v1") / "attention/backends/cpu_attn.py"
+    assert f"return {list(CPU_HEADS)}" in backend.read_text()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for width in CPU_HEADS:
+        check(LLAMA | {"head_dim": width})
+
+
+def test_a_config_without_decoder_layers_is_refused() -> None:
+    with pytest.raises(UsageError, match="blt names no decoder layers"):
+        check_capture({"model_type": "blt"}, CaptureSettings(), "cpu")
+
+
+def test_an_infinity_that_transformers_wrote_into_a_config_is_read(tmp_path: Path) -> None:
+    """Granite-4's and Falcon-H1's, saved again by transformers 5."""
+    from transformers import GraniteMoeHybridConfig
+
+    GraniteMoeHybridConfig().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(
+        path.read_text().replace("{", '{"time_step_limit": [0.0, {"__float__": "Infinity"}],', 1)
+    )
+    found = find_model(str(tmp_path))
+    assert found.config["time_step_limit"] == [0.0, float("inf")]
+    check_capture(found.config, CaptureSettings(), "cpu")

@@ -16,8 +16,9 @@ from tests.support.device import engine_size
 from traitmill.engine.generation import VllmEngine, is_checked, on_gpu
 from traitmill.engine.judging.local import LocalJudge
 from traitmill.engine.models import fast_bfloat16
-from traitmill.engine.models.chat import lazy_tokenizer, load_tokenizer
+from traitmill.engine.models.chat import lazy_tokenizer
 from traitmill.engine.models.hub import find_model
+from traitmill.engine.models.tokenizer import load_tokenizer
 from traitmill.engine.records import Sample
 from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.pipeline import Pipeline

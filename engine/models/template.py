@@ -1,0 +1,105 @@
+"""What a tokenizer's chat template writes, and how its thought is turned off.
+
+A template that asks for the time gets a run's own moment, in every later run of its folder too: its
+prompts, and so its samples' ids, do not change with the day.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from ..errors import AccessError
+from .harmony import FINAL, has_channels
+from .mistral import is_mistral, refusals
+from .thought import open_tags, written_tags
+
+_PROBE = "a turn, tried"
+THOUGHT_SWITCHES = ("enable_thinking", "thinking")
+"""Variables that turn thought on and off: the first in Qwen-3, GLM and SmolLM-3, the second in
+DeepSeek and Granite."""
+
+
+def templated(tokenizer: Any, turns: list[dict[str, str]], moment: str, **variables: Any) -> Any:
+    """Return the token ids of a conversation up to the model's turn; with `tokenize` False its
+    text."""
+    from jinja2 import TemplateError
+
+    clock = datetime.fromisoformat(moment).astimezone(UTC)
+    # The clock stands before transformers' own of this name.
+    how = {"tokenize": True, "return_dict": False, "strftime_now": clock.strftime}
+    how |= {"add_generation_prompt": True, **variables}
+    as_text = is_mistral(tokenizer) and not how["tokenize"]
+    if is_mistral(tokenizer):  # it has no clock
+        how |= {"tokenize": True}
+        del how["strftime_now"]
+    faults: tuple[type[Exception], ...] = (TemplateError, TypeError, ValueError)
+    faults += (ArithmeticError, LookupError, *refusals(tokenizer))
+    try:
+        found = tokenizer.apply_chat_template(turns, **how)
+        return tokenizer.decode(found) if as_text else found
+    except faults as error:
+        # What a template's own code raises, for one that is broken or that refuses such turns.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise AccessError(
+            f"the chat template of {tokenizer.name_or_path} fails: {reason}; mend the template "
+            "(chat_template.jinja or tokenizer_config.json), or take another model"
+        ) from None
+
+
+def template_text(
+    tokenizer: Any, turns: list[dict[str, str]], moment: str, *, reply: bool, **variables: Any
+) -> str:
+    """Return a conversation as the template writes it, with `reply` up to the model's turn.
+
+    Raise AccessError where the template fails or refuses such turns.
+    """
+    how = {"tokenize": False, "add_generation_prompt": reply, **variables}
+    return str(templated(tokenizer, turns, moment, **how))
+
+
+def turn_opening(tokenizer: Any, moment: str, **variables: Any) -> str:
+    """Return the text that follows the user's turn, up to where the model goes on."""
+    turns = [{"role": "user", "content": _PROBE}]
+    text = templated(tokenizer, turns, moment, tokenize=False, **variables)
+    return str(text).rpartition(_PROBE)[2]
+
+
+def thought_switches(tokenizer: Any, moment: str) -> list[str]:
+    """Return the variables that turn thought on and off in a tokenizer's template."""
+    turns = [{"role": "user", "content": _PROBE}]
+
+    def told(name: str, value: bool) -> Any:
+        return templated(tokenizer, turns, moment, tokenize=False, **{name: value})
+
+    # Some only speak of thinking, to the model.
+    return [name for name in _named_switches(tokenizer) if told(name, True) != told(name, False)]
+
+
+def _named_switches(tokenizer: Any) -> list[str]:
+    template = str(tokenizer.chat_template)
+    return [name for name in THOUGHT_SWITCHES if re.search(rf"\b{name}\b", template)]
+
+
+def thoughtless(tokenizer: Any) -> dict[str, Any]:
+    """Return the variables that turn thought off in a tokenizer's chat template, if it can."""
+    return dict.fromkeys(_named_switches(tokenizer), False)
+
+
+@lru_cache(maxsize=8)
+def silenced(tokenizer: Any, template: str, moment: str) -> tuple[dict[str, Any], str]:
+    """Return the variables and the text after a prompt that keep a model from thinking."""
+    off: dict[str, Any] = dict.fromkeys(thought_switches(tokenizer, moment), False)
+    if has_channels(tokenizer):
+        return off, FINAL
+    written = written_tags(template) or open_tags(template)
+    if written is None:
+        return off, ""
+    opening = turn_opening(tokenizer, moment, **off)
+    if tags := open_tags(opening):
+        return off, f"\n{tags.closing}\n\n"
+    if off or written_tags(opening):
+        return off, ""
+    return off, written.empty  # else the model would begin a thought itself
