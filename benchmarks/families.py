@@ -45,7 +45,7 @@ DEFINITION = {
 }
 
 
-def measure(families: Sequence[Family], say: Say = print) -> list[dict[str, Any]]:
+def measure(families: Sequence[Family], say: Say) -> list[dict[str, Any]]:
     """Try the families, each in a folder of its own; return a row of each."""
     rows = []
     for family in families:

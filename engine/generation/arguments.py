@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..models import ModelRef, generation_dtype, read_config
+from ..models import ModelRef, generation_dtype, keeps_state, read_config
 from ..settings import Execution, Sampling
 from .sizing import CPU_BLOCK, EngineSize
 
@@ -39,18 +39,20 @@ def engine_arguments(
     """
     from vllm import AsyncEngineArgs
 
+    config = read_config(ref.config)
     arguments: dict[str, Any] = {
         "model": ref.source,
         "revision": ref.hub_revision,
         "tokenizer_revision": ref.hub_revision,
-        "dtype": generation_dtype(read_config(ref.config), sampling.dtype, gpu=on_gpu),
+        "dtype": generation_dtype(config, sampling.dtype, gpu=on_gpu),
         "tensor_parallel_size": execution.tensor_parallel_size,
         "max_num_seqs": size.max_num_seqs,
         "max_num_batched_tokens": size.max_num_batched_tokens,
         "max_model_len": size.max_model_len,
         "kv_cache_memory_bytes": size.kv_cache_bytes,
         "gpu_memory_utilization": size.gpu_share,
-        "enable_prefix_caching": True,
+        # Of layers with a state it caches where a prompt is cut, which ours are not on a CPU.
+        "enable_prefix_caching": on_gpu or not keeps_state(config.get_text_config()),
         "disable_log_stats": True,
         "enable_log_requests": False,
         "generation_config": "vllm",  # sampling is ours to state, never a model file's

@@ -93,6 +93,18 @@ def check_layers(layers: Sequence[int] | None, n_layers: int) -> None:
         )
 
 
+def keeps_state(text_config: Any) -> bool:
+    """Return whether some layers carry a state from token to token (Mamba, linear attention)."""
+    kinds = [
+        str(kind)
+        for name in ("layer_types", "layers_block_type", "block_types")
+        for kind in getattr(text_config, name, None) or []
+    ]
+    linear = any(kind == "linear_attention" or "attention" not in kind for kind in kinds)
+    sizes = ("mamba_d_state", "mamba_d_ssm", "ssm_state_size", "state_size")
+    return linear or any(getattr(text_config, name, None) for name in sizes)
+
+
 def has_soft_cap(text_config: Any) -> bool:
     """Return whether attention scores pass through cap * tanh(score / cap), as in Gemma-2."""
     return getattr(text_config, "attn_logit_softcapping", None) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,13 @@ def check_support(ref: ModelRef, *, captures: bool, generates: bool = True) -> N
         )
     if generates and not _has_gpu():
         _check_on_cpu(ref, quantisation)
-    if ref.is_local and isinstance(ref.config.get("vision_config"), dict):
+    wrapped = isinstance(ref.config.get("vision_config"), dict)
+    if wrapped and generates and find_spec("torchvision") is None:
+        raise UsageError(
+            f"model {ref.name} has a vision part, for which vLLM wants torchvision though no "
+            "picture is shown: install the version of this PyTorch, or take a model of text alone"
+        )
+    if wrapped and ref.is_local:
         there = [name for name in _PROCESSOR_FILES if (Path(ref.source) / name).exists()]
         if not there:
             raise UsageError(

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from traitmill.engine.errors import UsageError
-from traitmill.engine.models import ModelRef, check_capture, check_support, find_model
+from traitmill.engine.models import (
+    ModelRef,
+    check_capture,
+    check_support,
+    find_model,
+    keeps_state,
+    read_config,
+    support,
+)
 from traitmill.engine.models.support import CPU_HEADS
 from traitmill.engine.settings import CaptureSettings
 
@@ -85,12 +93,19 @@ def test_t23_fp8_is_not_generated_from_on_a_cpu(monkeypatch: pytest.MonkeyPatch)
     check(LLAMA | {"quantization_config": FP8}, captures=False)
 
 
-def test_t24_a_vision_part_without_its_processor_is_told(tmp_path: Path) -> None:
+def test_t24_a_vision_part_without_its_processor_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"torchvision": None}
+    monkeypatch.setattr(support, "find_spec", there.get)
     config = {
         "model_type": "gemma3",
         "architectures": ["Gemma3ForConditionalGeneration"],
         "vision_config": {"hidden_size": 32},
     }
+    with pytest.raises(UsageError, match=r"a vision part, .* wants torchvision"):
+        check(config, source=str(tmp_path))
+    there["torchvision"] = object()  # type: ignore[assignment]
     with pytest.raises(UsageError, match=r"no preprocessor_config\.json.*copy it"):
         check(config, source=str(tmp_path))
     (tmp_path / "preprocessor_config.json").write_text("{}")
@@ -144,3 +159,21 @@ def test_an_infinity_that_transformers_wrote_into_a_config_is_read(tmp_path: Pat
     found = find_model(str(tmp_path))
     assert found.config["time_step_limit"] == [0.0, float("inf")]
     check_capture(found.config, CaptureSettings(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "keeps"),
+    [
+        ({"model_type": "llama"}, False),
+        ({"model_type": "gemma3_text"}, False),
+        ({"model_type": "llama4_text"}, False),
+        ({"model_type": "qwen3_next"}, True),
+        ({"model_type": "qwen3_5_text"}, True),
+        ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"] * 16}, True),
+        ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"] * 16}, True),
+        ({"model_type": "falcon_h1"}, True),
+        ({"model_type": "jamba"}, True),
+    ],
+)
+def test_models_whose_layers_keep_a_state_are_told(config: dict[str, Any], keeps: bool) -> None:
+    assert keeps_state(read_config(config).get_text_config()) == keeps

@@ -88,7 +88,7 @@ def like(model: Any, token_ids: Iterable[int]) -> None:
     with torch.no_grad():
         embeddings = model.get_input_embeddings().weight
         tied = head is embeddings or head.data_ptr() == embeddings.data_ptr()
-        embeddings.normal_(0, 1)
+        embeddings.normal_(0, 0.3 if tied else 1)  # else a token would be followed by itself
         embeddings[:, 0] = _LOUD
         if tied:
             embeddings[liked, 0] = _LOUD + 2
@@ -170,6 +170,13 @@ def _tekken(folder: Path, _: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     sizes = _sizes(tokenizer) | {"vocab_size": 131072, "num_hidden_layers": 2}
     _save(folder, transformers.MistralConfig(**sizes), tokenizer)
+    return folder
+
+
+def _mamba(folder: Path, embedded: Path) -> Path:
+    tokenizer = save_tokenizer(folder, embedded)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": _WIDTH, "num_hidden_layers": 2}
+    _save(folder, transformers.MambaConfig(**sizes, state_size=8), tokenizer)
     return folder
 
 
@@ -256,7 +263,7 @@ _GPT_OSS = {
     "num_experts_per_tok": 2,
     "sliding_window": 64,
     "layer_types": ["sliding_attention", "full_attention"],
-    "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+    "max_position_embeddings": 131072,
     "template": HARMONY,
     "added": HARMONY_TOKENS,
 }
@@ -485,5 +492,39 @@ FAMILIES = (
     Family("LoRA adapter", "over a Qwen-2.5", _adapted, adapter=True),
     Family("Base model", "no chat template", _bare),
     Family("Narrow heads", "head_dim 16", make("LlamaConfig", head_dim=16)),
-    Family("Mamba", "no attention", make("MambaConfig", state_size=8)),
+    Family(
+        "Qwen-3.5, text",
+        "three layers in four of linear attention",
+        make(
+            "Qwen3_5TextConfig",
+            SWITCHED,
+            layer_types=["linear_attention", "full_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=2,
+            linear_key_head_dim=32,
+            linear_value_head_dim=32,
+        ),
+    ),
+    Family(
+        "Granite-4",
+        "Mamba beside attention",
+        make(
+            "GraniteMoeHybridConfig",
+            layer_types=["mamba", "attention"],
+            num_local_experts=0,
+            num_experts_per_tok=0,
+            shared_intermediate_size=64,
+            mamba_n_heads=4,
+            mamba_d_head=32,
+            mamba_d_state=16,
+            mamba_n_groups=1,
+            position_embedding_type="rope",
+        ),
+    ),
+    Family(
+        "LFM-2",
+        "convolutions beside attention",
+        make("Lfm2Config", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+    ),
+    Family("Mamba", "no attention", _mamba),
 )
