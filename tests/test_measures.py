@@ -8,9 +8,6 @@ from tests.conftest import ROOT
 from tools import measures
 
 KNOWN = {
-    "engine/capture/model.py",
-    "engine/capture/per_token.py write_per_token",
-    "engine/generation/vllm_engine.py",
     "engine/models/chat.py",
     "engine/report/plots.py",
 }

@@ -124,7 +124,7 @@ class CaptureModel:
     @property
     def attention(self) -> str:
         """The attention implementation in use."""
-        return str(self._model.config.get_text_config()._attn_implementation)  # noqa: SLF001  it has no public name
+        return str(self._model.config.get_text_config()._attn_implementation)  # noqa: SLF001
 
     @property
     def device(self) -> str:

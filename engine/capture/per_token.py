@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,6 @@ class Entry:
     """Between prompt and response, tags included."""
 
 
-def estimate_bytes(tokens: int, n_layers: int, dim: int, itemsize: int) -> int:
-    """What per-token capture of `tokens` prompt and response tokens writes."""
-    return tokens * n_layers * dim * itemsize
-
-
 def write_per_token(
     model: CaptureModel,
     rows: Sequence[Response],
@@ -64,7 +59,6 @@ def write_per_token(
     ResourceError (memory, disk), UsageError (the folder holds other layers).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    index = read_index(folder)
     layout = {
         "layers": list(model.layers),
         "dim": model.hidden_dim,
@@ -72,12 +66,7 @@ def write_per_token(
         "attention": model.attention,
         "revision": revision,
     }
-    if index and {name: index.get(name) for name in layout} != layout:
-        raise UsageError(
-            f"{folder} holds token states of other layers or settings; move it away or choose "
-            f"another"
-        )
-    known: dict[str, dict[str, Any]] = index.get("rows", {})
+    known = _known_rows(folder, layout)
     todo = [row for row in rows if _name(row) not in known]
     shard: dict[str, torch.Tensor] = {}
     entries: dict[str, Entry] = {}
@@ -104,18 +93,25 @@ def write_per_token(
             flush()
             held = 0
         shard[_name(row)] = states
-        entries[_name(row)] = Entry(
-            "",
-            _name(row),
-            len(row.sample.prompt_token_ids),
-            len(row.response_token_ids),
-            len(row.thought_token_ids),
-        )
+        prompt, thought = len(row.sample.prompt_token_ids), len(row.thought_token_ids)
+        entries[_name(row)] = Entry("", _name(row), prompt, len(row.response_token_ids), thought)
         held += states.nbytes
         written += 1
     if shard:
         flush()
     return written
+
+
+def _known_rows(folder: Path, layout: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows that a folder holds. Raises UsageError where they are of another layout."""
+    index = read_index(folder)
+    if index and {name: index.get(name) for name in layout} != layout:
+        raise UsageError(
+            f"{folder} holds token states of other layers or settings; move it away or choose "
+            "another"
+        )
+    rows: dict[str, dict[str, Any]] = index.get("rows", {})
+    return rows
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ EMBEDDINGS = -1
 """Layer index of the embedding output: the residual stream as it enters block 0."""
 
 
-class Enough(Exception):  # noqa: N818  a signal, not an error: the last layer needed has been reached
+class Enough(Exception):  # noqa: N818  a signal, not an error
     """Raised by a hook to end the forward: later blocks, final norm and LM head do not run."""
 
 

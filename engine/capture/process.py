@@ -118,7 +118,8 @@ class CaptureProcess:
         """End the process at once, a call under way or not: it holds nothing that is not stored."""
         if self._pool is not None:
             pool, self._pool = self._pool, None
-            for process in list((pool._processes or {}).values()):  # noqa: SLF001 - kill_workers comes with 3.14
+            # kill_workers comes with 3.14.
+            for process in list((pool._processes or {}).values()):  # noqa: SLF001
                 process.kill()
             await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
 

@@ -15,7 +15,7 @@ from tests.support.oracle import Oracle, build
 from traitmill.cli.main import main
 from traitmill.engine.capture import per_token
 from traitmill.engine.capture.model import CaptureModel
-from traitmill.engine.capture.per_token import estimate_bytes, read_index, write_per_token
+from traitmill.engine.capture.per_token import read_index, write_per_token
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.models.hub import find_model
 from traitmill.engine.settings import CaptureSettings
@@ -44,7 +44,7 @@ def test_states_equal_the_reference(folder, tmp_path, monkeypatch):
         len(row.sample.prompt_token_ids) + len(row.thought_token_ids) + len(row.response_token_ids)
         for row in rows
     )
-    total = estimate_bytes(tokens, 3, 32, 4)
+    total = tokens * 3 * 32 * 4
     monkeypatch.setattr(per_token, "SHARD_BYTES", total // 4)
     assert append(model, rows, tmp_path) == 9
     index = read_index(tmp_path)
