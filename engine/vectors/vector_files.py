@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from .methods import METHODS
 Format = Literal["pt", "safetensors"]
 Facts = dict[str, Any]
 """What is known of a vector."""
+WRITERS = 8
+"""Files written side by side."""
 
 
 def write_vectors(
@@ -37,17 +40,19 @@ def write_vectors(
     nothing would tell them apart. Return the paths written.
     """
     _remove_stale(folder.vectors, vectors)
-    paths = []
+    made: list[tuple[Path, bytes]] = []
     for method in vectors.methods:
         described = {}
         for layer in vectors.layers:
             figures = (held_out or {}).get((method, layer))
             described[layer] = {**vectors.metadata[method, layer], "held_out": figures}
         files = _packed if format == "safetensors" else _separate
-        for path, data in files(folder.vectors, vectors, method, described):
-            write_atomic(path, data)
-            paths.append(path)
-    return paths
+        made += files(folder.vectors, vectors, method, described)
+    paths, contents = zip(*made, strict=True)
+    # Each file waits for the disk; side by side they share its commits.
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(write_atomic, paths, contents))
+    return list(paths)
 
 
 def _separate(
