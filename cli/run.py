@@ -38,7 +38,8 @@ def run_all(arguments: Mapping[str, Any]) -> ExitCode:
     ]
     if not finished:
         return result.exit_code
-    pool = finished[0].settings.capture.pools[0]
+    # One that is named now; else the folder's vectors stay of the pool that they are of.
+    pool = finished[0].settings.capture.pools[0] if "pool" in arguments else None
     force_unlock = bool(arguments.get("force_unlock"))
     names = [trait.name for trait in finished]
     code = _fit_and_report(arguments["experiment"], names, pool=pool, force_unlock=force_unlock)

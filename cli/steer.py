@@ -52,7 +52,12 @@ PARAMS = (
     ),
     Option("n_random", "Random vectors of the same length to compare with.  [5]", "What", type=int),
     Option("coherence", "Least mean coherence that holds.  [75]", "What", type=float),
-    Option("pool", f"Of the vectors.  [{POOLS[0]}]", "Vectors", type=click.Choice(POOLS)),
+    Option(
+        "pool",
+        f"Of the vectors.  [the folder's, else {POOLS[0]}]",
+        "Vectors",
+        type=click.Choice(POOLS),
+    ),
     *(each for each in options.SAMPLING if each.name in ("max_new_tokens", "seed")),
     *options.JUDGE,
     *(each for each in options.MACHINE if each.name != "capture_device"),

@@ -18,25 +18,30 @@ from .values import Layers
 if TYPE_CHECKING:
     from traitmill.engine.vectors import FittedTrait
 
-POOL = Option("pool", f"Which activations.  [{POOLS[0]}]", "Activations", type=click.Choice(POOLS))
+POOL = Option(
+    "pool",
+    f"Which activations.  [the folder's, else {POOLS[0]}]",
+    "Activations",
+    type=click.Choice(POOLS),
+)
 PARAMS = (
     *options.SELECTION,
     Option(
         "methods",
-        "Comma-separated; pca is there too.  [mean_diff,probe,ica,gradient]",
+        "Comma-separated; pca is there too.  [the folder's, else mean_diff,probe,ica,gradient]",
         "Vectors",
         common=True,
     ),
     Option(
         "layers",
-        "Layers to fit, such as 5,10-15.  [all captured]",
+        "Layers to fit, such as 5,10-15, or all.  [the folder's, else all captured]",
         "Vectors",
         common=True,
         type=Layers(),
     ),
     Option(
         "format",
-        "pt: one file a vector; safetensors: one file a method.  [pt]",
+        "pt: one file a vector; safetensors: one file a method.  [the folder's, else pt]",
         "Vectors",
         type=click.Choice(["pt", "safetensors"]),
     ),
@@ -59,6 +64,8 @@ def command(**given: Any) -> int:
     if "methods" in arguments:
         names = arguments["methods"].split(",")
         arguments["methods"] = [name.strip() for name in names if name.strip()]
+    if "layers" in arguments and arguments["layers"] is None:
+        arguments["layers"] = "all"
     result = fit_experiment(**arguments, on_fitted=say_fitted, on_layer=LayerDisplay(), notice=say)
     complain(*result.errors.values())
     stale = [name for name, fitted in result.fitted.items() if fitted.stale]

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import ExitCode, TraitmillError
 from ..settings import DEFAULT_POOL
 from ..storage import lock_traits, select_traits
+from ..vectors import check_pool, kept_line, kept_pool
 from .page import write_experiment_report, write_trait_report
 
 
@@ -32,18 +33,20 @@ def write_report(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
     *,
-    pool: str = DEFAULT_POOL,
+    pool: str | None = None,
     force_unlock: bool = False,
     notice: Callable[[str], None] = lambda _: None,
 ) -> ReportResult:
     """Write report.html and plots/ for traits of an experiment, and for the experiment.
 
-    `traits` None is all that have a definition. A page that cannot be written does not keep the
-    others from it; without any, the experiment's is not written. `notice` is called with what was
+    `traits` None is all that have a definition, `pool` None that of each folder's last fit. A page
+    that cannot be written does not keep the others from it; without any, the experiment's is not
+    written. `notice` is called with a pool that is not response_mean, and with what was
     left out of the experiment's page. The traits' locks are taken here.
 
     Raise UsageError for traits that are unknown or cannot be written, LockedError.
     """
+    check_pool(pool)
     folder = Path(experiment)
     if isinstance(traits, str):
         traits = [traits]
@@ -53,14 +56,25 @@ def write_report(
     pages: list[Path] = []
     errors: list[TraitmillError] = []
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
-        for each in folders.values():
+        pools = {name: pool or kept_pool(each) for name, each in folders.items()}
+        kept = {name: _kept(each) if pool is None else "" for name, each in pools.items()}
+        for line in kept_line(kept):
+            notice(line)
+        written = []
+        for name, each in folders.items():
             try:
-                pages.append(write_trait_report(each, pool))
+                pages.append(write_trait_report(each, pools[name]))
             except TraitmillError as error:
                 errors.append(error)
-        if pages:
+            else:
+                written.append(pools[name])
+        for each_pool in dict.fromkeys(written):
             try:
-                pages.append(write_experiment_report(folder, notice, pool))
+                pages.append(write_experiment_report(folder, notice, each_pool))
             except TraitmillError as error:
                 errors.append(error)
     return ReportResult(tuple(pages), tuple(errors))
+
+
+def _kept(pool: str) -> str:
+    return "" if pool == DEFAULT_POOL else f"`pool` {pool}"

@@ -27,9 +27,9 @@ from ..run import (
     resolve,
     select,
 )
-from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, lock_traits
 from ..traits import load_traits
+from ..vectors import kept_pool
 from .claim import Claim
 from .conditions import POSITIONS, Positions, check_coefficients
 from .files import write_study
@@ -84,7 +84,7 @@ async def steer(
     n_examples: int = N_EXAMPLES,
     n_random: int = N_RANDOM,
     coherence: float = COHERENCE,
-    pool: str = DEFAULT_POOL,
+    pool: str | None = None,
     force_unlock: bool = False,
     listener: Listener | None = None,
     stop: asyncio.Event | None = None,
@@ -93,7 +93,8 @@ async def steer(
 ) -> SteeringResult:
     """Generate answers with a trait's vectors added, judge them, and say what the vectors do.
 
-    The vectors are those of `methods` at `layers`, by default the recommended one. `coefficients`
+    The vectors are those of `methods` at `layers`, by default the recommended one, of the pool that
+    the folder was last fitted on. `coefficients`
     are in units of the layer's mean residual norm; None is a grid of both signs, made finer where
     coherence breaks. `n_examples` responses are generated of each coefficient, of the model
     unsteered, under a pos instruction, and with `n_random` vectors of random direction. `coherence`
@@ -127,7 +128,7 @@ async def steer(
                     settings[name],
                     prompts(records[name].created, settings[name].sampling),
                     asked,
-                    Which(methods, layers, pool),
+                    Which(methods, layers, pool or kept_pool(folder)),
                     listener.notice,
                 )
             )

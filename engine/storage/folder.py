@@ -81,6 +81,11 @@ class TraitFolder:
     def vectors(self) -> Path:
         return self.path / "vectors"
 
+    @property
+    def asked_vectors(self) -> Path:
+        """Which vectors a command last had it hold."""
+        return self.vectors / "asked.json"
+
     def evaluation(self, pool: str = DEFAULT_POOL) -> Path:
         return self.path / f"evaluation{pool_suffix(pool)}.parquet"
 

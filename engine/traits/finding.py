@@ -17,14 +17,16 @@ class Finding:
     where: str
     said: str
     remedy: str
+    meant: str = ""
+    """The key that is meant, such as `instruction[1].pos`, where a mistyped one stands."""
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         return f"{place}{self.said}; {self.remedy}"
 
 
-def error(rule: str, where: str, said: str, remedy: str) -> Finding:
-    return Finding("error", rule, where, said, remedy)
+def error(rule: str, where: str, said: str, remedy: str, meant: str = "") -> Finding:
+    return Finding("error", rule, where, said, remedy, meant)
 
 
 def warning(rule: str, where: str, said: str, remedy: str) -> Finding:

@@ -42,7 +42,7 @@ def check_bytes(name: str, data: bytes) -> list[Finding]:
         mend = "see docs/creating_traits.md"
         faults = [fault.removeprefix(": ") for fault in refused.faults]
         # A key that is missing under its right name was named already, as it is mistyped.
-        renamed = {each.said.rpartition("`")[0].rpartition("`")[2] for each in findings}
+        renamed = {each.meant for each in findings}
         findings += [
             error("invalid", "", fault, mend)
             for fault in faults
@@ -76,9 +76,12 @@ def _keys(data: bytes) -> Iterator[Finding]:
         return
     yield from _unknown(raw, KEYS, "")
     pairs = raw.get("instruction")
-    for index, pair in enumerate(pairs if isinstance(pairs, list) else []):
+    listed = pairs if isinstance(pairs, list) else []
+    sided = {f"instruction[{index}]": pair for index, pair in enumerate(listed)}
+    sided["assistant_name"] = raw.get("assistant_name")
+    for where, pair in sided.items():
         if isinstance(pair, dict):
-            yield from _unknown(pair, POLARITIES, f"instruction[{index}]")
+            yield from _unknown(pair, POLARITIES, where)
     if raw.get(DRAFT):
         yield warning(
             "draft", DRAFT, "is a draft that no one has read", f"read it, then remove `{DRAFT}`"
@@ -93,7 +96,8 @@ def _unknown(raw: Mapping[str, Any], known: Sequence[str], where: str) -> Iterat
         near = get_close_matches(plain, known, n=1, cutoff=0.75)
         if near and near[0] not in raw:
             said = f"unknown key `{key}`: did you mean `{near[0]}`?"
-            yield error("unknown-key", where, said, "it is not read as it stands")
+            meant = ".".join(filter(None, (where, near[0])))
+            yield error("unknown-key", where, said, "it is not read as it stands", meant)
         else:
             said = f"unknown key `{key}` is never read"
             yield warning("unknown-key", where, said, f"known are {', '.join(known)}")

@@ -15,6 +15,7 @@ from ..storage import TraitFolder, lock_traits, select_traits
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
 from .fit import Vectors, check_layers, fit_vectors
 from .methods import DEFAULT_METHODS, check_methods
+from .remembered import Wanted, check_pool, kept_line, wanted_vectors
 from .stored import fingerprint, read_vectors
 from .transfer import update_transfer
 from .vector_files import Format, write_vectors
@@ -64,10 +65,10 @@ def fit_experiment(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
     *,
-    methods: Sequence[str] = DEFAULT_METHODS,
-    layers: Sequence[int] | None = None,
-    pool: str = DEFAULT_POOL,
-    format: Format = "pt",  # noqa: A002 - the option's name
+    methods: Sequence[str] | None = None,
+    layers: Sequence[int] | Literal["all"] | None = None,
+    pool: str | None = None,
+    format: Format | None = None,  # noqa: A002 - the option's name
     force_unlock: bool = False,
     on_fitted: Callable[[str, FittedTrait], None] = lambda _name, _fitted: None,
     on_layer: Callable[[str, Step, int, int], None] = lambda _name, _step, _done, _total: None,
@@ -75,11 +76,15 @@ def fit_experiment(
 ) -> FitResult:
     """Fit, evaluate and write the vectors of traits of an experiment, then the transfer table.
 
-    One trait's trouble does not keep the others from being fitted. Raise UsageError for methods or
-    traits that are unknown, LockedError, before anything is written. `on_layer` is told the trait,
-    what is done there, how many layers of it, and of how many.
+    What is None is each folder's own, as it was last fitted, of which `notice` is told; in a folder
+    without vectors it is the default: all methods but pca, of all layers. One trait's trouble does
+    not keep the others from being fitted. Raise UsageError for methods or traits that are unknown,
+    LockedError, before anything is written. `on_layer` is told the trait, what is done there, how
+    many layers of it, and of how many.
     """
-    names = check_methods(methods)
+    if methods is not None:
+        check_methods(methods)
+    check_pool(pool)
     folder = Path(experiment)
     if isinstance(traits, str):
         traits = [traits]
@@ -89,15 +94,31 @@ def fit_experiment(
     fitted: dict[str, FittedTrait] = {}
     errors: dict[str, TraitmillError] = {}
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
-        for name, each in folders.items():
+        wanted = {
+            name: wanted_vectors(each, methods, layers, pool, format)
+            for name, each in folders.items()
+        }
+        for line in kept_line({name: each.kept for name, each in wanted.items()}):
+            notice(line)
+        for name, asked in wanted.items():
             try:
-                fitted[name] = fit_trait(each, names, layers, pool, format, partial(on_layer, name))
+                fitted[name] = _fit_wanted(folders[name], asked, partial(on_layer, name))
             except TraitmillError as error:
                 errors[name] = error
             else:
                 on_fitted(name, fitted[name])
-        update_transfer(folder, notice, pool)
+        for each_pool in dict.fromkeys(asked.pool for asked in wanted.values()):
+            update_transfer(folder, notice, each_pool)
     return FitResult(fitted, errors)
+
+
+def _fit_wanted(
+    folder: TraitFolder, wanted: Wanted, on_layer: Callable[[Step, int, int], None]
+) -> FittedTrait:
+    asked = (wanted.methods, wanted.layers, wanted.pool, wanted.format)
+    fitted = fit_trait(folder, *asked, on_layer)
+    wanted.remember(folder)
+    return fitted
 
 
 def fit_trait(

@@ -16,7 +16,6 @@ from numpy import ndarray
 from ..errors import UsageError
 from ..files import sha256_of, write_atomic
 from ..outputs import LAYER_CONVENTION
-from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder
 from .trait_vectors import TraitVectors, open_vectors
 
@@ -60,12 +59,13 @@ def export_vectors(
     format: Exchange,  # noqa: A002 - the option's name
     *,
     method: str | None = None,
-    pool: str = DEFAULT_POOL,
+    pool: str | None = None,
 ) -> ExportedVectors:
     """Write one method's vectors at all layers to the file `to`, with its card `<to>.md`.
 
     `gguf` is for llama.cpp, `persona` the stacked `.pt` of persona_vectors, `safetensors` for all
-    else. Vectors are written as they are, not scaled. `method` None is the recommended one. Raise
+    else. Vectors are written as they are, not scaled. `method` None is the recommended one, `pool`
+    None that of the folder's last fit. Raise
     UsageError, with nothing written, for vectors that are not there.
     """
     if format not in EXCHANGES:

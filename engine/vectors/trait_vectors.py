@@ -14,11 +14,11 @@ from numpy import ndarray
 
 from ..errors import UsageError
 from ..outputs import Metadata
-from ..settings import DEFAULT_POOL, POOLS
 from ..storage import TraitFolder, pool_suffix
 from .evaluation import read_evaluation
 from .fit import absent
 from .methods import METHODS
+from .remembered import check_pool, fitted_pool
 from .vector_files import Facts, load_vector, packed_layers
 
 
@@ -111,12 +111,12 @@ class TraitVectors:
         return load_vector(self.folder, method, layer, self.pool)
 
 
-def load_vectors(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL) -> TraitVectors:
+def load_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> TraitVectors:
     """Return the vectors that stand in a trait's folder, `experiments/<experiment>/<trait>`.
 
-    Nothing but names and one vector's metadata is read before a vector is asked for. Warn
-    (StaleWarning) where the folder holds other activations by now than they were fitted to. Raise
-    UsageError where there are none.
+    `pool` None is that of the folder's last fit. Nothing but names and one vector's metadata is
+    read before a vector is asked for. Warn (StaleWarning) where the folder holds other activations
+    by now than they were fitted to. Raise UsageError where there are none.
     """
     vectors = open_vectors(folder, pool)
     if vectors.stale:
@@ -124,12 +124,12 @@ def load_vectors(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL) -> 
     return vectors
 
 
-def open_vectors(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL) -> TraitVectors:
+def open_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> TraitVectors:
     """Return the same without a warning: `stale` says it."""
     if not isinstance(folder, TraitFolder):
         folder = TraitFolder(Path(folder))
-    if pool not in POOLS:
-        raise UsageError(f"`pool` {pool!r} is unknown; choose from {', '.join(POOLS)}")
+    check_pool(pool)
+    pool = pool or fitted_pool(folder)
     available = _available(folder, pool)
     if not available:
         raise UsageError(

@@ -55,6 +55,11 @@ PLANTED = [
     ("instructions", [], ("warning", "unknown-key", "")),
     ("author", "me", ("warning", "unknown-key", "")),
     ("instruction.1.poz", "x", ("warning", "unknown-key", "instruction[1]")),
+    (
+        "assistant_name",
+        {"pos": "formal", "neg": "casual", "Neutral": "x"},
+        ("warning", "unknown-key", "assistant_name"),
+    ),
     ("draft", True, ("warning", "draft", "draft")),
     (
         "instruction.0.neg",
@@ -151,6 +156,20 @@ def test_t05_a_mistyped_key_is_named_with_the_one_that_is_meant() -> None:
         if each.severity == "error"
     ]
     assert "`instructions`: did you mean `instruction`?" in said
+
+
+@pytest.mark.parametrize("key", ["Pos", "pos "])
+def test_t05_a_mistyped_side_is_one_error(key: str) -> None:
+    """Not a second one of the side that is missing under its right name."""
+    definition = deepcopy(SOUND)
+    pair = definition["instruction"][1]
+    pair[key] = pair.pop("pos")
+    (only,) = [
+        each
+        for each in check_bytes("formality", json.dumps(definition).encode())
+        if each.severity == "error"
+    ]
+    assert (only.rule, only.meant) == ("unknown-key", "instruction[1].pos")
 
 
 def test_sides_of_unequal_length_are_told_as_a_whole() -> None:

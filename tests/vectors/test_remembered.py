@@ -1,0 +1,130 @@
+"""What is not named stays as the folder was last fitted, on every command of stage 3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.conftest import Traitmill
+from tests.report.pages import responses_of
+from tests.support import planted
+from traitmill.engine.errors import UsageError
+from traitmill.engine.report import page as page_module
+from traitmill.engine.report import write_report
+from traitmill.engine.storage import TraitFolder
+from traitmill.engine.vectors import fit_experiment, load_vectors
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two traits, as stage 1 leaves them."""
+    for name in ("poem", "prose"):
+        planted.write_trait(tmp_path / "exp" / name, n_layers=3, dim=16)
+    return tmp_path / "exp"
+
+
+def fitted(root: Path, trait: str = "poem") -> set[tuple[str, int]]:
+    """Method and layer of each figure in a trait's evaluation, read without the program."""
+    table = pl.read_parquet(root / trait / "evaluation.parquet").filter(measure="cosine")
+    return set(table.select("method", "layer").rows())
+
+
+def fit(root: Path, *traits: str, **how: object) -> list[str]:
+    said: list[str] = []
+    result = fit_experiment(root, traits or None, notice=said.append, **how)  # type: ignore[arg-type]
+    assert not result.errors
+    return [line for line in said if "kept" in line]
+
+
+def test_methods_and_layers_that_are_not_named_are_the_folders(root: Path) -> None:
+    assert fit(root, methods=["gradient"], layers=[0, 2]) == []
+    assert fitted(root) == {("gradient", 0), ("gradient", 2)}
+    assert fit(root) == [
+        "kept from the folder: `methods` gradient, `layers` 0,2 (name one to change it)"
+    ]
+    assert fitted(root) == {("gradient", 0), ("gradient", 2)}
+    assert fit(root, layers=[1]) == [
+        "kept from the folder: `methods` gradient (name one to change it)"
+    ]
+    assert fitted(root) == {("gradient", 1)}
+
+
+def test_all_layers_can_be_named_again(root: Path) -> None:
+    fit(root, methods=["mean_diff"], layers=[1])
+    fit(root, layers="all")
+    assert {layer for _, layer in fitted(root)} == {0, 1, 2}
+    assert fit(root) == ["kept from the folder: `methods` mean_diff (name one to change it)"]
+
+
+def test_each_trait_keeps_its_own(root: Path) -> None:
+    fit(root, "poem", methods=["gradient"], layers=[0])
+    fit(root, "prose", methods=["mean_diff"], layers=[0])
+    assert fit(root) == [
+        "poem: kept from the folder: `methods` gradient, `layers` 0 (name one to change it)",
+        "prose: kept from the folder: `methods` mean_diff, `layers` 0 (name one to change it)",
+    ]
+    assert (fitted(root), fitted(root, "prose")) == ({("gradient", 0)}, {("mean_diff", 0)})
+
+
+def test_what_could_not_be_fitted_is_not_remembered(root: Path) -> None:
+    fit(root, "poem", methods=["gradient"], layers=[0])
+    result = fit_experiment(root, ["poem"], layers=[77])
+    assert set(result.errors) == {"poem"}
+    fit(root, "poem")
+    assert fitted(root) == {("gradient", 0)}
+
+
+def test_a_damaged_memory_names_itself_and_its_remedy(root: Path) -> None:
+    path = TraitFolder(root / "poem").asked_vectors
+    path.parent.mkdir()
+    path.write_text('{"methods": 3}')
+    with pytest.raises(UsageError, match=r"asked\.json is damaged.*remove it, and name `methods`"):
+        fit_experiment(root, ["poem"])
+
+
+@pytest.fixture
+def pooled(tmp_path: Path) -> Path:
+    """A trait of two pools, whose vectors were fitted on the second."""
+    folder = planted.write_trait(
+        tmp_path / "exp" / "poem", n_layers=2, dim=16, pools=("response_mean", "prompt_last")
+    )
+    fit_experiment(folder.parent, methods=["gradient"], pool="prompt_last")
+    return Path(folder)
+
+
+def test_the_pool_that_is_not_named_is_that_of_the_last_fit(
+    pooled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fit(pooled.parent) == [
+        "kept from the folder: `methods` gradient, `pool` prompt_last (name one to change it)"
+    ]
+    assert load_vectors(pooled).pool == "prompt_last"
+    assert load_vectors(pooled, "prompt_last").pool == "prompt_last"
+    monkeypatch.setattr(page_module, "audit_table", responses_of)
+    said: list[str] = []
+    written = write_report(pooled.parent, notice=said.append)
+    assert [path.name for path in written.pages] == 2 * ["report.prompt_last.html"]
+    assert said == ["kept from the folder: `pool` prompt_last (name one to change it)"]
+    fit(pooled.parent, pool="response_mean")
+    assert load_vectors(pooled).pool == "response_mean"
+
+
+def test_the_only_pool_that_was_captured_need_not_be_named(tmp_path: Path) -> None:
+    folder = planted.write_trait(
+        tmp_path / "exp" / "poem", n_layers=2, dim=16, pools=("prompt_last",)
+    )
+    fit_experiment(folder.parent, methods=["gradient"])
+    assert (folder / "evaluation.prompt_last.parquet").is_file()
+
+
+def test_the_command_says_what_it_kept(root: Path, traitmill: Traitmill) -> None:
+    on = ["--experiment", "exp", "--trait", "poem", "--experiments_dir", str(root.parent)]
+    code, said = traitmill("vectors", *on, "--methods", "gradient", "--layers", "0,2")
+    assert (code, "kept from" in said) == (0, False), said
+    code, said = traitmill("vectors", *on)
+    assert "kept from the folder: --methods gradient, --layers 0,2 (name" in said
+    assert "poem: fitted before, nothing has changed since" in said
+    code, said = traitmill("vectors", *on, "--layers", "all")
+    assert "1 methods x 3 layers" in said
