@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import GUIDE
-from traitmill.engine.report.plots import SERIES, STYLE
+from traitmill.engine.report.picture import SERIES, STYLE
 
 
 @contextmanager

@@ -25,6 +25,8 @@ PARAMS = (
         type=click.Path(path_type=Path),
     ),
 )
+LISTED = 10
+"""Responses named of each kind; their numbers are those of traitmill show and of the page."""
 
 
 @click.command(cls=options.GroupedCommand, params=PARAMS)
@@ -47,6 +49,11 @@ def command(**given: Any) -> int:
         f"{found.n} marked, {found.wrong} of them as wrong: you agree with the judge on "
         f"{value:.0%} (95 % interval {low:.0%} to {high:.0%})"
     )
+    for which, ids in (("left out", found.rejected), ("kept", found.kept)):
+        if ids:
+            more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
+            listed = ", ".join(each[:8] for each in ids[:LISTED])
+            say(f"wrongly {which}, as you read them: {listed}{more}")
     if found.kappa is None:
         say(
             "Cohen's kappa is not defined: of what is marked, all lies on one side of the threshold"

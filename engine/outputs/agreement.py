@@ -31,6 +31,10 @@ class Agreement:
     """Cohen's; None where both said only yes, or only no."""
     outdated: int
     """Marks of scores that are no longer the response's: they do not count."""
+    rejected: tuple[str, ...] = ()
+    """Ids of responses that were not kept and that the judge got wrong."""
+    kept: tuple[str, ...] = ()
+    """Ids of kept responses that the judge got wrong."""
 
 
 def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
@@ -43,6 +47,8 @@ def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
     state = load_state(folder)
     scores = dict(zip(state.plan.ids.tolist(), state.verdicts.score.tolist(), strict=True))
     thresholds = state.choice.thresholds
+    passing = dict(zip(scores, state.passing().tolist(), strict=True))
+    wrong: dict[bool, list[str]] = {True: [], False: []}
     judge, person, outdated = [], [], 0
     for row in _read(marks):
         score = scores.get(row["sample_id"].encode())
@@ -56,6 +62,8 @@ def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
         yes = score >= thresholds["pos" if side == "pos" else "neg"]
         judge.append(yes)
         person.append(yes == _MARKS[row["mark"]])
+        if judge[-1] != person[-1]:
+            wrong[passing[row["sample_id"].encode()]].append(row["sample_id"])
     if not judge:
         raise UsageError(
             f"{marks} holds no mark that counts ({outdated} are of scores that changed since): "
@@ -69,6 +77,8 @@ def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
         share=Estimate(agree, *wilson(agree, len(first))),
         kappa=cohens_kappa(first, second),
         outdated=outdated,
+        rejected=tuple(wrong[False]),
+        kept=tuple(wrong[True]),
     )
 
 

@@ -10,7 +10,8 @@ from ..errors import ExitCode, TraitmillError
 from ..settings import DEFAULT_POOL
 from ..storage import lock_traits, select_traits
 from ..vectors import check_pool, kept_line, kept_pool
-from .page import write_experiment_report, write_trait_report
+from .experiment import write_experiment_report
+from .page import write_trait_report
 
 
 @dataclass(frozen=True, slots=True)

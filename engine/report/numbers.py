@@ -147,6 +147,15 @@ def method_rows(figures: TraitFigures) -> list[dict[str, Any]]:
 # --- of the metadata ---
 
 
+def judge_name(judge: str | None, model: str) -> str:
+    """Return who judged responses of `model`, as a page names it."""
+    if judge is None:
+        return "an unknown judge"
+    if judge == "local":
+        return f"{model} itself"
+    return judge.removeprefix("local:")
+
+
 def yields(metadata: Metadata) -> dict[str, list[int]]:
     """Return counts of pos and neg by what became of the responses, without lines of zeros."""
     found: dict[str, list[int]] = {}

@@ -1,78 +1,19 @@
-"""The pictures of a page: which ones it shows, and how each is drawn."""
+"""The pictures of a trait's page: which ones it shows, and how the curves are drawn."""
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..records import POLARITIES
+from .heat_maps import method_cosines
 from .numbers import TraitFigures
+from .picture import INK, MUTED, SERIES, Picture, as_picture, fill_band, panels
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
-
-NAMES = ("scores", "auroc", "projections", "cosines", "neighbours", "steering", "transfer")
-"""Of all pictures that any page can have."""
-WIDTH = 8.5
-"""Inches, of all but the heat maps: one width, one size of letters on the page."""
-INK = "#1b1f24"
-MUTED = "#6b7079"
-GRID = "#d5d8dd"
-MANY = 24
-"""Traits beyond which a page does not list all pairs of them, and a picture has no numbers."""
-SERIES = ("#1f6feb", "#c2570c", "#11804f", "#8a3ffc", "#c4314b", "#7a8088")
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "traitmill",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "lines.markersize": 3,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture as two files."""
-
-    name: str
-    alt: str
-    """What a reader who cannot see it needs to know."""
-    inches: float
-    """Width."""
-    svg: bytes
-    """Without a background: a dark page shows it inverted, with its hues turned back."""
-    png: bytes
-    """On white."""
-
-    @property
-    def address(self) -> str:
-        """The SVG as a `data:` URI."""
-        return f"data:image/svg+xml;base64,{b64encode(self.svg).decode()}"
-
-
-# --- which pictures a page shows ---
 
 
 def trait_pictures(figures: TraitFigures, responses: pl.DataFrame) -> list[Picture]:
@@ -83,7 +24,8 @@ def trait_pictures(figures: TraitFigures, responses: pl.DataFrame) -> list[Pictu
         pictures.append(auroc_by_layer(figures))
     if figures.best:
         pictures.append(projection_histogram(figures))
-    pictures.append(method_cosines(figures))
+    if len(figures.methods) > 1:
+        pictures.append(method_cosines(figures))
     if len(figures.layers) > 1:
         pictures.append(neighbour_cosines(figures))
     return pictures
@@ -156,7 +98,7 @@ def auroc_by_layer(figures: TraitFigures) -> Picture:
 
 def _auroc_panel(axes: Axes, figures: TraitFigures, split: str, method: str) -> None:
     """Draw a method's curve and band, the other methods in grey, and the band of random vectors."""
-    _band(axes, figures.rows("random_auroc", split=split), MUTED)
+    _band(axes, figures.rows("random_auroc", split=split), MUTED, hatched=True)
     for other in figures.methods:
         rows = figures.rows("auroc", split=split, method=other)
         axes.plot(rows["layer"], rows["value"], color=MUTED, linewidth=0.6)
@@ -184,92 +126,6 @@ def neighbour_cosines(figures: TraitFigures) -> Picture:
         return as_picture(figure, "neighbours", alt)
 
 
-def method_cosines(figures: TraitFigures) -> Picture:
-    """Draw the cosines between the methods' vectors at the layer where they are compared."""
-    layer = figures.comparison_layer
-    listed = []
-    cosines = figures.rows("cosine", layer=layer)
-    for method, other, value in cosines.select("method", "other", "value").iter_rows():
-        if method < other:
-            listed.append(f"{method} and {other} {value:.2f}")
-    pairs = ", ".join(listed) or "one method only"
-    alt = f"Cosine between the methods' vectors at layer {layer}: {pairs}."
-    return _heat_map("cosines", alt, figures.methods, cosines["value"], least=-1)
-
-
-def transfer_picture(table: pl.DataFrame) -> Picture:
-    """Draw each trait's vector on each trait's rows; pairs that were not measured stay blank.
-
-    Of many traits, those that resemble each other stand side by side.
-    """
-    alt = "AUROC of each trait's vector on each trait's responses, as listed in the table below."
-    names = list(table["trait"].unique(maintain_order=True))
-    if len(names) <= MANY:
-        return _heat_map("transfer", alt, names, table["value"], least=0)
-    matrix = table["value"].to_numpy().reshape(len(names), len(names))
-    order = alike(matrix)
-    names = [names[at] for at in order]
-    return _large_heat_map("transfer", alt, names, matrix[np.ix_(order, order)])
-
-
-def alike(matrix: np.ndarray) -> list[int]:
-    """Return an order of traits in which those of like rows and columns are neighbours.
-
-    The leaves of a tree of average linkage, in the order in which neighbours differ least
-    (Bar-Joseph et al. 2001, Bioinformatics 17). What was not measured counts as one half.
-    """
-    from scipy.cluster.hierarchy import leaves_list, linkage
-
-    known = np.nan_to_num(matrix, nan=0.5)
-    profiles = np.concatenate([known, known.T], axis=1)
-    return [int(at) for at in leaves_list(linkage(profiles, "average", optimal_ordering=True))]
-
-
-# --- parts of pictures ---
-
-
-@contextmanager
-def panels(
-    height: float,
-    rows: int = 1,
-    columns: int = 1,
-    width: float = WIDTH,
-    *,
-    share_y: bool = True,
-) -> Iterator[tuple[Figure, np.ndarray]]:
-    """Yield an empty figure of so many inches, and its axes `[rows, columns]`."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False)
-        yield figure, axes
-
-
-def as_picture(figure: Figure, name: str, alt: str, legend_of: int = -1) -> Picture:
-    """Return the figure as files, with a legend above it, of one of its axes."""
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    svg = BytesIO()
-    png = BytesIO()
-    handles, labels = figure.axes[legend_of].get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
-    ConstrainedLayoutEngine().execute(figure)  # once for both files
-    figure.savefig(png, format="png", dpi=140, metadata={"Software": None})
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Picture(
-        name=name,
-        alt=alt,
-        inches=figure.get_figwidth(),
-        svg=svg.getvalue(),
-        png=png.getvalue(),
-    )
-
-
 def _histogram(axes: Axes, pos: np.ndarray, neg: np.ndarray, bins: np.ndarray) -> None:
     for label, scores, colour in zip(POLARITIES, (pos, neg), SERIES, strict=False):
         axes.hist(
@@ -293,68 +149,5 @@ def _mark(axes: Axes, x: float, label: str | None = None) -> None:
     )
 
 
-def _band(axes: Axes, rows: pl.DataFrame, colour: str) -> None:
-    axes.fill_between(
-        rows["layer"],
-        rows["low"],
-        rows["high"],
-        color=colour,
-        alpha=0.25,
-        linewidth=0,
-    )
-
-
-def _heat_map(
-    name: str, alt: str, names: Sequence[str], values: pl.Series, least: float
-) -> Picture:
-    """Draw a square of values up to 1, row by row, with the numbers in the cells."""
-    matrix = values.to_numpy().reshape(len(names), len(names))
-    side = 0.62 * len(names) + 1.2
-    with panels(side - 0.4, width=side + 0.8) as (figure, ((axes,),)):
-        axes.grid(visible=False)
-        axes.pcolormesh(
-            matrix,
-            cmap=_colours(),
-            vmin=least,
-            vmax=1,
-            edgecolors=GRID,
-            linewidth=0.6,
-        )
-        for row, column in np.argwhere(np.isfinite(matrix)):
-            said = f"{matrix[row, column]:.2f}"
-            axes.text(column + 0.5, row + 0.5, said, ha="center", va="center")
-        ticks = np.arange(len(names)) + 0.5
-        axes.set_xticks(ticks, names, rotation=30, ha="right")
-        axes.set_yticks(ticks, names)
-        axes.tick_params(length=0, labelcolor=INK)
-        axes.spines[:].set_visible(False)
-        axes.invert_yaxis()
-        return as_picture(figure, name, alt)
-
-
-def _large_heat_map(name: str, alt: str, names: Sequence[str], matrix: np.ndarray) -> Picture:
-    """Draw a square of AUROCs without numbers, its cells as one image."""
-    # As wide as the page: a reader can enlarge the picture, whose letters are text.
-    cell = min(0.2, 12.5 / len(names))
-    side = cell * len(names)
-    with panels(side + 1.2, width=side + 0.9) as (figure, ((axes,),)):
-        axes.grid(visible=False)
-        image = axes.imshow(matrix, cmap=_colours(), vmin=0, vmax=1, aspect="auto")
-        size = {"fontsize": min(8, 66 * cell)}
-        axes.set_xticks(np.arange(len(names)), names, rotation=90, **size)
-        axes.set_yticks(np.arange(len(names)), names, **size)
-        axes.tick_params(length=0, labelcolor=INK, pad=1)
-        axes.spines[:].set_visible(False)
-        bar = figure.colorbar(
-            image, ax=axes, location="top", shrink=0.3, aspect=40, fraction=0.03, pad=0.01
-        )
-        bar.set_label("AUROC")
-        return as_picture(figure, name, alt)
-
-
-def _colours() -> LinearSegmentedColormap:
-    """Return colours from least to most, nothing in the middle."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    ends = [f"{SERIES[1]}b0", "#ffffff00", f"{SERIES[0]}b0"]
-    return LinearSegmentedColormap.from_list("", ends)
+def _band(axes: Axes, rows: pl.DataFrame, colour: str, *, hatched: bool = False) -> None:
+    fill_band(axes, rows["layer"], rows["low"], rows["high"], colour, hatched=hatched)

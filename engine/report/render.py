@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from importlib.resources import files
 from typing import Any
 
 
@@ -17,3 +20,10 @@ def render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**context)
+
+
+def inline_script(name: str) -> tuple[str, str]:
+    """Return a script of ours, and its hash as a page's policy allows it: that one and no other."""
+    script = files(__package__ or "").joinpath("templates", name).read_text("utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    return script, base64.b64encode(digest).decode()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomic
 from ..outputs import Metadata
 from ..storage import TraitFolder
-from .render import render
+from .numbers import judge_name
+from .render import inline_script, render
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,8 +28,7 @@ def write_responses(folder: TraitFolder, responses: pl.DataFrame, metadata: Meta
     rows = readable(responses)
     starts = range(0, max(1, len(rows)), ROWS_A_FILE)
     paths = [folder.responses_page(number) for number in range(len(starts))]
-    script = files(__package__ or "").joinpath("templates/responses.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script, digest = inline_script("responses.js")
     for number, (path, start) in enumerate(zip(paths, starts, strict=True)):
         suffix = f"-{number + 1}" if number else ""
         page = render(
@@ -39,7 +36,7 @@ def write_responses(folder: TraitFolder, responses: pl.DataFrame, metadata: Meta
             experiment=folder.experiment.name,
             trait=folder.name,
             model=metadata.model,
-            judge=metadata.judge.get("model") or "an unknown judge",
+            judge=judge_name(metadata.judge.get("model"), metadata.model),
             judge_key=metadata.judge.get("key") or "",
             marks_file=f"{folder.name}-marks{suffix}.csv",
             files=[each.name for each in paths],

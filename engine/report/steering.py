@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..outputs import Metadata
 from ..steering import read_study
 from ..storage import TraitFolder
-from .plots import MUTED, SERIES, Picture, as_picture, panels
+from .picture import MUTED, SERIES, Picture, as_picture, fill_band, panels
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,6 +19,7 @@ _PANELS = {
     "coherence": "coherence",
     "own_logprob": "log-probability of\nunsteered answers",
 }
+_LINES = {"unsteered": ("unsteered", ":"), "prompt": ("pos instruction", "--")}
 
 
 class Steered:
@@ -74,14 +75,18 @@ class Steered:
             if len(rows):
                 x = rows["coefficient"].to_numpy()
                 band = (rows["low"].to_numpy(), rows["high"].to_numpy())
-                axes.fill_between(x, *band, color=colour, alpha=0.2, linewidth=0)
+                fill_band(axes, x, *band, colour, hatched=colour == MUTED)
                 axes.plot(x, rows["value"].to_numpy(), "o-", color=colour, label=label)
-        for kind, style in (("unsteered", ":"), ("prompt", "--")):
+        for kind, (label, style) in _LINES.items():
             rows = self._table.filter(kind=kind, measure=measure).drop_nulls()
             if len(rows):
-                axes.axhline(
-                    rows["value"].item(), color=SERIES[1], linestyle=style, linewidth=1, label=kind
-                )
+                how: dict[str, Any] = {
+                    "color": SERIES[1],
+                    "linestyle": style,
+                    "linewidth": 1,
+                    "label": label,
+                }
+                axes.axhline(rows["value"].item(), **how)
         if measure == "coherence":
             axes.axhline(self.facts["coherence_least"], color=MUTED, linewidth=1)
         if self.claim["coefficient"] is not None:

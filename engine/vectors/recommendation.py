@@ -44,6 +44,8 @@ class Recommendation:
     general: bool = False
     """Whether the claim reaches to unseen groups of the other split too; else it is for these
     instructions only."""
+    lack: str = ""
+    """What is missing for a claim, in a few words; empty with one."""
     reason: str
     """A sentence: what to use, or why nothing is claimed."""
     why: tuple[str, ...] = ()
@@ -96,7 +98,9 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
     plain = f"held-out AUROC {ranks[best][0]:.2f} for unseen {split.name}s, not corrected"
     if chosen is None:
         reason = f"{lack}. {choice} is {best_of} so far."
-        return Recommendation(**where, reason=reason, why=(plain, *tie)), rows
+        return Recommendation(
+            **where, lack=_few_words(lack), reason=reason, why=(plain, *tie)
+        ), rows
     margin, top = _over_random(chosen, first.random[j])
     rows.append({"measure": "over_random", **where, **margin._asdict()})
     evidence = _Evidence(chosen, next(iter(others), None), margin, first.shuffled[i, j])
@@ -105,15 +109,14 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
         f"held-out AUROC {chosen}, corrected for choosing {best_of}",
         evidence.reach,
         evidence.against,
-        (
-            f"random vectors reach {auroc - margin.value:.2f} on average ({margin.value:.2f} "
-            f"less, {margin.low:.2f} to {margin.high:.2f}) and {top:.2f} at their 97.5th percentile"
-        ),
+        _beside_random(auroc, margin, top),
         *tie,
     ]
     reason = f"{lack}. {choice} is {best_of} so far." if lack else evidence.opening(choice, best_of)
+    missing = "" if evidence.claim else _few_words(lack) or "not shown to beat chance"
     return Recommendation(
         **where,
+        lack=missing,
         auroc=auroc,
         low=low,
         high=high,
@@ -122,6 +125,19 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
         reason=reason,
         why=tuple(why),
     ), rows
+
+
+def _beside_random(auroc: float, margin: Estimate, top: float) -> str:
+    """Say what random vectors reach, and by how much that is less."""
+    apart, low, high = margin
+    word = "less"
+    if apart < 0:
+        apart, low, high = -apart, -high, -low
+        word = "more"
+    return (
+        f"random vectors reach {auroc - margin.value:.2f} on average ({apart:.2f} {word}, "
+        f"{low:.2f} to {high:.2f}) and {top:.2f} at their 97.5th percentile"
+    )
 
 
 def _tie(ranks: Sequence[tuple[float, float]], vectors: Vectors) -> list[str]:
@@ -227,6 +243,10 @@ class _Evidence:
         if not self.shuffled.size:
             return "labels could not be shuffled"
         return f"shuffled labels give {self.shuffled.mean():.2f}"
+
+
+def _few_words(lack: str) -> str:
+    return f"{lack[:1].lower()}{lack[1:]}".replace(" for a claim", "")
 
 
 def _too_few(split: Split) -> str:

@@ -11,7 +11,7 @@ from tests.support import planted
 from traitmill.engine.errors import ExitCode, LockedError, UsageError
 from traitmill.engine.report import page as page_module
 from traitmill.engine.report import write_report
-from traitmill.engine.report.plots import NAMES, Picture
+from traitmill.engine.report.picture import NAMES, Picture
 from traitmill.engine.storage import TraitFolder, lock_traits
 from traitmill.engine.vectors import fit_experiment
 

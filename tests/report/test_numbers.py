@@ -20,6 +20,7 @@ from tests.report.pages import (
 )
 from tests.support import planted
 from traitmill.engine.errors import UsageError
+from traitmill.engine.report import experiment as experiment_module
 from traitmill.engine.report import page as page_module
 from traitmill.engine.report import write_experiment_report, write_trait_report
 from traitmill.engine.storage import TraitFolder
@@ -112,7 +113,8 @@ def test_what_has_no_price_has_no_dollars(tmp_path, model):
     folder = with_page(tmp_path / "exp" / "poem", change={"judge": judge})
     page = Page(folder.report())
     assert "US dollars" not in page.html
-    assert f"Judge: {model or 'an unknown judge'}. A score is its yes against" in page.said("judge")
+    named = "google/gemma-2-2b-it itself" if model else "an unknown judge"
+    assert f"Judge: {named}. A score is its yes against" in page.said("judge")
     assert "AUROC" not in page.said("judge")
 
 
@@ -194,14 +196,15 @@ def test_the_experiment_lists_its_traits_and_what_transfers(experiment):
         found = Evaluation(folder)
         method, layer = found.best()
         assert page.cell("traits", trait, "Kept pos") == "40"
-        assert page.cell("traits", trait, "Judge") == planted.JUDGE
+        assert page.cell("traits", trait, "Judged by") == planted.JUDGE
         assert page.cell("traits", trait, "Method") == method
         assert page.cell("traits", trait, "Layer") == str(layer)
         shown = page.cell("traits", trait, "Held-out AUROC (95 % interval)")
         assert shown == found.shown("selected_auroc", split="question")
     assert page.cell("traits", "poem", "Claim") == "for its instructions"
-    assert page.cell("traits", "noise", "Claim") == "no"
-    assert page.cell("traits", "lone", "Method") == "nothing recommended"
+    assert page.cell("traits", "noise", "Claim") == "no not shown to beat chance"
+    assert page.cell("traits", "lone", "Method") == "-"
+    assert "the kept rows have only one question" in page.cell("traits", "lone", "Claim")
     transfer = pl.read_parquet(experiment / "evaluation.parquet").to_dicts()
     expected = []
     for row in transfer:
@@ -214,10 +217,12 @@ def test_the_experiment_lists_its_traits_and_what_transfers(experiment):
 
 
 def test_of_many_traits_each_lists_its_own_figure_and_the_farthest(experiment, monkeypatch):
-    monkeypatch.setattr("traitmill.engine.report.page.MANY", 2)
+    monkeypatch.setattr("traitmill.engine.report.experiment.MANY", 2)
     monkeypatch.setattr("traitmill.engine.report.numbers.FARTHEST", 1)
     pages = []
-    monkeypatch.setattr(page_module, "_write", lambda _folder, page, *_: pages.append(page))
+    monkeypatch.setattr(
+        experiment_module, "write_page", lambda _folder, page, *_: pages.append(page)
+    )
     write_experiment_report(experiment, pytest.fail)
     transfer = pl.read_parquet(experiment / "evaluation.parquet")
     expected = []

@@ -58,6 +58,43 @@ def test_a_trait_that_changed_since_is_left_out_with_a_notice(tmp_path):
     assert all(re.search(r"\bb\b", notice) for notice in notices)
 
 
+def test_the_experiment_says_why_a_trait_has_no_page_or_no_claim(tmp_path):
+    root = tmp_path / "exp"
+    with_page(root / "few", n_questions=4, n_per_side=16)
+    with_page(root / "noise", signal=0.0, seed=3, n_questions=12, n_per_side=48)
+    with_page(root / "poem", n_questions=12, n_per_side=48)
+    with_page(root / "stale")
+    planted.write_trait(root / "stale", n_layers=2, dim=16, seed=5)
+    planted.write_trait(root / "unfitted")
+    (root / "new").mkdir()
+    (root / "new" / "trait_definition.json").write_text("{}")
+    fitted = planted.write_trait(root / "empty", n_layers=1)
+    planted.write_metadata(fitted, planted.read_metadata(fitted) | {"n_examples_neg": 0})
+    page = Page(write_experiment_report(root, lambda _: None))
+    assert page.cell("traits", "few", "Claim") == "no too few questions: 4, 10 are needed"
+    assert page.cell("traits", "noise", "Claim") == "no not shown to beat chance"
+    assert page.cell("traits", "poem", "Claim").startswith(("yes", "for its"))
+    why = page.terms["traits"]
+    assert why.keys() == {"stale", "unfitted", "new", "empty"}
+    assert why["new"] == "no run yet"
+    assert why["unfitted"] == "no vectors of response_mean were fitted yet"
+    assert why["empty"] == "the neg side kept nothing; a vector needs two a side or more"
+    assert "other activations" in why["stale"]
+
+
+def test_who_judged_is_named_where_scores_are(tmp_path):
+    folder = write_trait(tmp_path / "exp" / "poem")
+    metadata = metadata_of(folder)
+    metadata["judge"]["model"] = "local"
+    planted.write_metadata(folder.path, metadata)
+    write_trait_report(folder)
+    page = Page(folder.report())
+    for section in ("judge", "audit"):
+        assert f"{planted.MODEL} itself" in page.said(section)
+    whole = Page(write_experiment_report(folder.experiment, pytest.fail))
+    assert whole.cell("traits", "poem", "Judged by") == f"{planted.MODEL} itself"
+
+
 def test_text_is_escaped(experiment):
     html = Page(experiment / "poem" / "report.html").html
     assert "<script" not in html
@@ -131,6 +168,30 @@ def test_a_browser_shows_the_page_and_fetches_nothing(experiment, browser, schem
             letters = seen[-seen.shape[0] // 8 :]  # the lowest line has only letters
             assert np.abs(letters - ground).max() > 0.5
         page.close()
+
+
+@pytest.mark.slow
+def test_many_traits_are_found_by_typing(tmp_path, monkeypatch, browser):
+    monkeypatch.setattr("traitmill.engine.report.experiment.FILTERED", 3)
+    for name in ("brave", "calm", "bravado"):
+        with_page(tmp_path / "exp" / name, n_layers=1)
+    update_transfer(tmp_path / "exp", pytest.fail)
+    path = write_experiment_report(tmp_path / "exp", pytest.fail)
+    page = browser.new_page()
+    requests, complaints = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(path.as_uri())
+    rows = page.locator("#traits tbody tr:visible th")
+    assert rows.all_inner_texts() == ["bravado", "brave", "calm"]
+    page.locator("#filter").fill("BRAV")
+    assert rows.all_inner_texts() == ["bravado", "brave"]
+    page.locator("#filter").fill("brav ado")
+    assert rows.all_inner_texts() == ["bravado"]
+    assert page.locator("#shown").inner_text() == "1 of 3"
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    assert complaints == []
+    page.close()
 
 
 @pytest.mark.slow

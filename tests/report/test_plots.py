@@ -14,8 +14,9 @@ from matplotlib.image import imread
 
 from tests.report.pages import Evaluation, Page, metadata_of, responses_of, with_page
 from traitmill.engine.report import write_trait_report
+from traitmill.engine.report.heat_maps import transfer_picture
 from traitmill.engine.report.numbers import TraitFigures
-from traitmill.engine.report.plots import auroc_by_layer, score_histogram, transfer_picture
+from traitmill.engine.report.plots import auroc_by_layer, score_histogram
 from traitmill.engine.storage import TraitFolder
 from traitmill.engine.vectors import fit_trait
 

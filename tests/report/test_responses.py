@@ -146,6 +146,15 @@ def test_agree_says_what_marks_amount_to(work: lab.Work, tmp_path: Path, traitmi
     assert code == ExitCode.OK
     assert "40 marked, 8 of them as wrong: you agree with the judge on 80%" in said
     assert f"Cohen's kappa {found.kappa.value:.2f}, 95 % interval" in said
+    # Which ones: those left out that the judge got wrong, and those kept.
+    wrong_ids = [row["sample_id"] for row in scored[::5]]
+    passed = {
+        r["sample_id"] for r in scored if (r["score"] >= 50) == (sides[r["sample_id"]] == "pos")
+    }
+    assert set(found.kept) == passed & set(wrong_ids)
+    assert set(found.rejected) == set(wrong_ids) - passed
+    named = ", ".join(each[:8] for each in found.rejected)
+    assert f"wrongly left out, as you read them: {named}" in said
     lines[1] = lines[1].replace(f",{scored[0]['score']},", ",0.5,")
     marks.write_text("\n".join(lines))
     assert read_agreement(TraitFolder(work.folders[0]), marks).outdated == 1

@@ -38,7 +38,10 @@ async def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
 async def test_r24_the_page_says_what_the_figures_say(toy: Toy) -> None:
     folder = TraitFolder(toy.folder)
     page = write_trait_report(folder).read_text()
-    section = page[page.index('id="steering"') : page.index('id="audit"')]
+    begins = page.index('id="steering"')
+    assert page.index('id="recommendation"') < begins < page.index('id="yield"'), "it comes first"
+    section = page[begins : page.index('id="yield"')]
+    assert f"Trait scores are {read_study(folder)[1]['judge']}'s." in section
     table, facts = read_study(folder)
     sentence = re.sub(r"<[^>]*>", "", section)
     assert facts["claim"]["sentence"].replace("&", "&amp;") in sentence
