@@ -27,7 +27,7 @@ PARAMS = (
 )
 
 
-@click.command(cls=options.GroupedCommand, params=PARAMS)
+@click.command(cls=options.GroupedCommand, greets=True, params=PARAMS)
 def command(experiments_dir: Path, seed: int, *, new_run: bool) -> int:
     """Poems against plain sentences, written and judged by a 135M model: 50 responses a side.
 

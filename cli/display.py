@@ -13,21 +13,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from traitmill.engine.run import STAGES, Listener, Progress, Stage, append, redirected
+from traitmill.engine.run import (
+    STAGES,
+    Listener,
+    Progress,
+    Stage,
+    append,
+    loading_phase,
+    redirected,
+)
 from traitmill.engine.storage import installed_versions
 
 from .output import open_text
 from .render import options_in
+from .waiting import REDRAW_S, turning, waiting
 
 _PLAIN_EVERY_S = 10.0
-_REDRAW_S = 0.5
 _BAR = 24
-_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 class Display(Listener):
@@ -62,6 +69,7 @@ class Display(Listener):
 
         The event loop never waits for a terminal.
         """
+        waiting.stop()
         self._stack.enter_context(redirected(progress.log))
         self._log = progress.log
         for line in (*_head(), *self._said):
@@ -70,7 +78,7 @@ class Display(Listener):
         over = threading.Event()
         thread = threading.Thread(target=self._watch, args=(progress, over), daemon=True)
         thread.start()
-        self._stack.callback(thread.join, 2 * _REDRAW_S)
+        self._stack.callback(thread.join, 2 * REDRAW_S)
         self._stack.callback(over.set)
 
     def ended(self) -> None:
@@ -86,7 +94,7 @@ class Display(Listener):
             while not over.wait(_PLAIN_EVERY_S):
                 line = _line(progress)
                 if not progress.elapsed:
-                    line = f"loading, {self._seconds:.0f} s"
+                    line = f"loading, {self._seconds:.0f} s: {loading_phase(progress.log)}"
                 self.notice(line)
             return
         # The process's own stdout belongs to the log; rich would bring it back to the screen.
@@ -97,8 +105,8 @@ class Display(Listener):
             redirect_stdout=False,
             redirect_stderr=False,
         ) as live:
-            while not over.wait(_REDRAW_S):
-                live.update(_table(progress, self._seconds), refresh=True)
+            while not over.wait(REDRAW_S):
+                live.update(_screen(progress, self._seconds), refresh=True)
             live.update(Text(""), refresh=True)
 
 
@@ -119,7 +127,7 @@ def _shown(progress: Progress) -> list[Stage]:
     return [stage for stage in STAGES if stage != "capture" or progress.captures]
 
 
-def _table(progress: Progress, seconds: float) -> Table:
+def _screen(progress: Progress, seconds: float) -> Group:
     """Return the screen of a run; something on it moves each time, by `seconds`."""
     table = Table.grid(padding=(0, 2))
     counts = progress.counts()
@@ -130,14 +138,16 @@ def _table(progress: Progress, seconds: float) -> Table:
         bar.append("─" * (_BAR - filled), style="dim")
         left = _time_left(progress, stage, total - done)
         table.add_row(stage, bar, f"{done:,}/{total:,}", _rate(progress, stage), left)
-    if not progress.elapsed:
-        phase = _SPINNER[int(seconds / _REDRAW_S) % len(_SPINNER)]
-        table.add_row("loading", Text(f"{phase} {seconds:.0f} s", style="dim"))
     kept = progress.kept()
-    table.add_row("kept", f"{kept['pos']} pos + {kept['neg']} neg")
+    lines = {"kept": f"{kept['pos']} pos + {kept['neg']} neg"}
     if progress.usage is not None:
-        table.add_row("judge", _judge(progress))
-    return table
+        lines["judge"] = _judge(progress)
+    state = "" if progress.elapsed else f"loading: {loading_phase(progress.log)}"
+    below = Table.grid(padding=(0, 2))
+    for name, said in lines.items():
+        below.add_row(f"{name:<10}", said)
+    below.add_row(Text(turning(seconds), style="dim"), Text(state, style="dim"))
+    return Group(table, below)
 
 
 def _line(progress: Progress) -> str:

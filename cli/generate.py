@@ -29,7 +29,7 @@ PARAMS = (
 )
 
 
-@click.command(cls=options.GroupedCommand, params=PARAMS)
+@click.command(cls=options.GroupedCommand, greets=True, params=PARAMS)
 def command(**given: Any) -> int:
     """Generate responses on vLLM, judge each as it is finished, capture activations, write the
     files.

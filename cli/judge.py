@@ -20,6 +20,7 @@ ASK = options.Option(
 
 @click.command(
     cls=options.GroupedCommand,
+    greets=True,
     params=[*options.SELECTION, ASK, options.RESET, *options.JUDGE, options.FORCE_UNLOCK],
 )
 def command(**given: Any) -> int:

@@ -16,6 +16,7 @@ from traitmill.engine.threads import wait_briefly
 
 from .output import is_full, safe_streams
 from .render import as_error, complain
+from .waiting import waiting
 
 COMMANDS = {
     "new": "begin a trait definition: a scaffold, or a draft from one sentence",
@@ -109,6 +110,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with safe_streams() as out:
         code = _run()
+        waiting.stop()
         out.flush()
         if is_full(out):
             complain(ResourceError("the disk is full under the output; part of it is lost"))

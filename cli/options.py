@@ -21,6 +21,7 @@ from traitmill.engine.settings import (
 )
 
 from .values import AutoInt, Layers
+from .waiting import greet
 
 
 class Option(click.Option):
@@ -57,10 +58,21 @@ def setting(
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its common options in groups; `--help_all` shows every one."""
+    """A command whose help shows its common options in groups; `--help_all` shows every one.
 
-    def __init__(self, name: str | None, *, params: Iterable[Option], **how: Any) -> None:
+    `greets`: it takes long to begin, and says at once what was asked.
+    """
+
+    def __init__(
+        self, name: str | None, *, params: Iterable[Option], greets: bool = False, **how: Any
+    ) -> None:
         super().__init__(name, params=[*params, _HELP_ALL], **how)
+        self._greets = greets
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if self._greets:
+            greet(ctx.info_name or "", ctx.params)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}

@@ -5,9 +5,50 @@ from __future__ import annotations
 import errno
 import io
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from typing import Any, TextIO
+
+_WIPE = b"\r\x1b[2K"
+
+
+class _Passing:
+    """A line on the terminal that is gone before anything else is written there."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.shown = False
+        self.at_start = True
+        """Whether the cursor stands at the start of a line."""
+
+    def show(self, text: str) -> None:
+        """Write it in place of the last one; not into the middle of a line."""
+        with self.lock:
+            if self.at_start:
+                self.shown = True
+                os.write(1, _WIPE + text.encode())
+
+    def wipe(self) -> None:
+        with self.lock:
+            self._wipe()
+
+    def _wipe(self) -> None:
+        if self.shown:
+            self.shown = False
+            os.write(1, _WIPE)
+
+    def write(self, number: int, data: Any) -> int:
+        """Write to the terminal, where the line was."""
+        with self.lock:
+            self._wipe()
+            written = os.write(number, data)
+            self.at_start = bytes(data[:written]).endswith(b"\n")
+            return written
+
+
+passing = _Passing()
 
 
 class _Descriptor(io.RawIOBase):
@@ -15,6 +56,7 @@ class _Descriptor(io.RawIOBase):
 
     def __init__(self, number: int) -> None:
         self._number = number
+        self._write = partial(passing.write if os.isatty(number) else os.write, number)
         self.error: OSError | None = None
 
     def fileno(self) -> int:
@@ -29,7 +71,7 @@ class _Descriptor(io.RawIOBase):
     def write(self, data: Any) -> int:
         if self.error is None:
             try:
-                return os.write(self._number, data)
+                return self._write(data)
             except OSError as error:
                 self.error = error
         return len(data)

@@ -29,7 +29,7 @@ PARAMS = (
 )
 
 
-@click.command(cls=options.GroupedCommand, params=PARAMS)
+@click.command(cls=options.GroupedCommand, greets=True, params=PARAMS)
 def command(**given: Any) -> int:
     """Generate and judge the first questions under the first instruction pair, and show both sides.
 

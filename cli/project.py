@@ -71,7 +71,7 @@ PARAMS = (
 )
 
 
-@click.command(cls=options.GroupedCommand, params=PARAMS)
+@click.command(cls=options.GroupedCommand, greets=True, params=PARAMS)
 def command(**given: Any) -> int:
     """Place texts along trait vectors: every turn's mean, and every token's projection.
 

@@ -16,7 +16,7 @@ from .render import complain, say
 from .session import run_to_end
 
 
-@click.command(cls=GroupedCommand, params=PARAMS)
+@click.command(cls=GroupedCommand, greets=True, params=PARAMS)
 def command(**given: Any) -> int:
     """Everything: generate, judge, capture, fit vectors, evaluate them, write report.html.
 

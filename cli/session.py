@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from traitmill.engine.errors import ExitCode
 
+from .waiting import waiting
+
 if TYPE_CHECKING:
     from traitmill.engine.run import RunResult
 
@@ -68,6 +70,7 @@ def watched(call: Callable[..., Awaitable[T]], arguments: Mapping[str, Any]) -> 
         def press() -> None:
             if stop.is_set():
                 display.ended()
+                waiting.stop()
                 os._exit(ExitCode.INTERRUPTED)
             display.notice("stopping: storing what is in hand (press again to leave at once)")
             stop.set()
@@ -87,4 +90,5 @@ def watched(call: Callable[..., Awaitable[T]], arguments: Mapping[str, Any]) -> 
 def leave_if(*, interrupted: bool) -> None:
     """End an interrupted command: a thread may still be loading a model, and is not waited for."""
     if interrupted:
+        waiting.stop()
         os._exit(ExitCode.INTERRUPTED)

@@ -64,7 +64,7 @@ PARAMS = (
 )
 
 
-@click.command(cls=options.GroupedCommand, params=PARAMS)
+@click.command(cls=options.GroupedCommand, greets=True, params=PARAMS)
 def command(**given: Any) -> int:
     """Answer a trait's questions, without an instruction, with its vector added to the model.
 

@@ -50,7 +50,7 @@ PARAMS = (
 )
 
 
-@click.command(cls=options.GroupedCommand, params=PARAMS)
+@click.command(cls=options.GroupedCommand, greets=True, params=PARAMS)
 def command(**given: Any) -> int:
     """Fit trait vectors from captured activations, measure them on held-out questions and
     instructions.

@@ -11,6 +11,7 @@ from .importing import Imported, import_traits
 from .loading import Work, open_backends
 from .log import append, new_log, redirected
 from .per_token import TokenEstimate, capture_tokens
+from .phases import loading_phase
 from .pipeline import Pipeline
 from .prepare import recovered
 from .previewing import Preview, PreviewRow, preview
@@ -51,6 +52,7 @@ __all__ = [
     "generating_model",
     "import_traits",
     "judge",
+    "loading_phase",
     "new_log",
     "new_trait",
     "open_backends",

@@ -57,13 +57,18 @@ def redirected(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
         os.close(descriptor)
 
 
-def last_error(log: Path) -> str:
-    """The last line of a log that names an error, for a message; empty when there is none."""
+def tail(log: Path) -> str:
+    """The end of a log; empty where it cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
-            lines = file.read().decode("utf-8", "replace").splitlines()
+            return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def last_error(log: Path) -> str:
+    """The last line of a log that names an error, for a message; empty when there is none."""
+    lines = tail(log).splitlines()
     named = [line.strip() for line in lines if "Error" in line and "EngineDeadError" not in line]
     return named[-1][-300:] if named else ""

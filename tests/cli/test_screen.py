@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import json
 import math
@@ -282,8 +283,8 @@ def test_t11_the_log_of_a_judging_holds_command_versions_notices_and_summary(
     log = Path(name).read_text()
     assert f"judge --experiment exp --trait trait --experiments_dir {work.root}" in log
     assert re.search(r"python 3\.\d+\.\d+, .*torch 2\.", log)
-    assert "judge m: 1 judge prompt" in log
-    for line in result.stdout.splitlines():
+    assert f"judge m at {server.url}: 1 judge prompt" in log
+    for line in result.stdout.splitlines()[1:]:  # the first says the command again
         if "loading, " not in line:
             assert line.strip() in log
     assert "verysecret" not in log
@@ -357,6 +358,69 @@ def test_t51_no_numeric_option_takes_nan_or_infinity(name: str, value: float) ->
 
 def test_t51_the_numeric_options_are_found() -> None:
     assert {"judge_tpm", "judge_rpm", "judge_patience", "max_cost", "flush_seconds"} < set(NUMBERS)
+
+
+# --- the first sign of life ---
+
+LONG = ("run", "generate", "activations", "judge", "preview", "steer", "vectors", "project", "demo")
+HEAVY = {"numpy", "pyarrow", "torch", "transformers", "vllm", "openai", "polars"}
+
+
+GIVEN = {"demo": [], "project": ["--texts", "x", "--vectors", "v", "--to", "o"]}
+SAYS = {"demo": "demo", "project": "project"}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_what_takes_long_says_at_once_what_was_asked(name: str, tmp_path: Path) -> None:
+    """Before any library that takes a second is imported, and on the first line."""
+    given = GIVEN.get(name, ["--experiment", "e", "--trait", "t"])
+    code = (
+        "import sys\n"
+        "from traitmill.cli import main, waiting\n"
+        "def say(line):\n"
+        f"    print(line, sorted({HEAVY} & set(sys.modules)), flush=True)\n"
+        "    raise SystemExit\n"
+        "waiting.click.echo = say\n"
+        f"sys.argv = ['traitmill', {name!r}, *{given}]\n"
+        "main.main()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    said = SAYS.get(name, f"{name}, experiment e, trait t")
+    assert result.stdout.strip() == f"{said} []", result
+
+
+def test_something_moves_until_there_is_something_to_see(tmp_path: Path) -> None:
+    """On a terminal a figure turns while nothing is written, and is gone before the next line."""
+    code = (
+        "import sys, time\n"
+        "from traitmill.cli.output import safe_streams\n"
+        "from traitmill.cli import waiting\n"
+        "with safe_streams():\n"
+        "    waiting.greet('run', {'experiment': 'e', 'traits': 'a,b'})\n"
+        "    time.sleep(1.7)\n"
+        "    print('model: m')\n"
+        "    time.sleep(0.7)\n"
+        "    print('no such model', file=sys.stderr)\n"
+        "    waiting.waiting.stop()\n"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(Path(__file__).parents[2])
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    written = b""
+    with contextlib.suppress(OSError):  # the terminal is closed: the program has ended
+        while data := os.read(terminal, 1 << 16):
+            written += data
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    text = written.decode()
+    assert len(set(re.findall("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]", text))) >= 3
+    assert [line for line in Screen(text, 80).lines if line] == [
+        "run, experiment e, traits a,b",
+        "model: m",
+        "no such model",
+    ]
 
 
 # --- 20: doctor ---
