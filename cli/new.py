@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from traitmill.engine.errors import UsageError
 
 from . import options
-from .render import say
+from .render import program, say
 from .session import prepare_environment
 
 _JUDGE = tuple(
@@ -23,7 +24,8 @@ PARAMS = (
     options.Option("trait", "The new trait's name.", "What", common=True, required=True),
     options.Option(
         "from",
-        "One sentence that says what the trait is: the judge's model drafts it (one paid call).",
+        "One sentence that says what the trait is: --judge_model, or the judge of the experiment's "
+        "other traits, drafts it (one paid call).",
         "What",
         common=True,
     ),
@@ -48,10 +50,11 @@ def command(**given: Any) -> int:
     if asked and sentence is None:
         raise UsageError(f"--{next(iter(asked))} is for a draft: say what the trait is with --from")
     root = given["experiments_dir"] / given["experiment"]
-    path = asyncio.run(new_trait(root, given["trait"], sentence=sentence, **asked))
+    drafting = new_trait(root, given["trait"], sentence=sentence, notice=say, **asked)
+    path = asyncio.run(drafting)
     say(str(path))
     which = f"--experiment {given['experiment']} --trait {given['trait']}"
     if given["experiments_dir"] != options.EXPERIMENTS_DIR.default:
-        which += f" --experiments_dir {given['experiments_dir']}"
-    say(f"next: write it, then traitmill check {which}")
+        which += f" --experiments_dir {shlex.quote(str(given['experiments_dir']))}"
+    say(f"next: write it, then {program()} check {which}")
     return 0

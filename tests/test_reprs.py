@@ -8,6 +8,9 @@ import traitmill
 from tests.support import fakes, lab
 from traitmill.engine import run
 from traitmill.engine.errors import ExitCode
+from traitmill.engine.run import PreviewRow
+from traitmill.engine.steering.claim import Claim
+from traitmill.engine.steering.commands import SteeredTrait, SteeringResult
 from traitmill.engine.storage import TraitFolder
 
 LONGEST = 160
@@ -44,3 +47,19 @@ def test_t09_every_object_of_the_face_prints_as_one_short_line(tmp_path):
         assert len(text) <= LONGEST, text
         assert "\n" not in text
         assert "array" not in text
+
+
+def test_t09_what_holds_texts_prints_none_of_them(tmp_path):
+    claim = Claim("mean_diff", 14, 0.25, has_effect=True, sentence="It steers. " * 40)
+    steered = SteeredTrait("poem", TraitFolder(tmp_path), claim, (("Q?", ("long " * 99,)),))
+    rows = tuple(PreviewRow("Q?", "pos", "long " * 99, "scored", 71.5) for _ in range(40))
+    shown = {
+        "SteeredTrait": (steered, "mean_diff at layer 14"),
+        "SteeringResult": (SteeringResult({"poem": steered}, {}, False, 1.0, None), "1 steered"),
+        "Preview": (run.Preview({"pos": "long " * 99, "neg": ""}, rows, None), "pos 71.5"),
+    }
+    for name, (each, said) in shown.items():
+        text = repr(each)
+        assert text.startswith(f"{name}("), text
+        assert said in text
+        assert len(text) <= LONGEST, text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from ..errors import AccessError, UsageError
 from ..files import atomic_file
 from ..judging import complete
 from ..settings import RunSettings, apply
-from ..storage import check_name
+from ..storage import check_name, has_run
 from ..traits import (
     DEFINITION_FILE,
     DRAFT,
@@ -24,6 +24,8 @@ from ..traits import (
     json_schema,
     scaffold,
 )
+from . import remembered
+from .folder_settings import addressed, resolve
 from .selection import select
 
 SCHEMA_FILE = "trait_definition.schema.json"
@@ -71,16 +73,22 @@ def check_traits(
 
 
 async def new_trait(
-    experiment: Path | str, trait: str, *, sentence: str | None = None, **given: Any
+    experiment: Path | str,
+    trait: str,
+    *,
+    sentence: str | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+    **given: Any,
 ) -> Path:
     """Write a new trait's definition, and the JSON Schema beside the traits; return its path.
 
     Without a sentence it is a scaffold: texts that say what belongs in their place, which no run
-    takes. With one, a judge's model drafts it (`given`: `judge_model` and `judge_base_url`); it is
-    marked as a draft until its author has read it.
+    takes. With one, a judge's model drafts it: `given`'s (`judge_model` and `judge_base_url`), else
+    the judge of the experiment's other traits; `notice` is told which. It is marked as a draft
+    until its author has read it.
 
-    Raise UsageError where the trait has a definition already; AccessError where the model gives
-    none.
+    Raise UsageError where the trait has a definition already, or nothing names a model; AccessError
+    where the model gives none.
     """
     root = Path(experiment)
     check_name(root.name, "experiment")
@@ -88,19 +96,37 @@ async def new_trait(
     path = root / trait / DEFINITION_FILE
     if path.exists():
         raise UsageError(f"{path} is there already; edit it, or choose another name")
-    settings = apply(given)
-    content = scaffold(trait) if sentence is None else await _drafted(trait, sentence, settings)
+    content = scaffold(trait)
+    if sentence is not None:
+        settings = _drafting(root, given)
+        notice(f"drafted by {settings.judge.model} at {settings.limits.base_url}")
+        content = await _drafted(trait, sentence, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(root / SCHEMA_FILE, json_schema())
     _write(path, {SCHEMA_KEY: f"../{SCHEMA_FILE}", **content})
     return path
 
 
-async def _drafted(trait: str, sentence: str, settings: RunSettings) -> dict[str, Any]:
-    if settings.judge.is_local:
+def _drafting(root: Path, given: Mapping[str, Any]) -> RunSettings:
+    """Return settings with the model that drafts, and its address.
+
+    Raise UsageError where neither the call nor a run of the experiment names a model at an
+    endpoint: nothing is paid for unasked.
+    """
+    folders = select(root, None) if any(root.glob(f"*/{DEFINITION_FILE}")) else {}
+    begun = {name: folder for name, folder in folders.items() if has_run(folder)}
+    named = "judge_model" in given or begun
+    settings = resolve(begun, given, remembered.JUDGE)[0] if begun else {}
+    first = next(iter(settings.values()), None) or addressed(apply(given))
+    if not named or first.judge.is_local:
         raise UsageError(
-            "a draft needs a model at an endpoint: name it with `judge_model` and `judge_base_url`"
+            "a draft needs a model at an endpoint: name it with `judge_model`, and its address "
+            "with `judge_base_url` where that is not OpenAI's"
         )
+    return first
+
+
+async def _drafted(trait: str, sentence: str, settings: RunSettings) -> dict[str, Any]:
     name = trait.replace("_", " ")
     text = await complete(
         settings.judge, settings.limits, _ASK.format(name=name, sentence=" ".join(sentence.split()))

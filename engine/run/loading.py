@@ -210,7 +210,8 @@ class _Loader:
             run.learn(profile=profile.as_json(), endpoint=judge.where)
         prompts = len({run.state.judge_key for run in work.runs})
         plural = "" if prompts == 1 else "s"
-        work.notice(f"judge {self._settings.judge.model}: {prompts} judge prompt{plural}")
+        name = self._settings.judge.model
+        work.notice(f"judge {name} at {judge.where}: {prompts} judge prompt{plural}")
         return backends
 
     def _open_local(

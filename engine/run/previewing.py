@@ -46,6 +46,10 @@ class Preview:
     result: RunResult
     """How it went; its folder is gone."""
 
+    def __repr__(self) -> str:
+        said = [f"{row.polarity} {row.score or row.status}" for row in self.rows[:6]]
+        return f"Preview({len(self.rows)} responses: {', '.join(said)})"
+
 
 async def preview(
     experiment: Path | str,

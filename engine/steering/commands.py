@@ -53,6 +53,11 @@ class SteeredTrait:
     samples: tuple[tuple[str, tuple[str, ...]], ...]
     """A question, and the beginning of an answer to it for each coefficient, in words."""
 
+    def __repr__(self) -> str:
+        claim = self.claim
+        at = f"{claim.method} at layer {claim.layer}, coefficient {claim.coefficient}"
+        return f"SteeredTrait({self.name}: {at}, {'an' if claim.has_effect else 'no'} effect)"
+
 
 @dataclass(frozen=True, slots=True)
 class SteeringResult:
@@ -64,6 +69,9 @@ class SteeringResult:
     seconds: float
     log: Path | None
     """None where no model was loaded."""
+
+    def __repr__(self) -> str:
+        return f"SteeringResult({len(self.traits)} steered, {len(self.errors)} failed)"
 
     @property
     def exit_code(self) -> ExitCode:

@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Traitmill
+from tests.conftest import TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab
 from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer, Seen
+from tests.support.toy import JUDGE_URL, LAYER, METHOD, make_toy
+from traitmill.cli import main
 from traitmill.engine import run
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.run.folder_settings import resolve
 from traitmill.engine.settings import DEFAULTS, RunSettings, apply, value_of
+from traitmill.engine.steering import steer
 from traitmill.engine.storage import TraitFolder, need_record
 
 OPENAI = "https://api.openai.com/v1"
@@ -35,7 +38,20 @@ COMMANDS: dict[str, list[str]] = {
     "status": [],
     "check": [],
     "doctor": [],
+    "show": [],
+    "plan": [],
+    "new": [],
+    "new of a draft": ["--from", "It likes tea."],
+    "agree": ["--marks", "none.csv"],
+    "project": [],
+    "export_vectors": ["--format", "gguf", "--to", "out.gguf"],
+    "steer": [],
+    "preview": [],
+    "import": [],
 }
+"""Every command but the demo, which judges by its own model."""
+ASKS = {"judge", "generate", "run", "doctor", "new of a draft"}
+"""Those of them that get so far here: the others would ask for weights first, or never ask."""
 
 
 @pytest.fixture(scope="module")
@@ -68,32 +84,109 @@ def edit_prompt(work: lab.Work, words: str) -> None:
     path.write_text(json.dumps({**definition, "eval_prompt": f"{words} {{question}} {{answer}}"}))
 
 
+@pytest.fixture(scope="module")
+def judged(
+    made: lab.Work, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[lab.Work, MisbehavingServer, MisbehavingServer]]:
+    """A run judged by the first server under a prompt that was edited since, and another server."""
+    root = tmp_path_factory.mktemp("judged") / "work"
+    subprocess.run(["cp", "-r", made.root, root], check=True)
+    work = replace(made, root=root)
+    with MisbehavingServer("gpt-4.1-mini") as own, MisbehavingServer("gpt-4.1-mini") as other:
+        own.score = by_side
+        named = ["--judge_model", "some-model", "--judge_base_url", own.url, "--judge_rpm", "99999"]
+        done = subprocess.run(
+            [TRAITMILL, "judge", *on(work), *named], env=clean_environment(), capture_output=True
+        )
+        assert done.returncode in (ExitCode.OK, ExitCode.NOTHING_KEPT), done
+        edit_prompt(work, "Anew:")
+        yield work, own, other
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_t02_no_command_sends_anything_to_what_neither_folder_nor_command_names(
     traitmill: Traitmill,
-    work: lab.Work,
-    servers: tuple[MisbehavingServer, MisbehavingServer],
+    judged: tuple[lab.Work, MisbehavingServer, MisbehavingServer],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
 ) -> None:
-    own, other = servers
-    named = ["--judge_model", "some-model", "--judge_base_url", own.url, "--judge_rpm", "100000"]
-    code, said = traitmill("judge", *on(work), *named)
-    assert code in (ExitCode.OK, ExitCode.NOTHING_KEPT), said
-    edit_prompt(work, "Anew:")
+    made, own, other = judged
+    subprocess.run(["cp", "-r", made.root, tmp_path / "work"], check=True)
+    work = replace(made, root=tmp_path / "work")
     before = len(own.log)
     monkeypatch.setenv("OPENAI_BASE_URL", other.url)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-account")
-    where = on(work)
-    if command == "doctor":
-        where = [*where[:2], *where[4:]]
-    traitmill(command.split(maxsplit=1)[0], *where, *COMMANDS[command])
+    name = command.split(maxsplit=1)[0]
+    traitmill(name, *_where(name, work), *COMMANDS[command])
     assert not other.log
     assert other.listed == 0
     assert {seen.body["model"] for seen in own.log} == {"some-model"}
-    asks = command.split(maxsplit=1)[0] in {"judge", "generate", "run", "doctor"}
-    assert (len(own.log) > before) == asks
+    assert (len(own.log) > before) == (name in ASKS or command in ASKS)
+
+
+def _where(name: str, work: lab.Work) -> list[str]:
+    """How a command names the folder."""
+    experiment, trait, root = (on(work)[at : at + 2] for at in (0, 2, 4))
+    return {
+        "doctor": [*experiment, *root],
+        "new": [*experiment, "--trait", "tea", *root],
+        "project": [
+            "--texts",
+            str(work.folders[0]),
+            "--vectors",
+            "exp/trait",
+            "--to",
+            "out",
+            *root,
+        ],
+        "import": ["nothing", "--to", "e", *root],
+    }.get(name, [*experiment, *trait, *root])
+
+
+def test_t02_every_command_is_among_them() -> None:
+    names = {command.split(maxsplit=1)[0] for command in COMMANDS}
+    assert names | {"demo"} == set(main.COMMANDS)
+
+
+def test_t02_a_first_draft_goes_to_nobody_who_was_not_named(
+    traitmill: Traitmill,
+    tmp_path: Path,
+    servers: tuple[MisbehavingServer, MisbehavingServer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither a key in the environment nor an address in it is leave to pay."""
+    own, other = servers
+    monkeypatch.setenv("OPENAI_BASE_URL", other.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-account")
+    draft = ["new", "--experiment", "e", "--trait", "tea", "--experiments_dir", str(tmp_path)]
+    draft += ["--from", "It likes tea."]
+    code, said = traitmill(*draft)
+    assert code == ExitCode.USAGE
+    assert "name it with --judge_model" in said
+    code, said = traitmill(*draft, "--judge_base_url", own.url)
+    assert code == ExitCode.USAGE
+    assert [own.log, other.log, other.listed] == [[], [], 0]
+    assert not (tmp_path / "e").exists()
+    traitmill(*draft, "--judge_base_url", own.url, "--judge_model", "drafter")
+    assert {seen.body["model"] for seen in own.log} == {"drafter"}
+    assert not other.log
+
+
+async def test_t02_steering_asks_the_folders_judge_at_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = await make_toy(tmp_path)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:8/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-account")
+    monkeypatch.setattr(
+        "traitmill.engine.steering.commands.lazy_tokenizer", lambda _: fakes.tokenizers
+    )
+    which: dict[str, Any] = {"methods": [METHOD], "layers": [LAYER], "n_examples": 2}
+    await steer(tmp_path / "exp", ["trait"], backends=toy.backends, **which)
+    [asked] = [work.settings for work in toy.works]
+    assert (asked.judge.model, asked.limits.base_url) == ("toy", JUDGE_URL)
 
 
 @pytest.mark.slow
