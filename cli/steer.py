@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +12,12 @@ from traitmill.engine.settings import POOLS
 
 from . import options
 from .options import Option
-from .render import complain, say
+from .render import complain, error_text, say
 from .session import leave_if, watched
 from .values import Layers
 
 if TYPE_CHECKING:
-    from traitmill.engine.steering import SteeredTrait, SteeringResult
+    from traitmill.engine.steering import SteeringResult
 
 POSITIONS = ("response", "prompt", "all")
 PARAMS = (
@@ -98,20 +99,27 @@ def _numbers(text: str) -> list[float]:
 
 
 def say_result(result: SteeringResult) -> None:
-    """Write what steering came to, by trait."""
-    for trait in result.traits.values():
-        say_steered(trait)
+    """Write what steering came to, by trait, and into the run's log."""
+    from traitmill.engine.run import append
+
     complain(*result.errors.values())
+    lines = list(_lines(result))
+    for line in lines:
+        say(line)
+    if result.log is not None:
+        failed = [f"stopped: {error_text(error)}" for error in result.errors.values()]
+        append(result.log, "\n".join([*failed, *lines]))
+
+
+def _lines(result: SteeringResult) -> Iterator[str]:
+    """Yield each trait's claim and where its figures stand, how it ended, and the log."""
+    for trait in result.traits.values():
+        root = trait.folder
+        yield f"{trait.name}: {trait.claim.sentence}"
+        yield f"  figures: {root.steering_table}, texts: {root.steering.path / 'responses.csv'}"
     if result.interrupted:
-        say("interrupted; everything is stored. Run the same command again to go on")
+        yield "interrupted; everything is stored. Run the same command again to go on"
     elif result.errors:
-        say("what is stored is safe; run the same command again to go on")
+        yield "what is stored is safe; run the same command again to go on"
     if result.log is not None and result.log.exists():
-        say(f"{result.seconds:.0f} s; log: {result.log}")
-
-
-def say_steered(trait: SteeredTrait) -> None:
-    """Write one trait's claim, and where its figures stand."""
-    say(f"{trait.name}: {trait.claim.sentence}")
-    root = trait.folder
-    say(f"  figures: {root.steering_table}, texts: {root.steering.path / 'responses.csv'}")
+        yield f"{result.seconds:.0f} s; log: {result.log}"

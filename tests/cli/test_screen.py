@@ -29,10 +29,13 @@ from tests.support import fakes, lab
 from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
 from traitmill.cli import render, summary
+from traitmill.cli.steer import say_result
 from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
 from traitmill.engine.run import Progress, RunResult
 from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.settings import DEFAULTS, NAMES, apply, value_of
+from traitmill.engine.steering.claim import Claim
+from traitmill.engine.steering.commands import SteeredTrait, SteeringResult
 from traitmill.engine.storage import TraitFolder
 
 ESCAPE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
@@ -288,6 +291,23 @@ def test_t11_the_log_of_a_judging_holds_command_versions_notices_and_summary(
         if "loading, " not in line:
             assert line.strip() in log
     assert "verysecret" not in log
+
+
+def test_t11_the_log_of_steering_ends_with_what_it_came_to(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("traitmill: begun\n")
+    claim = Claim("mean_diff", 1, 0.5, has_effect=True, sentence="The vector steers: it does.")
+    trait = SteeredTrait("poem", TraitFolder(tmp_path / "poem"), claim, ())
+    errors = {"prose": UsageError("give `n_random` less")}
+    say_result(SteeringResult({"poem": trait}, errors, interrupted=False, seconds=7.0, log=log))
+    out, err = capfd.readouterr()
+    assert "traitmill: give --n_random less" in err
+    written = log.read_text().splitlines()
+    assert written[:2] == ["traitmill: begun", "stopped: give --n_random less"]
+    assert written[2:] == out.splitlines()
+    assert written[2] == "poem: The vector steers: it does."
 
 
 # --- 12: an endpoint that has no such model, or is none ---

@@ -39,8 +39,8 @@ async def test_r24_the_page_says_what_the_figures_say(toy: Toy) -> None:
     folder = TraitFolder(toy.folder)
     page = write_trait_report(folder).read_text()
     begins = page.index('id="steering"')
-    assert page.index('id="recommendation"') < begins < page.index('id="yield"'), "it comes first"
-    section = page[begins : page.index('id="yield"')]
+    assert page.index('id="recommendation"') < begins < page.index('id="layers"'), "it comes first"
+    section = page[begins : page.index('id="layers"')]
     assert f"Trait scores are {read_study(folder)[1]['judge']}'s." in section
     table, facts = read_study(folder)
     sentence = re.sub(r"<[^>]*>", "", section)
