@@ -94,7 +94,7 @@ class Display(Listener):
             while not over.wait(_PLAIN_EVERY_S):
                 line = _line(progress)
                 if not progress.elapsed:
-                    line = f"loading, {self._seconds:.0f} s: {loading_phase(progress.log)}"
+                    line = f"{_loading(progress)}, {self._seconds:.0f} s"
                 self.notice(line)
             return
         # The process's own stdout belongs to the log; rich would bring it back to the screen.
@@ -142,12 +142,17 @@ def _screen(progress: Progress, seconds: float) -> Group:
     lines = {"kept": f"{kept['pos']} pos + {kept['neg']} neg"}
     if progress.usage is not None:
         lines["judge"] = _judge(progress)
-    state = "" if progress.elapsed else f"loading: {loading_phase(progress.log)}"
+    state = "" if progress.elapsed else _loading(progress)
     below = Table.grid(padding=(0, 2))
     for name, said in lines.items():
         below.add_row(f"{name:<10}", said)
     below.add_row(Text(turning(seconds), style="dim"), Text(state, style="dim"))
     return Group(table, below)
+
+
+def _loading(progress: Progress) -> str:
+    phase = loading_phase(progress.log)
+    return f"loading: {phase}" if phase else "loading"
 
 
 def _line(progress: Progress) -> str:

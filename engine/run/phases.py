@@ -7,9 +7,8 @@ from pathlib import Path
 
 from .log import tail
 
-_IMPORTING = "importing libraries"
 _PHASES = (
-    (r"\S+?([^\s/]+\.(?:safetensors|bin)): +(\d+)%\|", "downloading {0}, {1} %"),
+    (r"([^\s/]+\.(?:safetensors|bin)): +(\d+)%\|", "downloading {0}, {1} %"),
     (r"Fetching \d+ files: +\d+%.*\| (\d+)/(\d+)", "downloading, {0} of {1} files"),
     (r"Loading weights: +(\d+)%", "weights of the capture model, {0} %"),
     (r"Resolved architecture: (\w+)", "vLLM has read the config ({0})"),
@@ -29,11 +28,11 @@ _PHASES = (
 
 
 def loading_phase(log: Path) -> str:
-    """Return the last thing that a log says of models being loaded, in a few words."""
+    """Return the last that a log says of models being loaded, in a few words; empty for nothing."""
     for line in reversed(re.split(r"[\r\n]+", tail(log))):
         if line.startswith("traitmill: "):
             continue
         for pattern, said in _PHASES:
             if found := re.search(pattern, line):
                 return said.format(*found.groups())
-    return _IMPORTING
+    return ""
