@@ -89,9 +89,7 @@ def judged(
     made: lab.Work, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[lab.Work, MisbehavingServer, MisbehavingServer]]:
     """A run judged by the first server under a prompt that was edited since, and another server."""
-    root = tmp_path_factory.mktemp("judged") / "work"
-    subprocess.run(["cp", "-r", made.root, root], check=True)
-    work = replace(made, root=root)
+    work = copy_of(made, tmp_path_factory.mktemp("judged") / "work")
     with MisbehavingServer("gpt-4.1-mini") as own, MisbehavingServer("gpt-4.1-mini") as other:
         own.score = by_side
         named = ["--judge_model", "some-model", "--judge_base_url", own.url, "--judge_rpm", "99999"]
@@ -113,8 +111,7 @@ def test_t02_no_command_sends_anything_to_what_neither_folder_nor_command_names(
     command: str,
 ) -> None:
     made, own, other = judged
-    subprocess.run(["cp", "-r", made.root, tmp_path / "work"], check=True)
-    work = replace(made, root=tmp_path / "work")
+    work = copy_of(made, tmp_path / "work")
     before = len(own.log)
     monkeypatch.setenv("OPENAI_BASE_URL", other.url)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-account")
