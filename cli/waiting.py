@@ -15,6 +15,8 @@ from .output import passing
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 REDRAW_S = 0.5
+LONGEST = 40
+"""Characters of what was typed that are said again."""
 
 
 class Waiting:
@@ -55,9 +57,16 @@ def greet(command: str, given: Mapping[str, Any]) -> None:
     """Say what was begun, before anything that takes long is imported."""
     words = [command]
     if given.get("experiment"):
-        words.append(f"experiment {given['experiment']}")
+        words.append(f"experiment {_short(given['experiment'])}")
     names = given.get("trait") or given.get("traits")
     if names:
-        words.append(f"trait{'' if given.get('trait') else 's'} {names}")
+        words.append(f"trait{'' if given.get('trait') else 's'} {_short(names)}")
     click.echo(", ".join(words))
     waiting.start()
+
+
+def _short(name: str) -> str:
+    """Return what was typed, before it is checked: no more than fits, and nothing that a terminal
+    obeys."""
+    safe = "".join(each if each.isprintable() else "?" for each in name)
+    return safe if len(safe) <= LONGEST else f"{safe[: LONGEST - 3]}..."

@@ -28,7 +28,7 @@ from tests.conftest import TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab
 from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
-from traitmill.cli import render, summary
+from traitmill.cli import render, summary, waiting
 from traitmill.cli.steer import say_result
 from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
 from traitmill.engine.run import Progress, RunResult
@@ -410,6 +410,16 @@ def test_what_takes_long_says_at_once_what_was_asked(name: str, tmp_path: Path) 
     )
     said = SAYS.get(name, f"{name}, experiment e, trait t")
     assert result.stdout.strip() == f"{said} []", result
+
+
+def test_what_was_typed_is_said_again_short_and_harmless(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    waiting.greet("run", {"experiment": "a\x1b[2Jb", "traits": ",".join(["poem"] * 240)})
+    waiting.waiting.stop()
+    said = capfd.readouterr().out
+    assert said.startswith("run, experiment a?[2Jb, traits poem,poem,")
+    assert len(said) < 80
 
 
 def test_something_moves_until_there_is_something_to_see(tmp_path: Path) -> None:
