@@ -319,9 +319,10 @@ async def test_r22_a_position_that_was_not_moved_is_an_error() -> None:
         SimpleNamespace(name="m", context_length=128), Sampling(), Execution(), SIZE, on_gpu=False
     )
     engine._engine = SimpleNamespace(collective_rpc=rpc)
+    engine._detokenizer = SimpleNamespace(text=lambda *_: "x")  # type: ignore[assignment]
 
     async def run(_ids: Any, _parameters: Any, *, salt: str, adapted: bool) -> Any:
-        output = SimpleNamespace(token_ids=[5, 6, 7], text="x", finish_reason="length")
+        output = SimpleNamespace(token_ids=[5, 6, 7], finish_reason="length")
         return SimpleNamespace(outputs=[output], num_cached_tokens=cached)
 
     engine._run = run  # type: ignore[method-assign]
