@@ -58,48 +58,55 @@ def update_transfer(
     import polars as pl
     from threadpoolctl import threadpool_limits
 
-    sound = {}
+    def left_out(folder: TraitFolder, error: TraitmillError) -> None:
+        notice(f"{folder.name} is left out of the transfer table: {error.message}")
+
+    sources: dict[TraitFolder, _Source] = {}
     for folder in evaluated_traits(experiment, pool):
         try:
-            activations = load_activations(folder, pool)
-            evaluation = read_evaluation(folder, activations.metadata, pool)
+            metadata = Metadata.read(folder)
+            best = read_evaluation(folder, metadata, pool).recommendation
         except TraitmillError as error:
-            notice(f"{folder.name} is left out of the transfer table: {error.message}")
+            left_out(folder, error)
         else:
-            sound[folder] = activations, evaluation.recommendation
+            sources[folder] = _Source(metadata, best, _vector(folder, best, metadata, pool))
+    by_target: dict[TraitFolder, dict[TraitFolder, tuple[Figure, str]]] = {}
+    with threadpool_limits(1):  # products so small that threads would wait for each other
+        for folder in sources:
+            try:  # one tensor at a time: those of hundreds of traits are not mapped at once
+                by_target[folder] = _Target(load_activations(folder, pool)).by(folder, sources)
+            except TraitmillError as error:
+                left_out(folder, error)
     path = _table_path(experiment, pool)
-    if len(sound) < 2:
+    if len(by_target) < 2:
         path.unlink(missing_ok=True)
         return None
-    sources = {
-        source: _Source(own, best, _vector(source, best, own))
-        for source, (own, best) in sound.items()
-    }
-    with threadpool_limits(1):  # products so small that threads would wait for each other
-        by_target = {target: _Target(other).by(sources) for target, (other, _) in sound.items()}
     rows = []
-    for source, (_, best) in sound.items():
+    for source in by_target:
+        best = sources[source].best
         chosen = (best.method, best.layer) if best else (None, None)
-        for target in sound:
+        for target in by_target:
             figure, note = by_target[target][source]
             rows.append((source.name, target.name, pool, *chosen, *figure, note))
     schema = dict.fromkeys(COLUMNS, pl.String) | {"layer": pl.Int32}
     schema |= dict.fromkeys(("value", "low", "high"), pl.Float64)
     table = pl.DataFrame(rows, schema, orient="row")
-    made_from = {folder.name: own.sha256 for folder, (own, _) in sound.items()}
+    made_from = {each.name: sources[each].metadata.tensor_sha256(pool) for each in by_target}
     write_table(path, table, {"activations_sha256": made_from})
     return path
 
 
-def _vector(source: TraitFolder, best: Recommendation | None, own: Activations) -> ndarray | None:
+def _vector(
+    source: TraitFolder, best: Recommendation | None, metadata: Metadata, pool: str
+) -> ndarray | None:
     """Return a trait's recommended vector, float64; None where none of its activations stands."""
     if best is None:
         return None
     try:
-        vector, facts = load_vector(source, best.method, best.layer, own.pool)
+        vector, facts = load_vector(source, best.method, best.layer, pool)
     except UsageError:
         return None
-    if facts.get("activations_sha256") != own.sha256:
+    if facts.get("activations_sha256") != metadata.tensor_sha256(pool):
         return None
     return vector.astype(np.float64)
 
@@ -108,8 +115,7 @@ def _vector(source: TraitFolder, best: Recommendation | None, own: Activations) 
 class _Source:
     """A trait whose recommended vector is measured on the rows of others."""
 
-    own: Activations
-    """What it was fitted to."""
+    metadata: Metadata
     best: Recommendation | None
     vector: ndarray | None
 
@@ -124,13 +130,18 @@ class _Target:
         self._draws = draw_groups(groups, rng)
         self._effective = effective_groups(activations.labels, groups)
 
-    def by(self, sources: Mapping[TraitFolder, _Source]) -> dict[TraitFolder, tuple[Figure, str]]:
-        """Return what the vector of each trait reaches here, or nothing and the reason."""
+    def by(
+        self, own: TraitFolder, sources: Mapping[TraitFolder, _Source]
+    ) -> dict[TraitFolder, tuple[Figure, str]]:
+        """Return what the vector of each trait reaches here, or nothing and the reason.
+
+        `own` is the trait of these rows.
+        """
         found: dict[TraitFolder, tuple[Figure, str]] = {}
         along: dict[int, dict[TraitFolder, ndarray]] = {}
         for name, source in sources.items():
-            best, lack = source.best, self._lack(source)
-            if best is not None and source.own is self._activations:
+            best, lack = source.best, self._lack(source, name == own)
+            if best is not None and name == own:
                 found[name] = (best.auroc, best.low, best.high), lack
             elif lack or best is None or source.vector is None:
                 found[name] = NOTHING, lack
@@ -143,18 +154,17 @@ class _Target:
                 found[name] = figure, ""
         return found
 
-    def _lack(self, source: _Source) -> str:
+    def _lack(self, source: _Source, own: bool) -> str:
         """Return why a figure is missing; empty where one can be had."""
-        target, own, best = self._activations, source.own, source.best
+        here, there, best = self._activations.metadata, source.metadata, source.best
         if best is None:
             return "no vector of the trait is recommended"
-        if target is own:
+        if own:
             uncorrected = "too few rows to correct the figure for choosing the best"
             return uncorrected if best.auroc is None else ""
-        same = target.metadata.model == own.metadata.model
-        if not same or target.metadata.hidden_dim != own.metadata.hidden_dim:
+        if (here.model, here.hidden_dim) != (there.model, there.hidden_dim):
             return "the two traits are of different models"
-        if best.layer not in target.layers:
+        if best.layer not in self._activations.layers:
             return "the target's activations lack the vector's layer"
         if source.vector is None:
             return "its vector is missing or of other activations; fit it again"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -18,6 +20,7 @@ from traitmill.engine.vectors import (
     update_transfer,
     write_vectors,
 )
+from traitmill.engine.vectors import transfer as transfer_module
 
 
 @pytest.fixture
@@ -132,3 +135,18 @@ def test_a_trait_that_cannot_be_read_is_left_out_with_a_notice(experiment):
     (experiment / "c" / "evaluation.parquet").unlink()
     assert update_transfer(experiment, notices.append) is None
     assert read_transfer(experiment, pytest.fail) is None
+
+
+def test_one_tensor_is_mapped_at_a_time(experiment, monkeypatch):
+    """Those of hundreds of traits would fill the memory."""
+    mapped: list[weakref.ref] = []
+
+    def load(folder, pool):
+        assert not any(each() is not None for each in mapped)
+        activations = load_activations(folder, pool)
+        mapped.append(weakref.ref(activations.values))
+        return activations
+
+    monkeypatch.setattr(transfer_module, "load_activations", load)
+    assert len(transfer(experiment)) == 9
+    assert len(mapped) == 3
