@@ -13,13 +13,13 @@ from traitmill.engine.errors import UsageError
 from traitmill.engine.settings import (
     DEFAULTS,
     DTYPES,
-    NAMES,
     POOLS,
     PROMPT_FORMATS,
     THINKING,
     value_of,
 )
 
+from .resetting import defaults_of
 from .values import AutoInt, Layers
 from .waiting import greet
 
@@ -266,31 +266,11 @@ def arguments(options: Mapping[str, Any], *, all_traits: bool = False) -> dict[s
     typed = {name for name in options if source(name) is ParameterSource.COMMANDLINE}
     chosen = {"experiment", "experiments_dir", "trait", "traits"}
     given = {name: options[name] for name in typed - chosen}
-    given = {**_defaults(given.pop("reset", None), options), **given}
+    given = {**defaults_of(given.pop("reset", None), options), **given}
     name = check_name(options["experiment"], "experiment")  # never a path out of the folder
     given["experiment"] = options["experiments_dir"] / name
     given["traits"] = named_traits(options["trait"], options["traits"], all_traits=all_traits)
     return given
-
-
-def _defaults(names: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of the settings that --reset names. Raise UsageError."""
-    from traitmill.engine.models import infer_model
-
-    reset: dict[str, Any] = {}
-    for name in (part.strip().removeprefix("--") for part in (names or "").split(",")):
-        if name == "extract_activations" and name in options:
-            reset["capture"] = value_of(DEFAULTS, "capture")
-        elif name == "gen_model" and name in options:
-            reset[name] = infer_model(options["experiment"])
-        elif name in NAMES and name in options:
-            reset[name] = value_of(DEFAULTS, name)
-        elif names is not None:
-            known = [each for each in options if each in NAMES]
-            raise UsageError(
-                f"`reset` {name[:40]!r} is no setting of this command; it has: {', '.join(known)}"
-            )
-    return reset
 
 
 def named_traits(trait: str | None, traits: str | None, *, all_traits: bool) -> list[str] | None:
