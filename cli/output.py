@@ -23,6 +23,10 @@ class _Passing:
         self.at_start = True
         """Whether the cursor stands at the start of a line."""
 
+    def renew(self) -> None:
+        """Take another lock: in a forked child nobody is left to give the old one back."""
+        self.lock = threading.Lock()
+
     def show(self, text: str) -> None:
         """Write it in place of the last one; not into the middle of a line."""
         with self.lock:
@@ -49,6 +53,8 @@ class _Passing:
 
 
 passing = _Passing()
+# Another thread may be writing while a process is forked: its child would wait for it for ever.
+os.register_at_fork(after_in_child=passing.renew)
 
 
 class _Descriptor(io.RawIOBase):

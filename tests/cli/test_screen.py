@@ -29,6 +29,7 @@ from tests.support import fakes, lab
 from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
 from traitmill.cli import render, summary, waiting
+from traitmill.cli.output import passing
 from traitmill.cli.steer import say_result
 from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
 from traitmill.engine.run import Progress, RunResult
@@ -410,6 +411,14 @@ def test_what_takes_long_says_at_once_what_was_asked(name: str, tmp_path: Path) 
     )
     said = SAYS.get(name, f"{name}, experiment e, trait t")
     assert result.stdout.strip() == f"{said} []", result
+
+
+def test_a_child_forked_while_something_is_written_can_write() -> None:
+    with passing.lock:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if passing.lock.acquire(timeout=5) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_what_was_typed_is_said_again_short_and_harmless(
