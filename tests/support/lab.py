@@ -108,7 +108,8 @@ def make_model(root: Path) -> Path:
         "hidden_size": fakes.HIDDEN_DIM,
         "num_hidden_layers": fakes.N_LAYERS,
     }
-    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
+    heads = {"num_attention_heads": 2, "head_dim": 32}  # as wide as vLLM takes on a CPU
+    (folder / "config.json").write_text(json.dumps(config | heads))
     return folder
 
 
