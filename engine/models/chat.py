@@ -16,7 +16,7 @@ from .thought import Tags, Thought, open_tags, token_tags, written_tags
 from .tokenizer import is_chat, load_tokenizer
 from .typed_tokens import marked, marked_ids, spells_special
 
-_PROBE = "a turn, tried"
+_PROBE, _ASKED = "a turn, tried", "and what is asked"
 
 
 def lazy_tokenizer(ref: ModelRef) -> Callable[[str, Sampling], Prompts]:
@@ -186,12 +186,12 @@ class Prompts:
         """Whether the template has a system turn of its own: some refuse it, some drop it."""
         if not self._has_template or self._sampling.prompt_format == "raw":
             return False
-        turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "?"}]
+        turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": _ASKED}]
         try:
             text = templated(self._load(), turns, self._moment, tokenize=False, **self._variables)
         except AccessError:
             return False
-        return _PROBE in text
+        return _PROBE in text and _ASKED in text
 
 
 def chat_token_ids(tokenizer: Any, prompt: str, moment: str) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ from .mistral import is_mistral, refusals
 from .thought import open_tags, written_tags
 
 _PROBE = "a turn, tried"
+_CHANCE = re.compile(r"\|\s*random\b|\blipsum\b")
+_TRIES = 8
 THOUGHT_SWITCHES = ("enable_thinking", "thinking")
 """Variables that turn thought on and off: the first in Qwen-3, GLM and SmolLM-3, the second in
 DeepSeek and Granite."""
@@ -24,7 +26,55 @@ DeepSeek and Granite."""
 
 def templated(tokenizer: Any, turns: list[dict[str, str]], moment: str, **variables: Any) -> Any:
     """Return the token ids of a conversation up to the model's turn; with `tokenize` False its
-    text."""
+    text.
+
+    Raise AccessError where the template fails, refuses such turns, leaves words out or writes
+    something else each time.
+    """
+    shown: list[Any] = turns
+    if not is_mistral(tokenizer) and _wants_parts(tokenizer, str(tokenizer.chat_template), moment):
+        shown = [turn | {"content": _in_parts(turn["content"])} for turn in turns]
+    return _applied(tokenizer, shown, moment, **variables)
+
+
+def _in_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+@lru_cache(maxsize=8)
+def _wants_parts(tokenizer: Any, template: str, moment: str) -> bool:
+    """Return whether a template shows what is said only where it comes in parts, as those made for
+    pictures may. One that fails now may still take other turns."""
+
+    def shown(content: Any) -> str:
+        turns = [{"role": "user", "content": content}]
+        return str(_applied(tokenizer, turns, moment, tokenize=False))
+
+    try:
+        text = shown(_PROBE)
+    except AccessError:
+        return False
+    if _CHANCE.search(template) and any(shown(_PROBE) != text for _ in range(_TRIES)):
+        raise _refused(tokenizer, "writes something else each time")
+    if _PROBE in text.lower():
+        return False
+    try:
+        text = shown(_in_parts(_PROBE)).lower()
+        if _PROBE in text and "'text'" not in text and '"text"' not in text:  # no list as it is
+            return True
+    except AccessError:
+        pass
+    raise _refused(tokenizer, "leaves out what the user says")
+
+
+def _refused(tokenizer: Any, fault: str) -> AccessError:
+    return AccessError(
+        f"the chat template of {tokenizer.name_or_path} {fault}; mend the template "
+        "(chat_template.jinja or tokenizer_config.json), or take another model"
+    )
+
+
+def _applied(tokenizer: Any, turns: list[dict[str, Any]], moment: str, **variables: Any) -> Any:
     from jinja2 import TemplateError
 
     clock = datetime.fromisoformat(moment).astimezone(UTC)
@@ -35,7 +85,7 @@ def templated(tokenizer: Any, turns: list[dict[str, str]], moment: str, **variab
     if is_mistral(tokenizer):  # it has no clock
         how |= {"tokenize": True}
         del how["strftime_now"]
-    faults: tuple[type[Exception], ...] = (TemplateError, TypeError, ValueError)
+    faults: tuple[type[Exception], ...] = (TemplateError, TypeError, ValueError, RecursionError)
     faults += (ArithmeticError, LookupError, *refusals(tokenizer))
     try:
         found = tokenizer.apply_chat_template(turns, **how)
@@ -43,10 +93,7 @@ def templated(tokenizer: Any, turns: list[dict[str, str]], moment: str, **variab
     except faults as error:
         # What a template's own code raises, for one that is broken or that refuses such turns.
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise AccessError(
-            f"the chat template of {tokenizer.name_or_path} fails: {reason}; mend the template "
-            "(chat_template.jinja or tokenizer_config.json), or take another model"
-        ) from None
+        raise _refused(tokenizer, f"fails: {reason}") from None
 
 
 def template_text(

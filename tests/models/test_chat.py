@@ -11,6 +11,7 @@ import pytest
 from traitmill.engine.errors import AccessError, UsageError
 from traitmill.engine.models import (
     ModelRef,
+    Prompts,
     Thought,
     chat,
     chat_token_ids,
@@ -40,6 +41,8 @@ class Tokenizer:
 
     def apply_chat_template(self, turns: list[dict[str, str]], **how: Any) -> list[int]:
         assert how.pop("strftime_now")("%d %B %Y") == "31 December 2026"
+        if not how["tokenize"]:
+            return str(turns)  # type: ignore[return-value]
         assert how == {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
         [turn] = turns
         assert turn["role"] == "user"
@@ -372,3 +375,51 @@ def test_r05_a_thought_that_cannot_be_turned_off_is_closed_before_a_local_judge_
     tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
     tokenizer.chat_template = template
     assert tokenizer.decode(chat_token_ids(tokenizer, "Is it so?", MOMENT)) == expected
+
+
+# --- templates that do something else with what is said ---
+
+PARTS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for part in m['content'] %}{{ part['text'] }}"
+    "{% endfor %}</>{% endfor %}<model>"
+)
+"""As those of models that see: what is said comes in parts."""
+LEFT_OUT = "leaves out what the user says"
+
+
+def rendered(model_folder: Path, template: str, **how: Any) -> str:
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = template
+    return Prompts(lambda: tokenizer, Sampling(**how), MOMENT).text("I", "Q")
+
+
+def test_a_template_that_wants_content_in_parts_gets_it_so(model_folder: Path) -> None:
+    assert rendered(model_folder, PARTS) == "<user>I\n\nQ</><model>"
+    assert rendered(model_folder, PARTS, prompt_format="system") == "<system>I</><user>Q</><model>"
+    assert rendered(model_folder, PARTS, prefill="So") == "<user>I\n\nQ</><model>So"
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        (TAKES.replace("{{ m['content'] }}", ""), LEFT_OUT),
+        (TAKES.replace("{{ m['content'] }}", "{{ m['content'][:9] }}"), LEFT_OUT),
+        ("<model>", LEFT_OUT),
+        ("{{ range(1000) | random }}" + TAKES, "writes something else each time"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}" + TAKES, "fails: maximum recursion"),
+        ("{{ tools | length }}" + TAKES, "fails: object of type 'NoneType'"),
+        ("{{ now() }}" + TAKES, "fails: 'now' is undefined"),
+    ],
+)
+def test_a_template_whose_prompts_are_not_what_was_asked_is_refused(
+    model_folder: Path, template: str, fault: str
+) -> None:
+    """Each would run to its end, every prompt the same or none twice."""
+    with pytest.raises(AccessError, match=fault):
+        rendered(model_folder, template)
+
+
+def test_a_system_turn_that_costs_the_question_is_not_taken(model_folder: Path) -> None:
+    first = TAKES.replace("{% endfor %}<model>", "{% break %}{% endfor %}<model>")
+    text = rendered(model_folder, first, prompt_format="system")
+    assert text.endswith("<user>I\n\nQ</><model>")
