@@ -17,12 +17,23 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks import pages
-from benchmarks.common import Say, machine, parser, quietly, record, results_folder
-from tests.support.families import FAMILIES, Family
+from benchmarks.common import (
+    ROOT,
+    Say,
+    machine,
+    machine_line,
+    parser,
+    quietly,
+    record,
+    results_folder,
+)
 
+if TYPE_CHECKING:
+    from tests.support.families import Family
+
+PAGE = ROOT / "docs" / "models.md"
 EXPERIMENT, TRAIT = "families", "brave"
 N_EXAMPLES, QUESTIONS = 12, 4
 LIMIT_S = 1200
@@ -35,6 +46,7 @@ SETTINGS = {
     "temperature": 1.0,
     "self_check": "all",
 }
+START, END = "<!-- families:start -->", "<!-- families:end -->"
 _BAD = {"failed", "unparsable", "refused", "truncated", "overlong"}
 _PATHS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)*([\w.+-]+)")
 DEFINITION = {
@@ -133,6 +145,15 @@ def _self_check(folder: Path) -> dict[str, Any]:
     return found
 
 
+def page(result: dict[str, Any]) -> str:
+    """Return docs/models.md with the table of families, those that run first."""
+    before, start, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    command = f"```bash\n{result['command']}\n```"
+    where = machine_line(result["machine"])
+    return f"{before}{start}\n{command}\n\n{where}\n\n{markdown(result)}\n{end}{after}"
+
+
 def markdown(result: dict[str, Any]) -> str:
     """Return the table of families, those that run first."""
     lines = ["| family | what is particular | | both engines, worst log-prob apart |"]
@@ -144,7 +165,7 @@ def markdown(result: dict[str, Any]) -> str:
         kind = row["kind"]
         if row["settings"]:
             kind += (
-                f" ({', '.join(f'`--{name} {value}`' for name, value in row['settings'].items())})"
+                f" ({', '.join(f'`{name}` {value}' for name, value in row['settings'].items())})"
             )
         what = "runs" if row["outcome"] == "runs" else f"{row['outcome']}: {row['said']}"
         lines.append(f"| {row['family']} | {kind} | {what} | {shown} |")
@@ -157,6 +178,8 @@ def main() -> None:
     options = parser("families", __doc__)
     options.add_argument("--only", default="", help="comma list of families, words of their names")
     chosen = options.parse_args()
+    from tests.support.families import FAMILIES  # imports PyTorch, which the page does without
+
     wanted = [word.strip().lower() for word in chosen.only.split(",") if word.strip()]
     families = [
         family
@@ -173,7 +196,7 @@ def main() -> None:
         chosen.out, "families", facts, {"command": "python -m benchmarks.families", "rows": kept}
     )
     if chosen.out is None:
-        pages.write()
+        PAGE.write_text(page(json.loads(path.read_text())), encoding="utf-8")
     sys.exit(any(row["outcome"] == "fails" for row in kept))
 
 
