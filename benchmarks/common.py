@@ -283,11 +283,11 @@ def results_folder(out: Path | None) -> Path:
 
 
 def command_line(name: str) -> str:
-    """The command that is running, as a user would type it."""
+    """The command that is running, as a user would type it, but for folders of this machine."""
     arguments = [
         word
         for index, word in enumerate(sys.argv[1:], 1)
-        if "--out" not in (word, sys.argv[index - 1])
+        if not {"--out", "--folder"} & {word, sys.argv[index - 1]}
     ]
     return " ".join(["python", "-m", f"benchmarks.{name}", *arguments])
 

@@ -109,6 +109,8 @@ BENCHES = (
     Bench("soak-real", page="reliability.md", writer="real_markdown"),
     Bench("soak_replicas", page="scaling.md"),
     Bench("cluster", page="scaling.md"),
+    Bench("steering", page="steering.md"),
+    Bench("steering_effect", page="steering.md"),
 )
 SECTIONS = tuple(bench for bench in BENCHES if bench.title)
 BLOCKS = tuple(bench for bench in BENCHES if bench.page)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,9 +144,33 @@ def measure_hf(ref: ModelRef, options: argparse.Namespace) -> Times:
     return {"hf": rates}
 
 
-def render(rates: Times) -> str:
-    rows = [[name, shown(spread(rates[name]), 0), f"{ratio(rates, name):.2f}"] for name in rates]
-    return table(["method", "tokens/s", "stream / method"], rows)
+SAID = {
+    "stream": "all coefficients in one stream",
+    "loop": "a loop over coefficients",
+    "unsteered": "the stream's requests, unsteered",
+    "hf": f"transformers with a hook, batches of {BATCH}",
+}
+GOALS = {
+    "loop": "{0:.1f} times a loop (goal: {1:g})",
+    "hf": "{0:.1f} times transformers (goal: {1:g})",
+    "cost": "{0:.0%} slower than unsteered (goal: at most {1:.0%})",
+}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The rates, and what was reached of the goals."""
+    rates = result["rates"]
+    rows = [
+        [said, shown(spread(rates[name]), 0), f"{ratio(rates, name):.2f}"]
+        for name, said in SAID.items()
+    ]
+    reached = ", ".join(said.format(*result["goals"][name]) for name, said in GOALS.items())
+    return (
+        f"{len(result['coefficients'])} coefficients of {result['n_questions']} questions, up to "
+        f"{result['max_new_tokens']} tokens each: median, least and most of {len(rates['stream'])} "
+        f"rounds in turned order.\n\n{table(['', 'tokens/s', 'stream against it'], rows)}\n\n"
+        f"The stream is {reached}."
+    )
 
 
 def ratio(rates: Times, name: str) -> float:
@@ -167,7 +191,6 @@ def main() -> None:
         ref = find_model(options.gen_model)
         rates = asyncio.run(measure_vllm(ref, options))
         rates |= measure_hf(ref, options)
-        say(render(rates))
         goals = {
             "loop": [ratio(rates, "loop"), GOAL_LOOP],
             "hf": [ratio(rates, "hf"), GOAL_HF],
@@ -180,6 +203,7 @@ def main() -> None:
             "n_questions": options.n_questions,
             "max_new_tokens": options.max_new_tokens,
         }
+        say(markdown(figures))
         say(str(record(options.out, NAME, facts, figures)))
 
 

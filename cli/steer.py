@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 POSITIONS = ("response", "prompt", "all")
 PARAMS = (
     *options.SELECTION,
-    Option("methods", "Comma-separated.  [the recommended one]", "Vectors", common=True),
+    Option("methods", "Comma-separated.  [mean_diff]", "Vectors", common=True),
     Option(
         "layers",
-        "Layers, such as 5,10-15, each with its own vector.  [the recommended one]",
+        "Layers, such as 5,10-15, each with its own vector.  [nearest the middle of those that "
+        "read the trait as well as the best]",
         "Vectors",
         common=True,
         type=Layers(),
@@ -52,6 +53,13 @@ PARAMS = (
         type=int,
     ),
     Option("n_random", "Random vectors of the same length to compare with.  [5]", "What", type=int),
+    Option(
+        "ablate",
+        "Also take the direction out of every state, under the pos instruction.",
+        "What",
+        common=True,
+        is_flag=True,
+    ),
     Option("coherence", "Least mean coherence that holds.  [75]", "What", type=float),
     Option(
         "pool",

@@ -23,8 +23,10 @@ _WITHOUT_END = 1 << 31
 class Shift:
     """coefficient * vector, added to the state leaving the vector's block at some positions.
 
-    Position 0 is the prompt's first token. A response's own tokens begin at the prompt's length;
-    its first token is sampled from the state before, the prompt's last.
+    Where it `ablates`, instead, that share of the vector's direction is taken out of the state that
+    leaves any block: 1 leaves nothing along it. Position 0 is the prompt's first token. A
+    response's own tokens begin at the prompt's length; its first token is sampled from the state
+    before, the prompt's last.
     """
 
     vector: int
@@ -33,6 +35,7 @@ class Shift:
     first: int = 0
     end: int | None = None
     """The first position that is left alone again; None is none."""
+    ablates: bool = False
 
 
 class SteeredEngine(VllmEngine):
@@ -90,7 +93,7 @@ class SteeredEngine(VllmEngine):
         if shift is None:
             return await self._run(prompt_token_ids, parameters, adapted=True)
         name, end = f"s{next(self._names)}", shift.end or _WITHOUT_END
-        asked = [name, shift.vector, float(shift.coefficient), shift.first, end]
+        asked = [name, shift.vector, float(shift.coefficient), shift.first, end, shift.ablates]
         from .steering import ASKED
 
         parameters.extra_args = {ASKED: asked}
@@ -99,7 +102,8 @@ class SteeredEngine(VllmEngine):
         # The last token sampled was never read.
         read = len(prompt_token_ids) + len(answer.outputs[0].token_ids) - 1
         low, high = max(shift.first, answer.num_cached_tokens or 0), min(end, read)
-        for worker in await self._engine.collective_rpc("take_steered", args=(name,)):
+        taken = await self._engine.collective_rpc("take_steered", args=(name, shift.ablates))
+        for worker in taken:
             _check(low, high, worker)
         return answer
 

@@ -1,9 +1,11 @@
-"""A vector added to the residual stream while vLLM generates; loaded by name in its worker.
+"""A vector added to the residual stream, or taken out, while vLLM generates; a worker's own part.
 
 Each request says in `extra_args` which vector, how much of it and at which positions, so that one
 batch holds requests of many coefficients beside unsteered ones. A block of vLLM's returns a pair
 `(hidden, residual)` whose sum is the stream, or the stream alone: what is added to the first moves
-the stream by as much. Hooks do not run in compiled or captured graphs, so the engine is eager.
+the stream by as much. A vector is added where its own block ends; a direction is taken out of the
+stream where any block ends, else the next would write it anew. Hooks do not run in compiled or
+captured graphs, so the engine is eager.
 
 Which rows of a step belong to which request is read where vLLM's runner has just decided it. Its V1
 runner keeps that in `input_batch`; its V2 runner returns it from `prepare_inputs`.
@@ -22,10 +24,10 @@ from torch import nn
 NAME = f"{__name__}.SteeringExtension"
 """What AsyncEngineArgs(worker_extension_cls=...) takes."""
 ASKED = "traitmill_steering"
-"""The key in `SamplingParams.extra_args` of (name, vector, coefficient, first, end)."""
-Asked = tuple[str, int, float, int, int]
-"""A request's own name, the vector's number, its coefficient, and the positions first to end - 1
-that are steered."""
+"""The key in `SamplingParams.extra_args` of (name, vector, coefficient, first, end, ablates)."""
+Asked = tuple[str, int, float, int, int, bool]
+"""A request's own name, the vector's number, its coefficient, the positions first to end - 1 that
+are steered, and whether the vector's direction is taken out at all blocks, not added at its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,11 @@ class _Addition:
     rows: torch.Tensor
     """int64 `[n]`, on the device."""
     which: torch.Tensor
-    """int64 `[n]`: the number of each row's vector among those of the layer."""
+    """int64 `[n]`: the number of each row's vector."""
     coefficients: torch.Tensor
     """float32 `[n, 1]`."""
+    ablates: torch.Tensor | None
+    """bool `[n, 1]`: of which rows the vector's direction is taken out; None of none."""
     spans: tuple[tuple[str, int, int], ...]
     """Name of a request, and the positions first to end - 1 of it that are moved."""
 
@@ -59,55 +63,50 @@ class Steering:
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         self._blocks, self._device = blocks, device
-        self._vectors: dict[int, torch.Tensor] = {}
-        self._place: list[tuple[int, int]] = []
-        """Of each vector by its number: its layer, and which of that layer's it is."""
-        self._handles: list[Any] = []
+        self._vectors = torch.empty(0)
+        """float32 `[n_vectors, hidden_dim]`."""
+        self._layers: list[int] = []
+        """Of each vector: the block that it is added at."""
         self._step: dict[int, _Addition] = {}
-        self._moved: dict[str, tuple[int, int, int]] = {}
-        """Of each request: the first position moved, the end, and how many different ones."""
+        self._moved: dict[str, dict[int, tuple[int, int, int]]] = {}
+        """Of each request by block: the first position moved, the end, how many different ones."""
+        for layer, block in enumerate(blocks):
+            block.register_forward_hook(self._hook(layer))
 
     def load(self, vectors: Sequence[tuple[int, np.ndarray]]) -> None:
         """Take the place of the vectors before: (layer, float32 `[hidden_dim]`), by number."""
-        for handle in self._handles:
-            handle.remove()
-        by_layer: dict[int, list[np.ndarray]] = {}
-        self._place = []
-        for layer, vector in vectors:
-            own = by_layer.setdefault(layer, [])
-            self._place.append((layer, len(own)))
-            own.append(vector)
-        self._vectors = {
-            layer: torch.from_numpy(np.stack(own)).to(self._device)
-            for layer, own in by_layer.items()
-        }
-        self._handles = [
-            self._blocks[layer].register_forward_hook(self._hook(layer)) for layer in by_layer
-        ]
+        self._layers = [layer for layer, _ in vectors]
+        self._vectors = torch.from_numpy(np.stack([v for _, v in vectors])).to(self._device)
 
     def begin(self, step: Iterable[Rows]) -> None:
         """Take what the next forward is to add."""
-        parts: dict[int, list[tuple[np.ndarray, int, Asked, int, int]]] = {}
+        parts: dict[int, list[tuple[np.ndarray, Asked, int, int]]] = {}
         for each in step:
-            _, vector, _, first, end = each.asked
+            _, _, _, first, end, _ = each.asked
             low = max(first, each.position)
             high = min(end, each.position + each.count)
             if low < high:
-                layer, number = self._place[vector]
                 begin = each.start + low - each.position
-                rows = np.arange(begin, begin + high - low)
-                parts.setdefault(layer, []).append((rows, number, each.asked, low, high))
+                part = (np.arange(begin, begin + high - low), each.asked, low, high)
+                for layer in self._where(each.asked):
+                    parts.setdefault(layer, []).append(part)
         self._step = {layer: self._addition(found) for layer, found in parts.items()}
 
-    def _addition(self, found: list[tuple[np.ndarray, int, Asked, int, int]]) -> _Addition:
+    def _where(self, asked: Asked) -> Sequence[int]:
+        _, vector, _, _, _, ablates = asked
+        return range(len(self._blocks)) if ablates else (self._layers[vector],)
+
+    def _addition(self, found: list[tuple[np.ndarray, Asked, int, int]]) -> _Addition:
         counts = [len(rows) for rows, *_ in found]
-        which = np.repeat([number for _, number, *_ in found], counts)
-        coefficients = np.repeat([asked[2] for _, _, asked, *_ in found], counts)
+        which = np.repeat([asked[1] for _, asked, *_ in found], counts)
+        coefficients = np.repeat([asked[2] for _, asked, *_ in found], counts)
+        ablates = np.repeat([asked[5] for _, asked, *_ in found], counts)[:, None]
         return _Addition(
             rows=self._on_device(np.concatenate([rows for rows, *_ in found])),
             which=self._on_device(which),
             coefficients=self._on_device(coefficients.astype(np.float32)[:, None]),
-            spans=tuple((asked[0], low, high) for _, _, asked, low, high in found),
+            ablates=self._on_device(ablates) if ablates.any() else None,
+            spans=tuple((asked[0], low, high) for _, asked, low, high in found),
         )
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
@@ -122,33 +121,50 @@ class Steering:
             addition = self._step.get(layer)
             if addition is None:
                 return None
-            first = output[0] if isinstance(output, tuple) else output
-            moved = self._added(first, addition, self._vectors[layer])
+            pair = output if isinstance(output, tuple) else (output, None)
+            moved = self._added(pair[0], pair[1], addition)
             for name, low, high in addition.spans:
-                self._note(name, low, high)
+                self._note(name, layer, low, high)
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
         return add
 
-    @staticmethod
-    def _added(hidden: torch.Tensor, addition: _Addition, vectors: torch.Tensor) -> torch.Tensor:
-        """Return `[tokens, hidden_dim]` with c * v added in float32 to the rows of an addition."""
-        delta = addition.coefficients * vectors[addition.which]
-        rows = hidden.index_select(0, addition.rows).float() + delta
+    def _added(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None, addition: _Addition
+    ) -> torch.Tensor:
+        """Return `[tokens, hidden_dim]` with c * v added in float32 to the rows of an addition.
+
+        Where v's direction is taken out, c is minus the asked share of the stream along it.
+        """
+        vectors, weights = self._vectors[addition.which], addition.coefficients
+        rows = hidden.index_select(0, addition.rows).float()
+        if addition.ablates is not None:
+            stream = rows
+            if residual is not None:
+                stream = rows + residual.index_select(0, addition.rows).float()
+            along = (stream * vectors).sum(-1, keepdim=True) / (vectors**2).sum(-1, keepdim=True)
+            weights = torch.where(addition.ablates, -weights * along, weights)
+        rows = rows + weights * vectors
         return hidden.index_copy(0, addition.rows, rows.to(hidden.dtype))
 
-    def _note(self, name: str, low: int, high: int) -> None:
-        first, end, count = self._moved.get(name, (low, low, 0))
+    def _note(self, name: str, layer: int, low: int, high: int) -> None:
+        moved = self._moved.setdefault(name, {})
+        first, end, count = moved.get(layer, (low, low, 0))
         # A request that had to make room is computed again from its start.
         new = max(0, high - max(low, end))
-        self._moved[name] = (min(first, low), max(end, high), count + new)
+        moved[layer] = (min(first, low), max(end, high), count + new)
 
-    def take(self, name: str) -> tuple[int, int, int]:
+    def take(self, name: str, *, ablates: bool) -> tuple[int, int, int]:
         """Return the first and the end of a request's positions that were moved, and how many.
 
-        (0, 0, 0) where none was. The request is forgotten.
+        They are those moved at every block that was to move them; (0, 0, 0) where there is none.
+        The request is forgotten.
         """
-        return self._moved.pop(name, (0, 0, 0))
+        moved = self._moved.pop(name, {})
+        if not moved or (ablates and len(moved) < len(self._blocks)):
+            return (0, 0, 0)
+        firsts, ends, counts = zip(*moved.values(), strict=True)
+        return max(firsts), min(ends), min(counts)
 
 
 class SteeringExtension:
@@ -175,9 +191,9 @@ class SteeringExtension:
         steering.load([(layer, np.frombuffer(data, np.float32).copy()) for layer, data in vectors])
         return ""
 
-    def take_steered(self, name: str) -> list[int]:
+    def take_steered(self, name: str, ablates: bool) -> list[int]:
         """Return what `Steering.take` does."""
-        return list(self._steering.take(name))
+        return list(self._steering.take(name, ablates=ablates))
 
 
 def find_blocks(model: nn.Module, config: Any) -> list[nn.Module] | str:
@@ -279,5 +295,5 @@ def _asked(parameters: Any) -> Asked | None:
     found = ((parameters and parameters.extra_args) or {}).get(ASKED)
     if found is None:
         return None
-    name, vector, coefficient, first, end = found
-    return str(name), int(vector), float(coefficient), int(first), int(end)
+    name, vector, coefficient, first, end, ablates = found
+    return str(name), int(vector), float(coefficient), int(first), int(end), bool(ablates)

@@ -31,16 +31,22 @@ class Steered:
         at = {"method": self.claim["method"], "layer": self.claim["layer"]}
         self._own = table.filter(kind="steered", **at)
         self._random = table.filter(kind="random", layer=self.claim["layer"])
+        self._ablated = table.filter(
+            table["method"].is_in([self.claim["method"], "random"]),
+            kind="ablated",
+            layer=self.claim["layer"],
+        )
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Each condition with its figures by measure; baselines first."""
         found = []
         baselines = self._table.filter(self._table["kind"].is_in(["unsteered", "prompt"]))
-        for table in (baselines, self._own, self._random):
-            for key, group in table.group_by(["kind", "coefficient"], maintain_order=True):
+        keys = ["kind", "coefficient", "method"]
+        for table in (baselines, self._ablated, self._own, self._random):
+            for key, group in table.group_by(keys, maintain_order=True):
                 figures = {row["measure"]: row for row in group.to_dicts()}
-                found.append({"kind": key[0], "coefficient": key[1], "figures": figures})
+                found.append({**dict(zip(keys, key, strict=True)), "figures": figures})
         return found
 
     @property

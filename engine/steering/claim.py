@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..statistics import Estimate
-from .conditions import PROMPT, UNSTEERED, Condition
+from .conditions import PROMPT, UNSTEERED, Condition, ablated
 from .figures import Answers, furthest, random_beside
 from .study import Study
 
@@ -44,6 +44,10 @@ def make_claim(study: Study, answers: Answers) -> Claim:
     beyond, _ = answers.difference(best, random_beside(best))
     has_effect = over.low > 0 and beyond.low > 0
     sentence = _sentence(answers, best, name, plain, over, beyond, least, has_effect=has_effect)
+    if not has_effect:
+        sentence += _of_judge(answers)
+    if study.asked.ablate:
+        sentence += f" {_ablated(answers, ablated(*place))}"
     return Claim(*place, best.coefficient, has_effect=has_effect, sentence=sentence)
 
 
@@ -72,6 +76,29 @@ def _sentence(
         f"({_ranged(over)}); against random vectors of that length the difference is "
         f"{_ranged(beyond)}, the pos instruction alone reaches {prompt.value:.1f}, and coherence "
         f"there is {coherence.value:.0f} (at least {least} holds)."
+    )
+
+
+def _of_judge(answers: Answers) -> str:
+    """Return that the judge could not have shown it, where it does not see the trait asked for."""
+    control, _ = answers.difference(PROMPT, UNSTEERED)
+    if control.low > 0:
+        return ""
+    return (
+        " The judge does not tell the pos instruction itself from unsteered answers "
+        f"({_ranged(control)}): it could not have shown an effect of that size. Take another "
+        "`judge_model`, or more `n_examples`."
+    )
+
+
+def _ablated(answers: Answers, condition: Condition) -> str:
+    score, _ = answers.mean(answers.scores, condition)
+    below, _ = answers.difference(condition, PROMPT)
+    beyond, _ = answers.difference(condition, random_beside(condition))
+    return (
+        "With its direction taken out of every state, the pos instruction reaches "
+        f"{score.value:.1f} ({_ranged(below)}); against random directions taken out the difference "
+        f"is {_ranged(beyond)}."
     )
 
 

@@ -92,6 +92,7 @@ async def steer(
     n_examples: int = N_EXAMPLES,
     n_random: int = N_RANDOM,
     coherence: float = COHERENCE,
+    ablate: bool = False,
     pool: str | None = None,
     force_unlock: bool = False,
     listener: Listener | None = None,
@@ -101,19 +102,19 @@ async def steer(
 ) -> SteeringResult:
     """Generate answers with a trait's vectors added, judge them, and say what the vectors do.
 
-    The vectors are those of `methods` at `layers`, by default the recommended one, of the pool that
-    the folder was last fitted on. `coefficients`
-    are in units of the layer's mean residual norm; None is a grid of both signs, made finer where
-    coherence breaks. `n_examples` responses are generated of each coefficient, of the model
-    unsteered, under a pos instruction, and with `n_random` vectors of random direction. `coherence`
-    is the least mean coherence that holds. `given` are settings by name; what is not given is what
-    the trait's run has. What is stored is not made again.
+    The vectors are those of `methods` at `layers`, by default the difference of means at the layer
+    nearest the middle that reads the trait as well as the best (`choice`), of the pool that the
+    folder was last fitted on. `coefficients` are in units of the layer's mean residual norm; None
+    is a grid of both signs, made finer where coherence breaks. `n_examples` responses are generated
+    of each coefficient, of the model unsteered, under a pos instruction, and with `n_random` random
+    vectors. `coherence` is the least mean that holds. With `ablate`, directions are also taken out
+    of every state, under a pos instruction. `given` are settings by name.
 
     Raise UsageError, AccessError, LockedError or DefinitionError before anything loads. What goes
     wrong later stands in the result.
     """
     listener = listener or Listener()
-    asked = _asked(positions, coefficients, n_random, n_examples, coherence)
+    asked = _asked(positions, coefficients, n_random, n_examples, coherence, ablate=ablate)
     folders = select(experiment, traits)
     edited = {each.name: each for each in load_traits({n: f.path for n, f in folders.items()})}
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
@@ -127,19 +128,18 @@ async def steer(
     check_support(ref, captures=False)
     started, prompts = time.monotonic(), lazy_tokenizer(ref)
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
-        studies = []
-        for name, folder in folders.items():
-            studies.append(
-                make_study(
-                    recorded_trait(name, records[name], edited[name]),
-                    folder,
-                    settings[name],
-                    prompts(records[name].created, settings[name].sampling),
-                    asked,
-                    Which(methods, layers, pool or kept_pool(folder)),
-                    listener.notice,
-                )
+        studies = [
+            make_study(
+                recorded_trait(name, records[name], edited[name]),
+                folder,
+                settings[name],
+                prompts(records[name].created, settings[name].sampling),
+                asked,
+                Which(methods, layers, pool or kept_pool(folder)),
+                listener.notice,
             )
+            for name, folder in folders.items()
+        ]
         return await _steer(studies, ref, listener, stop or asyncio.Event(), backends, started)
 
 
@@ -149,6 +149,8 @@ def _asked(
     n_random: int,
     n_examples: int,
     coherence: float,
+    *,
+    ablate: bool,
 ) -> Asked:
     if positions not in POSITIONS:
         raise UsageError(
@@ -166,6 +168,7 @@ def _asked(
         n_random=n_random,
         n_examples=n_examples,
         coherence=coherence,
+        ablate=ablate,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import UsageError
 
-Kind = Literal["unsteered", "prompt", "steered", "random"]
+Kind = Literal["unsteered", "prompt", "steered", "random", "ablated"]
 Positions = Literal["response", "prompt", "all"]
 POSITIONS: tuple[Positions, ...] = ("response", "prompt", "all")
 GRID = (0.125, 0.25, 0.5, 1.0)
@@ -42,7 +42,7 @@ class Condition:
 
     kind: Kind
     method: str = ""
-    """Of steered and of random responses: whose target they stand beside."""
+    """Of what is added or taken out: `random` are random vectors."""
     layer: int = -1
     coefficient: float = 0.0
     """In units of the layer's mean residual norm."""
@@ -51,18 +51,23 @@ class Condition:
     def __str__(self) -> str:
         if self.kind in ("unsteered", "prompt"):
             return self.kind
+        if self.kind == "ablated":
+            return f"prompt, without {self.method} at layer {self.layer}"
         return f"{self.kind} {self.coefficient:+g} at layer {self.layer}"
 
 
 UNSTEERED, PROMPT = Condition("unsteered"), Condition("prompt")
+RANDOM = "random"
+"""The method of random vectors."""
 
 
 def conditions(
-    grid: Mapping[tuple[str, int], Sequence[float]], positions: Positions
+    grid: Mapping[tuple[str, int], Sequence[float]], positions: Positions, *, ablate: bool
 ) -> tuple[Condition, ...]:
     """Return what is compared, for the coefficients of each method and layer.
 
-    Random vectors stand beside the positive coefficients of each layer, once a layer.
+    Random vectors stand beside the positive coefficients of each layer, once a layer. With
+    `ablate`, each direction is also taken out of every state under a pos instruction.
     """
     found: dict[Condition, None] = {UNSTEERED: None, PROMPT: None}
     for (method, layer), coefficients in grid.items():
@@ -71,8 +76,16 @@ def conditions(
     for (_, layer), coefficients in grid.items():
         for coefficient in sorted(coefficients):
             if coefficient > 0:
-                found[Condition("random", "random", layer, coefficient, positions)] = None
+                found[Condition("random", RANDOM, layer, coefficient, positions)] = None
+    if ablate:
+        found |= dict.fromkeys(ablated(method, layer) for method, layer in grid)
+        found |= dict.fromkeys(ablated(RANDOM, layer) for _, layer in grid)
     return tuple(found)
+
+
+def ablated(method: str, layer: int) -> Condition:
+    """Return the condition in which a vector's direction is taken out of every state."""
+    return Condition("ablated", method, layer, 1.0, "all")
 
 
 def refined(coherence: Mapping[float, float], least: float) -> list[float]:

@@ -8,13 +8,13 @@ question, which both have answered.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..statistics import Estimate, grouped_mean
-from .conditions import PROMPT, UNSTEERED, Condition, largest_coherent
+from .conditions import PROMPT, RANDOM, UNSTEERED, Condition, largest_coherent
 from .study import Study
 
 COLUMNS = (
@@ -104,9 +104,9 @@ def _measures(
     yield "coherence", answers.mean(answers.coherence, condition)
     if condition != UNSTEERED:
         yield "over_unsteered", answers.difference(condition, UNSTEERED)
-    if condition.kind == "steered":
+    if condition.kind in ("steered", "ablated"):
         yield "over_prompt", answers.difference(condition, PROMPT)
-        if condition.coefficient > 0:
+        if condition.coefficient > 0 and condition.method != RANDOM:
             yield "over_random", answers.difference(condition, random_beside(condition))
     known = study.side_effects(condition)
     if known:
@@ -119,9 +119,8 @@ def _measures(
 
 def random_beside(condition: Condition) -> Condition:
     """Return the condition of random vectors of the same length, layer and positions."""
-    return Condition(
-        "random", "random", condition.layer, condition.coefficient, condition.positions
-    )
+    kind = "random" if condition.kind == "steered" else condition.kind
+    return replace(condition, kind=kind, method=RANDOM)
 
 
 def furthest(answers: Answers, place: tuple[str, int], least: float) -> Condition | None:

@@ -41,7 +41,7 @@ async def glimpse(
     listener: Listener | None = None,
     backends: OpenBackends = open_backends,
 ) -> Answers:
-    """Return answers to a trait's first questions, with its recommended vector at `coefficients`.
+    """Return answers to a trait's first questions, with the vector that `steer` takes.
 
     The settings are those of the trait's run. Raise as `steer` does.
     """

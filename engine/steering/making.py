@@ -15,6 +15,7 @@ from ..settings import RunSettings
 from ..storage import TraitFolder
 from ..traits import Trait
 from ..vectors import check_methods, load_vector, read_evaluation
+from .choice import default_layer, default_method
 from .conditions import Target
 from .plan import Vectors
 from .study import Asked, Study
@@ -25,7 +26,7 @@ _UNSEEN = 5
 
 @dataclass(frozen=True, slots=True)
 class Which:
-    """Which vectors of a trait; None are the recommended method and layer."""
+    """Which vectors of a trait; None are those of `choice`."""
 
     methods: Sequence[str] | None
     layers: Sequence[int] | None
@@ -68,20 +69,14 @@ def make_study(
 def _targets(folder: TraitFolder, activations: Activations, which: Which) -> tuple[Target, ...]:
     """Return the vectors to steer with, as long as the mean residual norm of their layers.
 
-    Raise UsageError where one is missing, was fitted to other activations, or none is recommended.
+    Raise UsageError where one is missing, was fitted to other activations, or none can be chosen.
     """
-    methods, layers = which.methods, which.layers
-    best = read_evaluation(folder, activations.metadata, activations.pool).recommendation
-    if best is None and (methods is None or layers is None):
-        raise UsageError(
-            f"{folder.path}: no vector is recommended, since nothing could be held out; name "
-            "`methods` and `layers`"
-        )
-    names = check_methods(methods) if methods is not None else [best.method if best else ""]
-    chosen = list(layers) if layers is not None else [best.layer if best else 0]
+    evaluation = read_evaluation(folder, activations.metadata, activations.pool)
+    named = which.methods
+    methods = [default_method(evaluation)] if named is None else check_methods(named)
     found = []
-    for method in names:
-        for layer in chosen:
+    for method in methods:
+        for layer in which.layers or [default_layer(evaluation, method)]:
             if layer < 0 or layer not in activations.layers:
                 raise UsageError(f"`layers` {layer}: {folder.path} has no such block captured")
             vector, facts = load_vector(folder, method, layer, activations.pool)

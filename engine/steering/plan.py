@@ -11,7 +11,7 @@ from ..generation import Shift
 from ..records import Sample
 from ..settings import Sampling
 from ..traits import Plan, Tokenize, Trait
-from .conditions import PROMPT, UNSTEERED, Condition, Target, digest, random_vectors
+from .conditions import PROMPT, RANDOM, UNSTEERED, Condition, Target, digest, random_vectors
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -33,7 +33,7 @@ class Vectors:
 
     def number(self, condition: Condition, k: int) -> int:
         """Return which vector the k-th response of a condition is steered by."""
-        if condition.kind == "steered":
+        if condition.method != RANDOM:
             places = [(target.method, target.layer) for target in self.targets]
             return places.index((condition.method, condition.layer))
         before = self._layers.index(condition.layer) * self.n_random
@@ -87,8 +87,8 @@ class StudyPlan(Plan):
 
 
 def instruction_of(condition: Condition, trait: Trait, k: int) -> str:
-    """Return what stands before the question: only the prompt baseline has an instruction."""
-    if condition.kind != "prompt":
+    """Return what stands before the question: a pos instruction where there is one to follow."""
+    if condition.kind not in ("prompt", "ablated"):
         return ""
     return trait.asked("pos", k % len(trait.instructions), 0)[0]
 
@@ -165,4 +165,5 @@ def shift_at(vectors: Vectors, condition: Condition, k: int, n_prompt: int) -> S
     first, end = {"response": (n_prompt, None), "prompt": (0, n_prompt), "all": (0, None)}[
         condition.positions or "all"
     ]
-    return Shift(vectors.number(condition, k), condition.coefficient, first, end)
+    ablates = condition.kind == "ablated"
+    return Shift(vectors.number(condition, k), condition.coefficient, first, end, ablates)

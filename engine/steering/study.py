@@ -59,6 +59,8 @@ class Asked:
     """Responses of each condition."""
     coherence: float
     """The least mean coherence that holds."""
+    ablate: bool = False
+    """Whether the vectors' directions are also taken out, under a pos instruction."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,7 +100,7 @@ class Study:
     @property
     def plan(self) -> StudyPlan:
         """The planned responses of all rounds so far."""
-        wanted = conditions(self.grid, self.asked.positions)
+        wanted = conditions(self.grid, self.asked.positions, ablate=self.asked.ablate)
         if wanted not in self._plans:
             how = (self.vectors, self.asked.n_examples, self.settings.sampling)
             self._plans[wanted] = make_plan(self.trait, wanted, *how, self.prompts)

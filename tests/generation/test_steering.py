@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,17 +63,13 @@ class WatchedEngine(SteeredEngine):
         return np.frombuffer(data, np.float32).reshape(n, WIDTH)
 
 
-@asynccontextmanager
-async def started(folder: Path, **sampling: Any) -> AsyncIterator[WatchedEngine]:
+async def started(folder: Path) -> WatchedEngine:
     tie_children()
     ref = find_model(str(folder))
-    how = Sampling(model=ref.name, **{"max_new_tokens": NEW, "dtype": "float32", **sampling})
+    how = Sampling(model=ref.name, max_new_tokens=NEW, dtype="float32")
     engine = WatchedEngine(ref, how, Execution(), SIZE, on_gpu=on_gpu())
     await asyncio.to_thread(engine.start)
-    try:
-        yield engine
-    finally:
-        await engine.close()
+    return engine
 
 
 def saved(family: str, folder: Path) -> Path:
@@ -98,19 +93,23 @@ def vectors(seed: int = 0) -> list[tuple[int, np.ndarray]]:
 
 
 def hooked(oracle: Oracle, ids: list[int], shift: Shift | None, loaded: Any) -> np.ndarray:
-    """States leaving each block `[n_layers, seq, dim]`, and logits, of one row alone, steered by a
-    plain hook of transformers' model."""
+    """States leaving each block `[n_layers, seq, dim]`, and logits, of one row alone, steered by
+    plain hooks of transformers' model."""
     model, handles = oracle.model, []
     states: list[torch.Tensor] = []
     for index, block in enumerate(model.base_model.layers):
 
         def hook(_b: Any, _i: Any, output: Any, index: int = index) -> Any:
             stream = output[0] if isinstance(output, tuple) else output
-            if shift is not None and loaded[shift.vector][0] == index:
+            if shift is not None and (shift.ablates or loaded[shift.vector][0] == index):
                 stream = stream.clone()
-                end = len(ids) if shift.end is None else shift.end
-                push = shift.coefficient * torch.tensor(loaded[shift.vector][1])
-                stream[:, shift.first : end] += push
+                span = slice(shift.first, len(ids) if shift.end is None else shift.end)
+                v = torch.tensor(loaded[shift.vector][1])
+                push = shift.coefficient * v[None, None]
+                if shift.ablates:
+                    unit = v / v.norm()
+                    push = -shift.coefficient * torch.outer(stream[0, span] @ unit, unit)[None]
+                stream[:, span] += push
             states.append(stream[0].detach())
             return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
@@ -139,7 +138,8 @@ class Case:
 
 
 def crowd() -> list[Case]:
-    """Requests of all coefficients, layers, positions and lengths, unsteered ones among them."""
+    """Requests of all coefficients, layers, positions and lengths; unsteered ones among them, and
+    such that a direction is taken out of."""
     rng = np.random.default_rng(5)
     cases = []
     for index in range(16):
@@ -148,6 +148,8 @@ def crowd() -> list[Case]:
         first, end = [(n + 1, None), (0, n + 1), (0, None), (2, 5)][index % 4]
         coefficient = float(rng.choice([-3.0, -0.5, 0.7, 2.0]))
         shift = Shift(index % 3, coefficient, first, end) if index % 5 else None
+        if index % 7 in (1, 2):
+            shift = Shift(index % 3, [0.5, 1.0][index % 2], first, end, ablates=True)
         cases.append(Case(prompt, shift))
     return cases
 
@@ -161,60 +163,85 @@ class Seen:
     """By case, `[n_layers, seq, dim]`."""
     scored: dict[int, tuple[float, ...]]
     unsteered: list[tuple[Any, Any]]
+    cached: Cached | None = None
+    """Of one family."""
 
 
-async def look(folder: Path) -> Seen:
+async def look(engine: WatchedEngine, folder: Path) -> Seen:
     oracle, cases, loaded = Oracle(str(folder)), crowd(), vectors()
     n_layers = len(oracle.model.base_model.layers)
-    async with started(folder) as engine:
-        await engine.call("watch", "before")
-        await engine.load_vectors(loaded)
-        await engine.call("watch", "after")
-        run = engine._run
+    await engine.call("watch", "before")
+    await engine.load_vectors(loaded)
+    await engine.call("watch", "after")
+    run = engine._run
 
-        async def noting(ids: Any, parameters: Any, **named: Any) -> Any:
-            answer = await run(ids, parameters, **named)
-            extra = parameters.extra_args
-            engine.answers[str(list(ids))] = extra.get("watched") or extra[ASKED][0]
-            return answer
+    async def noting(ids: Any, parameters: Any, **named: Any) -> Any:
+        answer = await run(ids, parameters, **named)
+        extra = parameters.extra_args
+        engine.answers[str(list(ids))] = extra.get("watched") or extra[ASKED][0]
+        return answer
 
-        engine._run = noting  # type: ignore[method-assign]
+    engine._run = noting  # type: ignore[method-assign]
 
-        async def one(index: int, case: Case) -> None:
-            await asyncio.sleep(0.01 * (index % 4))  # some arrive while others decode
-            case.response = await engine.steered(sample(case.prompt, index), case.shift)
-            case.name = engine.answers[str(list(case.prompt))]
+    async def one(index: int, case: Case) -> None:
+        await asyncio.sleep(0.01 * (index % 4))  # some arrive while others decode
+        case.response = await engine.steered(sample(case.prompt, index), case.shift)
+        case.name = engine.answers[str(list(case.prompt))]
 
-        await asyncio.gather(*(one(index, case) for index, case in enumerate(cases)))
-        before, after = {}, {}
-        for index, case in enumerate(cases):
-            for when, found in (("before", before), ("after", after)):
-                found[index] = np.stack(
-                    [
-                        await engine.states(when, case.name, layer, len(case.ids))
-                        for layer in range(n_layers)
-                    ]
-                )
-        scored = {}
-        for index, case in enumerate(cases):
-            assert case.response is not None
-            found_logprobs = await engine.logprobs(
-                case.prompt, case.response.response_token_ids, case.shift
+    await asyncio.gather(*(one(index, case) for index, case in enumerate(cases)))
+    before, after = {}, {}
+    for index, case in enumerate(cases):
+        for when, found in (("before", before), ("after", after)):
+            found[index] = np.stack(
+                [
+                    await engine.states(when, case.name, layer, len(case.ids))
+                    for layer in range(n_layers)
+                ]
             )
-            assert found_logprobs is not None
-            scored[index] = found_logprobs
-        unsteered = []
-        for index, case in enumerate(cases[:6]):
-            zero = await engine.steered(sample(case.prompt, index), Shift(0, 0.0, 0, None))
-            plain = await engine.steered(sample(case.prompt, index), None)
-            unsteered.append((zero.response_token_ids, plain.response_token_ids))
+    scored = {}
+    for index, case in enumerate(cases):
+        assert case.response is not None
+        found_logprobs = await engine.logprobs(
+            case.prompt, case.response.response_token_ids, case.shift
+        )
+        assert found_logprobs is not None
+        scored[index] = found_logprobs
+    unsteered = []
+    for index, case in enumerate(cases[:4]):
+        zero = await engine.steered(sample(case.prompt, index), Shift(0, 0.0, 0, None))
+        plain = await engine.steered(sample(case.prompt, index), None)
+        unsteered.append((zero.response_token_ids, plain.response_token_ids))
+    engine._run = run  # type: ignore[method-assign]
     return Seen(oracle, cases, before, after, scored, unsteered)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def seen(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    folder = saved(request.param, tmp_path_factory.mktemp(request.param))
-    return asyncio.run(look(folder))
+async def look_at(families: Sequence[str], root: Path) -> dict[str, Seen]:
+    """Two engines at a time, since a start is mostly one core's imports: started, asked and closed
+    together."""
+    from vllm import AsyncLLMEngine  # noqa: F401 - once, not in two threads
+
+    found = {}
+    for pair in (families[i : i + 2] for i in range(0, len(families), 2)):
+        folders = [saved(family, root / family) for family in pair]
+        engines = await asyncio.gather(*(started(folder) for folder in folders))
+        try:
+            for family, folder, engine in zip(pair, folders, engines, strict=True):
+                found[family] = await look(engine, folder)
+                if family == FAMILIES[0]:
+                    found[family].cached = await look_at_cache(engine, folder)
+        finally:
+            await asyncio.gather(*(engine.close() for engine in engines))
+    return found
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+    return asyncio.run(look_at(FAMILIES, tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(params=FAMILIES)
+def seen(request: Any, every: dict[str, Seen]) -> Seen:
+    return every[request.param]
 
 
 @pytest.mark.slow
@@ -225,8 +252,14 @@ def test_r22_a_block_leaves_its_state_plus_c_v_at_the_asked_positions_alone(seen
         if case.shift is not None:
             layer, vector = loaded[case.shift.vector]
             end = len(case.ids) if case.shift.end is None else case.shift.end
-            expected[layer, case.shift.first : end] = np.float32(case.shift.coefficient) * vector
-            moved += len(expected[layer, case.shift.first : end])
+            span = slice(case.shift.first, end)
+            if case.shift.ablates:
+                unit = vector / np.linalg.norm(vector)
+                along = seen.before[index][:, span] @ unit
+                expected[:, span] = -np.float32(case.shift.coefficient) * along[..., None] * unit
+            else:
+                expected[layer, span] = np.float32(case.shift.coefficient) * vector
+            moved += len(expected[layer, span])
         difference = seen.after[index] - seen.before[index]
         assert np.isfinite(difference).all(), "a position that was read was not seen"
         still = expected == 0
@@ -265,47 +298,65 @@ def test_r22_a_coefficient_of_0_gives_the_unsteered_ids(seen: Seen) -> None:
 # --- prefix caching ---
 
 
-@pytest.mark.slow
-async def test_cached_states_of_one_steering_never_serve_another(tmp_path: Path) -> None:
-    """With vLLM's prefix cache on, as it is. Unsalted, the states of the first request would be
-    taken for those of the next, of the same tokens; the test sees that they would."""
-    folder = saved("llama", tmp_path)
+@dataclass
+class Cached:
+    """First tokens by steering, on one prompt, in turn; each with what transformers says."""
+
+    asked: list[tuple[str, list[int], list[int]]]
+    unsalted: tuple[list[int], list[int]]
+
+
+SHIFTS = [
+    None,
+    Shift(0, 9.0),
+    Shift(0, -9.0),
+    Shift(1, 9.0),
+    Shift(2, 9.0),
+    Shift(2, -9.0, 40),
+    Shift(0, 1.0, ablates=True),
+    None,
+]
+
+
+async def look_at_cache(engine: WatchedEngine, folder: Path) -> Cached:
+    """With vLLM's prefix cache on, as it is, and without sampling's chance."""
     oracle, loaded = Oracle(str(folder)), vectors()
+    engine._sampling = replace(engine._sampling, temperature=0.0, max_new_tokens=2)
     rng = np.random.default_rng(1)
     prompt = (BOS, *map(int, rng.integers(3, VOCAB, 90)))  # two blocks of 32 and more
-    shifts = [
-        None,
-        Shift(0, 9.0),
-        Shift(0, -9.0),
-        Shift(1, 9.0),
-        Shift(2, 9.0),
-        Shift(2, -9.0, 40),
-        None,
-    ]
 
-    async def first_tokens(engine: WatchedEngine) -> list[int]:
+    async def first_tokens() -> list[int]:
         found = []
-        for index, shift in enumerate(shifts):
+        for index, shift in enumerate(SHIFTS):
             response = await engine.steered(sample(prompt, index), shift)
             found.append(response.response_token_ids[0])
         return found
 
-    expected = [int(hooked(oracle, [*prompt], s, loaded)[1][-1].argmax()) for s in shifts]
-    assert len(set(expected)) >= 4
-    async with started(folder, temperature=0.0, max_new_tokens=2) as engine:
-        await engine.load_vectors(loaded)
-        assert await first_tokens(engine) == expected
-        again = await first_tokens(engine)
-        assert again == expected, "served from the cache, each by its own steering"
-        await engine.load_vectors(vectors(seed=9))
-        others = [int(hooked(oracle, [*prompt], s, vectors(9))[1][-1].argmax()) for s in shifts]
-        assert await first_tokens(engine) == others, "other vectors of the same numbers"
-        engine.salted = False
-        fresh = (*prompt[:5], *prompt[6:], 7)
-        prompt = fresh
-        unsalted = await first_tokens(engine)
-    mixed = [int(hooked(oracle, [*fresh], s, vectors(9))[1][-1].argmax()) for s in shifts]
-    assert unsalted != mixed, "the cache is off, so this test tests nothing"
+    def expected(loaded: Any) -> list[int]:
+        return [int(hooked(oracle, [*prompt], s, loaded)[1][-1].argmax()) for s in SHIFTS]
+
+    asked = [
+        (said, await first_tokens(), expected(loaded))
+        for said in ("computed", "served from the cache, each by its own steering")
+    ]
+    await engine.load_vectors(vectors(seed=9))
+    asked.append(("other vectors of the same numbers", await first_tokens(), expected(vectors(9))))
+    engine.salted = False
+    prompt = (*prompt[:5], *prompt[6:], 7)
+    return Cached(asked, (await first_tokens(), expected(vectors(9))))
+
+
+@pytest.mark.slow
+def test_cached_states_of_one_steering_never_serve_another(every: dict[str, Seen]) -> None:
+    """Unsalted, the states of the first request would be taken for those of the next, of the same
+    tokens; the test sees that they would."""
+    cached = every[FAMILIES[0]].cached
+    assert cached is not None
+    for said, found, expected in cached.asked:
+        assert found == expected, said
+    assert len(set(cached.asked[0][2])) >= 4
+    found, mixed = cached.unsalted
+    assert found != mixed, "the cache is off, so this test tests nothing"
 
 
 # --- what is refused ---
@@ -413,8 +464,8 @@ def test_the_v2_runners_layout_is_read() -> None:
     scheduled = SimpleNamespace(
         finished_req_ids=set(),
         scheduled_new_reqs=[
-            new("a", ["sa", 0, 2.0, 3, 5]),
-            new("b", ["sb", 0, -1.0, 0, 99]),
+            new("a", ["sa", 0, 2.0, 3, 5, False]),
+            new("b", ["sb", 0, -1.0, 0, 99, False]),
             new("x", None),
         ],
     )
@@ -431,9 +482,9 @@ def test_the_v2_runners_layout_is_read() -> None:
     assert torch.equal(found[0], hidden), "the other block is left alone"
     expected = np.outer([-1, 0, 0, 0, 2, 2, 0], v)
     np.testing.assert_array_equal(found[1], expected)
-    assert worker.take_steered("sa") == [3, 5, 2]
-    assert worker.take_steered("sb") == [9, 10, 1]
-    assert worker.take_steered("sb") == [0, 0, 0]
+    assert worker.take_steered("sa", False) == [3, 5, 2]
+    assert worker.take_steered("sb", False) == [9, 10, 1]
+    assert worker.take_steered("sb", False) == [0, 0, 0]
 
 
 def test_trial_runs_of_vllm_are_left_alone() -> None:
@@ -442,7 +493,7 @@ def test_trial_runs_of_vllm_are_left_alone() -> None:
     steering.load([(0, np.ones(4, np.float32))])
     hidden = torch.zeros(3, 4)
     assert torch.equal(block(hidden)[0], hidden)
-    steering.begin([Rows(("a", 0, 1.0, 0, 9), 0, 3, 0)])
+    steering.begin([Rows(("a", 0, 1.0, 0, 9, False), 0, 3, 0)])
     assert torch.equal(block(hidden)[0], hidden + 1)
     steering.end()
     assert torch.equal(block(hidden)[0], hidden)
@@ -454,9 +505,39 @@ def test_positions_computed_twice_count_once() -> None:
     steering = Steering([block], torch.device("cpu"))
     steering.load([(0, np.ones(4, np.float32))])
     for count, position in ((3, 0), (1, 3), (4, 0), (1, 4)):
-        steering.begin([Rows(("a", 0, 1.0, 1, 9), 0, count, position)])
+        steering.begin([Rows(("a", 0, 1.0, 1, 9, False), 0, count, position)])
         block(torch.zeros(count, 4))
-    assert steering.take("a") == (1, 5, 4)
+    assert steering.take("a", ablates=False) == (1, 5, 4)
+
+
+def test_a_direction_is_taken_out_of_the_whole_stream_at_every_block() -> None:
+    """Both halves of a fused stream; a block that did not take it out makes the request's count 0."""
+
+    class Pair(nn.Module):
+        def forward(self, hidden: Any, residual: Any) -> tuple[Any, Any]:
+            return hidden, residual
+
+    blocks = [Pair(), Pair()]
+    steering = Steering(blocks, torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    v = rng.normal(0, 1, 8).astype(np.float32)
+    steering.load([(1, v)])
+    hidden, residual = torch.tensor(rng.normal(0, 1, (2, 5, 8)), dtype=torch.float32)
+    for share in (0.5, 1.0):
+        steering.begin([Rows(("a", 0, share, 2, 9, True), 0, 5, 0)])
+        for block in blocks:
+            moved, same = block(hidden, residual)
+            assert torch.equal(same, residual)
+            before, after = hidden + residual, moved + residual
+            torch.testing.assert_close(after[:2], before[:2], atol=0, rtol=0)
+            along = after @ torch.tensor(v)
+            torch.testing.assert_close(along[2:], (1 - share) * (before @ torch.tensor(v))[2:])
+            across = (after - before) / torch.tensor(v)
+            torch.testing.assert_close(across, across[:, :1].expand(-1, 8), atol=1e-4, rtol=1e-3)
+    assert steering.take("a", ablates=True) == (2, 5, 3)
+    steering.begin([Rows(("b", 0, 1.0, 2, 9, True), 0, 5, 0)])
+    blocks[0](hidden, residual)
+    assert steering.take("b", ablates=True) == (0, 0, 0)
 
 
 def test_bfloat16_states_are_rounded_once() -> None:
@@ -466,7 +547,7 @@ def test_bfloat16_states_are_rounded_once() -> None:
     v = rng.normal(0, 1, 64).astype(np.float32)
     steering.load([(0, v)])
     hidden = torch.tensor(rng.normal(0, 30, (5, 64)), dtype=torch.bfloat16)
-    steering.begin([Rows(("a", 0, 0.3, 0, 9), 0, 5, 0)])
+    steering.begin([Rows(("a", 0, 0.3, 0, 9, False), 0, 5, 0)])
     expected = hidden.double() + float(np.float32(0.3)) * torch.tensor(v).double()
     found = block(hidden)[0]
     assert found.dtype == torch.bfloat16

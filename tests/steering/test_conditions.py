@@ -37,7 +37,7 @@ def test_a_coefficient_holds_only_where_every_smaller_one_does() -> None:
 
 def test_random_vectors_stand_once_beside_each_positive_coefficient_of_a_layer() -> None:
     grid = {("a", 3): (0.5, -0.5), ("b", 3): (-0.5, 0.5, 1.0)}
-    found = conditions(grid, "all")
+    found = conditions(grid, "all", ablate=False)
     assert found[:2] == (UNSTEERED, PROMPT)
     steered = [(c.method, c.coefficient) for c in found if c.kind == "steered"]
     assert steered == [("a", -0.5), ("a", 0.5), ("b", -0.5), ("b", 0.5), ("b", 1.0)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support import fakes
-from tests.support.toy import BASE, BREAKS, LAYER, METHOD, SLOPE, Toy, make_toy
+from tests.support.toy import ASKING, BASE, BREAKS, LAYER, METHOD, SLOPE, Toy, make_toy
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.outputs.stale import stale_files
 from traitmill.engine.steering import read_study
@@ -64,6 +64,32 @@ async def test_r24_the_curve_has_the_known_slope_and_is_claimed(tmp_path: Path) 
     assert said(toy) == claim.sentence
 
 
+async def test_a_direction_taken_out_takes_the_instruction_with_it(tmp_path: Path) -> None:
+    """The toy's instruction works by the direction alone: without it, it answers as unasked."""
+    toy = await make_toy(tmp_path)
+    result = await toy.steer(**HOW, n_examples=40, coefficients=[0.5], ablate=True)
+    table, _ = read_study(TraitFolder(toy.folder))
+    ablated = {
+        (row["method"], row["measure"]): row for row in table.filter(kind="ablated").to_dicts()
+    }
+    asked = 100 / (1 + math.exp(-(BASE + ASKING)))
+    own, random = ablated[METHOD, "over_prompt"], ablated["random", "over_prompt"]
+    assert own["low"] < curve(0) - asked < own["high"]
+    cosines = [vector @ toy.engine.direction / toy.engine.norm for _, vector in toy.engine.vectors]
+    left = [100 / (1 + math.exp(-(BASE + ASKING * (1 - c**2)))) for c in cosines[1:]]
+    assert random["low"] < np.mean(left) - asked < random["high"], "its share of it, no more"
+    beyond = ablated[METHOD, "over_random"]
+    assert beyond["high"] < -30
+    assert ("random", "over_random") not in ablated
+    sentence = result.traits["trait"].claim.sentence
+    assert f"the pos instruction reaches {ablated[METHOD, 'trait_score']['value']:.1f}" in sentence
+    shifts = [shift for _, shift in toy.engine.calls if shift is not None and shift.ablates]
+    assert {(s.first, s.end, s.coefficient) for s in shifts} == {(0, None, 1.0)}
+    assert sorted(s.vector for s in shifts) == sorted([0] * 40 + [1, 2, 3, 4, 5] * 8)
+    again = await toy.steer(**HOW, n_examples=40, coefficients=[0.5])
+    assert "taken out" not in again.traits["trait"].claim.sentence
+
+
 async def test_r24_a_direction_that_does_nothing_is_said_to(tmp_path: Path) -> None:
     toy = await make_toy(tmp_path)
     v = toy.engine.direction
@@ -73,6 +99,23 @@ async def test_r24_a_direction_that_does_nothing_is_said_to(tmp_path: Path) -> N
     assert not claim.has_effect
     assert claim.sentence.startswith("No effect is shown: mean_diff at layer 1")
     assert "interval" in claim.sentence
+    assert "could not have shown" not in claim.sentence, "it tells the instruction"
+
+
+async def test_a_judge_that_misses_the_instruction_itself_is_said_to_be_no_meter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.support.toy.ASKING", 0.0)
+    toy = await make_toy(tmp_path)
+    toy.engine.direction = np.roll(toy.engine.direction, 1)
+    claim = (await toy.steer(**HOW, n_examples=20, coefficients=[0.125])).traits["trait"].claim
+    row = figures(toy, "over_unsteered", "prompt")[0.0]
+    assert row["low"] <= 0
+    assert not claim.has_effect
+    said = f"({row['value']:+.1f}, 95 % interval {row['low']:+.1f} to {row['high']:+.1f}): it could"
+    assert f"does not tell the pos instruction itself from unsteered answers {said}" in (
+        claim.sentence
+    )
 
 
 async def test_r24_a_vector_that_breaks_everything_is_said_to(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ SLOPE, BASE = 2.0, -1.0
 """The logit of A against B: BASE + SLOPE * (what was added, along the direction, in norms)."""
 BREAKS = 0.8
 """How much may be added, whatever its direction, before every token is noise."""
+ASKING = 2.0
+"""What a pos instruction adds to the logit."""
 JUDGE_URL = "http://127.0.0.1:9/v1"
 
 
@@ -58,10 +60,18 @@ class ToyEngine:
             return BASE + float(own)
         _, vector = self.vectors[shift.vector]
         along = float(vector @ self.direction) / self.norm
+        if shift.ablates:
+            return BASE + float(own)
         return BASE + float(own) + SLOPE * shift.coefficient * along
 
+    def taken_out(self, shift: Shift | None) -> float:
+        """The share of the direction that a shift takes out."""
+        if shift is None or not shift.ablates:
+            return 0.0
+        return float(self.vectors[shift.vector][1] @ self.direction / self.norm) ** 2
+
     def broken(self, shift: Shift | None) -> bool:
-        return shift is not None and abs(shift.coefficient) > BREAKS
+        return shift is not None and not shift.ablates and abs(shift.coefficient) > BREAKS
 
     async def steered(self, sample: Sample, shift: Shift | None) -> Response:
         self.calls.append((sample.id, shift))
@@ -71,8 +81,8 @@ class ToyEngine:
         await asyncio.sleep(0)
         rng = np.random.default_rng(sample.seed)
         logit = self.logit(shift, sample.question_index)
-        if sample.instruction:
-            logit += 2.0
+        if sample.instruction:  # it works by the direction alone
+            logit += ASKING * (1 - self.taken_out(shift))
         chance = 1 / (1 + math.exp(-logit))
         words = np.where(rng.random(TOKENS) < chance, "A", "B")
         if self.broken(shift):
