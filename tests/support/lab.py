@@ -107,6 +107,7 @@ def make_model(root: Path) -> Path:
         "model_type": "llama",
         "hidden_size": fakes.HIDDEN_DIM,
         "num_hidden_layers": fakes.N_LAYERS,
+        "head_dim": 32,
     }
     heads = {"num_attention_heads": 2, "head_dim": 32}  # as wide as vLLM takes on a CPU
     (folder / "config.json").write_text(json.dumps(config | heads))
