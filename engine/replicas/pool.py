@@ -11,6 +11,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..errors import EngineDiedError, TraitmillError
@@ -290,7 +291,10 @@ class ReplicaPool:
 
 
 async def _closed(actor: Any) -> None:
-    await actor.close.remote()
+    from ray.exceptions import RayError
+
+    with suppress(RayError):  # one that died meanwhile has closed nothing, and is to end anyway
+        await actor.close.remote()
 
 
 def reason(error: Exception) -> str:
