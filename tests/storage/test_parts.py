@@ -163,8 +163,16 @@ def _empty(path: Path) -> None:
 
 
 def _flip(path: Path) -> None:
+    """Turn the last byte of a column that is read for the final files."""
+    metadata = pq.read_metadata(path)
+    group = metadata.row_group(metadata.num_row_groups - 1)
+    columns = [group.column(place) for place in range(group.num_columns)]
+    read = next(each for each in columns if each.path_in_schema in ("response", "score", "values"))
+    start = read.data_page_offset
+    if read.dictionary_page_offset:
+        start = min(start, read.dictionary_page_offset)
     data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 0xFF
+    data[start + read.total_compressed_size - 1] ^= 0xFF
     path.write_bytes(data)
 
 
