@@ -15,6 +15,8 @@ _GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Decode
 """Ends of the class names that predict the next token."""
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _FP8 = ("fp8", "float-quantized", "modelopt", "mxfp4", "nvfp4")
+_SEEING_IN_VLLM = ("qwen3_5_text", "qwen3_5_moe_text")
+"""Models of text whose class in vLLM stands in the module of the one that sees."""
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Widths of a head that vLLM's attention computes on a CPU. Source: its v1 CPU_ATTN backend."""
 
@@ -38,7 +40,8 @@ def check_support(ref: ModelRef, *, captures: bool, generates: bool = True) -> N
     if generates and not _has_gpu():
         _check_on_cpu(ref, quantisation)
     wrapped = isinstance(ref.config.get("vision_config"), dict)
-    if wrapped and generates and find_spec("torchvision") is None:
+    seeing = wrapped or ref.config.get("model_type") in _SEEING_IN_VLLM
+    if seeing and generates and find_spec("torchvision") is None:
         raise UsageError(
             f"model {ref.name} has a vision part, for which vLLM wants torchvision though no "
             "picture is shown: install the version of this PyTorch, or take a model of text alone"

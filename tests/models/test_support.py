@@ -112,6 +112,19 @@ def test_t24_a_vision_part_without_its_processor_is_told(
     check(config, source=str(tmp_path))
 
 
+def test_t24_a_text_model_that_vllm_computes_in_a_seeing_ones_module_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {"torchvision": None}
+    monkeypatch.setattr(support, "find_spec", there.get)
+    config = {"model_type": "qwen3_5_text", "architectures": ["Qwen3_5ForCausalLM"]}
+    config |= {"hidden_size": 64, "num_attention_heads": 2}
+    with pytest.raises(UsageError, match="wants torchvision"):
+        check(config)
+    there["torchvision"] = object()  # type: ignore[assignment]
+    check(config)
+
+
 @pytest.mark.parametrize(
     ("config", "odd"),
     [

@@ -361,7 +361,7 @@ FAMILIES = (
             sliding_window=64,
             global_head_dim=64,
             hidden_size_per_layer_input=16,
-            vocab_size_per_layer_input=1000,
+            vocab_size_per_layer_input=49152,
         ),
     ),
     Family("Mistral", "tokenizer of Hugging Face", make("MistralConfig", sliding_window=64)),
@@ -439,6 +439,7 @@ FAMILIES = (
             first_k_dense_replace=1,
             n_group=1,
             topk_group=1,
+            topk_method="noaux_tc",
         ),
     ),
     Family(
