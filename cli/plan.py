@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from traitmill.engine.errors import ExitCode, UsageError
-from traitmill.engine.settings import DTYPES
+from traitmill.engine.settings import DTYPES, THINKING
 
 from . import options
 from .render import say
@@ -54,6 +54,10 @@ PARAMS = (
     options.setting("n_examples", "Responses per polarity.", "What", common=True),
     options.GEN_MODEL,
     options.setting("max_new_tokens", "Longest response.", "Sampling", common=True),
+    options.setting(
+        "thinking", "Whether a model that can think does.", "Sampling", choices=THINKING
+    ),
+    options.setting("max_thinking_tokens", "Longest thought.", "Sampling"),
     options.setting("dtype", "Of generation.", "Sampling", choices=DTYPES),
     options.setting("judge_model", "A model at an endpoint, or local.", "Judge", common=True),
     options.setting("judge_rpm", "Requests per minute.", "Judge", common=True),
@@ -78,7 +82,8 @@ PARAMS = (
     options.setting("batch_size", "Caps sequences in flight.  [auto]", "Machine", kind=AutoInt()),
 )
 _OF_A_RUN = (
-    *("n_examples", "max_new_tokens", "dtype", "judge_model", "judge_rpm", "judge_tpm", "capture"),
+    *("n_examples", "max_new_tokens", "thinking", "max_thinking_tokens", "dtype"),
+    *("judge_model", "judge_rpm", "judge_tpm", "capture"),
     *("capture_dtype", "capture_device", "batch_size", "tensor_parallel_size"),
 )
 

@@ -79,8 +79,8 @@ def estimate(
     device = _device(card, split, layout.itemsize)
     samples = job.samples / layout.replicas
     running = max(1.0, min(layout.sequences, samples))
-    context = job.prompt_tokens + job.new_tokens / 2
-    steps = samples * job.new_tokens / running
+    context = job.prompt_tokens + job.generated_tokens / 2
+    steps = samples * job.generated_tokens / running
     prompts = samples * job.prompt_tokens
     if settings.judge.is_local:
         prompts += samples * job.judge_tokens

@@ -36,15 +36,22 @@ class Job:
     judge_tokens: float
     """Mean of what a judge reads of a sample, the response included; 0: no judge."""
     captures: bool
+    thought_tokens: int = 0
+    """The longest thought before a response; 0: the model does not think."""
+
+    @property
+    def generated_tokens(self) -> int:
+        """Return the tokens that are generated of a sample, thought and response."""
+        return self.thought_tokens + self.new_tokens
 
     @property
     def sample_tokens(self) -> float:
-        """Return the tokens of a sample, prompt and response."""
-        return self.prompt_tokens + self.new_tokens
+        """Return the tokens of a sample, prompt, thought and response."""
+        return self.prompt_tokens + self.generated_tokens
 
     @property
     def tokens_per_sequence(self) -> int:
-        return self.longest_prompt + self.new_tokens
+        return self.longest_prompt + self.generated_tokens
 
 
 def job_of(traits: Sequence[Trait], settings: RunSettings) -> Job:
@@ -80,6 +87,7 @@ def _job(
     n_traits: int, settings: RunSettings, prompt: float, longest: int, judge_characters: float
 ) -> Job:
     new = settings.sampling.max_new_tokens
+    thinks = settings.sampling.thinking == "on"
     return Job(
         traits=n_traits,
         samples=n_traits * len(POLARITIES) * settings.counts.n_examples,
@@ -88,4 +96,5 @@ def _job(
         new_tokens=new,
         judge_tokens=_tokens(judge_characters) + new,
         captures=settings.capture_rows != "none",
+        thought_tokens=settings.sampling.max_thinking_tokens if thinks else 0,
     )

@@ -154,8 +154,9 @@ def work_words(model: str, job: Job) -> str:
     """Return what is to be done."""
     traits = f"{job.traits:,} trait{'s' * (job.traits != 1)}"
     tokens = job.samples * job.sample_tokens
+    thought = f" after {job.thought_tokens} of thought" * bool(job.thought_tokens)
     return (
-        f"{traits}, {job.samples:,} samples of up to {job.new_tokens} new tokens, "
+        f"{traits}, {job.samples:,} samples of up to {job.new_tokens} new tokens{thought}, "
         f"{_short(tokens)} tokens with their prompts, on {model}"
     )
 

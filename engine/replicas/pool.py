@@ -284,17 +284,14 @@ class ReplicaPool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         actors = [member.actor for member in self.members if member.actor is not None]
-        closing = [asyncio.ensure_future(_closed(actor)) for actor in actors]
-        if closing:
-            await asyncio.wait(closing, timeout=_CLOSE_S)
+        closing = asyncio.gather(*map(_closed, actors), return_exceptions=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(closing, _CLOSE_S)
         await asyncio.gather(*map(self._kill, actors))
 
 
 async def _closed(actor: Any) -> None:
-    from ray.exceptions import RayError
-
-    with suppress(RayError):  # one that died meanwhile has closed nothing, and is to end anyway
-        await actor.close.remote()
+    await actor.close.remote()
 
 
 def reason(error: Exception) -> str:

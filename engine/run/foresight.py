@@ -27,8 +27,10 @@ def foresee(
     runs: Sequence[TraitRun],
     placement: Placement | None,
     replicas: int = 1,
+    *,
+    thinks: bool = False,
 ) -> Foresight:
-    """Return what is left to generate.
+    """Return what is left to generate. `thinks`: a thought stands before each response.
 
     Prompts are counted in the model's own tokens. `placement` is that of each replica, None where
     they decide on machines of their own. Speed is foreseen of this machine's cards alone.
@@ -37,6 +39,8 @@ def foresee(
         job_of([run.trait for run in runs], settings),
         samples=sum(len(run.ungenerated()) for run in runs),
     )
+    if thinks:
+        job = replace(job, thought_tokens=settings.sampling.max_thinking_tokens)
     lengths = [length for run in runs for length in run.prompt_lengths()]
     if lengths:  # none where verdicts may still ask for another round
         job = replace(job, prompt_tokens=sum(lengths) / len(lengths), longest_prompt=max(lengths))

@@ -138,6 +138,7 @@ class _Loader:
                 work.runs,
                 models.placement,
                 models.replicas,
+                thinks=wanted.thought is not None,
             )
             work.notice(foreseen.said)
             models.wanted = replace(models.wanted, generation_s=foreseen.seconds)

@@ -200,6 +200,22 @@ def test_what_a_job_is_comes_from_the_definitions(tmp_path: Path) -> None:
     assert typical_job(3, apply({"n_examples": 10})).samples == 60
 
 
+def test_a_thought_is_generated_and_captured_and_not_judged() -> None:
+    how = {"n_examples": 1000, "max_new_tokens": 100, "judge_model": "local"}
+    brief = typical_job(1, apply(how))
+    thinks = typical_job(1, apply(how | {"thinking": "on", "max_thinking_tokens": 900}))
+    assert thinks.judge_tokens == brief.judge_tokens
+    assert thinks.sample_tokens == brief.sample_tokens + 900
+    assert thinks.tokens_per_sequence == brief.tokens_per_sequence + 900
+    least = [
+        make_plan(
+            "m", plans.config("qwen3-8b"), apply(how), parse_gpus("H100"), job, sequences=64
+        ).estimate.least  # type: ignore[union-attr]
+        for job in (brief, thinks)
+    ]
+    assert least[1] > 5 * least[0]
+
+
 # --- what is said ---
 
 
