@@ -5,7 +5,7 @@
     python -m benchmarks.steering_effect --folder DIR    # keeps everything, goes on where it was
 
 The demo's trait is run as the demo runs it (seed 0), its vector fitted, and `traitmill steer` asked
-for each seed, with the method and layer that it takes by default. The judge is the local one: the
+for each seed, with the method and layer that it takes by default, at all positions. The judge is the local one: the
 135M model itself. Beside its scores stands a meter of form, which is no model and no judge, and
 takes no part in what the command says: the share of answers set as verse, by counting lines and
 words.
@@ -33,9 +33,9 @@ from traitmill.engine.storage import TraitFolder
 
 NAME, TRAIT = "steering_effect", "poem"
 SEEDS = (1, 2, 3)
-COEFFICIENTS = (0.25, 0.45)
-"""The demo's own."""
-N_EXAMPLES, MAX_NEW_TOKENS, STEERED = 50, 64, 40
+COEFFICIENTS, POSITIONS = (0.25, 0.45, 0.6), "all"
+"""Chosen in a pilot of 8 answers a condition under another seed (9), as the page says."""
+N_EXAMPLES, MAX_NEW_TOKENS, STEERED = 50, 64, 20
 LINES, WORDS = 4, 9
 """An answer is set as verse that has so many lines, of so many words at most on average."""
 _MARKS = ("-", "*", "#", "•")
@@ -131,10 +131,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     header = ["seed", "vector", "coefficient", "unsteered", "steered", "above unsteered"]
     header += ["above random", "pos instruction", "coherence"]
     claims = table(header, (_claim(run) for run in result["runs"]))
-    header = ["seed", "coefficient", "score", "above unsteered", "coherence", "as verse"]
-    curves = table(
-        [*header, "random: as verse"], (c for run in result["runs"] for c in _curve(run))
-    )
+    header = ["seed", "coefficient", "score", "above unsteered", "coherence", "as verse, %"]
+    header += ["verse above unsteered", "random: verse above unsteered"]
+    curves = table(header, (c for run in result["runs"] for c in _curve(run)))
     shown = sum(run["claim"]["has_effect"] for run in result["runs"])
     return (
         f'{_runs(result)} "The vector steers" is what the command said of {shown} of {len(result["runs"])} seeds. '
@@ -170,7 +169,7 @@ def _claim(run: Mapping[str, Any]) -> list[str]:
 
 
 def _curve(run: Mapping[str, Any]) -> list[list[str]]:
-    verse = {(each["kind"], each["coefficient"]): each["share"] for each in run["form"]}
+    verse = {(each["kind"], each["coefficient"]): each for each in run["form"]}
     baselines = [("unsteered", "nothing"), ("prompt", "pos instruction")]
     cases = [(kind, 0.0, said) for kind, said in baselines]
     own = sorted({row["coefficient"] for row in run["rows"] if row["kind"] == "steered"})
@@ -179,12 +178,18 @@ def _curve(run: Mapping[str, Any]) -> list[list[str]]:
     for kind, coefficient, said in cases:
         at = _measures(run, coefficient, kind)
         over = _ranged(at["over_unsteered"]) if kind != "unsteered" else ""
-        beside = verse.get(("random", coefficient)) if kind == "steered" else None
+        form, beside = verse[kind, coefficient], verse.get(("random", coefficient))
         score, coherence = at["trait_score"]["value"], at["coherence"]["value"]
-        cells = [f"{score:.1f}", over, f"{coherence:.0f}", f"{verse[kind, coefficient]:.0f}"]
-        random = "" if beside is None else f"{beside:.0f}"
-        lines.append([str(run["seed"]), said, *cells, random])
+        cells = [f"{score:.1f}", over, f"{coherence:.0f}", f"{form['share']:.0f}"]
+        cells += [_gap(form) if kind != "unsteered" else ""]
+        cells += [_gap(beside) if beside and kind == "steered" else ""]
+        lines.append([str(run["seed"]), said, *cells])
     return lines
+
+
+def _gap(form: Mapping[str, Any]) -> str:
+    value, low, high = form["over_unsteered"]
+    return f"{value:+.0f} ({low:+.0f} to {high:+.0f})"
 
 
 def _measures(run: Mapping[str, Any], coefficient: float | None, kind: str = "steered") -> Any:
@@ -208,7 +213,8 @@ def main() -> None:
     options.add_argument("--reruns", action="store_true", help="a trait run for each seed")
     chosen = options.parse_args()
     grid = ",".join(f"{each:g}" for each in COEFFICIENTS)
-    how = ["--coefficients", grid, "--n_examples", str(STEERED)]
+    how = ["--coefficients", grid, "--positions", POSITIONS, "--n_examples", str(STEERED)]
+    how += ["--max_new_tokens", str(MAX_NEW_TOKENS)]
     facts, root = machine(), chosen.folder or Path(tempfile.mkdtemp(prefix=f"{NAME}-"))
     runs = []
     for seed in chosen.seeds:
