@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -76,6 +77,19 @@ async def test_a_ray_that_is_not_up_in_time_is_told_in_a_line(
     monkeypatch.setattr(ray, "init", late)
     with pytest.raises(ResourceError, match="^Ray did not start: The current node timed out"):
         await Cluster().connect(2, 2.0)
+
+
+async def test_t31_replicas_have_the_priority_of_their_run() -> None:
+    """Ray's own default, a nice value of 15, left them a fiftieth of a core beside other programs."""
+    import ray
+
+    found = Cluster()
+    await found.connect(1, 1.0)
+    try:
+        asked = ray.remote(lambda: os.nice(0))
+        assert await found.call(lambda: ray.get(asked.remote())) == os.nice(0)
+    finally:
+        await found.close()
 
 
 def test_an_address_alone_is_refused() -> None:
