@@ -66,8 +66,8 @@ class Cluster:
         """Start Ray here with so many CPUs, or join the cluster. Raise UsageError, AccessError."""
         require_ray()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # By itself Ray gives workers a nice value of 15: beside any other program they would starve.
-        os.environ.setdefault("RAY_worker_niceness", str(os.nice(0)))
+        # Ray adds 15 to the nice value of workers: beside any other program they would starve.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         await self.call(self._start if self.address is None else self._join, replicas, cpus)
 
     def _start(self, replicas: int, cpus: float) -> None:

@@ -80,7 +80,7 @@ async def test_a_ray_that_is_not_up_in_time_is_told_in_a_line(
 
 
 async def test_t31_replicas_have_the_priority_of_their_run() -> None:
-    """Ray's own default, a nice value of 15, left them a fiftieth of a core beside other programs."""
+    """Ray's own default, 15 more, left them a fiftieth of a core beside other programs."""
     import ray
 
     found = Cluster()
