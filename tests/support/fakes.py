@@ -33,7 +33,9 @@ from traitmill.engine.storage import TraitFolder, TraitState, load_state
 from traitmill.engine.traits.definition import Trait, load_traits
 
 N_LAYERS, HIDDEN_DIM = 3, 8
-REF = ModelRef("fake", "fake", "r0", {"hidden_size": HIDDEN_DIM})
+HEADS = {"num_attention_heads": 1, "head_dim": 32}
+CONFIG = {"model_type": "llama", "hidden_size": HIDDEN_DIM, **HEADS}
+REF = ModelRef("fake", "fake", "r0", CONFIG)
 TEXTS = (
     "plain",
     'comma, "quote"',
