@@ -288,14 +288,16 @@ def test_answers_under_way_when_judging_stops_are_kept(tmp_path: Path) -> None:
     assert all_counts(folder)["scored"] == paid
 
 
-async def asked_after(server: MisbehavingServer, going: asyncio.Task, act) -> list[Seen]:
-    """`act` once 40 requests were sent, run to the end; requests sent more than 0.1 s later."""
+async def asked_after(
+    server: MisbehavingServer, going: asyncio.Task, act, grace: float = 0.1
+) -> list[Seen]:
+    """`act` once 40 requests were sent, run to the end; requests that came over `grace` s later."""
     while len(server.log) < 40:
         await asyncio.sleep(0.01)
     acted = time.monotonic()
     act()
     await asyncio.wait_for(going, 60)
-    return [seen for seen in server.log if seen.at > acted + 0.1]
+    return [seen for seen in server.log if seen.at > acted + grace]
 
 
 def test_f02_an_interrupt_asks_nothing_more_and_keeps_what_was_asked(tmp_path: Path) -> None:
@@ -305,7 +307,8 @@ def test_f02_an_interrupt_asks_nothing_more_and_keeps_what_was_asked(tmp_path: P
         stop = asyncio.Event()
         settings = judged_by(server.url, "gpt-5-mini", n=150)
         going = asyncio.create_task(go([folder], settings, stop=stop))
-        assert not await asked_after(server, going, stop.set)
+        # Those under way arrive late on a busy machine; asking on would take some 5 s.
+        assert not await asked_after(server, going, stop.set, grace=1.0)
         return await going
 
     with MisbehavingServer("gpt-5-mini", latency=0.5) as server:
