@@ -27,6 +27,8 @@ TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
 
 def pytest_configure() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Names of models that tests make up are not looked for: each would be asked for with patience.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # As in an activated environment: what is said to be run is `traitmill`.
     os.environ["PATH"] = f"{Path(TRAITMILL).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -115,8 +117,11 @@ def vllm_server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """The environment without keys or endpoints of whoever runs the tests."""
-    hidden = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN")
+    """The environment without keys or endpoints of whoever runs the tests.
+
+    Nor with the libraries that vLLM, once it ran in this process, has every later one load first.
+    """
+    hidden = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "LD_PRELOAD")
     return (
         {name: value for name, value in os.environ.items() if name not in hidden}
         | {"HF_HUB_OFFLINE": "1"}
