@@ -109,13 +109,16 @@ def stage_of(root: Path) -> str:
 
 
 def kill_in(root: Path, stage: str, url: str) -> tuple[str | None, int]:
-    """Run until `stage`, then SIGKILL. Returns the stage it was killed in (None: it ended first)
-    and the survivors."""
+    """Run until `stage` (not of an earlier run's rows), then SIGKILL. Returns the stage it was
+    killed in (None: it ended first) and the survivors."""
+    before = _stored(root)
     run = start(root, url)
     loading_since = time.monotonic()
     while run.poll() is None:
         now = stage_of(root)
-        due = time.monotonic() - loading_since > 8 if stage == "loading" else now == stage
+        due = now == stage and _stored(root) > before
+        if stage == "loading":
+            due = time.monotonic() - loading_since > 8
         if due:
             family = psutil.Process(run.pid).children(recursive=True)
             tokens = {token for process in family if (token := _mark(process))}
@@ -127,6 +130,10 @@ def kill_in(root: Path, stage: str, url: str) -> tuple[str | None, int]:
             return now, len(left)
         time.sleep(0.05)
     return None, 0
+
+
+def _stored(root: Path) -> int:
+    return sum(count(root, kind) for kind in lab.KINDS)
 
 
 def _mark(process: psutil.Process) -> str:

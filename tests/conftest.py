@@ -18,6 +18,7 @@ import pytest
 from tests.support.device import serve_arguments
 from traitmill.cli.main import main
 from traitmill.engine.generation import on_gpu
+from traitmill.engine.threads import wait_briefly
 
 LONGEST = ("real", "generation", "replicas", "faults")
 Traitmill = Callable[..., tuple[int, str]]
@@ -27,6 +28,7 @@ TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
 
 def pytest_configure() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    wait_briefly()  # as the command does: two test processes share the cores
     # Names of models that tests make up are not looked for: each would be asked for with patience.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # As in an activated environment: what is said to be run is `traitmill`.

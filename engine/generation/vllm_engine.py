@@ -20,6 +20,7 @@ from .checked import is_checked
 from .detokenizer import Detokenizer
 from .device import require_cpu_build
 from .environment import set_environment
+from .reasons import first_line, killed, own_words
 from .sizing import EngineSize
 from .thinking import write, write_behind_thought
 
@@ -91,13 +92,13 @@ class VllmEngine:
                 self._arguments(), stat_loggers=self._stat_loggers or None
             )
         except OSError as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise AccessError(f"vLLM cannot load model {self._ref.name}: {reason}") from error
         except ValueError as error:  # of its configuration, pydantic's among them
-            reason = _own_words(error)
+            reason = own_words(error)
             raise UsageError(f"vLLM refuses model {self._ref.name}: {reason}") from error
         except RuntimeError as error:
-            reason = self._last_error() or _first_line(error)
+            reason = self._last_error() or first_line(error)
             raise EngineDiedError(
                 f"vLLM did not start with model {self._ref.name}: {reason}"
             ) from error
@@ -150,7 +151,7 @@ class VllmEngine:
                 before = (*prompt, *written.thought_token_ids)
                 logprobs = await self._logprobs(before, written.response_token_ids, run)
         except (ValueError, VLLMClientError) as error:  # vLLM refuses this one request
-            return Response(sample, "failed", error=_first_line(error))
+            return Response(sample, "failed", error=first_line(error))
         status: ResponseStatus = "ok" if written.response.strip() else "empty"
         return Response(
             sample,
@@ -260,7 +261,7 @@ class VllmEngine:
             ):
                 return output
         except (EngineDeadError, EngineGenerateError) as error:
-            reason = self._last_error() or _first_line(error)
+            reason = killed(self._processes) or self._last_error() or first_line(error)
             raise EngineDiedError(
                 f"the generation engine died: {reason}. What was stored is safe; run the same "
                 "command again to go on"
@@ -284,17 +285,3 @@ class VllmEngine:
         await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
         for process in self._processes:
             await asyncio.to_thread(process.join, _KILLED_S)
-
-
-def _own_words(error: ValueError) -> str:
-    """Return what a configuration's check says; pydantic's first line only counts the faults."""
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):
-        return "; ".join(fault["msg"] for fault in error.errors(include_input=False))[:300]
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

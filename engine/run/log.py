@@ -4,6 +4,7 @@ level."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import TextIO
 
 from ..files import naming_full_disk
+
+_POINTING = ("EngineDeadError", "See root cause above", "See stack trace")
+_PREFIX = re.compile(r"^\(\w+ pid=\d+\) ERROR [\d-]+ [\d:]+ \[[^\]]+\] ")
 
 
 def new_log(experiment_folder: Path) -> Path:
@@ -68,7 +72,15 @@ def tail(log: Path) -> str:
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that names an error, for a message; empty when there is none."""
+    """The last line of a log that names an error, for a message; empty when there is none.
+
+    Lines that only point at another are passed over, and what vLLM puts before each line is left
+    out.
+    """
     lines = tail(log).splitlines()
-    named = [line.strip() for line in lines if "Error" in line and "EngineDeadError" not in line]
+    named = [
+        _PREFIX.sub("", line).strip()
+        for line in lines
+        if "Error" in line and not any(words in line for words in _POINTING)
+    ]
     return named[-1][-300:] if named else ""

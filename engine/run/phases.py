@@ -10,6 +10,7 @@ from .log import tail
 _PHASES = (
     (r"([^\s/]+\.(?:safetensors|bin)): +(\d+)%\|", "downloading {0}, {1} %"),
     (r"Fetching \d+ files: +\d+%.*\| (\d+)/(\d+)", "downloading, {0} of {1} files"),
+    (r"Loading weights: +100%", "the capture model is there; vLLM starts"),
     (r"Loading weights: +(\d+)%", "weights of the capture model, {0} %"),
     (r"Resolved architecture: (\w+)", "vLLM has read the config ({0})"),
     (r"Initializing a V1 LLM engine", "vLLM's engine process is up"),

@@ -66,7 +66,7 @@ def test_f01_killed_at_random_moments_nothing_is_lost_repeated_or_changed(tmp_pa
 
 @pytest.mark.slow
 def test_f01_killed_over_and_over(tmp_path: Path) -> None:
-    soaked = lab.soak(tmp_path, kills=16, seed=2)
+    soaked = lab.soak(tmp_path, kills=8, seed=2)
     assert (soaked.lost, soaked.duplicated, soaked.changed, soaked.differing) == (0, 0, 0, [])
     assert len(soaked.phases) >= 3, soaked.phases
     assert soaked.most_repeated <= lab.REPEATED_PER_KILL

@@ -21,6 +21,8 @@ from tests.support.device import same_batch_tolerance
 from traitmill.engine.generation import on_gpu
 
 pytestmark = pytest.mark.slow
+EACH = 10
+"""Responses a side of a run with two traits."""
 COLUMNS = ["question", "instruction", "prompt", "response", "trait_score"]
 
 
@@ -94,15 +96,15 @@ def test_two_traits_over_an_http_judge_share_one_engine_and_overlap(
         "--gen_model",
         model_folder,
     ]
-    command += ["--judge_base_url", vllm_server, "--judge_model", "judge", "--n_examples", "20"]
     command += [
-        "--max_new_tokens",
-        "48",
-        "--batch_size",
-        "8",
-        "--judge_rpm",
-        "6000",
+        "--judge_base_url",
+        vllm_server,
+        "--judge_model",
+        "judge",
+        "--n_examples",
+        str(EACH),
     ]
+    command += ["--max_new_tokens", "32", "--batch_size", "8", "--judge_rpm", "6000"]
     command = [str(part) for part in command]
     overlap = engines = 0
     family: dict[int, psutil.Process] = {}
@@ -117,7 +119,7 @@ def test_two_traits_over_an_http_judge_share_one_engine_and_overlap(
             judged = sum(
                 rows_of(tmp_path / "experiments/demo" / name, "verdicts") for name in names
             )
-            overlap += judged > 0 and generated < 80
+            overlap += judged > 0 and generated < 4 * EACH
             try:
                 family |= {
                     child.pid: child
@@ -138,8 +140,8 @@ def test_two_traits_over_an_http_judge_share_one_engine_and_overlap(
     assert not psutil.wait_procs(list(family.values()), timeout=10)[1]
     for name in names:
         folder = tmp_path / "experiments/demo" / name
-        assert rows_of(folder, "responses") == 40
-        assert rows_of(folder, "verdicts") == 40
+        assert rows_of(folder, "responses") == 2 * EACH
+        assert rows_of(folder, "verdicts") == 2 * EACH
         check_files(folder)
         paths = (folder / "parquet/verdicts").rglob("part-*.parquet")
         table = [

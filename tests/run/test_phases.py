@@ -27,6 +27,10 @@ SAID = [
         "weights of the capture model, 94 %",
     ),
     (
+        "Loading weights:  94%|███▍| 255/272 [00:03<00:00]Loading weights: 100%|████| 272/272 [00:03<00:00]",
+        "the capture model is there; vLLM starts",
+    ),
+    (
         "(MainProcess pid=1) INFO 11-27 01:30:25 [model.py:733] Resolved architecture: LlamaForCausalLM",
         "vLLM has read the config (LlamaForCausalLM)",
     ),
