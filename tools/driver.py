@@ -1,17 +1,22 @@
 """Whether this machine's NVIDIA driver and cards suit the CUDA lock; asked before it is installed.
 
-    python tools/driver.py    # exits with 2 and says what to do, where they do not
+    python tools/driver.py             # exits with 2 and says what to do, where they do not
+    python tools/driver.py --flavour   # prints cuda or cpu
 
 Plain Python: it runs before there is an environment.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 DRIVER = 580
 """The oldest that runs CUDA 13, for which the locked torch is built."""
+DEVICES = os.environ.get("TRAITMILL_DEVICES", "/dev/nvidiactl /dev/dxg").split()
+"""Where a driver hands out its cards: on Linux, and under Windows."""
 CAPABILITY = (7, 5)
 """The oldest cards the locked torch has code for: Turing (T4); Volta (V100) is not among them."""
 _CPU = "or take the CPU build, for small models only: export FLAVOUR=cpu, then make setup"
@@ -42,12 +47,33 @@ def fault(lines: list[str]) -> str:
     return ""
 
 
-def main() -> None:
-    """Ask nvidia-smi; exit with 2 where its cards cannot be used."""
+def cards() -> list[str]:
+    """Return what nvidia-smi says of the cards."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     said = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return [line for line in said.stdout.splitlines() if line.strip()]
+
+
+def flavour() -> str:
+    """Return cuda where there is a card, be it one that set-up then refuses; cpu elsewhere.
+
+    The program alone makes no GPU: images bring it along to machines that have none.
+    """
+    if any(Path(device).exists() for device in DEVICES):
+        return "cuda"
     try:
-        found = fault([line for line in said.stdout.splitlines() if line.strip()])
+        return "cuda" if fault(cards()) else "cpu"
+    except ValueError:
+        return "cpu"
+
+
+def main() -> None:
+    """Ask nvidia-smi; exit with 2 where its cards cannot be used."""
+    if sys.argv[1:] == ["--flavour"]:
+        print(flavour())
+        return
+    try:
+        found = fault(cards())
     except ValueError:  # so old a driver does not know the question
         found = (
             f"nvidia-smi does not say driver and compute capability; the CUDA build needs driver "

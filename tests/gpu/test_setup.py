@@ -15,7 +15,7 @@ from traitmill.engine.errors import UsageError
 from traitmill.engine.generation import require_cpu_build
 
 
-def machine(folder: Path, line: str) -> dict[str, str]:
+def machine(folder: Path, line: str, device: str = "/dev/null") -> dict[str, str]:
     """Return an environment with one card: its name, driver and compute capability."""
     folder.mkdir()
     script = folder / "nvidia-smi"
@@ -26,7 +26,8 @@ def machine(folder: Path, line: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if name not in ("FLAVOUR", "DRIVER")}
     # Nothing may be installed, whatever the Makefile does.
     shut = {"PIP_NO_INDEX": "1", "PIP_INDEX_URL": "http://127.0.0.1:9"}
-    return clean | shut | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    here = {"PATH": f"{folder}:{os.environ['PATH']}", "TRAITMILL_DEVICES": device}
+    return clean | shut | here
 
 
 def make(
@@ -60,6 +61,13 @@ def test_g02_an_old_driver_or_card_is_refused_before_anything_is_installed(
 def test_g02_the_flavour_that_is_asked_for_is_taken(tmp_path: Path) -> None:
     done = make(tmp_path, "NVIDIA A100-SXM4-80GB, 550.54.14, 8.0", "-n", FLAVOUR="cpu")
     assert "requirements/cpu.txt" in done.stdout
+    assert "driver.py" not in done.stdout
+
+
+@pytest.mark.parametrize("line", ["NVIDIA H100 80GB HBM3, 580.95.05, 9.0", "", "no such query"])
+def test_an_nvidia_smi_that_answers_makes_no_gpu(line: str, tmp_path: Path) -> None:
+    done = make(tmp_path, line, "-n", TRAITMILL_DEVICES=str(tmp_path / "none"))
+    assert "requirements/cpu.txt" in done.stdout, done.stderr
     assert "driver.py" not in done.stdout
 
 
