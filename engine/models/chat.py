@@ -11,7 +11,14 @@ from ..settings import Sampling
 from .harmony import ANALYSIS, FINAL, has_channels, names_channel
 from .hub import ModelRef
 from .mistral import is_mistral
-from .template import THOUGHT_SWITCHES, silenced, templated, thought_switches, turn_opening
+from .template import (
+    THOUGHT_SWITCHES,
+    opening_turns,
+    silenced,
+    templated,
+    thought_switches,
+    turn_opening,
+)
 from .thought import Tags, Thought, open_tags, token_tags, written_tags
 from .tokenizer import is_chat, load_tokenizer
 from .typed_tokens import marked, marked_ids, spells_special
@@ -131,6 +138,11 @@ class Prompts:
             return _ids(tokenizer, tokenizer(_joined(user) + how.prefill)["input_ids"])
         if not self._has_template:
             return _ids(tokenizer, _raw_ids(tokenizer, _joined(user), how.prefill))
+        if not turns and opening_turns(tokenizer, self._moment):
+            raise UsageError(
+                f"the chat template of {tokenizer.name_or_path} takes no user turn without a "
+                "system turn before it: give `prompt_format` system, or `system_prompt`"
+            )
         turns.append({"role": "user", "content": _joined(user)})
         ids = _turn_ids(tokenizer, turns, self._moment, self._prefill, **self._variables)
         return _ids(tokenizer, ids)
@@ -202,7 +214,7 @@ def chat_token_ids(tokenizer: Any, prompt: str, moment: str) -> tuple[int, ...]:
     """
     if not is_chat(tokenizer):
         return _ids(tokenizer, _raw_ids(tokenizer, prompt))
-    turns = [{"role": "user", "content": prompt}]
+    turns = [*opening_turns(tokenizer, moment), {"role": "user", "content": prompt}]
     off, closed = silenced(tokenizer, str(tokenizer.chat_template), moment)
     return _ids(tokenizer, _turn_ids(tokenizer, turns, moment, closed, **off))
 

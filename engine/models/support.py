@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import AccessError, UsageError
 from .hub import ModelRef
-from .shape import head_widths
+from .shape import Shape, head_widths
 
 _GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Decoder", "WithLMHead")
 """Ends of the class names that predict the next token."""
@@ -22,8 +22,8 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_support(ref: ModelRef, *, captures: bool, generates: bool = True) -> None:
-    """Raise UsageError for a model that cannot generate, or with `captures` not be captured;
-    AccessError for one that needs code of its own.
+    """Raise UsageError for a model that cannot generate, or with `captures` not be captured, or is
+    no transformer decoder; AccessError for one that needs code of its own.
 
     Without `generates` it need not be one that vLLM computes on this machine.
 
@@ -37,8 +37,10 @@ def check_support(ref: ModelRef, *, captures: bool, generates: bool = True) -> N
             f"model {ref.name} is quantised ({quantisation}): capture cannot compute with the same "
             "weights as vLLM; take the model it was made from, or give `extract_activations` False"
         )
-    if generates and not _has_gpu():
-        _check_on_cpu(ref, quantisation)
+    if generates:
+        Shape.from_config(ref.config)
+        if not _has_gpu():
+            _check_on_cpu(ref, quantisation)
     wrapped = isinstance(ref.config.get("vision_config"), dict)
     seeing = wrapped or ref.config.get("model_type") in _SEEING_IN_VLLM
     if seeing and generates and find_spec("torchvision") is None:

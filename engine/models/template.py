@@ -47,7 +47,7 @@ def _wants_parts(tokenizer: Any, template: str, moment: str) -> bool:
     pictures may. One that fails now may still take other turns."""
 
     def shown(content: Any) -> str:
-        turns = [{"role": "user", "content": content}]
+        turns = [*opening_turns(tokenizer, moment), {"role": "user", "content": content}]
         return str(_applied(tokenizer, turns, moment, tokenize=False))
 
     try:
@@ -96,6 +96,27 @@ def _applied(tokenizer: Any, turns: list[dict[str, Any]], moment: str, **variabl
         raise _refused(tokenizer, f"fails: {reason}") from None
 
 
+def opening_turns(tokenizer: Any, moment: str) -> list[dict[str, str]]:
+    """Return what has to stand before a user's turn: an empty system turn, for few templates."""
+    wanted = _wants_system(tokenizer, str(tokenizer.chat_template), moment)
+    return [{"role": "system", "content": ""}] if wanted else []
+
+
+@lru_cache(maxsize=8)
+def _wants_system(tokenizer: Any, template: str, moment: str) -> bool:  # noqa: ARG001
+    """Return whether a template takes a user's turn only behind a system turn."""
+    user = [{"role": "user", "content": _PROBE}]
+    try:
+        _applied(tokenizer, user, moment, tokenize=False)
+    except AccessError:
+        try:
+            _applied(tokenizer, [{"role": "system", "content": ""}, *user], moment, tokenize=False)
+        except AccessError:
+            return False
+        return True
+    return False
+
+
 def template_text(
     tokenizer: Any, turns: list[dict[str, str]], moment: str, *, reply: bool, **variables: Any
 ) -> str:
@@ -109,14 +130,14 @@ def template_text(
 
 def turn_opening(tokenizer: Any, moment: str, **variables: Any) -> str:
     """Return the text that follows the user's turn, up to where the model goes on."""
-    turns = [{"role": "user", "content": _PROBE}]
+    turns = [*opening_turns(tokenizer, moment), {"role": "user", "content": _PROBE}]
     text = templated(tokenizer, turns, moment, tokenize=False, **variables)
     return str(text).rpartition(_PROBE)[2]
 
 
 def thought_switches(tokenizer: Any, moment: str) -> list[str]:
     """Return the variables that turn thought on and off in a tokenizer's template."""
-    turns = [{"role": "user", "content": _PROBE}]
+    turns = [*opening_turns(tokenizer, moment), {"role": "user", "content": _PROBE}]
 
     def told(name: str, value: bool) -> Any:
         return templated(tokenizer, turns, moment, tokenize=False, **{name: value})

@@ -45,7 +45,7 @@ async def run_through(
         check_adapter(ref)
     if engine:
         check_split(ref, settings.execution.tensor_parallel_size)
-    check_capture_settings(settings, ref)
+    check_capture_settings(settings, ref, at_once=engine)
     stop = stop or asyncio.Event()
     started = time.monotonic()
     folders = [each.folder for each in wanted]

@@ -66,10 +66,11 @@ def _check_devices(execution: Execution) -> None:
     )
 
 
-def check_capture_settings(settings: RunSettings, ref: ModelRef) -> None:
+def check_capture_settings(settings: RunSettings, ref: ModelRef, *, at_once: bool) -> None:
     """Raise UsageError for capture settings that do not suit the model or this machine.
 
-    The defaults suit every model, and need not wait for the libraries that tell.
+    Without `at_once` the defaults need not wait for the libraries that tell: what loads the model
+    asks as well.
     """
     capture, device = settings.capture, settings.execution.capture_device
     chosen = (capture.layers, capture.include_embeddings, capture.dtype, capture.attention)
@@ -77,7 +78,7 @@ def check_capture_settings(settings: RunSettings, ref: ModelRef) -> None:
     default = (own.layers, own.include_embeddings, own.dtype, own.attention)
     if settings.capture_rows == "none":
         return
-    if chosen != default or device != DEFAULTS.execution.capture_device:
+    if at_once or chosen != default or device != DEFAULTS.execution.capture_device:
         check_capture(ref.config, capture, choose_device(device).partition(":")[0])
 
 

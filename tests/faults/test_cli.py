@@ -473,6 +473,29 @@ def test_f25_what_cannot_be_is_refused_before_anything_is_written(
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "mamba", "num_attention_heads": 0}, "attention heads"),
+        ({"model_type": "qwen2_vl", "text_config": {}}, "has no causal language model"),
+        ({"model_type": "llama", "is_causal": False}, "attends to later tokens"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_refused_before_anything_is_written(
+    traitmill: Traitmill, tmp_path: Path, config: dict[str, object], words: str
+) -> None:
+    fakes.make_trait(tmp_path, "trait")
+    model = lab.make_model(tmp_path)
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    before = everything(tmp_path)
+    where = ("--experiment", "exp", "--trait", "trait", "--experiments_dir", tmp_path)
+    code, said = traitmill("generate", *where, "--gen_model", model, *JUDGED_BY_FAKE)
+    assert code == ExitCode.USAGE, said
+    assert words in said
+    assert everything(tmp_path) == before
+
+
 def test_export_skips_traits_without_a_run(traitmill: Traitmill, copy: lab.Work) -> None:
     fakes.make_trait(copy.root, "not_run")
     where = ("--experiment", "exp", "--experiments_dir", copy.root)

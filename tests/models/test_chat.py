@@ -131,6 +131,12 @@ SWITCH = (
 )
 THINKS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}<model><think>"
 """As the distilled DeepSeek-R1's."""
+WANTS = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('first a system turn') }}{% endif %}"
+    + TAKES
+)
+"""One that takes no user turn alone."""
+WANTS_SILENCE = WANTS.replace("[]", "<think>")
 THOUGHT = "open thought"
 APART = "the model thinks first, up to 2048 tokens"
 FALLBACK = "begins the user turn"
@@ -170,6 +176,14 @@ FALLBACK = "begins the user turn"
         (REFUSES, {"system_prompt": "S"}, "<user>S\n\nI\n\nQ</><model>", FALLBACK),
         (REFUSES, {"system_prompt": ""}, "<user>I\n\nQ</><model>", FALLBACK),
         (DROPS, {"prompt_format": "system"}, "<user>I\n\nQ</><model>", FALLBACK),
+        (WANTS, {"prompt_format": "system"}, "<system>I</><user>Q</><model>", ""),
+        (WANTS, {"system_prompt": ""}, "<system></><user>I\n\nQ</><model>", ""),
+        (
+            WANTS_SILENCE,
+            {"prompt_format": "system", "thinking": "template"},
+            "<system>I</><user>Q</><model>",
+            "",
+        ),
         (NO_TEMPLATE, {}, "I\n\nQ", ""),
         (NO_TEMPLATE, {"prompt_format": "system"}, "I\n\nQ", "prompts go in raw"),
         (NO_TEMPLATE, {"system_prompt": "S"}, "S\n\nI\n\nQ", "prompts go in raw"),
@@ -191,6 +205,19 @@ def test_r06_r07_r08_instruction_and_question_stand_where_they_were_asked_to(
     assert prompts("I", "Q") == tuple(tokenizer(expected)["input_ids"])
     assert remark in prompts.remark
     assert bool(remark) == bool(prompts.remark)
+
+
+def test_r08_a_template_that_wants_a_system_turn_says_how_to_give_one(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = WANTS
+    monkeypatch.setattr(chat, "load_tokenizer", lambda _: tokenizer)
+    prompts = lazy_tokenizer(ModelRef("m", "m", "r", {}))(MOMENT, Sampling())
+    with pytest.raises(UsageError, match="without a system turn .* `prompt_format` system, or"):
+        prompts("I", "Q")
+    asked = chat_token_ids(tokenizer, "Is it?", MOMENT)
+    assert tokenizer.decode(asked) == "<system></><user>Is it?</><model>"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"messages": []}', '{"strftime_now": 1}'])
