@@ -241,7 +241,7 @@ def _edit_config(folder: Path, **changes: Any) -> None:
 def _adapted(folder: Path, embedded: Path) -> Path:
     """A base with an adapter in `adapter/` beside it."""
     base = make("Qwen2Config")(folder, embedded)
-    make_adapter(folder.with_name(f"{folder.name}-adapter"), base, rank=4)
+    make_adapter(folder.with_name(f"{folder.name}-adapter"), base, rank=4, size=0.03)
     return base
 
 
@@ -321,6 +321,7 @@ FAMILIES = (
         make(
             "Gemma2Config",
             NO_SYSTEM,
+            final_logit_softcapping=120.0,  # its own of 30 would level what is liked
             query_pre_attn_scalar=32,
             sliding_window=64,
             layer_types=["sliding_attention", "full_attention"],
@@ -406,7 +407,11 @@ FAMILIES = (
     Family(
         "Cohere-2",
         "parallel blocks",
-        make("Cohere2Config", layer_types=["sliding_attention", "full_attention"]),
+        make(
+            "Cohere2Config",
+            layer_types=["sliding_attention", "full_attention"],
+            logit_scale=0.5,
+        ),
     ),
     Family("Phi-2", "parallel blocks, biases", make("PhiConfig", num_key_value_heads=2)),
     Family(
@@ -415,7 +420,12 @@ FAMILIES = (
         make("GPT2Config", None, n_embd=64, n_layer=2, n_head=2, n_positions=_CONTEXT),
     ),
     Family("Pythia", "parallel blocks, a base model", make("GPTNeoXConfig", None)),
-    Family("gpt-oss", "channels of harmony, attention sinks", make("GptOssConfig", **_GPT_OSS)),
+    Family(
+        "gpt-oss",
+        "channels of harmony, attention sinks",
+        make("GptOssConfig", **_GPT_OSS),
+        {"thinking": "off"},  # random weights lead from no channel to the next
+    ),
     Family(
         "gpt-oss, mxfp4",
         "as it is published",
