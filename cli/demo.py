@@ -52,7 +52,8 @@ def command(experiments_dir: Path, seed: int, *, new_run: bool) -> int:
             "max_new_tokens": MAX_NEW_TOKENS,
             "seed": seed,
             "new_run": new_run,
-        }
+        },
+        goes_on=True,
     )
     if code == ExitCode.OK:
         _show_steering(experiments_dir / "demo")

@@ -30,7 +30,7 @@ from traitmill.engine.run import (
 from traitmill.engine.storage import installed_versions
 
 from .output import open_text
-from .render import options_in
+from .render import fitted, options_in
 from .waiting import REDRAW_S, turning, waiting
 
 _PLAIN_EVERY_S = 10.0
@@ -55,7 +55,8 @@ class Display(Listener):
     def notice(self, line: str) -> None:
         """Write one line above the progress, and into the log."""
         line = options_in(line)
-        self._console.print(Text(line))
+        width = self._console.width if self._console.is_terminal else None
+        self._console.print(Text(fitted(line, width)), soft_wrap=True)
         self._note(f"{datetime.now(UTC):%H:%M:%S} {line}")
 
     def _note(self, line: str) -> None:

@@ -7,8 +7,11 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -45,6 +48,12 @@ _OPTIONS = {
 }
 _SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 """What a machine has run out of: disk, memory, open files, processes."""
+_HANGING = re.compile(r" *(?:- |\S+ {2,})?")
+"""What stands before the text of a line, as "  - " and "FAIL  ": its next lines stand below it."""
+_LABEL = 12
+"""Characters before a command that stand in its line, as "next: "; more have their own."""
+_LEAST = 20
+"""Columns that a text takes on the narrowest terminal."""
 _NO_MEMORY = ("can't start new thread", "failed to map segment", "cannot allocate memory")
 
 
@@ -61,22 +70,75 @@ def options_in(text: str) -> str:
 
 def say(line: str) -> None:
     """Write one of the engine's lines to standard output."""
-    click.echo(options_in(line))
+    click.echo(fitted(options_in(line), columns(sys.stdout)))
+
+
+def columns(stream: TextIO) -> int | None:
+    """Return how wide a terminal is; None for a pipe or a file, which has no width to keep to."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def fitted(text: str, width: int | None) -> str:
+    """Return a text whose lines are broken between words, where they are wider than a terminal.
+
+    A command begins a line of its own and goes on after a backslash, so that it can be pasted. A
+    word that is wider than the terminal, such as a path, stays whole for the same reason.
+    """
+    if width is None:
+        return text
+    return "\n".join(
+        line if len(line) <= width else "\n".join(_broken(line, width)) for line in text.split("\n")
+    )
+
+
+def _broken(line: str, width: int) -> list[str]:
+    hanging = _HANGING.match(line)
+    indent = " " * (len(hanging[0]) if hanging else 0)
+    found = re.search(rf"{re.escape(program())} [a-z_]+ --", line)
+    if found is None:
+        return _wrapped(line, width, "", indent)
+    said, pasted = line[: found.start()], line[found.start() :]
+    lines = []
+    if len(said) > _LABEL:
+        lines = _wrapped(said, width, "", indent)
+        said = f"{indent}  "
+    # What stands in quotes is one word.
+    pasted = re.sub(r"'[^']*'", lambda match: match[0].replace(" ", "\0"), pasted)
+    words = _wrapped(pasted, width - 2, said, " " * len(said))
+    words = [each.replace("\0", " ") for each in words]
+    return [*lines, *(f"{each} \\" for each in words[:-1]), words[-1]]
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        max(width, _LEAST),
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def command(step: Step, traits: Sequence[str] = ()) -> str:
     """Return the command of a step, on its folder or on several traits beside it, to be pasted."""
-    folder = step.folder
+    return command_of(step.name, step.folder, traits, **dict(step.settings))
+
+
+def command_of(name: str, folder: Path, traits: Sequence[str] = (), **settings: object) -> str:
+    """Return a command on a trait's folder or on several traits beside it, to be pasted."""
     which = f"--trait {shlex.quote(folder.name)}"
     if len(traits) > 1:
         which = f"--traits {','.join(traits)}"
-    words = [f"{program()} {step.name} --experiment {shlex.quote(folder.parent.name)} {which}"]
+    words = [f"{program()} {name} --experiment {shlex.quote(folder.parent.name)} {which}"]
     where = str(folder.parent.parent)
     if where != "experiments":
         words.append(f"--experiments_dir {shlex.quote(where)}")
-    for name, value in step.settings:
-        if (name, value) != ("pool", DEFAULT_POOL):
-            words.append(f"--{name} {shlex.quote(str(value))}")
+    for option, value in settings.items():
+        if value is True:
+            words.append(f"--{option}")
+        elif (option, value) != ("pool", DEFAULT_POOL):
+            words.append(f"--{option} {shlex.quote(str(value))}")
     return " ".join(words)
 
 
@@ -89,10 +151,19 @@ def program() -> str:
         and own.is_file()
         and (found is None or Path(found).resolve() != own.resolve())
     ):
-        return shlex.quote(str(own))
+        return _short(own)
     if found is None:
         return f"{shlex.quote(sys.executable)} -m {PROGRAM}"
     return PROGRAM
+
+
+def _short(path: Path) -> str:
+    """Return a path as it can be pasted: from here or from the home folder where it lies below."""
+    with suppress(ValueError):
+        return shlex.quote(str(path.relative_to(Path.cwd())))
+    with suppress(ValueError, RuntimeError):
+        return f"~/{shlex.quote(str(path.relative_to(Path.home())))}"
+    return shlex.quote(str(path))
 
 
 def error_text(error: TraitmillError) -> str:
@@ -106,7 +177,7 @@ def error_text(error: TraitmillError) -> str:
 def complain(*errors: TraitmillError) -> None:
     """Write errors to standard error."""
     for error in errors:
-        click.echo(f"traitmill: {error_text(error)}", err=True)
+        click.echo(fitted(f"traitmill: {error_text(error)}", columns(sys.stderr)), err=True)
 
 
 def as_error(error: BaseException) -> TraitmillError | None:

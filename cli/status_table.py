@@ -30,7 +30,9 @@ def shown(experiment: str, found: Mapping[str, Facts | None]) -> Iterator[Render
     trouble = {name: _trouble(facts) for name, facts in begun.items()}
     yield Text(f"{experiment}: {_totals(found, sums, trouble, begun)}")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for column in _COLUMNS:
+    calm = len(begun) == len(found) and not any(trouble.values())
+    columns = _COLUMNS[:-1] if calm else _COLUMNS
+    for column in columns:
         justify: Any = "left" if column in _LEFT else "right"
         fixed = column not in _LEFT
         most = _WORDS if column == _LEFT[1] else None
@@ -43,7 +45,7 @@ def shown(experiment: str, found: Mapping[str, Facts | None]) -> Iterator[Render
             str(each["captured"]),
             f"{each['pos']} + {each['neg']}",
         ]
-        table.add_row(*map(Text, [name, *cells, ", ".join(trouble[name])]))
+        table.add_row(*map(Text, [name, *cells, ", ".join(trouble[name])][: len(columns)]))
     for name, facts in found.items():
         if facts is None:
             table.add_row(Text(name), *[""] * 4, Text("no run yet"))

@@ -12,6 +12,7 @@ from traitmill.engine.settings import POOLS
 
 from . import options
 from .options import Option
+from .render import command as command_of
 from .render import complain, error_text, say
 from .session import leave_if, watched
 from .values import Layers
@@ -123,7 +124,9 @@ def _lines(result: SteeringResult) -> Iterator[str]:
     """Yield each trait's claim and where its figures stand, how it ended, and the log."""
     for trait in result.traits.values():
         root = trait.folder
-        yield f"{trait.name}: {trait.claim.sentence}"
+        said, *why = trait.claim.text.splitlines()
+        yield f"{trait.name}: {said}"
+        yield from (f"  {line}" for line in why)
         yield f"  figures: {root.steering_table}, texts: {root.steering.path / 'responses.csv'}"
     if result.interrupted:
         yield "interrupted; everything is stored. Run the same command again to go on"
@@ -131,3 +134,6 @@ def _lines(result: SteeringResult) -> Iterator[str]:
         yield "what is stored is safe; run the same command again to go on"
     if result.log is not None and result.log.exists():
         yield f"{result.seconds:.0f} s; log: {result.log}"
+    if result.traits and not result.interrupted and not result.errors:
+        first = next(iter(result.traits.values())).folder
+        yield f"its curve beside the rest: {command_of(first.step('report'), list(result.traits))}"

@@ -18,7 +18,7 @@ from traitmill.engine.settings import DEFAULT_POOL, DEFAULTS
 from traitmill.engine.vectors import MIN_CLAIM_ROWS
 
 from .many import listed, total
-from .render import command, error_text
+from .render import command, command_of, error_text, fitted
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = (
@@ -52,14 +52,17 @@ def print_summary(console: Console, result: RunResult, *, goes_on: bool = False)
     for trait in shown:
         for row in _rows(trait):
             table.add_row(*map(Text, row[: len(columns)]))
+    width = console.width if console.is_terminal else None
+
+    def write(line: str) -> None:
+        console.print(fitted(line, width), markup=False, soft_wrap=True)
+
     if len(result.traits) > 1:
-        console.print(total(result, shown), markup=False)
+        write(total(result, shown))
     if shown:
         console.print(table)
-    for line in _lines(result, shown):
-        console.print(line, markup=False)
-    for line in _next_steps(result, goes_on=goes_on):
-        console.print(line, markup=False)
+    for line in (*_lines(result, shown), *_next_steps(result, goes_on=goes_on)):
+        write(line)
 
 
 def _lines(result: RunResult, shown: Sequence[TraitResult]) -> Iterator[str]:
@@ -86,16 +89,15 @@ def _cost(result: RunResult) -> Iterator[str]:
 
 
 def _time(result: RunResult) -> Iterator[str]:
-    parts = [
-        f"{stage} {clock.seconds:.1f} s" for stage, clock in result.clocks.items() if clock.records
-    ]
-    if not parts:
-        return
-    line = f"time: {', '.join(parts)}"
-    generation = result.clocks["generation"]
-    if generation.seconds:
-        line += f" ({generation.tokens / generation.seconds:,.0f} tokens/s)"
-    yield f"{line}; {result.seconds:.1f} s in all"
+    parts = []
+    for stage, clock in result.clocks.items():
+        if clock.records:
+            part = f"{stage} {clock.seconds:.1f} s"
+            if stage == "generation" and clock.seconds:
+                part += f" ({clock.tokens / clock.seconds:,.0f} tokens/s)"
+            parts.append(part)
+    if parts:
+        yield f"time: {', '.join(parts)}; {result.seconds:.1f} s in all"
 
 
 def _rows(trait: TraitResult) -> Iterator[tuple[str, ...]]:
@@ -142,8 +144,8 @@ def _remarks(trait: TraitResult) -> Iterator[str]:
     unknown = trait.state.coherence_unknown()
     if unknown:
         yield (
-            f"{trait.name}: {unknown} responses pass but for a score of their coherence: judge it "
-            f"with {command(trait.folder.step('judge', ask='coherence'))}, then export again"
+            f"{trait.name}: {unknown} responses pass but for a score of their coherence; judge it "
+            f"and export again: {command(trait.folder.step('judge', ask='coherence'))}"
         )
     for polarity in POLARITIES:
         yield from _side_remarks(trait, polarity, counts[polarity])
@@ -155,13 +157,8 @@ def _remarks(trait: TraitResult) -> Iterator[str]:
             f"failed alone in {MOST_TRIES} runs (column error in {trait.folder.records}/verdicts). "
             "They are not asked for again, unless with --judge_retry"
         )
-    judge = judge_summary(trait.state)
-    if judge["auroc"] is not None and judge["auroc_interval"][0] <= 0.5 and not _is_trial(trait):
-        low, high = judge["auroc_interval"]
-        yield (
-            f"{trait.name}: WARNING: this judge cannot tell the two sides apart (AUROC "
-            f"{judge['auroc']:.2f}, interval {low:.2f} to {high:.2f}); what it keeps means little"
-        )
+    if is_blind(trait):
+        yield from _of_blind(trait)
     exported = trait.exported
     if exported is None:
         return
@@ -174,6 +171,26 @@ def _remarks(trait: TraitResult) -> Iterator[str]:
     root = trait.folder.path
     files = ", ".join(str(path.relative_to(root)) for path in exported.files)
     yield f"{trait.name}: files in {root}/: {files}"
+
+
+def is_blind(trait: TraitResult) -> bool:
+    """Return whether a trait's judge is not shown to tell its sides apart, by enough scores."""
+    judge = judge_summary(trait.state)
+    return judge["auroc"] is not None and judge["auroc_interval"][0] <= 0.5 and not is_trial(trait)
+
+
+def _of_blind(trait: TraitResult) -> Iterator[str]:
+    judge, folder = judge_summary(trait.state), trait.folder.path
+    low, high = judge["auroc_interval"]
+    yield (
+        f"{trait.name}: WARNING: this judge cannot tell the two sides apart (AUROC "
+        f"{judge['auroc']:.2f}, interval {low:.2f} to {high:.2f}); what it keeps means little"
+    )
+    yield f"  read what it left out: {command_of('show', folder, rejected=True)}"
+    yield (
+        "  then mend its prompt in the definition, or name another with --judge_model: "
+        f"{command_of('judge', folder)}"
+    )
 
 
 def _side_remarks(trait: TraitResult, polarity: Polarity, side: dict[str, Any]) -> Iterator[str]:
@@ -246,7 +263,7 @@ def _next_steps(result: RunResult, *, goes_on: bool) -> Iterator[str]:
     if not done[0].exports:
         yield f"next: {command(folder.step('export', coherence=50), names)}"
         return
-    if all(map(_is_trial, done)):
+    if all(map(is_trial, done)):
         yield from _after_trial(done, goes_on=goes_on)
         return
     uncaptured = any(trait.exported and trait.exported.uncaptured for trait in done)
@@ -260,7 +277,7 @@ def _next_steps(result: RunResult, *, goes_on: bool) -> Iterator[str]:
     yield f"next: {command(folder.step('vectors', pool=pool), names)}"
 
 
-def _is_trial(trait: TraitResult) -> bool:
+def is_trial(trait: TraitResult) -> bool:
     """Return whether so few are planned that nothing can be claimed of them, nor of the judge."""
     planned = trait.state.plan.n_planned.values()
     return max(planned, default=0) < MIN_CLAIM_ROWS

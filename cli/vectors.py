@@ -72,6 +72,9 @@ def command(**given: Any) -> int:
     if stale:
         folder = TraitFolder(result.fitted[stale[0]].folder.parent)
         say(f"the report shows earlier rows; to renew it: {step(folder.step('report'), stale)}")
+    elif result.fitted:
+        folder = TraitFolder(next(iter(result.fitted.values())).folder.parent)
+        say(f"next: {step(folder.step('report'), list(result.fitted))}")
     return result.exit_code
 
 

@@ -16,6 +16,7 @@ from .pipeline import Pipeline
 from .prepare import recovered
 from .previewing import Preview, PreviewRow, preview
 from .progress import Listener, Progress, RunResult, TraitResult
+from .remembered import STEERING
 from .running import OpenBackends
 from .selection import check_machine, generating_model, select
 from .trait_run import TraitRun
@@ -23,6 +24,7 @@ from .wanted import Wanted
 
 __all__ = [
     "STAGES",
+    "STEERING",
     "Backends",
     "Clock",
     "ExportResult",

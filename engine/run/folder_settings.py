@@ -20,13 +20,15 @@ from . import remembered
 def resolve(
     folders: Mapping[str, TraitFolder],
     given: Mapping[str, Any],
-    used: Iterable[str] = (*remembered.SAMPLES, *remembered.ALL),
+    used: Iterable[str] = remembered.RUN,
+    *,
+    resets: bool = True,
 ) -> tuple[dict[str, RunSettings], list[str]]:
     """Return each trait's settings, and a line that says what was taken from the folders.
 
     What is not given is the folder's own; a folder without a run takes what the first folder with
-    one has. `used`: the settings that matter to the command. Raise UsageError where folders of one
-    command differ in what they must share.
+    one has. `used`: the settings that matter to the command; `resets`: it can give each its
+    default. Raise UsageError where folders of one command differ in what they must share.
     """
     own = {name: _recorded(folder) for name, folder in folders.items()}
     known = {name: settings for name, settings in own.items() if settings is not None}
@@ -39,7 +41,8 @@ def resolve(
     if not known:
         return settings, []
     name = next(iter(known))
-    line = remembered.kept_line(settings[name], given, _that_matter(settings[name], used))
+    matter = _that_matter(settings[name], used)
+    line = remembered.kept_line(settings[name], given, matter, resets=resets)
     return settings, [line] if line else []
 
 

@@ -17,9 +17,14 @@ what one command may spend: these are the machine's and the command's."""
 SAMPLES = (
     *("temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype", "prompt_format"),
     *("system_prompt", "prefill", "thinking", "max_thinking_tokens", "chat_template_kwargs"),
-    *("n_examples", "min_kept", "max_examples"),
 )
-"""What the run's record holds, beside the model."""
+"""What defines the samples and the run's record holds, beside the model and the counts."""
+COUNTS = ("n_examples", "min_kept", "max_examples")
+RUN = (*SAMPLES, *COUNTS, *ALL)
+"""What matters to a run."""
+STEERING = (*SAMPLES, *JUDGE)
+"""What steering takes from the run: how many of each it asks for is its own, and filters and
+capture are not of it."""
 _TUPLES = {"pool", "layers"}
 
 
@@ -47,10 +52,12 @@ def values(settings: RunSettings, names: Iterable[str]) -> dict[str, Any]:
     return {name: value_of(settings, name) for name in names}
 
 
-def kept_line(settings: RunSettings, given: Mapping[str, Any], names: Iterable[str]) -> str | None:
+def kept_line(
+    settings: RunSettings, given: Mapping[str, Any], names: Iterable[str], *, resets: bool = True
+) -> str | None:
     """Return a line of the settings that are a folder's own and not the defaults; None for none.
 
-    `names` are those that matter to the command.
+    `names` are those that matter to the command. `resets`: it gives each its default where asked.
     """
     own = {
         name: value_of(settings, name)
@@ -60,7 +67,8 @@ def kept_line(settings: RunSettings, given: Mapping[str, Any], names: Iterable[s
     if not own:
         return None
     listed = ", ".join(f"`{name}` {_shown(value)}" for name, value in own.items())
-    return f"kept from the folder: {listed} (name one to change it; `reset` NAME: its default)"
+    line = f"kept from the folder: {listed}"
+    return f"{line} (name one to change it; `reset` NAME: its default)" if resets else line
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a study says of a vector, in one sentence."""
+"""What a study says of a vector: one sentence, and the figures that it rests on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ class Claim:
     has_effect: bool
     """Whether the score rises above unsteered and above random vectors, both intervals above 0."""
     sentence: str
+    why: tuple[str, ...] = ()
+    """What it rests on, a figure each."""
+
+    @property
+    def text(self) -> str:
+        """The sentence, and the reasons as a list below it."""
+        return "\n".join([self.sentence, *(f"- {line}" for line in self.why)])
 
 
 def make_claim(study: Study, answers: Answers) -> Claim:
@@ -30,7 +37,6 @@ def make_claim(study: Study, answers: Answers) -> Claim:
     name = f"{target.method} at layer {target.layer}"
     best = furthest(answers, place, study.asked.coherence)
     least = f"{study.asked.coherence:g}"
-    plain, _ = answers.mean(answers.scores, UNSTEERED)
     if best is None:
         smallest = min(c for c in study.grid[place] if c > 0) if _has_positive(study) else 0.0
         said = (
@@ -43,63 +49,60 @@ def make_claim(study: Study, answers: Answers) -> Claim:
     over, _ = answers.difference(best, UNSTEERED)
     beyond, _ = answers.difference(best, random_beside(best))
     has_effect = over.low > 0 and beyond.low > 0
-    sentence = _sentence(answers, best, name, plain, over, beyond, least, has_effect=has_effect)
+    verdict = "The vector steers" if has_effect else "No effect is shown"
+    sentence = (
+        f"{verdict}: {name}, added at {best.coefficient:g} of the residual norm to {_where(best)}."
+    )
+    why = _figures(answers, best, over, beyond, least)
     if not has_effect:
-        sentence += _of_judge(answers)
+        why += _of_judge(answers)
     if study.asked.ablate:
-        sentence += f" {_ablated(answers, ablated(*place))}"
-    return Claim(*place, best.coefficient, has_effect=has_effect, sentence=sentence)
+        why += _ablated(answers, ablated(*place))
+    return Claim(*place, best.coefficient, has_effect=has_effect, sentence=sentence, why=why)
 
 
 def _has_positive(study: Study) -> bool:
     return any(c > 0 for coefficients in study.grid.values() for c in coefficients)
 
 
-def _sentence(
-    answers: Answers,
-    best: Condition,
-    name: str,
-    plain: Estimate,
-    over: Estimate,
-    beyond: Estimate,
-    least: str,
-    *,
-    has_effect: bool,
-) -> str:
+def _figures(
+    answers: Answers, best: Condition, over: Estimate, beyond: Estimate, least: str
+) -> tuple[str, ...]:
+    plain, _ = answers.mean(answers.scores, UNSTEERED)
     score, _ = answers.mean(answers.scores, best)
     coherence, _ = answers.mean(answers.coherence, best)
     prompt, _ = answers.mean(answers.scores, PROMPT)
-    verdict = "No effect is shown" if not has_effect else "The vector steers"
     return (
-        f"{verdict}: {name}, added at {best.coefficient:g} of the residual norm to "
-        f"{_where(best)}, moves the mean score from {plain.value:.1f} to {score.value:.1f} "
-        f"({_ranged(over)}); against random vectors of that length the difference is "
-        f"{_ranged(beyond)}, the pos instruction alone reaches {prompt.value:.1f}, and coherence "
-        f"there is {coherence.value:.0f} (at least {least} holds)."
+        f"it moves the mean score from {plain.value:.1f} to {score.value:.1f} ({_ranged(over)})",
+        f"against random vectors of that length the difference is {_ranged(beyond)}",
+        f"the pos instruction alone reaches {prompt.value:.1f}",
+        f"coherence there is {coherence.value:.0f} (at least {least} holds)",
     )
 
 
-def _of_judge(answers: Answers) -> str:
+def _of_judge(answers: Answers) -> tuple[str, ...]:
     """Return that the judge could not have shown it, where it does not see the trait asked for."""
     control, _ = answers.difference(PROMPT, UNSTEERED)
     if control.low > 0:
-        return ""
-    return (
-        " The judge does not tell the pos instruction itself from unsteered answers "
-        f"({_ranged(control)}): it could not have shown an effect of that size. Take another "
-        "`judge_model`, or more `n_examples`."
+        return ()
+    said = (
+        "the judge does not tell the pos instruction itself from unsteered answers "
+        f"({_ranged(control)}): it could not have shown an effect of that size; take another "
+        "judge, or more examples"
     )
+    return (said,)
 
 
-def _ablated(answers: Answers, condition: Condition) -> str:
+def _ablated(answers: Answers, condition: Condition) -> tuple[str, ...]:
     score, _ = answers.mean(answers.scores, condition)
     below, _ = answers.difference(condition, PROMPT)
     beyond, _ = answers.difference(condition, random_beside(condition))
-    return (
-        "With its direction taken out of every state, the pos instruction reaches "
+    said = (
+        "with its direction taken out of every state, the pos instruction reaches "
         f"{score.value:.1f} ({_ranged(below)}); against random directions taken out the difference "
-        f"is {_ranged(beyond)}."
+        f"is {_ranged(beyond)}"
     )
+    return (said,)
 
 
 def _where(condition: Condition) -> str:

@@ -14,6 +14,7 @@ from .. import storage
 from ..errors import ExitCode, TraitmillError, UsageError
 from ..models import check_support, lazy_tokenizer
 from ..run import (
+    STEERING,
     Listener,
     OpenBackends,
     Progress,
@@ -118,7 +119,7 @@ async def steer(
     folders = select(experiment, traits)
     edited = {each.name: each for each in load_traits({n: f.path for n, f in folders.items()})}
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
-    settings, remarks = resolve(folders, {**given, "capture": "none"})
+    settings, remarks = resolve(folders, {**given, "capture": "none"}, STEERING, resets=False)
     first = next(iter(settings.values()))
     check_machine(folders, first)
     check_judge(first)

@@ -20,6 +20,7 @@ from tests.support.toy import JUDGE_URL, LAYER, METHOD, make_toy
 from traitmill.cli import main
 from traitmill.engine import run
 from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.run import Listener
 from traitmill.engine.run.folder_settings import resolve
 from traitmill.engine.settings import DEFAULTS, RunSettings, apply, value_of
 from traitmill.engine.steering import steer
@@ -181,9 +182,17 @@ async def test_t02_steering_asks_the_folders_judge_at_its_address(
         "traitmill.engine.steering.commands.lazy_tokenizer", lambda _: fakes.tokenizers
     )
     which: dict[str, Any] = {"methods": [METHOD], "layers": [LAYER], "n_examples": 2}
-    await steer(tmp_path / "exp", ["trait"], backends=toy.backends, **which)
+    said: list[str] = []
+    listener = Listener()
+    monkeypatch.setattr(listener, "notice", said.append)
+    await steer(tmp_path / "exp", ["trait"], backends=toy.backends, listener=listener, **which)
     [asked] = [work.settings for work in toy.works]
     assert (asked.judge.model, asked.limits.base_url) == ("toy", JUDGE_URL)
+    [kept] = [line for line in said if line.startswith("kept from the folder: ")]
+    assert f"`judge_model` toy, `judge_base_url` {JUDGE_URL}" in kept
+    # How many there are of the run is not what steering asks for, and it has no --reset.
+    assert "n_examples" not in kept
+    assert "reset" not in kept
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -28,7 +30,7 @@ from tests.conftest import TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab
 from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
-from traitmill.cli import render, summary, waiting
+from traitmill.cli import judge, render, run, show, summary, waiting
 from traitmill.cli.output import passing
 from traitmill.cli.steer import say_result
 from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
@@ -39,6 +41,7 @@ from traitmill.engine.steering.claim import Claim
 from traitmill.engine.steering.commands import SteeredTrait, SteeringResult
 from traitmill.engine.storage import TraitFolder
 
+COMMANDS = {"judge": judge.command, "show": show.command}
 ESCAPE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
 
 
@@ -203,6 +206,10 @@ def test_t07_a_hint_is_found_where_it_is_pasted(work: lab.Work, path: str) -> No
     )
     [hint] = re.findall(r"^next: (.*)$", result.stdout, re.MULTILINE)
     assert (hint.split()[0] == "traitmill") == (path == "with")
+    beside = Path(TRAITMILL).parents[1]  # where an environment's folder is as short as can be
+    if path == "without":
+        again = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=beside)
+        assert f"\nnext: bin/{Path(TRAITMILL).name} vectors" in again.stdout
     assert hint.split()[1] == "vectors"
     pasted = subprocess.run(
         ["/bin/sh", "-c", f"{hint} --help"], env=environment, capture_output=True, text=True
@@ -265,6 +272,96 @@ def test_t07_run_does_not_name_the_step_that_it_does_itself(
     assert "next:" not in printed(result, goes_on=True, capfd=capfd)
 
 
+@pytest.mark.parametrize(
+    ("claim", "n", "blind", "said"),
+    [
+        (True, 30, False, ["next: traitmill steer --experiment exp --trait trait"]),
+        (
+            False,
+            30,
+            False,
+            ["for a claim: traitmill run --experiment exp --trait trait --n_examples 100"],
+        ),
+        (False, 100, False, []),
+        (True, 30, True, []),
+    ],
+)
+def test_t07_run_ends_in_what_to_do_with_its_vectors(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    claim: bool,
+    n: int,
+    blind: bool,
+    said: list[str],
+) -> None:
+    """Steer what is claimed, go on with what is too little, and mend a judge before either."""
+    result = finished(fakes.make_trait(tmp_path), n)
+    if blind:
+        blinded(monkeypatch)
+    best = SimpleNamespace(claim=claim)
+    fitted = SimpleNamespace(evaluation=SimpleNamespace(recommendation=best))
+    lines = run._next_steps(list(result.traits.values()), {"trait": fitted})  # type: ignore[dict-item]
+    where = f" --experiments_dir {tmp_path}"
+    assert [line.replace(where, "") for line in lines] == said
+
+
+def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every judge be no better than chance."""
+    chance = {"auroc": 0.54, "auroc_interval": [0.37, 0.7], "histogram": {"pos": [1], "neg": [1]}}
+    monkeypatch.setattr(summary, "judge_summary", lambda _state: chance)
+
+
+def test_t07_a_judge_that_tells_nothing_apart_is_said_with_what_to_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = finished(fakes.make_trait(tmp_path), 30)
+    assert "WARNING" not in printed(result, goes_on=True, capfd=capfd)
+    blinded(monkeypatch)
+    said = printed(result, goes_on=True, capfd=capfd)
+    where = f"--experiment exp --trait trait --experiments_dir {tmp_path}"
+    assert "cannot tell the two sides apart (AUROC 0.54" in said
+    assert f": traitmill show {where} --rejected\n" in said
+    assert f"with --judge_model: traitmill judge {where}\n" in said
+    for command in re.findall(r"traitmill (?:show|judge) .*", said):
+        name, *given = shlex.split(command)[1:]
+        COMMANDS[name].make_context(name, given)  # every option is one that it has
+
+
+# --- lines at 80 columns ---
+
+
+def test_lines_are_broken_between_words_and_commands_can_be_pasted() -> None:
+    said = (
+        "  - random vectors reach 0.56 on average (0.15 less, -0.15 to 0.25) and 0.79 at their top"
+    )
+    assert render.fitted(said, 80).splitlines() == [said[:80].rpartition(" ")[0], "    their top"]
+    assert render.fitted(said, None) == said
+    words = ["--experiment", "mine", "--traits", ",".join("abcdef"), "--pool", "prompt_last"]
+    words += ["--experiments_dir", "a folder with words in its very long name"]
+    pasted = shlex.join(["traitmill", "vectors", *words])
+    for before in ("next: ", "the judge's files show others; to renew them and all the rest: "):
+        text = render.fitted(f"{before}{pasted}", 80)
+        assert max(map(len, text.splitlines())) <= 80
+        echoed = text[text.index("traitmill") :].replace("traitmill", "printf '%s\\n'", 1)
+        shown = subprocess.run(["/bin/sh", "-c", echoed], capture_output=True, text=True)
+        assert shown.stdout.splitlines() == ["vectors", *words]
+    path = f"/{'x' * 90}.html"
+    assert path in render.fitted(f"report: {path}", 80), "a path stays whole"
+
+
+def test_on_a_terminal_no_word_is_cut(work: lab.Work) -> None:
+    """Stage 3 writes long lines: a terminal of 80 columns would break them anywhere."""
+    command = [TRAITMILL, "vectors", *on(work)]
+    how: dict[str, Any] = {"capture_output": True, "text": True, "cwd": work.root}
+    for _ in range(2):  # the second time it has nothing to fit and shows no progress
+        piped = subprocess.run(command, env=clean_environment(), **how).stdout
+    code, written = in_terminal(command[1:], work.root, 80)
+    assert code == ExitCode.OK, written
+    assert any(len(line) > 80 for line in piped.splitlines())
+    drawn = "\n".join(Screen(written.replace("\x1b[K", ""), 80).lines).split()
+    assert [word for word in piped.split() if word not in drawn and len(word) < 80] == []
+
+
 # --- 11: the log ---
 
 
@@ -300,7 +397,9 @@ def test_t11_the_log_of_steering_ends_with_what_it_came_to(
 ) -> None:
     log = tmp_path / "log"
     log.write_text("traitmill: begun\n")
-    claim = Claim("mean_diff", 1, 0.5, has_effect=True, sentence="The vector steers: it does.")
+    claim = Claim(
+        *("mean_diff", 1, 0.5), has_effect=True, sentence="The vector steers.", why=("it does",)
+    )
     trait = SteeredTrait("poem", TraitFolder(tmp_path / "poem"), claim, ())
     errors = {"prose": UsageError("give `n_random` less")}
     say_result(SteeringResult({"poem": trait}, errors, interrupted=False, seconds=7.0, log=log))
@@ -309,7 +408,7 @@ def test_t11_the_log_of_steering_ends_with_what_it_came_to(
     written = log.read_text().splitlines()
     assert written[:2] == ["traitmill: begun", "stopped: give --n_random less"]
     assert written[2:] == out.splitlines()
-    assert written[2] == "poem: The vector steers: it does."
+    assert written[2:4] == ["poem: The vector steers.", "  - it does"]
 
 
 # --- 12: an endpoint that has no such model, or is none ---

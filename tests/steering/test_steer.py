@@ -58,7 +58,7 @@ async def test_r24_the_curve_has_the_known_slope_and_is_claimed(tmp_path: Path) 
     claim = result.traits["trait"].claim
     assert (claim.coefficient, claim.has_effect) == (largest, True)
     assert claim.sentence.startswith("The vector steers: mean_diff at layer 1, added at ")
-    assert f"{scores[largest]['value']:.1f}" in claim.sentence
+    assert f"{scores[largest]['value']:.1f}" in claim.why[0]
     effect = figures(toy, "over_unsteered")[largest]
     assert effect["low"] > 0
     # A 95 % interval misses once in twenty draws, one half as wide again once in three hundred.
@@ -84,13 +84,13 @@ async def test_a_direction_taken_out_takes_the_instruction_with_it(tmp_path: Pat
     beyond = ablated[METHOD, "over_random"]
     assert beyond["high"] < -30
     assert ("random", "over_random") not in ablated
-    sentence = result.traits["trait"].claim.sentence
-    assert f"the pos instruction reaches {ablated[METHOD, 'trait_score']['value']:.1f}" in sentence
+    said = result.traits["trait"].claim.text
+    assert f"the pos instruction reaches {ablated[METHOD, 'trait_score']['value']:.1f}" in said
     shifts = [shift for _, shift in toy.engine.calls if shift is not None and shift.ablates]
     assert {(s.first, s.end, s.coefficient) for s in shifts} == {(0, None, 1.0)}
     assert sorted(s.vector for s in shifts) == sorted([0] * 40 + [1, 2, 3, 4, 5] * 8)
     again = await toy.steer(**HOW, n_examples=40, coefficients=[0.5])
-    assert "taken out" not in again.traits["trait"].claim.sentence
+    assert "taken out" not in again.traits["trait"].claim.text
 
 
 async def test_r24_a_direction_that_does_nothing_is_said_to(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ async def test_r24_a_direction_that_does_nothing_is_said_to(tmp_path: Path) -> N
     claim = (await toy.steer(**HOW, n_examples=20)).traits["trait"].claim
     assert not claim.has_effect
     assert claim.sentence.startswith("No effect is shown: mean_diff at layer 1")
-    assert "interval" in claim.sentence
-    assert "could not have shown" not in claim.sentence, "it tells the instruction"
+    assert "interval" in claim.why[0]
+    assert "could not have shown" not in claim.text, "it tells the instruction"
 
 
 async def test_a_judge_that_misses_the_instruction_itself_is_said_to_be_no_meter(
@@ -116,9 +116,7 @@ async def test_a_judge_that_misses_the_instruction_itself_is_said_to_be_no_meter
     assert row["low"] <= 0
     assert not claim.has_effect
     said = f"({row['value']:+.1f}, 95 % interval {row['low']:+.1f} to {row['high']:+.1f}): it could"
-    assert f"does not tell the pos instruction itself from unsteered answers {said}" in (
-        claim.sentence
-    )
+    assert f"does not tell the pos instruction itself from unsteered answers {said}" in claim.text
 
 
 async def test_r24_a_vector_that_breaks_everything_is_said_to(tmp_path: Path) -> None:
