@@ -17,6 +17,7 @@ from ..traits import FULL, Scale
 from .capabilities import JudgeProfile, Message, refine
 from .client import (
     FATAL,
+    PASSING,
     CallError,
     Client,
     DeniedError,
@@ -132,7 +133,7 @@ class Calls:
                 profile = form or self.profile  # as it is now, not as it was when the wait began
                 request = self._request(profile, messages, cap, scale)
                 reply = await self._send(request, prompt_tokens, cap, tally)
-                if reply.status < 400:
+                if reply.status < 300:
                     answer = self._receive(reply, ticket, prompt_tokens, tally)
                     self.profile = profile if self.profile in rejected else self.profile
                     return answer
@@ -152,7 +153,7 @@ class Calls:
                     self.throttle.limited(ticket, pause)
                     limited += 1
                     continue
-                if wait and (reply.status >= 500 or reply.status in {408, 409, 425}):
+                if wait and (reply.status >= 500 or reply.status in PASSING):
                     self.throttle.shut(wait)
                 else:
                     self.throttle.resumed()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 OPENAI = "https://api.openai.com/v1"
+_COMPLETIONS = "/chat/completions"
 _LIST_SECONDS = 10.0
 _MOST_CONNECTIONS = 1024
 _LEAST_KEY = 8
@@ -31,6 +32,8 @@ _BAD_KEY = {"invalid_api_key", "account_deactivated"}
 _NO_MODEL = {"model_not_found"}
 FATAL = _NO_QUOTA | _BAD_KEY | _NO_MODEL
 """Codes that end all judging, whatever the status they come under."""
+PASSING = {408, 409, 423, 424, 425, 499}
+"""Statuses below 500 that are about the moment, not about what was sent."""
 _KEY_LIKE = re.compile(r"\b(?:sk|hf)[-_][A-Za-z0-9_\-*.]{6,}|(?i:bearer)\s+\S+")
 
 
@@ -140,7 +143,9 @@ class Client:
             base_url=self.where,  # else the client would look into the environment
             max_retries=0,
             timeout=None,  # the deadline is ours: the client's is one between two reads
-            http_client=openai.DefaultAioHttpClient(limits=connections, timeout=None),
+            http_client=openai.DefaultAioHttpClient(
+                limits=connections, timeout=None, follow_redirects=False
+            ),
         )
 
     async def close(self) -> None:
@@ -151,7 +156,7 @@ class Client:
     async def complete(self, request: dict[str, Any]) -> Reply:
         """One chat completion, whatever its status. Raises TransientError without a connection or
         past the deadline."""
-        return (await self._reply("post", "/chat/completions", self._deadline, body=request)).honest
+        return (await self._reply("post", _COMPLETIONS, self._deadline, body=request)).honest
 
     async def list_models(self) -> Reply:
         """The list of models, which is free. Raises TransientError as `complete` does."""
@@ -186,7 +191,7 @@ class Client:
     def failure(
         self, reply: Reply, *, mendable: bool = False
     ) -> CallError | AccessError | StoppedError:
-        """What a status of 400 or more means: the end of all judging, or something about this call
+        """What a status of 300 or more means: the end of all judging, or something about this call
         alone.
 
         `mendable`: it is about a parameter that can be left out.
@@ -208,9 +213,18 @@ class Client:
             return UnknownModelError(f"{self.where} has no model {model} ({what}): {remedy}")
         if reply.status == 403 and not mendable:
             return AccessError(f"{self.where} refuses judge {model} to this key: {said}")
-        if reply.status >= 500 or reply.status in {408, 409, 425}:
-            return TransientError(what, reply.text)
-        return RejectedError(what, reply.text)
+        if reply.status < 400:
+            return self._sent_on(reply)
+        passing = reply.status >= 500 or reply.status in PASSING
+        return (TransientError if passing else RejectedError)(what, reply.text)
+
+    def _sent_on(self, reply: Reply) -> AccessError:
+        target = " ".join(reply.headers.get("location", "elsewhere").split())
+        target = self.redact(target.partition("?")[0].removesuffix(_COMPLETIONS))
+        return AccessError(
+            f"{self.where} sends on to {target[:_MESSAGE_CHARS]} (HTTP {reply.status}), where "
+            "nothing is sent unasked: name that with `judge_base_url`"
+        )
 
     async def unknown_model(self, error: UnknownModelError) -> AccessError:
         """Return what to do about a model that is not there: what the endpoint offers, or where it

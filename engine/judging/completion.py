@@ -37,7 +37,7 @@ async def complete(judging: JudgeSettings, limits: JudgeLimits, prompt: str) -> 
 async def _answer(client: Client, model: str, prompt: str) -> str:
     request = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     reply = await client.complete(request)
-    if reply.status >= 400:
+    if reply.status >= 300:
         raise client.failure(reply)
     try:
         answer, _ = reply.completion()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..traits import FULL, Scale
 
+Ending = Literal["stop", "length", "content_filter", "broken off"]
 ReadingStatus = Literal["scored", "refused", "unparsable", "truncated"]
 
 _MIN_WEIGHT = 0.25
@@ -68,7 +69,7 @@ class Answer:
 
     text: str
     """The message's content, lone surrogates escaped; empty when there was none."""
-    finish_reason: str = "stop"
+    finish_reason: Ending = "stop"
     refusal: str = ""
     """The endpoint's own refusal field."""
     tokens: tuple[str, ...] = ()
@@ -95,7 +96,7 @@ def read_integer(answer: Answer, scale: Scale = FULL) -> Reading:
     text = spoken(answer.text)
     if _is_refusal(answer, text):
         return Reading("refused")
-    if answer.finish_reason == "length" and _may_go_on(text):
+    if answer.finish_reason in ("length", "broken off") and _may_go_on(text):
         return Reading("truncated")
     return _read_text(_undressed(text), scale)
 
@@ -203,6 +204,8 @@ def read_expected(answer: Answer, scale: Scale = FULL) -> Reading:
     if _is_refusal(answer, text):
         return Reading("refused")
     number = _measurable(text)
+    if number is not None and answer.finish_reason == "broken off":
+        return Reading("truncated")
     if number is None and (_BEGINS_AS_NUMBER.match(text) or text != answer.text.strip()):
         return Reading("unparsable")
     if number is not None and (int(number) not in scale or _written(answer, number) != number):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .cost import Tokens
-from .reading import Answer, number_place
+from .reading import Answer, Ending, number_place
 from .scoring import escape_surrogates
 
 _MOST_TOKENS = 1 << 26
@@ -17,7 +18,15 @@ _MOST_TOKENS = 1 << 26
 FLAGGED = "flagged_input"
 """Our code for an error that OpenRouter marks so: its moderation refused a text."""
 _SERVER_ERROR = 502
-_TEXT_PARTS = {"text", "output_text"}
+_MAY_BE_ERROR = re.compile(r'"error|"success"\s*:\s*false')
+_TEXT_PARTS = {None, "text", "output_text"}
+"""Kinds of the parts that hold what is said; a part need not name its kind."""
+_WHOLE = {"stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "complete", "completed"}
+_WHOLE |= {"tool_calls", "function_call"}
+_CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "max_length"}
+_HELD_BACK = {"content_filter", "refusal", "safety", "recitation", "blocklist", "sensitive"}
+_HELD_BACK |= {"prohibited_content", "spii", "guardrail_intervened"}
+"""Why an answer ended, as OpenAI's form and those that gateways pass on name it."""
 _LOGPROB_SLACK = 1e-2
 """Rounding puts certain tokens a little above log 1."""
 
@@ -55,7 +64,7 @@ class Reply:
         Some gateways send errors of their providers as 200, beside the choices or inside one. An
         error without a code of its own is a server error.
         """
-        if self.status >= 400 or '"error"' not in self.text:  # few answers are read twice
+        if self.status >= 400 or not _MAY_BE_ERROR.search(self.text):  # few are read twice
             return self
         error = _stated_error(self._body())
         if error is None:
@@ -91,7 +100,7 @@ class Reply:
             likely = listed[place].get("top_logprobs") or [] if listed else []
             answer = Answer(
                 escape_surrogates(text),
-                str(choice.get("finish_reason") or "stop"),
+                _ending(choice.get("finish_reason")),
                 escape_surrogates(refusal),
                 tokens,
                 {str(each["token"]): _logprob(each["logprob"]) for each in likely},
@@ -129,16 +138,30 @@ class Fault:
 
 def _stated_error(body: Mapping[str, Any]) -> Any:
     """Return the error that a body states, for the whole or for its first choice; else None."""
-    if body.get("error"):
-        return body["error"]
+    if body.get("object") == "error":
+        return body
     choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return None
-    if choices[0].get("error"):
-        return choices[0]["error"]
-    if choices[0].get("finish_reason") == "error":
+    first = choices[0] if isinstance(choices, list) and choices else None
+    choice = first if isinstance(first, dict) else {}
+    for place in (body, choice, choice.get("message")):
+        stated = place.get("error") or place.get("errors") if isinstance(place, dict) else None
+        if stated:
+            return stated[0] if isinstance(stated, list) else stated
+    if body.get("success") is False:
+        return body
+    if str(choice.get("finish_reason")).lower() == "error":
         return {"message": "the provider ended the answer with an error"}
     return None
+
+
+def _ending(reason: Any) -> Ending:
+    """Return why an answer ended: what names no known reason may have cut it off."""
+    said = str(reason or "stop").lower()
+    if said in _WHOLE:
+        return "stop"
+    if said in _HELD_BACK:
+        return "content_filter"
+    return "length" if said in _CUT else "broken off"
 
 
 def _status_of(error: Any) -> int:
@@ -156,10 +179,16 @@ def _joined(content: Any) -> str:
 
     A thought stands in parts of its own there, or in fields such as `reasoning_content`.
     """
-    if not isinstance(content, list):
-        return content or ""
-    texts = [part for part in content if isinstance(part, dict)]
-    return "".join(part["text"] or "" for part in texts if part.get("type") in _TEXT_PARTS)
+    parts = content if isinstance(content, list) else [content]
+    return "".join(map(_text_of, parts))
+
+
+def _text_of(part: Any) -> str:
+    if isinstance(part, dict):
+        if "text" in part or "type" in part:
+            return (part["text"] or "") if part.get("type") in _TEXT_PARTS else ""
+        return json.dumps(part)  # an answer in JSON that was read on the way
+    return part or ""
 
 
 def _logprob(value: Any) -> float:

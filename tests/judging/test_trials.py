@@ -8,7 +8,7 @@ import pytest
 
 from tests.judging.test_endpoint import TRAIT, known, response
 from tests.support.misbehaving_server import MisbehavingServer, Reply, completion, error
-from traitmill.engine.errors import StoppedError
+from traitmill.engine.errors import AccessError, StoppedError
 from traitmill.engine.judging import cost
 from traitmill.engine.judging.capabilities import JudgeProfile
 
@@ -47,6 +47,75 @@ async def test_t33_an_answer_that_ended_in_an_error_is_no_answer() -> None:
     assert (verdict.status, verdict.score) == ("scored", 80.0)
 
 
+@pytest.mark.parametrize(
+    "reason",
+    ["abort", "MAX_TOKENS", "insufficient_system_resource", "network_error", "model_length"],
+)
+@pytest.mark.parametrize("expected", [False, True])
+async def test_t33_an_answer_that_was_broken_off_is_not_taken_for_the_whole(
+    reason: str, expected: bool
+) -> None:
+    """The `8` of an 80: DeepSeek's, Mistral's, Gemini's and vLLM's words for what ended it."""
+    tokens = [("8", {"8": 1.0})] if expected else None
+    cut = completion("8", finish_reason=reason, tokens=tokens)
+    whole = completion("80", finish_reason="STOP", tokens=[("80", {"80": 1.0})])
+    with MisbehavingServer(script=[cut, whole]) as server:
+        async with known(server) as judge:
+            if expected and reason.islower() and reason != "model_length":
+                judge._calls.profile = EXPECTED
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 80.0, 2)
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "RECITATION", "sensitive", "content_filter"])
+async def test_t33_an_answer_that_was_held_back_is_a_refusal(reason: str) -> None:
+    with MisbehavingServer(script=[completion("8", finish_reason=reason)]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score) == ("refused", None)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"errors": [{"message": "busy", "code": 503}]},
+        {"success": False, "message": "busy"},
+        {"object": "error", "code": 503},
+        {"choices": [{"message": {"content": "8", "error": {"code": 502}}}]},
+        {"choices": [{"message": {"content": "8"}, "finish_reason": "ERROR"}]},
+    ],
+)
+async def test_t33_an_error_anywhere_in_a_200_is_repeated(stated: dict) -> None:
+    reply = completion("8")
+    reply.body |= stated
+    with MisbehavingServer(script=[reply]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 80.0, 2)
+
+
+@pytest.mark.parametrize("status", [408, 423, 424, 425, 499])
+async def test_t27_a_status_about_the_moment_is_no_refusal_of_the_text(status: int) -> None:
+    with MisbehavingServer(script=[error(status, "not now")]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 80.0, 2)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_t02_nothing_follows_an_endpoint_that_sends_on(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-others")
+    with MisbehavingServer() as other:
+        there = {"location": f"{other.url}/chat/completions"}
+        with MisbehavingServer(script=lambda _: Reply(status, b"", there)) as server:
+            async with known(server) as judge:
+                with pytest.raises(AccessError, match=f"sends on to {other.url} .* unasked"):
+                    await judge.judge(TRAIT, response())
+        assert not other.log
+
+
 async def test_t34_numbers_in_several_tokens_are_no_measurement_and_stop_the_judge() -> None:
     def split(_seen: object) -> Reply:
         return completion("85", tokens=[("8", {"8": 0.9, "9": 0.1}), ("5", {"5": 1.0})])
@@ -82,6 +151,20 @@ async def test_t35_what_an_empty_answer_cost_is_counted_and_the_limit_holds(
     assert any(isinstance(each, StoppedError) and "max_cost" in str(each) for each in found)
     assert usage.dollars == pytest.approx(answered * 1005 * 10 / 1e6)
     assert usage.dollars <= 0.11
+
+
+@pytest.mark.parametrize(
+    "content",
+    [["8", "5"], [{"text": "85"}], {"type": "text", "text": "85"}, {"score": 85}],
+    ids=["strings", "no kind", "one part", "an object"],
+)
+async def test_t35_text_in_other_forms_is_read_at_once(content: object) -> None:
+    reply = completion("")
+    reply.body["choices"][0]["message"]["content"] = content
+    with MisbehavingServer(script=[reply]) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 85.0, 1)
 
 
 async def test_t35_text_in_parts_is_joined() -> None:
