@@ -137,9 +137,10 @@ def _lines(result: ProjectionResult) -> Iterator[str]:
     summary = result.summary
     if result.reused:
         yield "projected before; nothing has changed since"
+    several = len({each.model for each in summary.means}) > 1
     for each in summary.means:
-        where = f"{each.vector}, {each.model}, turns of {each.role}"
-        yield f"{where}: {each.value:+.2f} ({each.n:,} turns)"
+        model = f"{each.model}, " if several else ""
+        yield f"{each.vector}, {model}{each.role}: {each.value:+.2f} ({each.n:,} turns)"
     for gap in summary.differences:
         interval = ""
         if gap.half_width is not None:
@@ -153,6 +154,7 @@ def _lines(result: ProjectionResult) -> Iterator[str]:
         yield f"not read: {line}"
     if summary.n_failed > _NAMED:
         yield f"not read: {summary.n_failed - _NAMED} more (column error of the table)"
-    for path in (result.table, result.csv, result.comparison, result.page):
+    files = {"table": result.table, "without tokens": result.csv, "page": result.page}
+    for name, path in {"comparison": result.comparison, **files}.items():
         if path is not None:
-            yield str(path)
+            yield f"{name}: {path}"

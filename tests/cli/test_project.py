@@ -24,7 +24,7 @@ def test_the_command_projects_and_says_what_it_found(tmp_path, traitmill: Traitm
         "project", *on, "--vectors", "exp/poem", "--gen_model", models[0], "--gen_model", models[1]
     )
     assert code == 0, said
-    assert "turns of assistant: " in said
+    assert ", assistant: " in said
     assert "b is " in said
     for name in ("projections.parquet", "projections.csv", "comparison.csv", "index.html"):
         assert (to / name).is_file()

@@ -65,6 +65,8 @@ def test_the_page_shows_what_the_table_says(tmp_path):
     assert page.links == []
     assert "default-src 'none'" in html
     assert len(page.articles) == SHOWN
+    assert "· 120 turns" in html, "a prompt and a response each, whatever rows are"
+    assert '<th scope="col">Model' not in html, "there is one, named above"
     places = np.linspace(0, 59, SHOWN).round().astype(int)
     full = float(re.search(r"\+([0-9.]+) training spreads", html)[1])
     for article, row in zip(page.articles, table[places].iter_rows(named=True), strict=True):

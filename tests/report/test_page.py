@@ -195,6 +195,25 @@ def test_many_traits_are_found_by_typing(tmp_path, monkeypatch, browser):
 
 
 @pytest.mark.slow
+def test_what_is_looked_for_first_is_seen_without_scrolling(tmp_path, browser):
+    """At 1200 pixels all of the traits' table, at 400 what its trait is worth."""
+    folder = write_trait(tmp_path / "exp" / "sycophancy", n_questions=4, n_per_side=16)
+    metadata = metadata_of(folder)
+    metadata["model"], metadata["judge"]["model"] = "embedded/SmolLM2-135M-Instruct", "local"
+    planted.write_metadata(folder.path, metadata)
+    write_trait_report(folder)
+    path = write_experiment_report(folder.experiment, pytest.fail)
+    for width, seen in ((1200, 8), (400, 3)):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(path.as_uri())
+        heads = page.locator("#traits thead th")
+        assert heads.all_inner_texts()[2] == "Claim"
+        boxes = [heads.nth(place).bounding_box() for place in range(seen)]
+        assert max(box["x"] + box["width"] for box in boxes) <= width
+        page.close()
+
+
+@pytest.mark.slow
 def test_tables_scroll_on_a_narrow_screen(experiment, browser):
     page = browser.new_page(viewport={"width": 400, "height": 900})
     page.goto((experiment / "poem" / "report.html").as_uri())

@@ -39,6 +39,9 @@ def test_all_responses_can_be_read_filtered_and_marked(tmp_path, browser, scheme
     page.get_by_role("link", name="All responses").click()
     assert page.title() == "responses of poem · exp"
     assert ids_on(page) == table["sample_id"].to_list()[:50]
+    for low, high in (("#low", "#high"), ("#shortest", "#longest"), ("#back", "#on")):
+        tops = [page.locator(each).bounding_box()["y"] for each in (low, high)]
+        assert tops[0] == pytest.approx(tops[1], abs=3), "what is one question stands on one line"
     assert f"of {len(table)} that match" in page.locator("#count").inner_text()
     assert page.locator("blockquote").first.inner_text().startswith(HOSTILE[:20])
     page.get_by_label("Side").select_option("neg")

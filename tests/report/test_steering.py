@@ -41,10 +41,12 @@ async def test_r24_the_page_says_what_the_figures_say(toy: Toy) -> None:
     begins = page.index('id="steering"')
     assert page.index('id="recommendation"') < begins < page.index('id="layers"'), "it comes first"
     section = page[begins : page.index('id="layers"')]
-    assert f"Trait scores are {read_study(folder)[1]['judge']}'s." in section
+    assert f"Trait scores are by {read_study(folder)[1]['judge']}." in section
     table, facts = read_study(folder)
     sentence = re.sub(r"<[^>]*>", "", section)
     assert facts["claim"]["sentence"].replace("&", "&amp;") in sentence
+    for figure in facts["claim"]["why"]:
+        assert f"{figure[:1].upper()}{figure[1:]}." in sentence
     for row in table.filter(measure="trait_score").to_dicts():
         assert f"{row['value']:.2f}" in section
     cells = re.findall(r'<th scope="row">([^<]*)</th>', section)
@@ -57,6 +59,15 @@ async def test_r24_the_page_says_what_the_figures_say(toy: Toy) -> None:
     for suffix in ("svg", "png"):
         assert (toy.folder / "plots" / f"steering.{suffix}").stat().st_size > 5000
     assert write_trait_report(folder).read_text() == page
+
+
+async def test_a_study_that_has_one_sentence_alone_is_shown_with_it(toy: Toy) -> None:
+    """As one of an earlier version has."""
+    folder = TraitFolder(toy.folder)
+    table, facts = read_study(folder)
+    del facts["claim"]["why"]
+    write_table(folder.steering_table, table, facts)
+    assert facts["claim"]["sentence"] in write_trait_report(folder).read_text()
 
 
 async def test_a_page_without_steering_has_no_such_section(toy: Toy) -> None:
