@@ -38,6 +38,18 @@ def head_widths(raw: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(sorted({int(each) for each in np.atleast_1d(width)}))
 
 
+def latent_width(raw: Mapping[str, Any]) -> int:
+    """Return the width in which a config.json's attention keeps keys and values (DeepSeek, GLM).
+
+    0 for a model that keeps them by heads.
+    """
+    text = read_config(raw).get_text_config()
+    latent = _size(text, "kv_lora_rank")
+    if not latent or text.model_type == "minicpm3":  # vLLM spreads its latents out
+        return 0
+    return int(latent) + int(_size(text, "qk_rope_head_dim") or 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The sizes of a decoder that decide its memory."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import AccessError, UsageError
 from .hub import ModelRef
-from .shape import Shape, head_widths
+from .shape import Shape, head_widths, latent_width
 
 _GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Decoder", "WithLMHead")
 """Ends of the class names that predict the next token."""
@@ -19,6 +19,8 @@ _SEEING_IN_VLLM = ("qwen3_5_text", "qwen3_5_moe_text")
 """Models of text whose class in vLLM stands in the module of the one that sees."""
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Widths of a head that vLLM's attention computes on a CPU. Source: its v1 CPU_ATTN backend."""
+CPU_LATENT = 576
+"""Width of a latent attention (DeepSeek) that it computes there. Source: its v1 CPU_MLA backend."""
 
 
 def check_support(ref: ModelRef, *, captures: bool, generates: bool = True) -> None:
@@ -62,6 +64,12 @@ def _check_on_cpu(ref: ModelRef, quantisation: str) -> None:
         raise UsageError(
             f"model {ref.name} is quantised ({quantisation}), which vLLM does not compute on a "
             "CPU; take the model it was made from, or a machine with a GPU"
+        )
+    latent = latent_width(ref.config)
+    if latent not in (0, CPU_LATENT):
+        raise UsageError(
+            f"model {ref.name} attends in {latent} latent values, of which vLLM computes "
+            f"{CPU_LATENT} alone on a CPU; take another model, or a machine with a GPU"
         )
     odd = [str(width) for width in head_widths(ref.config) if width not in CPU_HEADS]
     if odd:

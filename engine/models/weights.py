@@ -128,22 +128,46 @@ def _missing_experts(names: Iterable[str]) -> list[str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the safetensors files that a loader would read."""
+    """Return the safetensors files that both engines read."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if not found and not any(folder.glob("pytorch_model*.bin")):
         raise AccessError(
             f"model folder {folder} holds no weights (*.safetensors); copy them there"
         )
-    if single.is_file():  # transformers takes it first, whatever an index left over says
+    if single.is_file():
+        _refuse_second(folder, single, index, found)
         return [single]
     if not index.exists():
         return found
-    try:
-        listed = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise AccessError(f"{index} is damaged; copy it again") from None
+    listed = _listed(index)
     missing = sorted(name for name in listed if not (folder / name).is_file())
     if missing:
         raise AccessError(f"model folder {folder} lacks {', '.join(missing)}; copy what is missing")
     return sorted(folder / name for name in listed)
+
+
+def _listed(index: Path) -> set[str]:
+    try:
+        return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise AccessError(f"{index} is damaged; copy it again") from None
+
+
+def _refuse_second(folder: Path, single: Path, index: Path, found: Iterable[Path]) -> None:
+    """Raise AccessError for weights beside model.safetensors, which transformers takes alone.
+
+    vLLM takes what an index lists, and without one every file; Mistral's own copies apart.
+    """
+    if index.exists():
+        others = _listed(index) - {single.name}
+    else:
+        names = {path.name for path in found if not path.name.startswith("consolidated")}
+        others = names - {single.name}
+    if others:
+        raise AccessError(
+            f"model folder {folder} holds model.safetensors and, "
+            f"{f'by {index.name}' if index.exists() else 'beside it'}, "
+            f"{', '.join(sorted(others)[:_NAMED])}: transformers would read the one and vLLM the "
+            "other; move away what is not the model's"
+        )

@@ -18,7 +18,7 @@ from traitmill.engine.models import (
     read_config,
     support,
 )
-from traitmill.engine.models.support import CPU_HEADS
+from traitmill.engine.models.support import CPU_HEADS, CPU_LATENT
 from traitmill.engine.settings import CaptureSettings
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
@@ -144,12 +144,27 @@ def test_heads_that_vllm_does_not_compute_on_a_cpu_are_refused(
     check(LLAMA | config)
 
 
+def test_latents_that_vllm_does_not_compute_on_a_cpu_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    deepseek = {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    check(deepseek)
+    small = deepseek | {"kv_lora_rank": 256, "qk_rope_head_dim": 32}
+    with pytest.raises(UsageError, match="attends in 288 latent values, .* 576 alone on a CPU"):
+        check(small)
+    check({"model_type": "minicpm3", "kv_lora_rank": 256, "qk_rope_head_dim": 32})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check(small)
+
+
 def test_the_widths_of_heads_on_a_cpu_are_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = find_spec("vllm")  # its source: importing it takes long
     assert spec is not None
     assert spec.origin is not None
     backend = Path(spec.origin).with_name("v1") / "attention/backends/cpu_attn.py"
     assert f"return {list(CPU_HEADS)}" in backend.read_text()
+    assert f"return {[CPU_LATENT]}" in backend.with_name("mla").joinpath("cpu_mla.py").read_text()
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for width in CPU_HEADS:
         check(LLAMA | {"head_dim": width})

@@ -28,10 +28,22 @@ def check(folder: Path) -> None:
     )
 
 
-def test_a_single_file_is_read_whatever_an_index_says(tmp_path: Path) -> None:
+def test_t21_weights_that_only_one_engine_would_read_are_refused(tmp_path: Path) -> None:
+    """transformers takes model.safetensors, vLLM what an index lists, else all there are."""
     save(tmp_path / "model.safetensors")
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    save(tmp_path / "consolidated.safetensors")
     check(tmp_path)
+    for name in ("gone.safetensors", "model-00001-of-00002.safetensors"):
+        (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(AccessError, match=f"model.safetensors and, by .*{name}: .*move away"):
+            check(tmp_path)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    save(tmp_path / "old.safetensors")
+    check(tmp_path)
+    (tmp_path / INDEX).unlink()
+    with pytest.raises(AccessError, match="beside it, old.safetensors: .*move away"):
+        check(tmp_path)
+    (tmp_path / "old.safetensors").unlink()
     data = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(data[:-1])
     with pytest.raises(AccessError, match=r"model\.safetensors is cut off or damaged"):
