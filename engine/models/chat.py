@@ -32,26 +32,38 @@ def lazy_tokenizer(ref: ModelRef) -> Callable[[str, Sampling], Prompts]:
     The tokenizer is loaded, once, when the first prompt is asked for.
     """
     load = cache(partial(load_tokenizer, ref))
-    return cache(lambda moment, sampling: Prompts(load, sampling, moment))
+    return cache(lambda moment, sampling: Prompts(load, sampling, moment, ref.vocabulary))
 
 
 class Prompts:
     """Turns instruction and question into token ids, in one way for a whole run."""
 
-    def __init__(self, load: Callable[[], Any], sampling: Sampling, moment: str) -> None:
-        """`moment`, in ISO 8601, is the time for a template that asks."""
+    def __init__(
+        self, load: Callable[[], Any], sampling: Sampling, moment: str, vocabulary: int = 0
+    ) -> None:
+        """`moment`, in ISO 8601, is the time for a template that asks; `vocabulary` counts the
+        tokens that the model knows, 0 where its config does not say."""
         self._load, self._sampling, self._moment = load, sampling, moment
+        self._vocabulary = vocabulary
         self._known: dict[tuple[str, str], tuple[int, ...]] = {}
 
     def __call__(self, instruction: str, question: str) -> tuple[int, ...]:
         """Return the token ids of one prompt, with one BOS at most; without an instruction the
         question stands alone.
 
-        Raise AccessError where the template fails, UsageError for a prompt without tokens.
+        Raise AccessError where the template fails or the model lacks a token, UsageError for a
+        prompt without tokens.
         """
         asked = (instruction, question)
         if asked not in self._known:
-            self._known[asked] = self._tokenized(instruction, question)
+            ids = self._tokenized(instruction, question)
+            if self._vocabulary and max(ids) >= self._vocabulary:
+                raise AccessError(
+                    f"the tokenizer of {self._load().name_or_path} writes token {max(ids)}, and "
+                    f"the model knows {self._vocabulary} (0 to {self._vocabulary - 1}): copy "
+                    "tokenizer and weights together"
+                )
+            self._known[asked] = ids
         return self._known[asked]
 
     def text(self, instruction: str, question: str) -> str:

@@ -58,9 +58,17 @@ class ModelRef:
     @property
     def context_length(self) -> int:
         """Tokens the model was made for, 0 when its config does not say."""
+        return self._size("max_position_embeddings")
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows, 0 when its config does not say."""
+        return self._size("vocab_size")
+
+    def _size(self, name: str) -> int:
         nested = self.config.get("text_config")
         text = nested if isinstance(nested, dict) else self.config
-        return int(text.get("max_position_embeddings") or 0)
+        return int(text.get(name) or 0)
 
 
 def infer_model(experiment: str) -> str:

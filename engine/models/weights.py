@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from ..errors import AccessError
@@ -19,6 +20,9 @@ from .quiet import quiet_libraries
 from .support import quantised
 
 _NAMED = 3
+_UNLOADABLE: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, ImportError)
+_UNLOADABLE += (RuntimeError, AttributeError, TypeError, UnpicklingError)
+_WHOLE_NUMBERS = {"I8", "U8", "I16", "I32", "I64"}
 _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 _HARMLESS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "lm_head.weight")
 """Ends of what older versions saved: computed buffers, and a head tied to the embedding."""
@@ -29,9 +33,10 @@ def check_weights(ref: ModelRef) -> None:
 
     A hub model that is not in the cache is fetched, and checked, by what loads it.
     """
+    quantisation = quantised(ref.config)
     if ref.is_local:
-        _check_files(Path(ref.source))
-    if quantised(ref.config):  # its tensors have names of their own
+        _check_files(Path(ref.source), quantisation)
+    if quantisation:  # its tensors have names of their own
         return
     info = _loading_info(ref)
     if info is not None:
@@ -87,15 +92,27 @@ def _loading_info(ref: ModelRef) -> dict[str, Any] | None:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except _UNLOADABLE as error:
         if not ref.is_local:
             return None
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise AccessError(f"the weights of model {ref.name} cannot be loaded: {reason}") from None
+        said = f"the weights of model {ref.name} cannot be loaded: {_reason(error)}"
+        raise AccessError(said) from None
     return dict(info)
 
 
-def _check_files(folder: Path) -> None:
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnpicklingError):
+        return (
+            "pytorch_model*.bin holds more than tensors, and code from a model's folder is never "
+            "run here; take a copy in safetensors"
+        )
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if isinstance(error, KeyError):
+        return f"config.json names {reason}, which transformers does not know"
+    return reason
+
+
+def _check_files(folder: Path, quantisation: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     if (folder / "adapter_config.json").exists():
@@ -109,9 +126,21 @@ def _check_files(folder: Path) -> None:
         try:
             with safe_open(path, "np") as file:  # looks at the header and at the file's length
                 names.update(file.keys())
+                if not quantisation:
+                    _refuse("hold whole numbers in", _quantised_in(file), folder.name)
         except (SafetensorError, OSError) as error:
             raise AccessError(f"{path} is cut off or damaged ({error}); copy it again") from None
     _refuse("lack", _missing_experts(names), folder.name)
+
+
+def _quantised_in(file: Any) -> list[str]:
+    """Return the matrices of whole numbers in a safetensors file: loaders take them as they are."""
+    slices = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118
+    return [
+        name
+        for name, found in slices
+        if found.get_dtype() in _WHOLE_NUMBERS and name.endswith(".weight")
+    ]
 
 
 def _missing_experts(names: Iterable[str]) -> list[str]:

@@ -220,6 +220,19 @@ def test_r08_a_template_that_wants_a_system_turn_says_how_to_give_one(
     assert tokenizer.decode(asked) == "<system></><user>Is it?</><model>"
 
 
+def test_a_token_that_the_model_does_not_know_is_refused(model_folder: Path) -> None:
+    """Special tokens added to a tokenizer, and the embeddings left as they were."""
+    last = max(load_tokenizer(ModelRef("m", str(model_folder), "r", {}))("I\n\nQ")["input_ids"])
+
+    def prompts(known: int) -> Prompts:
+        ref = ModelRef("m", str(model_folder), "r", {"vocab_size": known})
+        return lazy_tokenizer(ref)(MOMENT, Sampling(prompt_format="raw"))
+
+    assert max(prompts(last + 1)("I", "Q")) == last
+    with pytest.raises(AccessError, match=rf"writes token {last}, and the model knows {last} "):
+        prompts(last)("I", "Q")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"messages": []}', '{"strftime_now": 1}'])
 def test_variables_of_a_template_are_an_object_of_its_own_names(text: str) -> None:
     with pytest.raises(UsageError, match="`chat_template_kwargs`"):

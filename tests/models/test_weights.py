@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MixtralConfig, OPTConfig
 
@@ -181,3 +182,47 @@ def test_nothing_of_it_is_on_the_screen(tmp_path: Path, capfd: pytest.CaptureFix
     with pytest.raises(AccessError):
         check_weights(ref)
     assert capfd.readouterr() == ("", "")
+
+
+def test_t23_matrices_of_whole_numbers_without_their_quantisation_are_named(
+    tmp_path: Path,
+) -> None:
+    ref, weights = tiny("llama", tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    store(tmp_path, weights | {name: weights[name].astype(np.int8)})
+    with pytest.raises(AccessError, match=f"hold whole numbers in {name}; copy"):
+        check_weights(ref)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quantization_config": [1]}, "cannot be loaded: "),
+        ({"dtype": "float8_e4m3fn"}, "cannot be loaded: "),
+        ({"hidden_act": "swoosh"}, "config.json names 'swoosh', which transformers does not know"),
+    ],
+)
+def test_a_config_that_transformers_stumbles_over_is_one_line(
+    tmp_path: Path, config: dict[str, object], words: str
+) -> None:
+    ref, _ = tiny("llama", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(dict(ref.config) | config))
+    with pytest.raises(AccessError, match=words) as said:
+        check_weights(ref)
+    assert "\n" not in str(said.value)
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (print, ("code ran",))
+
+
+def test_t42_a_pickle_that_would_run_code_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ref, _ = tiny("llama", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"a": _Runs()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(AccessError, match="holds more than tensors, .* take a copy in safetensors"):
+        check_weights(ref)
+    assert "code ran" not in capsys.readouterr().out
