@@ -34,6 +34,8 @@ class PreviewRow:
     response: str
     status: str
     score: float | None
+    cut_off: bool = False
+    """Whether it reached the most tokens that it may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ def _rows(state: TraitState) -> tuple[PreviewRow, ...]:
             response=response.response,
             status=said or response.status,
             score=float(state.verdicts.score[place]) if said == "scored" else None,
+            cut_off=response.finish_reason == "length",
         )
         found.append((sample.question_index, POLARITIES.index(sample.polarity), row))
     return tuple(row for *_, row in sorted(found, key=lambda each: each[:2]))

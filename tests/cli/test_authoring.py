@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.conftest import TRAITMILL, clean_environment
 from tests.support import fakes
 from tests.support.misbehaving_server import MisbehavingServer, completion, error
+from traitmill.cli import preview
 from traitmill.engine.errors import AccessError, DefinitionError, ExitCode, UsageError
-from traitmill.engine.run import check_traits, generate, new_trait
+from traitmill.engine.run import Preview, PreviewRow, check_traits, generate, new_trait
 
 DRAFT = {
     "meaning": "answers that praise tea. It is not about any other drink.",
@@ -134,3 +139,27 @@ async def test_a_draft_wants_an_endpoint(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="refused"):
         await new_trait(tmp_path / "mine", "../tea")
     assert left_in(tmp_path) == []
+
+
+def test_a_preview_shows_what_was_cut_off_and_ends_in_the_run_of_what_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = "Is it better to live in a town or in a village by the sea?"
+    rows = (
+        PreviewRow(question, "pos", "Tea " * 30, "scored", 61.5, cut_off=True),
+        PreviewRow(question, "neg", "No.", "refused", None),
+    )
+    judge = SimpleNamespace(is_local=True)
+    trait = SimpleNamespace(settings=SimpleNamespace(judge=judge))
+    result: Any = SimpleNamespace(traits={"tea": trait}, errors=[], usage=None, interrupted=False)
+    found = Preview({"pos": "Praise tea.", "neg": "Praise no tea."}, rows, result)
+    monkeypatch.setattr("traitmill.cli.preview.watched", lambda *_: found)
+    on = ["--experiment", "mine", "--trait", "tea", "--questions", "1"]
+    typed = ["--judge_model", "local", "--max_new_tokens", "48"]
+    said = CliRunner().invoke(preview.command, [*on, *typed]).output
+    lines = said.splitlines()
+    assert question in lines, "across both columns"
+    assert re.search(r"^score 61.5, cut off +refused *$", said, re.MULTILINE)
+    assert "scores: 50 is the middle of the responses shown" in lines
+    assert lines[-1].endswith(f" run {' '.join(on[:4])} {' '.join(typed)}")
+    assert lines[-1].startswith("next: ")

@@ -37,6 +37,20 @@ def render(found: dict[str, Any], columns: int) -> list[str]:
     return out.getvalue().splitlines()
 
 
+def test_a_column_of_troubles_is_there_where_there_is_one(
+    made: lab.Work, traitmill: Traitmill
+) -> None:
+    _, said = traitmill("status", *on(made), "--json")
+    one = json.loads(said)["traits"]["trait"]
+    assert "to see to" not in "\n".join(render({"a": one}, 80))
+    failing = copy.deepcopy(one)
+    failing["counts"]["pos"]["responses"]["failed"] = 3
+    for other, what in ((failing, "3 failed"), (None, "no run yet")):
+        lines = "\n".join(render({"a": one, "b": other}, 80))
+        assert "to see to" in lines
+        assert what in lines
+
+
 def test_t17_240_traits_have_a_total_and_trouble_comes_first(
     made: lab.Work, traitmill: Traitmill
 ) -> None:
