@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import NamedTuple
@@ -13,7 +13,6 @@ from numpy import ndarray
 from ..outputs import Activations
 from .few import Rows, Sides
 from .fit import Vectors
-from .logistic import solver
 from .methods import METHODS, Method
 from .rows import LayerRows, OnLayer, cells_of, contrast, map_layers, unheard
 from .splits import Split, why_not
@@ -63,11 +62,14 @@ def held_out(
     Labels are shuffled for the first split only.
     """
     cells = cells_of(activations)
-    shuffles = {split.name: shuffles_of(split, seed) for split in splits[:1]}
+    shuffles = [shuffles_of(split, seed) if not at else [] for at, split in enumerate(splits)]
+    wanted = [_wanted(split, labels) for split, labels in zip(splits, shuffles, strict=True)]
 
     def refit(block: Sequence[LayerRows]) -> list[list[Sequence[ndarray]]]:
-        fit = _tall(block[0], vectors, cells) if block[0].tall else _few(block, vectors, cells)
-        found = [_refit(split, shuffles.get(split.name, []), fit) for split in splits]
+        fit = _fit_tall if block[0].tall else _fit_few
+        scored = fit(block, vectors, cells, splits, wanted)
+        parts = zip(splits, shuffles, scored, strict=True)
+        found = [_arranged(*part) for part in parts]
         return [
             [
                 (scores[:, place], _random_scores(at, split), shuffled[:, place])
@@ -108,7 +110,7 @@ def _near(at: LayerRows, vectors: Vectors) -> Near | None:
     vector = vectors.vector("probe", at.layer).astype(np.float64)
     intercept = vectors.metadata["probe", at.layer]["bias"] + vector @ at.mean
     probe = np.append(vector, intercept)
-    return probe, solver(at.design.hessian_at(probe))
+    return probe, at.design.solver_at(probe)
 
 
 class Refit(NamedTuple):
@@ -119,20 +121,25 @@ class Refit(NamedTuple):
     """bool `[n]`."""
 
 
-FitAll = Callable[[Split, Sequence[Refit]], ndarray]
-"""Returns the scores of all rows by each refit, `[n_methods, n_layers, refits, n]`."""
+def _without(split: Split) -> list[tuple[int, ...]]:
+    """Return the folds that each fit with the labels of the rows leaves out."""
+    folds = range(int(split.folds.max()) + 1)
+    found: list[tuple[int, ...]] = [(fold,) for fold in folds]
+    return found + list(combinations(folds, 2)) if split.nestable else found
 
 
-def _refit(split: Split, shuffles: Sequence[ndarray], fit: FitAll) -> tuple[ndarray, ndarray]:
-    """Return `scores` and `shuffled` of `HeldOut` at some layers."""
-    tests = split.tests()
-    folds = range(len(tests))
-    real: list[tuple[int, ...]] = [(fold,) for fold in folds]
-    if split.nestable:
-        real += list(combinations(folds, 2))
-    wanted = [Refit(without, split.labels) for without in real]
-    wanted += [Refit((fold,), labels) for labels in shuffles for fold in folds]
-    found = fit(split, wanted)
+def _wanted(split: Split, shuffles: Sequence[ndarray]) -> list[Refit]:
+    found = [Refit(without, split.labels) for without in _without(split)]
+    folds = range(int(split.folds.max()) + 1)
+    return found + [Refit((fold,), labels) for labels in shuffles for fold in folds]
+
+
+def _arranged(split: Split, shuffles: Sequence[ndarray], found: ndarray) -> tuple[ndarray, ndarray]:
+    """Return `scores` and `shuffled` of `HeldOut` at some layers.
+
+    From the scores of all rows by each refit, `[n_methods, n_layers, refits, n]`.
+    """
+    tests, real = split.tests(), _without(split)
     scores = np.full((*found.shape[:2], len(tests), found.shape[3]), np.nan)
     for number, without in enumerate(real):
         one, other = without[0], without[-1]
@@ -146,22 +153,24 @@ def _refit(split: Split, shuffles: Sequence[ndarray], fit: FitAll) -> tuple[ndar
     return scores, shuffled
 
 
-def _few(block: Sequence[LayerRows], vectors: Vectors, cells: ndarray) -> FitAll:
-    """Return what fits to few rows of some layers."""
+def _fit_few(
+    block: Sequence[LayerRows],
+    vectors: Vectors,
+    cells: ndarray,
+    splits: Sequence[Split],
+    wanted: Sequence[Sequence[Refit]],
+) -> Iterator[ndarray]:
+    """Yield the scores of all rows by the refits of each split, where rows are few."""
     grams, dim = np.stack([at.gram for at in block]), vectors.values.shape[2]
-
-    def fit(split: Split, wanted: Sequence[Refit]) -> ndarray:
-        shape = (len(vectors.methods), len(block), len(wanted), len(cells))
-        found = np.empty(shape)
-        sizes = np.array([len(each.without) for each in wanted])
+    for split, refits in zip(splits, wanted, strict=True):
+        found = np.empty((len(vectors.methods), len(block), len(refits), len(cells)))
+        sizes = np.array([len(each.without) for each in refits])
         for size in set(sizes):  # of one size, sets of rows are about as large
             chosen = np.flatnonzero(sizes == size)
-            stack = _Stack(grams, dim, cells, split.folds, [wanted[one] for one in chosen])
+            stack = _Stack(grams, dim, cells, split.folds, [refits[one] for one in chosen])
             for number, method in enumerate(vectors.methods):
                 found[number][:, chosen] = stack.scores(METHODS[method])
-        return found
-
-    return fit
+        yield found
 
 
 class _Stack:
@@ -199,23 +208,36 @@ class _Stack:
         return _standardised(whole @ self._grams, self._kept, self._labels)
 
 
-def _tall(at: LayerRows, vectors: Vectors, cells: ndarray) -> FitAll:
-    """Return what fits to many rows of a layer."""
-    rows, near = TallRows(at), _near(at, vectors)
+def _fit_tall(
+    block: Sequence[LayerRows],
+    vectors: Vectors,
+    cells: ndarray,
+    splits: Sequence[Split],
+    wanted: Sequence[Sequence[Refit]],
+) -> list[ndarray]:
+    """Return the same where rows are many, at the block's one layer.
 
-    def fit(split: Split, wanted: Sequence[Refit]) -> ndarray:
-        sets = list(dict.fromkeys(each.without for each in wanted))
-        of = np.array([sets.index(each.without) for each in wanted])
-        labels = np.stack([each.labels for each in wanted], axis=1)
-        sides = TallSides(Scatters(rows, split.folds, sets), of, labels, cells)
-        search = Search(sides, FOLD_PRECISION, near)
-        found = []
-        for name in vectors.methods:
-            projected = at.centred @ TALL_METHODS[name](search).vectors
-            found.append(_standardised(projected.T, sides.kept.T, labels.T)[None])
-        return np.stack(found)
-
-    return fit
+    Splits are fitted together: products with the rows cost less for more columns at once.
+    """
+    (at,) = block
+    ends = np.cumsum([split.folds.max() + 1 for split in splits])
+    first = [0, *ends[:-1]]
+    folds = np.stack([split.folds + start for split, start in zip(splits, first, strict=True)])
+    refits = [
+        each._replace(without=tuple(int(start) + fold for fold in each.without))
+        for start, some in zip(first, wanted, strict=True)
+        for each in some
+    ]
+    sets = list(dict.fromkeys(each.without for each in refits))
+    of = np.array([sets.index(each.without) for each in refits])
+    labels = np.stack([each.labels for each in refits], axis=1)
+    sides = TallSides(Scatters(TallRows(at, folds), sets), of, labels, cells)
+    search = Search(sides, FOLD_PRECISION, _near(at, vectors))
+    found = []
+    for name in vectors.methods:
+        projected = at.centred @ TALL_METHODS[name](search).vectors
+        found.append(_standardised(projected.T, sides.kept.T, labels.T)[None])
+    return np.split(np.stack(found), np.cumsum([len(some) for some in wanted])[:-1], axis=2)
 
 
 def _standardised(projected: ndarray, kept: ndarray, labels: ndarray) -> ndarray:

@@ -15,6 +15,8 @@ GROWTH = 12
 """Times a search adds directions before it starts anew from the best it has."""
 RESTARTS = 30
 Apply = Callable[[ndarray], ndarray]
+ApplyTo = Callable[[ndarray, ndarray], ndarray]
+"""A product of its own for each column, told which columns it is given, int `[any]`."""
 
 
 def leading(matrix: ndarray, count: int) -> tuple[ndarray, ndarray]:
@@ -82,22 +84,21 @@ def _transposed(stack: ndarray) -> ndarray:
 
 
 def conjugate_gradients(
-    apply: Callable[[ndarray, ndarray], ndarray],
-    precondition: Apply,
+    apply: ApplyTo,
+    precondition: ApplyTo,
     right: ndarray,
     tolerance: ndarray | float,
     limit: int = 200,
 ) -> tuple[ndarray, int]:
     """Solve `apply(x, columns) = right` for each column of `[n, k]`; return x and the steps taken.
 
-    `apply` is a symmetric positive definite product of its own for each column, and is told which
-    columns it is given, int `[any]`. A column is done when its residual, measured by the
-    preconditioner, is below its tolerance (`[k]`) times the first one's.
+    `apply` is symmetric and positive definite, `precondition` near its inverse. A column is done
+    when its residual, measured by the latter, is below its tolerance (`[k]`) times the first one's.
     """
     tiny = np.finfo(right.dtype).tiny
     found, live = np.zeros_like(right), np.arange(right.shape[1])
     residual = right
-    towards = precondition(residual)
+    towards = precondition(residual, live)
     along, size = towards, np.einsum("ij,ij->j", residual, towards)
     enough = np.asarray(tolerance) ** 2 * size
     steps = 0
@@ -113,6 +114,6 @@ def conjugate_gradients(
         length = size / np.maximum(np.einsum("ij,ij->j", along, image), tiny)
         found[:, live] += length * along
         residual = residual - length * image
-        towards = precondition(residual)
+        towards = precondition(residual, live)
         before, size = size, np.einsum("ij,ij->j", residual, towards)
         along = towards + size / np.maximum(before, tiny) * along

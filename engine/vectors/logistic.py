@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from .krylov import Apply, conjugate_gradients
+from .krylov import Apply, ApplyTo, conjugate_gradients
 
 C = 1.0
 STEPS = 50
@@ -77,20 +77,28 @@ class Design:
         return kept
 
     def hessian(self, curvature: ndarray) -> ndarray:
-        """Return `[dim + 1, dim + 1]` of a curvature `[n]` of the loss."""
+        """Return `[dim + 1, dim + 1]` of a loss of curvature `[n]`, summed in its precision."""
         total = np.zeros((self.dim + 1, self.dim + 1))
+        source = self.like(curvature)
         for start in range(0, len(self.rows), CHUNK):
             part = slice(start, start + CHUNK)
             root = np.sqrt(curvature[part])[:, None]
-            rows = np.concatenate([self.rows[part] * root, root], axis=1)
+            rows = np.concatenate([source[part] * root, root], axis=1)
             total += rows.T @ rows
         index = np.arange(self.dim)
         total[index, index] += 1
         return total
 
-    def hessian_at(self, weights: ndarray) -> ndarray:
+    def solver(self, curvature: ndarray) -> Apply:
+        """Return the inverse of the Hessian of a curvature `[n]`, to float32."""
+        try:
+            return solver(self.hessian(curvature.astype(np.float32)))
+        except np.linalg.LinAlgError:  # rounding left it no positive definite matrix
+            return solver(self.hessian(curvature))
+
+    def solver_at(self, weights: ndarray) -> Apply:
         """Return that of all rows at weights `[dim + 1]`."""
-        return self.hessian(curvature(self.times(weights[:, None]), np.ones(1))[:, 0])
+        return self.solver(curvature(self.times(weights[:, None]), np.ones(1))[:, 0])
 
     def flat_hessian(self, moment: ndarray) -> ndarray:
         """Return that at weights of 0, of centred rows with a moment `[dim, dim]`."""
@@ -132,14 +140,24 @@ def solver(matrix: ndarray) -> Apply:
     return solve
 
 
+def for_all(product: Apply) -> ApplyTo:
+    """Return one product for all columns."""
+    return lambda values, _columns: product(values)
+
+
+def among(product: ApplyTo, chosen: ndarray) -> ApplyTo:
+    """Return a product for chosen columns, int `[any]`, which are counted anew."""
+    return lambda values, columns: product(values, chosen[columns])
+
+
 def fit_logistic(
-    design: Design, signs: ndarray, precondition: Apply, start: ndarray, tolerance: float
+    design: Design, signs: ndarray, precondition: ApplyTo, start: ndarray, tolerance: ndarray
 ) -> Fitted:
     """Return the optimum for signs `[n, k]`.
 
     `precondition` is the inverse of a Hessian like those of the fits, `start` `[dim + 1, k]`. Stop
-    where an error of the optimum, in the norm of the Hessian, is below the tolerance times the
-    weights' own. Gradients are in float64, and so is the optimum; steps towards it are found in
+    where an error of the optimum, in the norm of the Hessian, is below the tolerance, `[k]`, times
+    the weights' own. Gradients are in float64, and so is the optimum; steps towards it are found in
     float32.
     """
     from scipy.special import expit
@@ -153,28 +171,28 @@ def fit_logistic(
         mine, at, sign = weights[:, live], odds[:, live], signs[:, live]
         gradient = design.regularised(mine) - design.back(C * sign * expit(-sign * at))
         bend = curvature(at, sign)
-        left = np.sqrt(np.einsum("ij,ij->j", gradient, precondition(gradient)))
+        left = np.sqrt(np.einsum("ij,ij->j", gradient, precondition(gradient, live)))
         size = np.sqrt((mine[:-1] ** 2).sum(axis=0) + (bend * at**2).sum(axis=0))
         left = left / np.maximum(size, 1e-300)
-        going = left > tolerance
+        going = left > tolerance[live]
         far[live[~going]] = False
         if not going.any():
             break
         live, sign, bend = live[going], sign[:, going], bend[:, going]
         precision = np.clip(np.sqrt(left[going]), FINEST, COARSEST)
-        step, tried = _step(design, gradient[:, going], bend, precondition, precision)
+        step, tried = _step(design, gradient[:, going], bend, among(precondition, live), precision)
         moved = design.times(step)
         lengths = _lengths(mine[:, going], at[:, going], step, moved, sign)
         weights[:, live] += lengths * step
         odds[:, live] += lengths * moved
         steps[live] += 1
         if tried > REFACTOR and not fresh:
-            precondition, fresh = solver(design.hessian(bend[:, 0])), True
+            precondition, fresh = for_all(design.solver(bend[:, 0])), True
     return Fitted(weights, np.minimum(steps, STEPS), ~far)
 
 
 def _step(
-    design: Design, gradient: ndarray, bend: ndarray, precondition: Apply, precision: ndarray
+    design: Design, gradient: ndarray, bend: ndarray, precondition: ApplyTo, precision: ndarray
 ) -> tuple[ndarray, int]:
     """Return Newton's steps `[dim + 1, k]` in float64, and how many conjugate steps they took."""
     bend = bend.astype(np.float32)

@@ -27,17 +27,34 @@ Folds = tuple[int, ...]
 
 
 class TallRows:
-    """All rows at one layer."""
+    """All rows at one layer, and the folds some of which are left out.
 
-    def __init__(self, at: LayerRows) -> None:
+    Fits without folds are only measured: where dimensions are many, their sums are in float32.
+    """
+
+    def __init__(self, at: LayerRows, folds: ndarray | None = None) -> None:
         self.centred = at.centred
         """float64 `[n, hidden_dim]`."""
         self.design = at.design
+        self.folds = np.zeros((1, len(at.centred)), int) if folds is None else folds
+        """int `[splits, n]`, numbered through: no fold is of two splits."""
+        exact = folds is None or self.centred.shape[1] <= DIRECT
+        self.dtype = np.dtype(np.float64 if exact else np.float32)
+        """Of sums."""
 
     @cached_property
     def moment(self) -> ndarray:
-        """X'X, float64 `[hidden_dim, hidden_dim]`."""
-        return moment_of(self.centred, np.arange(len(self.centred)))
+        """X'X, `[hidden_dim, hidden_dim]`."""
+        if self.dtype == np.float64:
+            return moment_of(self.centred, np.arange(len(self.centred)))
+        return np.asarray(sum(self.moments[fold] for fold in np.unique(self.folds[0])))
+
+    @cached_property
+    def moments(self) -> list[ndarray]:
+        """That of each fold."""
+        source = self.centred if self.dtype == np.float64 else self.design.single
+        folds = range(self.folds.max() + 1)
+        return [moment_of(source, np.flatnonzero((self.folds == f).any(axis=0))) for f in folds]
 
     @cached_property
     def lengths(self) -> ndarray:
@@ -67,40 +84,35 @@ def moment_of(rows: ndarray, chosen: ndarray) -> ndarray:
 
 
 class Scatters:
-    """m sets of rows, each outside some folds, and their scatters: X'X about their own mean.
+    """m sets of rows, each outside some folds, and their scatters: X'X about their own mean."""
 
-    Those that leave rows out are only measured: where dimensions are many, they are in float32.
-    """
-
-    def __init__(self, rows: TallRows, folds: ndarray, without: Sequence[Folds]) -> None:
-        self.rows, self.folds = rows, folds
-        self.left_out = np.array([np.isin(np.arange(folds.max() + 1), each) for each in without])
-        """bool `[m, folds]`."""
-        self.kept = ~self.left_out.T[folds]
+    def __init__(self, rows: TallRows, without: Sequence[Folds]) -> None:
+        self.rows, self.dtype = rows, rows.dtype
+        folds = np.arange(rows.folds.max() + 1)
+        self.left_out = np.array([np.isin(folds, each) for each in without])
+        """bool `[m, folds]`; all of a set are of one split."""
+        self.kept = ~self.left_out.T[rows.folds].any(axis=0)
         """bool `[n, m]`."""
         self.counts = self.kept.sum(axis=0)
         self.means = rows.centred.T @ (self.kept / self.counts)
         """float64 `[hidden_dim, m]`."""
-        exact = len(rows.moment) <= DIRECT or not self.left_out.any()
-        self.dtype = np.dtype(np.float64 if exact else np.float32)
-        self._total = rows.moment.astype(self.dtype, copy=False)
 
-    @cached_property
-    def _moments(self) -> list[ndarray]:
-        """X'X of each fold."""
-        design, exact = self.rows.design, self.dtype == np.float64
-        source = design.rows if exact else design.single
-        folds = range(self.left_out.shape[1])
-        return [moment_of(source, np.flatnonzero(self.folds == fold)) for fold in folds]
+    def whole(self, number: int) -> ndarray:
+        """Return one scatter, written out."""
+        mean = self.means[:, number].astype(self.dtype)
+        found = self.rows.moment - np.outer(self.counts[number] * mean, mean)
+        for fold in np.flatnonzero(self.left_out[number]):
+            found -= self.rows.moments[fold]
+        return np.asarray(found)
 
     def times(self, block: ndarray, of: ndarray) -> ndarray:
         """Return `S x` of each column x of `[hidden_dim, k]`, S the scatter of set `of`, `[k]`."""
         block = block.astype(self.dtype, copy=False)
-        found = self._total @ block
+        found = self.rows.moment @ block
         for fold in np.flatnonzero(self.left_out.any(axis=0)):
             columns = np.flatnonzero(self.left_out[of, fold])
             if len(columns):
-                found[:, columns] -= self._moments[fold] @ block[:, columns]
+                found[:, columns] -= self.rows.moments[fold] @ block[:, columns]
         means = self.means[:, of].astype(self.dtype)
         along = np.einsum("ij,ij->j", means, block) * self.counts[of].astype(self.dtype)
         found -= means * along
@@ -110,9 +122,10 @@ class Scatters:
     def squares(self) -> ndarray:
         """Sum of squares of each scatter, float64 `[m]`."""
         used = self.left_out.any(axis=0)
-        parts = [self._total, *(self._moments[fold] for fold in np.flatnonzero(used))]
+        moments = self.rows.moments if used.any() else []
+        parts = [self.rows.moment, *(moments[fold] for fold in np.flatnonzero(used))]
         products = np.zeros((len(parts), len(parts)))
-        for start in range(0, len(self._total), 64):
+        for start in range(0, len(self.means), 64):
             flat = [each[start : start + 64].ravel().astype(np.float64) for each in parts]
             products += np.stack(flat) @ np.stack(flat).T
         signs = np.concatenate(
@@ -121,8 +134,8 @@ class Scatters:
         # What is left of the total, before the mean is taken off, is S + n m m'.
         along = np.einsum("ij,ij->j", self.means, self.times(self.means, np.arange(len(signs))))
         length = (self.means**2).sum(axis=0)
-        moments = np.einsum("ij,jk,ik->i", signs, products, signs)
-        return np.asarray(moments - 2 * self.counts * along - (self.counts * length) ** 2)
+        square = np.einsum("ij,jk,ik->i", signs, products, signs)
+        return np.asarray(square - 2 * self.counts * along - (self.counts * length) ** 2)
 
     @cached_property
     def traces(self) -> ndarray:
@@ -159,8 +172,7 @@ class Scatters:
         sets, dim = np.arange(len(self.counts)), len(self.means)
         if self.dtype == np.float64:
             counts = np.minimum(self.counts - 1, min(COMPONENTS, dim))
-            scatters = (self.times(np.eye(dim), np.repeat(each, dim)) for each in sets)
-            pairs = zip(scatters, counts, strict=True)
+            pairs = zip((self.whole(at) for at in range(len(sets))), counts, strict=True)
             return [leading_of_large(each, int(n), FIT_PRECISION)[1] for each, n in pairs]
 
         def apply(blocks: ndarray) -> ndarray:

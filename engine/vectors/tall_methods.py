@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from .krylov import Apply, conjugate_gradients, leading
-from .logistic import C, fit_logistic, solver
+from .logistic import C, fit_logistic, for_all, solver
 from .methods import shrinkage_of
 from .rows import LayerRows
 from .tall import FIT_PRECISION, Folds, Scatters, TallRows, TallSides
@@ -141,10 +141,10 @@ def solve_scatters(search: Search, columns: ndarray, add: ndarray) -> ndarray:
         product = sets.times(along, of[live]).astype(np.float32)
         return np.asarray(product + single[live] * along)
 
-    matrix = rows.moment.copy()
+    matrix = rows.moment.astype(np.float64)
     index = np.arange(len(matrix))
     matrix[index, index] += (add * len(kept) / sets.counts[of]).mean()
-    precondition = solver(matrix)
+    precondition = for_all(solver(matrix))
     found, residual = np.zeros_like(right), right
     for _ in range(REFINEMENTS):
         scale = np.linalg.norm(residual, axis=0)
@@ -160,30 +160,28 @@ def solve_scatters(search: Search, columns: ndarray, add: ndarray) -> ndarray:
 
 def _probe(search: Search) -> Directions:
     """Return probes: those with the labels of the first fit start from that of all rows."""
-    sides, design = search.sides, search.sides.sets.rows.design
-    k = len(sides.of)
-    vectors, facts = np.empty((design.dim, k)), [dict[str, Any]() for _ in range(k)]
-    intercepts: list[float | None] = [None] * k
+    sides, design, near = search.sides, search.sides.sets.rows.design, search.near
     signs = np.where(sides.kept, np.where(sides.labels, 1.0, -1.0), 0.0)
     real = (sides.labels == sides.labels[:, :1]).all(axis=0)
-    for chosen in (np.flatnonzero(real), np.flatnonzero(~real)):
-        if not len(chosen):
-            continue
-        precision = min(search.precision, PROBE_PRECISION)
-        if not real[chosen[0]]:
-            precision = SHUFFLED_PRECISION
-        if search.near and real[chosen[0]]:
-            start, precondition = search.near
-        else:
-            start, precondition = np.zeros(design.dim + 1), sides.sets.rows.flat_solver
-        starts = np.repeat(start[:, None], len(chosen), axis=1)
-        fitted = fit_logistic(design, signs[:, chosen], precondition, starts, precision)
-        vectors[:, chosen] = fitted.weights[:-1]
-        for place, at in enumerate(chosen):
-            n, ok = int(fitted.steps[place]), bool(fitted.converged[place])
-            facts[at] = {"C": C, "newton_steps": n, "converged": ok}
-            intercepts[at] = float(fitted.weights[-1, place])
-    return Directions(vectors, facts, intercepts)
+    precision = np.where(real, min(search.precision, PROBE_PRECISION), SHUFFLED_PRECISION)
+    starts = np.zeros((design.dim + 1, len(real)))
+    if near:
+        starts[:, real] = near[0][:, None]
+
+    def precondition(values: ndarray, columns: ndarray) -> ndarray:
+        found = np.empty_like(values)
+        for mine in (real[columns], ~real[columns]):
+            if mine.any():
+                inverse = (
+                    near[1] if near and real[columns][mine][0] else sides.sets.rows.flat_solver
+                )
+                found[:, mine] = inverse(values[:, mine])
+        return found
+
+    fitted = fit_logistic(design, signs, precondition, starts, precision)
+    steps = zip(fitted.steps, fitted.converged, strict=True)
+    facts = [{"C": C, "newton_steps": int(n), "converged": bool(ok)} for n, ok in steps]
+    return Directions(fitted.weights[:-1], facts, [float(each) for each in fitted.weights[-1]])
 
 
 TALL_METHODS: dict[str, Callable[[Search], Directions]] = {
@@ -200,7 +198,7 @@ def fit_tall(
 ) -> dict[str, Directions]:
     """Return each method's direction, fitted to all rows, by labels bool `[n]`."""
     everything: list[Folds] = [()]
-    sets = Scatters(TallRows(at), np.zeros(len(labels), int), everything)
+    sets = Scatters(TallRows(at), everything)
     sides = TallSides(sets, np.zeros(1, int), labels[:, None], cells)
     search = Search(sides, FIT_PRECISION)
     return {name: TALL_METHODS[name](search) for name in methods}

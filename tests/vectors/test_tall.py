@@ -12,8 +12,9 @@ import pytest
 from tests.support import planted
 from tests.vectors.helpers import cosine
 from traitmill.engine.outputs import Activations, load_activations
-from traitmill.engine.vectors import METHODS, Vectors, evaluate_vectors, fit_vectors, rows
+from traitmill.engine.vectors import METHODS, Vectors, evaluate_vectors, fit_vectors, rows, tall
 from traitmill.engine.vectors.krylov import DIRECT, leading_of_large
+from traitmill.engine.vectors.logistic import Design, solver
 from traitmill.engine.vectors.rows import LayerRows
 from traitmill.engine.vectors.tall import Scatters, TallRows
 
@@ -38,8 +39,9 @@ def in_space(monkeypatch, tall: float, activations: Activations) -> tuple[Vector
     return vectors, evaluate_vectors(activations, vectors).table
 
 
-@pytest.mark.parametrize("n_per_side", [90, 110])
-def test_both_spaces_give_the_same_vectors_and_figures(tmp_path, monkeypatch, n_per_side):
+@pytest.mark.parametrize(("n_per_side", "direct"), [(90, DIRECT), (110, DIRECT), (110, 0)])
+def test_both_spaces_give_the_same_vectors_and_figures(tmp_path, monkeypatch, n_per_side, direct):
+    monkeypatch.setattr(tall, "DIRECT", direct)  # 0: sums of folds in float32
     activations = skewed(tmp_path / "exp" / "poem", n_per_side)
     one, figures = in_space(monkeypatch, math.inf, activations)
     other, of_other = in_space(monkeypatch, 0, activations)
@@ -93,14 +95,33 @@ def test_leading_eigenvectors_of_fewer_directions_than_wanted():
     np.testing.assert_allclose(values[:-4], 0, atol=1e-9)
 
 
-@pytest.mark.parametrize("without", [(), (1,), (0, 2)])
-def test_sums_outside_some_folds_are_those_of_the_rows_left(without):
+@pytest.mark.parametrize(("direct", "precision"), [(DIRECT, 1e-9), (0, 1e-4)])
+@pytest.mark.parametrize("without", [(), (1,), (0, 2), (5,), (4, 6)])
+def test_sums_outside_some_folds_are_those_of_the_rows_left(
+    monkeypatch, without, direct, precision
+):
+    monkeypatch.setattr(tall, "DIRECT", direct)
     rng = np.random.default_rng(0)
-    centred, folds = rng.standard_normal((90, 7)) + 3, rng.integers(0, 4, 90)
-    sets = Scatters(TallRows(LayerRows(0, centred, np.zeros(7))), folds, [(), without])
-    left = centred[[fold not in without for fold in folds]]
+    centred = rng.standard_normal((90, 7)) + 1
+    folds = np.stack([rng.integers(0, 4, 90), rng.integers(4, 7, 90)])
+    sets = Scatters(TallRows(LayerRows(0, centred, np.zeros(7)), folds), [(), without])
+    left = centred[[not set(without) & set(both) for both in folds.T.tolist()]]
     expected = (len(left) - 1) * np.cov(left.T)
-    np.testing.assert_allclose(sets.times(np.eye(7), np.ones(7, int)), expected, rtol=1e-9)
+    of_many = sets.times(np.eye(7), np.ones(7, int))
+    np.testing.assert_allclose(of_many, expected, rtol=precision, atol=precision * 90)
+    np.testing.assert_allclose(sets.whole(1), expected, rtol=precision, atol=precision * 90)
     np.testing.assert_allclose(sets.means[:, 1], left.mean(axis=0))
-    np.testing.assert_allclose(sets.squares[1], (expected**2).sum())
+    np.testing.assert_allclose(sets.squares[1], (expected**2).sum(), rtol=precision)
     np.testing.assert_allclose(sets.traces[1], np.trace(expected))
+
+
+def test_a_preconditioner_that_float32_cannot_sum_is_summed_in_float64():
+    rng = np.random.default_rng(0)
+    one = 1e6 * rng.standard_normal((300, 1))
+    design = Design(np.concatenate([one, one + 10 * rng.standard_normal((300, 4))], axis=1))
+    bend = np.full(300, 0.1)
+    with pytest.raises(np.linalg.LinAlgError):
+        solver(design.hessian(bend.astype(np.float32)))
+    right = rng.standard_normal((6, 20))
+    along = np.einsum("ij,ij->j", right, design.solver(bend)(right))
+    assert (along > 0).all()
