@@ -27,10 +27,13 @@ class RunCapture:
         loads_now: bool,
         make_room: Callable[[], Awaitable[None]],
         notice: Callable[[str], None],
+        note: Callable[[str], None],
     ) -> None:
+        """`notice` takes lines for the user, `note` those for the log alone."""
         self.placement = placement
         self.beside_generation, self.loads_now = beside_generation, loads_now
         self._process, self._make_room, self._notice = process, make_room, notice
+        self._note = note
         self._facts: CaptureFacts | None = None
         self._doubted = False
 
@@ -46,10 +49,8 @@ class RunCapture:
         """Load the model into its process."""
         self._facts = await self._process.start()
         facts = self._facts
-        self._notice(
-            f"capture on {facts.device}, {facts.dtype}, {facts.attention} attention; "
-            f"{facts.arithmetic}"
-        )
+        self._notice(f"capture on {facts.device}, {facts.dtype}, {facts.attention} attention")
+        self._note(facts.arithmetic)
 
     async def open(self) -> CaptureFacts:
         if not self.beside_generation:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..settings import RunSettings
 from ..traits import fill
 from .backends import Backends
 from .foresight import foresee
-from .log import last_error
+from .log import append, last_error
 from .models import LocalModels, ModelsWanted
 from .replicated import ReplicatedModels, is_replicated
 from .trait_run import TraitRun
@@ -170,7 +171,10 @@ class _Loader:
             self._replicated = ReplicatedModels(wanted, work.notice)
             return self._replicated
         self._home = LocalModels(
-            wanted, notice=work.notice, last_error=lambda: last_error(work.log)
+            wanted,
+            notice=work.notice,
+            note=partial(append, work.log),
+            last_error=lambda: last_error(work.log),
         )
         return self._home
 

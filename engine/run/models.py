@@ -86,11 +86,14 @@ class LocalModels:
         *,
         notice: Callable[[str], None],
         last_error: Callable[[], str],
+        note: Callable[[str], None] = lambda _: None,
         share: int = 1,
     ) -> None:
-        """`share`: how many runs like this one divide the machine's memory."""
+        """`share`: how many runs like this one divide the machine's memory. `note` takes lines for
+        the log alone."""
         self.wanted, self._settings = wanted, wanted.settings
         self._notice, self._last_error, self._share = notice, last_error, share
+        self._note = note
         self._engines: list[VllmEngine] = []
         self.placement: Placement | None = None
         """Who gets which device; None until `prepare`, and where nothing is loaded."""
@@ -197,6 +200,7 @@ class LocalModels:
             loads_now=loads_now,
             make_room=self._close_engines,
             notice=self._notice,
+            note=self._note,
         )
 
     def _fits_beside_engine(self) -> bool:
