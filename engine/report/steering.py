@@ -82,7 +82,11 @@ class Steered:
                 x = rows["coefficient"].to_numpy()
                 band = (rows["low"].to_numpy(), rows["high"].to_numpy())
                 fill_band(axes, x, *band, colour, hatched=colour == MUTED)
+                if len(x) == 1:  # a band of one place has no width
+                    axes.vlines(x, *band, colour)
                 axes.plot(x, rows["value"].to_numpy(), "o-", color=colour, label=label)
+        axes.update_datalim([(0, 0)], updatey=False)  # where nothing is added
+        axes.autoscale_view()
         for kind, (label, style) in _LINES.items():
             rows = self._table.filter(kind=kind, measure=measure).drop_nulls()
             if len(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.support.toy import LAYER, METHOD, Toy, make_toy
 from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs import audit_table
 from traitmill.engine.report import page as page_module
-from traitmill.engine.report import write_trait_report
+from traitmill.engine.report import steering, write_trait_report
 from traitmill.engine.steering import read_study
 from traitmill.engine.storage import TraitFolder
 from traitmill.engine.vectors import write_table
@@ -68,6 +69,25 @@ async def test_a_study_that_has_one_sentence_alone_is_shown_with_it(toy: Toy) ->
     del facts["claim"]["why"]
     write_table(folder.steering_table, table, facts)
     assert facts["claim"]["sentence"] in write_trait_report(folder).read_text()
+
+
+async def test_one_coefficient_has_its_interval_in_the_picture_and_0_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await make_toy(tmp_path)
+    await made.steer(methods=[METHOD], layers=[LAYER], n_examples=10, coefficients=[0.25])
+    table, facts = read_study(TraitFolder(made.folder))
+    drawn: list[Any] = []
+    monkeypatch.setattr(steering, "as_picture", lambda figure, *_, **__: drawn.append(figure))
+    _ = steering.Steered(table, facts).picture
+    [row] = table.filter(measure="trait_score", kind="steered").to_dicts()
+    axes = drawn[0].axes[0]
+    bars = [bar for each in axes.collections for bar in each.get_paths()]
+    ends = [[tuple(end) for end in bar.vertices] for bar in bars if len(bar.vertices) == 2]
+    assert [(0.25, row["low"]), (0.25, row["high"])] in ends
+    left, right = axes.get_xlim()
+    assert left <= 0
+    assert right >= 0.25
 
 
 async def test_a_page_without_steering_has_no_such_section(toy: Toy) -> None:
