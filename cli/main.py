@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -43,6 +44,8 @@ COMMANDS = {
 
 _MODULES = {"import": "import_traits"}
 """Commands whose name no module can have."""
+_NAMED = 10
+"""Experiments that are named where one is missing."""
 LEAST_ADDRESS_SPACE = 4 << 30
 """Below it PyTorch, Arrow and OpenBLAS abort, hang or fail in other ways."""
 
@@ -129,9 +132,21 @@ def _run() -> int:
         return ExitCode.INTERRUPTED
     except click.ClickException as error:
         error.show()
+        _name_experiments(error)
         return ExitCode.USAGE
     except Exception as error:  # noqa: BLE001 - the last stop, for every error
         return _failed(error)
+
+
+def _name_experiments(error: click.ClickException) -> None:
+    """Say what --experiment can be, where it is missing."""
+    if not isinstance(error, click.MissingParameter) or error.param is None:
+        return
+    if error.param.name == "experiment":
+        names = sorted(path.name for path in Path("experiments").glob("[!.]*/"))
+        if names:
+            listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+            click.echo(f"There are in experiments/: {listed}", err=True)
 
 
 def _failed(error: Exception) -> int:

@@ -163,3 +163,15 @@ def test_a_preview_shows_what_was_cut_off_and_ends_in_the_run_of_what_was_typed(
     assert "scores: 50 is the middle of the responses shown" in lines
     assert lines[-1].endswith(f" run {' '.join(on[:4])} {' '.join(typed)}")
     assert lines[-1].startswith("next: ")
+
+
+def test_where_the_experiment_is_missing_those_that_are_there_are_named(tmp_path: Path) -> None:
+    for name in ("mine", "demo", ".hidden"):
+        (tmp_path / "experiments" / name).mkdir(parents=True)
+    (tmp_path / "experiments" / "notes.txt").touch()
+    how: dict[str, Any] = {"capture_output": True, "text": True, "env": clean_environment()}
+    asked = subprocess.run([TRAITMILL, "status"], cwd=tmp_path, **how)
+    assert asked.returncode == ExitCode.USAGE
+    assert asked.stderr.splitlines()[-1] == "There are in experiments/: demo, mine"
+    elsewhere = subprocess.run([TRAITMILL, "status"], cwd=tmp_path / "experiments", **how)
+    assert "There are" not in elsewhere.stderr
