@@ -3,6 +3,7 @@ are the same.
 
     python -m benchmarks.vectors              # 200 x 26 x 2304 against the loop, on the same cores
     python -m benchmarks.vectors --large      # instead: 200 x 80 x 8192 and 2,000 x 26 x 2304, ours alone
+    python -m benchmarks.vectors --many       # instead: 240 traits of 40 x 26 x 2304, files and transfer table too
     python -m benchmarks.vectors --coverage   # instead: how often intervals hold the truth, what is claimed of noise
 
 The loop is what stage 3 usually is: per layer, the difference of means, LogisticRegression(C=1,
@@ -24,6 +25,8 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from multiprocessing.queues import Queue
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,7 +34,7 @@ from scipy.stats import norm
 
 from benchmarks.common import machine, parser, record, shown, spread, table
 from traitmill.engine.outputs import Activations, Metadata
-from traitmill.engine.vectors import evaluate_vectors, fit_vectors
+from traitmill.engine.vectors import evaluate_vectors, fit_experiment, fit_vectors
 
 
 def activations(rows: int, layers: int, dim: int, seed: int = 0) -> Activations:
@@ -191,17 +194,45 @@ has 2 layers."""
 
 def large(shapes: Sequence[tuple[tuple[int, int, int], int]], save: Save) -> None:
     """Each (shape, layers to evaluate) once, ours alone."""
-    spawn = multiprocessing.get_context("spawn")
     rows: list[dict[str, Any]] = []
     for shape, evaluated in shapes:
-        results: Queue[dict[str, Any]] = spawn.Queue()
-        process = spawn.Process(target=alone, args=(shape, evaluated, results))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(f"{shape}: its process ended with code {process.exitcode}")
-        rows.append(results.get())
+        rows.append(in_a_process(alone, shape, evaluated))
         save({"rows": rows})
+
+
+def many_alone(root: Path, results: Queue[dict[str, Any]]) -> None:
+    """Time and peak memory of all traits of an experiment, in a process of its own."""
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = time.process_time()
+    wall, result = timed(lambda: fit_experiment(root))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    figures = {"traits": len(result.fitted), "wall_s": wall, "cpu_s": time.process_time() - before}
+    results.put(figures | {"held_mib": held / 2**10, "peak_mib": peak / 2**10})
+
+
+def many(traits: int, save: Save) -> None:
+    """Fit, evaluate and write traits of 20 rows a side, 26 layers of 2,304 dimensions."""
+    from tests.support import planted
+
+    shape: dict[str, Any] = {"n_questions": 20, "n_pairs": 5, "n_layers": 26, "dim": 2304}
+    with TemporaryDirectory() as folder:
+        root = Path(folder) / "many"
+        for number in range(traits):
+            place = {"seed": number, "direction": number % 60}
+            planted.write_trait(root / f"trait_{number:03d}", n_per_side=20, **shape, **place)
+        save(in_a_process(many_alone, root))
+
+
+def in_a_process(function: Callable[..., None], *given: Any) -> dict[str, Any]:
+    """Return what a function puts into its queue, in a process that holds nothing else."""
+    spawn = multiprocessing.get_context("spawn")
+    results: Queue[dict[str, Any]] = spawn.Queue()
+    process = spawn.Process(target=function, args=(*given, results))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{given}: its process ended with code {process.exitcode}")
+    return results.get()
 
 
 SHIFTS = ("none", "question", "side of a question", "side of an instruction")
@@ -368,6 +399,15 @@ def large_markdown(result: Mapping[str, Any]) -> str:
     return f"{note}\n\n{table(header, lines)}"
 
 
+def many_markdown(result: Mapping[str, Any]) -> str:
+    """Many traits."""
+    return (
+        f"{result['traits']} traits of 40 x 26 x 2,304, fitted, evaluated and written, with their "
+        f"transfer table: {result['wall_s']:,.0f} s, {result['cpu_s']:,.0f} processor seconds, at "
+        f"most {result['peak_mib']:,.0f} MiB resident, {result['held_mib']:,.0f} of them before."
+    )
+
+
 def coverage_markdown(result: Mapping[str, Any]) -> str:
     """How often intervals hold the truth."""
     header = [
@@ -406,6 +446,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     instead = options.add_mutually_exclusive_group()
     instead.add_argument("--large", action="store_true")
+    instead.add_argument("--many", type=int, nargs="?", const=240, help="traits to fit [240]")
     instead.add_argument(
         "--coverage", type=int, nargs="?", const=200, help="traits to simulate a row [200]"
     )
@@ -424,6 +465,9 @@ def main() -> None:
     elif chosen.large:
         large(LARGE, partial(save, what="large"))
         print(large_markdown(latest))
+    elif chosen.many:
+        many(chosen.many, partial(save, what="many"))
+        print(many_markdown(latest))
     else:
         compare(chosen.rounds, save)
         print(markdown(latest))
