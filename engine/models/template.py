@@ -17,6 +17,8 @@ from .mistral import is_mistral, refusals
 from .thought import open_tags, written_tags
 
 _PROBE = "a turn, tried"
+_WORDS = f"{_PROBE}: <words> & signs,\n\nand more of them" + " and more" * 40
+"""What a template must show as it is: prompts have paragraphs, signs and length."""
 _CHANCE = re.compile(r"\|\s*random\b|\blipsum\b")
 _TRIES = 8
 THOUGHT_SWITCHES = ("enable_thinking", "thinking")
@@ -51,20 +53,21 @@ def _wants_parts(tokenizer: Any, template: str, moment: str) -> bool:
         return str(_applied(tokenizer, turns, moment, tokenize=False))
 
     try:
-        text = shown(_PROBE)
+        text = shown(_WORDS)
     except AccessError:
         return False
-    if _CHANCE.search(template) and any(shown(_PROBE) != text for _ in range(_TRIES)):
+    if _CHANCE.search(template) and any(shown(_WORDS) != text for _ in range(_TRIES)):
         raise _refused(tokenizer, "writes something else each time")
-    if _PROBE in text.lower():
+    if _WORDS in text.lower():
         return False
     try:
-        text = shown(_in_parts(_PROBE)).lower()
-        if _PROBE in text and "'text'" not in text and '"text"' not in text:  # no list as it is
+        text = shown(_in_parts(_WORDS)).lower()
+        if _WORDS in text and "'text'" not in text and '"text"' not in text:  # no list as it is
             return True
     except AccessError:
         pass
-    raise _refused(tokenizer, "leaves out what the user says")
+    left_out = "leaves out what the user says"
+    raise _refused(tokenizer, left_out if _PROBE not in text.lower() else f"changes or {left_out}")
 
 
 def _refused(tokenizer: Any, fault: str) -> AccessError:

@@ -42,7 +42,7 @@ class Tokenizer:
     def apply_chat_template(self, turns: list[dict[str, str]], **how: Any) -> list[int]:
         assert how.pop("strftime_now")("%d %B %Y") == "31 December 2026"
         if not how["tokenize"]:
-            return str(turns)  # type: ignore[return-value]
+            return turns[-1]["content"]  # type: ignore[return-value]
         assert how == {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
         [turn] = turns
         assert turn["role"] == "user"
@@ -444,6 +444,9 @@ def test_a_template_that_wants_content_in_parts_gets_it_so(model_folder: Path) -
     [
         (TAKES.replace("{{ m['content'] }}", ""), LEFT_OUT),
         (TAKES.replace("{{ m['content'] }}", "{{ m['content'][:9] }}"), LEFT_OUT),
+        (TAKES.replace("{{ m['content'] }}", "{{ m['content'][:99] }}"), LEFT_OUT),
+        (TAKES.replace("m['content']", "m['content'].split('\n\n')[-1]"), LEFT_OUT),
+        (TAKES.replace("m['content']", "m['content'] | e"), f"changes or {LEFT_OUT}"),
         ("<model>", LEFT_OUT),
         ("{{ range(1000) | random }}" + TAKES, "writes something else each time"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}" + TAKES, "fails: maximum recursion"),

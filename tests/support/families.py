@@ -535,7 +535,12 @@ FAMILIES = (
     Family(
         "LFM-2",
         "convolutions beside attention",
-        make("Lfm2Config", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+        make(
+            "Lfm2Config",
+            layer_types=["conv", "full_attention"],
+            block_auto_adjust_ff_dim=False,
+            conv_dim=_WIDTH,  # as published; transformers does without, vLLM does not
+        ),
     ),
     Family("Mamba", "no attention", _mamba),
 )
