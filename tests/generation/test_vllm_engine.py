@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 
 from tests.conftest import ROOT
@@ -35,6 +34,7 @@ CONFIG = {
     "num_attention_heads": 4,
     "dtype": "bfloat16",
 }
+pytestmark = pytest.mark.usefixtures("online")
 REF = ModelRef("someone/model", "someone/model", "abc", CONFIG)
 SIZE = EngineSize(4, 128, 32, 1 << 30, 0.5)
 
@@ -42,12 +42,6 @@ SIZE = EngineSize(4, 128, 32, 1 << 30, 0.5)
 def sample(n_tokens: int = 3, question: int = 0, rollout: int = 0, instruction: int = 0) -> Sample:
     ids = tuple(range(10, 10 + n_tokens))
     return Sample("t", "0" * 32, "pos", instruction, question, rollout, "i", "q", "p", ids, 11)
-
-
-@pytest.fixture(autouse=True)
-def _online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline, vLLM would look for the files of a model that is a name alone."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 
 def made(gpu: bool = False, execution: Execution | None = None, **sampling: Any) -> VllmEngine:

@@ -22,6 +22,8 @@ from traitmill.engine.models import ModelRef
 from traitmill.engine.run import Work, loading, models, open_backends
 from traitmill.engine.settings import Execution, Sampling
 
+pytestmark = pytest.mark.usefixtures("online")
+
 REF = ModelRef("fake", "fake", "r0", shapes.GEMMA_2B)
 
 
