@@ -61,6 +61,8 @@ def held_out(
 
     Labels are shuffled for the first split only.
     """
+    if not splits:
+        return []
     cells = cells_of(activations)
     shuffles = [shuffles_of(split, seed) if not at else [] for at, split in enumerate(splits)]
     wanted = [_wanted(split, labels) for split, labels in zip(splits, shuffles, strict=True)]
@@ -220,8 +222,8 @@ def _fit_tall(
     Splits are fitted together: products with the rows cost less for more columns at once.
     """
     (at,) = block
-    ends = np.cumsum([split.folds.max() + 1 for split in splits])
-    first = [0, *ends[:-1]]
+    counts = [int(split.folds.max()) + 1 for split in splits]
+    first = np.cumsum(counts) - counts
     folds = np.stack([split.folds + start for split, start in zip(splits, first, strict=True)])
     refits = [
         each._replace(without=tuple(int(start) + fold for fold in each.without))
