@@ -143,10 +143,12 @@ def _name_experiments(error: click.ClickException) -> None:
     if not isinstance(error, click.MissingParameter) or error.param is None:
         return
     if error.param.name == "experiment":
-        names = sorted(path.name for path in Path("experiments").glob("[!.]*/"))
+        given = error.ctx.params if error.ctx else {}  # what was typed is read before what was not
+        folder = Path(given.get("experiments_dir") or "experiments")
+        names = sorted(path.name for path in folder.glob("[!.]*/"))
         if names:
             listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-            click.echo(f"There are in experiments/: {listed}", err=True)
+            click.echo(f"There are in {folder}/: {listed}", err=True)
 
 
 def _failed(error: Exception) -> int:

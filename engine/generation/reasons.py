@@ -22,7 +22,10 @@ def first_line(error: Exception) -> str:
 
 
 def killed(processes: Iterable[BaseProcess]) -> str:
-    """Say which signal ended one of an engine's processes; empty where none did."""
+    """Say which signal ended one of an engine's processes; empty where none did.
+
+    vLLM ends what an error has left with signals too: where the log names one, that is the reason.
+    """
     for process in processes:
         if process.exitcode is not None and process.exitcode < 0:
             by = signal.Signals(-process.exitcode).name

@@ -261,7 +261,7 @@ class VllmEngine:
             ):
                 return output
         except (EngineDeadError, EngineGenerateError) as error:
-            reason = killed(self._processes) or self._last_error() or first_line(error)
+            reason = self._last_error() or killed(self._processes) or first_line(error)
             raise EngineDiedError(
                 f"the generation engine died: {reason}. What was stored is safe; run the same "
                 "command again to go on"

@@ -170,11 +170,10 @@ def _probe(search: Search) -> Directions:
 
     def precondition(values: ndarray, columns: ndarray) -> ndarray:
         found = np.empty_like(values)
-        for mine in (real[columns], ~real[columns]):
+        for of_rows in (True, False):
+            mine = real[columns] == of_rows
             if mine.any():
-                inverse = (
-                    near[1] if near and real[columns][mine][0] else sides.sets.rows.flat_solver
-                )
+                inverse = near[1] if near and of_rows else sides.sets.rows.flat_solver
                 found[:, mine] = inverse(values[:, mine])
         return found
 

@@ -173,5 +173,9 @@ def test_where_the_experiment_is_missing_those_that_are_there_are_named(tmp_path
     asked = subprocess.run([TRAITMILL, "status"], cwd=tmp_path, **how)
     assert asked.returncode == ExitCode.USAGE
     assert asked.stderr.splitlines()[-1] == "There are in experiments/: demo, mine"
-    elsewhere = subprocess.run([TRAITMILL, "status"], cwd=tmp_path / "experiments", **how)
+    inside = tmp_path / "experiments"
+    elsewhere = subprocess.run([TRAITMILL, "status"], cwd=inside, **how)
     assert "There are" not in elsewhere.stderr
+    typed = [TRAITMILL, "status", "--experiments_dir", str(inside)]
+    there = subprocess.run(typed, cwd=inside, **how)
+    assert there.stderr.splitlines()[-1] == f"There are in {inside}/: demo, mine"

@@ -258,6 +258,18 @@ async def test_f22_a_dead_engine_is_an_error_of_its_own() -> None:
     assert c.value.exit_code == ExitCode.ENGINE_DIED
 
 
+async def test_f22_a_signal_is_the_reason_where_the_log_names_no_error() -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    engine, _ = answering(error=EngineDeadError())
+    engine._processes = [SimpleNamespace(exitcode=None), SimpleNamespace(exitcode=-9)]  # type: ignore[list-item]
+    with pytest.raises(EngineDiedError, match="ended by SIGKILL, as when memory runs out"):
+        await engine.generate(sample())
+    engine._last_error = lambda: "ValueError: no such block"
+    with pytest.raises(EngineDiedError, match="died: ValueError: no such block"):
+        await engine.generate(sample())
+
+
 async def test_the_judge_gets_the_logprobs_of_named_tokens() -> None:
     engine, scripted = answering()
     assert await engine.next_logprobs([5, 6], [30, 40]) == {30: -3.0, 40: -4.0}
