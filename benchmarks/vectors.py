@@ -2,7 +2,7 @@
 are the same.
 
     python -m benchmarks.vectors              # 200 x 26 x 2304 against the loop, on the same cores
-    python -m benchmarks.vectors --large      # instead: 200 x 80 x 8192 and 2,000 x 26 x 2304, ours alone
+    python -m benchmarks.vectors --large      # instead: 200 to 16,000 rows x 26 x 2304, and 200 x 80 x 8192
     python -m benchmarks.vectors --many       # instead: 240 traits of 40 x 26 x 2304, files and transfer table too
     python -m benchmarks.vectors --coverage   # instead: how often intervals hold the truth, what is claimed of noise
 
@@ -164,40 +164,62 @@ def exact_cosine(data: Activations, vectors: Any) -> float:
 
 def alone(shape: tuple[int, int, int], evaluated: int, results: Queue[dict[str, Any]]) -> None:
     """Time and peak memory of fit and evaluation, in a process of its own; of `evaluated` layers
-    the latter."""
+    the latter. The loop fits the first layer."""
     data = activations(*shape)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fit, vectors = timed(lambda: fit_vectors(data))
     after_fit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    part = data
     if evaluated < shape[1]:
-        data = replace(data, values=data.values[:, :evaluated], layers=data.layers[:evaluated])
-        vectors = fit_vectors(data)
-    assessed, _ = timed(lambda: evaluate_vectors(data, vectors))
+        part = replace(data, values=data.values[:, :evaluated], layers=data.layers[:evaluated])
+        vectors = fit_vectors(part)
+    assessed, _ = timed(lambda: evaluate_vectors(part, vectors))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    results.put(
-        {
-            "shape": shape,
-            "tensor_gib": float(np.prod(shape)) * 4 / 2**30,
-            "fit_s": fit,
-            "fit_mib": (after_fit - held) / 2**10,
-            "evaluated_layers": evaluated,
-            "evaluate_s": assessed,
-            "evaluate_mib": (peak - held) / 2**10,
-        }
-    )
+    figures = {
+        "shape": shape,
+        "tensor_gib": float(np.prod(shape)) * 4 / 2**30,
+        "fit_s": fit,
+        "fit_mib": (after_fit - held) / 2**10,
+        "evaluated_layers": evaluated,
+        "evaluate_s": assessed,
+        "evaluate_mib": (peak - held) / 2**10,
+    }
+    if shape[0] <= LOOP_ROWS:
+        first = replace(data, values=data.values[:, :1], layers=data.layers[:1])
+        figures["loop_layer_s"] = timed(lambda: loop(first))[0]
+    results.put(figures)
 
 
-LARGE = (((200, 26, 2304), 26), ((200, 80, 8192), 80), ((2000, 26, 2304), 2))
-"""A 2B model, the shape of a 70B one, and ten times the rows, whose evaluation takes minutes and so
-has 2 layers."""
+LOOP_ROWS = 4000
+"""Up to which the loop fits a layer too."""
+LARGE = (
+    *(((rows, 26, 2304), 26) for rows in (200, 1000, 2000, LOOP_ROWS)),
+    ((16_000, 26, 2304), 4),
+    ((200, 80, 8192), 80),
+)
+"""(shape, layers to evaluate): a 2B model, and the shape of a 70B one."""
 
 
 def large(shapes: Sequence[tuple[tuple[int, int, int], int]], save: Save) -> None:
-    """Each (shape, layers to evaluate) once, ours alone."""
+    """Each (shape, layers to evaluate) once, in a process of its own."""
     rows: list[dict[str, Any]] = []
     for shape, evaluated in shapes:
         rows.append(in_a_process(alone, shape, evaluated))
         save({"rows": rows})
+
+
+def slope(rows: Sequence[Mapping[str, Any]]) -> float:
+    """By how much the logarithm of a layer's fit and evaluation grows with that of its rows, from
+    the first to the last."""
+    ends = [
+        (
+            row["shape"][0],
+            row["fit_s"] / row["shape"][1] + row["evaluate_s"] / row["evaluated_layers"],
+        )
+        for row in (rows[0], rows[-1])
+    ]
+    (few, less), (many_, more) = ends
+    return float(np.log(more / less) / np.log(many_ / few))
 
 
 def many_alone(root: Path, results: Queue[dict[str, Any]]) -> None:
@@ -374,29 +396,37 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def large_markdown(result: Mapping[str, Any]) -> str:
     """Large shapes."""
-    header = [
-        "tensor",
-        "GiB",
-        "fit, s",
-        "on top, MiB",
-        "layers evaluated",
-        "evaluation, s",
-        "on top, MiB",
-    ]
-    lines = [
-        [
+    header = ["tensor", "GiB", "fit, s", "loop, s", "less time", "on top, MiB"]
+    header += ["layers evaluated", "evaluation, s", "on top, MiB"]
+    lines = []
+    for row in result["rows"]:
+        looped = ["", ""]
+        if "loop_layer_s" in row:
+            loop_s = row["loop_layer_s"] * row["shape"][1]
+            looped = [f"{loop_s:,.0f}", f"{loop_s / row['fit_s']:.0f}x"]
+        line = [
             " x ".join(f"{n:,}" for n in row["shape"]),
             f"{row['tensor_gib']:.2f}",
             f"{row['fit_s']:.2f}",
+            *looped,
             f"{row['fit_mib']:,.0f}",
             f"{row['evaluated_layers']} of {row['shape'][1]}",
             f"{row['evaluate_s']:.1f}",
             f"{row['evaluate_mib']:,.0f}",
         ]
-        for row in result["rows"]
-    ]
-    note = "One run each, in a process of its own. On top is peak resident memory beyond that before the fit."
-    return f"{note}\n\n{table(header, lines)}"
+        lines.append(line)
+    note = (
+        "One run each, in a process of its own. On top is peak resident memory beyond that before "
+        "the fit. The loop's seconds are those of one layer, times the layers."
+    )
+    found = f"{note}\n\n{table(header, lines)}"
+    tall = [row for row in result["rows"] if row["shape"][0] >= 2000]
+    if len(tall) > 1:
+        found += (
+            f"\n\nFrom {tall[0]['shape'][0]:,} to {tall[-1]['shape'][0]:,} rows the logarithm of a "
+            f"layer's fit and evaluation grows {slope(tall):.2f} times as fast as that of its rows."
+        )
+    return found
 
 
 def many_markdown(result: Mapping[str, Any]) -> str:
