@@ -6,6 +6,7 @@ to `high`. None is not measured.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ SHOWN_ELSEWHERE = {
     "sha256",
 }
 """What metadata.json holds beside settings."""
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 
 Figure = dict[str, Any]
 
@@ -196,9 +199,19 @@ def settings(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]
         elif isinstance(value, list):
             yield name, ", ".join(map(str, value))
         elif isinstance(value, float):
-            yield name, str(value).removesuffix(".0")
+            yield name, f"{value:.2g}" if _measured(name) else str(value).removesuffix(".0")
         else:
-            yield name, str(value)
+            yield name, moment(str(value))
+
+
+def moment(text: str) -> str:
+    """Return a UTC time to the minute as people write it; another text as it is."""
+    return text[:16].replace("T", " ") + " UTC" if _TIME.fullmatch(text) else text
+
+
+def _measured(name: str) -> bool:
+    """Return whether a setting is a figure and not what was asked for."""
+    return name.startswith("self_check ")
 
 
 # --- of the responses ---

@@ -9,7 +9,17 @@ from ..files import write_atomic
 from ..outputs import PAGE_MARK, audit_table, note_stale
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, pool_suffix
-from .numbers import TraitFigures, audit, choice, dollars, judge_name, method_rows, settings, yields
+from .numbers import (
+    TraitFigures,
+    audit,
+    choice,
+    dollars,
+    judge_name,
+    method_rows,
+    moment,
+    settings,
+    yields,
+)
 from .picture import NAMES, Picture
 from .plots import trait_pictures
 from .render import render
@@ -38,6 +48,7 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
         pictures={picture.name: picture for picture in pictures},
         figures=figures,
         metadata=metadata,
+        captured=moment(metadata.extraction_date),
         judge_name=judge_name,
         best=figures.best,
         choice=choice(figures),

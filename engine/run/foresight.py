@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ..models import ModelRef, Placement
 from ..planning import job_of, judge_dollars, plan_run, work_words
 from ..settings import RunSettings
+from ..traits import FEW_QUESTIONS, Trait
 from .trait_run import TraitRun
 
 
@@ -53,3 +54,21 @@ def foresee(
     said = f"plan: {work_words(ref.name, job)}; on {where}, whose speed the first rows will show"
     dollars = judge_dollars(settings, job)
     return Foresight(f"{said}; judge about ${dollars:,.2f}" if dollars else said)
+
+
+def few_questions(traits: Sequence[Trait], n_examples: int) -> str:
+    """Say what the first of some traits lacks for a claim: no more questions would be asked.
+
+    Empty where enough are, where the definition has too few (which `check` says), and for a first
+    look at fewer responses than there are questions needed.
+    """
+    for trait in traits:
+        pairs, questions = len(trait.instructions), len(trait.questions)
+        asked, enough = -(-n_examples // pairs), FEW_QUESTIONS * pairs
+        if questions >= FEW_QUESTIONS <= n_examples and asked < FEW_QUESTIONS:
+            return (
+                f"`n_examples` {n_examples} asks {asked} of the {questions} questions of "
+                f"{trait.name}, too few to claim anything of its vector: {FEW_QUESTIONS} are "
+                f"needed, which take {enough} a side"
+            )
+    return ""

@@ -25,7 +25,7 @@ from ..outputs import measurement
 from ..settings import RunSettings
 from ..traits import fill
 from .backends import Backends
-from .foresight import foresee
+from .foresight import few_questions, foresee
 from .log import append, last_error
 from .models import LocalModels, ModelsWanted
 from .replicated import ReplicatedModels, is_replicated
@@ -142,6 +142,11 @@ class _Loader:
                 thinks=wanted.thought is not None,
             )
             work.notice(foreseen.said)
+            counts = work.settings.counts
+            if work.captures and not counts.min_kept:
+                lacking = few_questions([run.trait for run in work.runs], counts.n_examples)
+                if lacking:
+                    work.notice(lacking)
             models.wanted = replace(models.wanted, generation_s=foreseen.seconds)
         await models.fetch()
         backends = Backends()

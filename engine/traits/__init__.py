@@ -17,6 +17,7 @@ from .finding import Finding
 from .foreign import KINDS as IMPORT_KINDS
 from .foreign import Foreign, definition_bytes, read_foreign
 from .lint import check_bytes, check_definition, definition_errors
+from .lint_texts import FEW_QUESTIONS
 from .plan import Plan, Tokenize, counts_per_instruction, load_plan, make_plan, plan_key
 from .scaffold import build, scaffold
 from .scale import FULL, Scale, other_scale
@@ -24,6 +25,7 @@ from .scale import FULL, Scale, other_scale
 __all__ = [
     "DEFINITION_FILE",
     "DRAFT",
+    "FEW_QUESTIONS",
     "FULL",
     "IMPORT_KINDS",
     "SCHEMA_KEY",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import plans
-from tests.conftest import Traitmill
+from tests.conftest import ROOT, Traitmill
 from tests.gpu.test_placement import card, smi
 from tests.support import fakes
 from traitmill.engine.errors import ResourceError, UsageError
@@ -18,7 +18,7 @@ from traitmill.engine.models.machine import GIB
 from traitmill.engine.planning import card_of, job_of, make_plan, parse_gpus, typical_job
 from traitmill.engine.planning.job import Job
 from traitmill.engine.planning.roofline import Device, read_weights, step_seconds
-from traitmill.engine.run.foresight import foresee
+from traitmill.engine.run.foresight import few_questions, foresee
 from traitmill.engine.settings import RunSettings, apply
 from traitmill.engine.traits import load_traits
 
@@ -313,3 +313,17 @@ def test_a_run_says_its_plan_in_one_line_with_what_is_left(
         said = foresee(ref, settings, runs, where, replicas).said
         place_name = "the Ray cluster" if where is None else "this CPU"
         assert f"on {place_name} in {replicas} replicas, whose" in said
+
+
+def test_a_run_says_before_it_starts_that_it_asks_too_few_questions() -> None:
+    """Five pairs and 20 questions: 50 a side ask each pair 10 of them."""
+    (poem,) = load_traits({"poem": ROOT / "experiments" / "demo" / "poem"})
+    assert (len(poem.instructions), len(poem.questions)) == (5, 20)
+    said = few_questions([poem], 20)
+    assert "asks 4 of the 20 questions of poem" in said
+    assert said.endswith("10 are needed, which take 50 a side")
+    assert "asks 9 of" in few_questions([poem], 45)
+    assert few_questions([poem], 46) == ""
+    assert few_questions([poem], 4) == "", "a first look"
+    few = replace(poem, questions=poem.questions[:6])
+    assert few_questions([few], 20) == "", "more responses would not help"

@@ -126,7 +126,16 @@ def test_settings_keep_their_digits(experiment):
     assert terms["judge model"] == planted.JUDGE
     assert terms["pools"] == "response_mean"
     assert terms["versions torch"] == "2.13.0"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", terms["extraction_date"])
     assert not {"sha256", "judge auroc", "judge histogram pos", "sample_ids"} & set(terms)
+
+
+def test_what_was_measured_is_rounded_and_what_was_asked_for_is_not(tmp_path):
+    change = {"self_check": {"max_error": 0.012345678}, "threshold": 12.345678}
+    folder = with_page(tmp_path / "exp" / "poem", change=change)
+    terms = Page(folder.report()).terms["settings"]
+    assert terms["self_check max_error"] == "0.012"
+    assert terms["threshold"] == "12.345678"
 
 
 def test_rows_that_could_not_be_captured_are_not_called_kept(tmp_path):
