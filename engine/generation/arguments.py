@@ -44,6 +44,9 @@ def engine_arguments(
         "model": ref.source,
         "revision": ref.hub_revision,
         "tokenizer_revision": ref.hub_revision,
+        # Left to vLLM, a Mistral's other copy of config and weights is read, which capture is not.
+        "config_format": "hf",
+        "load_format": "hf",
         "dtype": generation_dtype(config, sampling.dtype, gpu=on_gpu),
         "tensor_parallel_size": execution.tensor_parallel_size,
         "max_num_seqs": size.max_num_seqs,

@@ -159,13 +159,14 @@ def _missing_experts(names: Iterable[str]) -> list[str]:
 def _files(folder: Path) -> list[Path]:
     """Return the safetensors files that both engines read."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    named = sorted(folder.glob("*.safetensors"))
+    found = [path for path in named if path.is_file()]
     if not found and not any(folder.glob("pytorch_model*.bin")):
         raise AccessError(
             f"model folder {folder} holds no weights (*.safetensors); copy them there"
         )
     if single.is_file():
-        _refuse_second(folder, single, index, found)
+        _refuse_second(folder, single, index, named)
         return [single]
     if not index.exists():
         return found
@@ -183,16 +184,15 @@ def _listed(index: Path) -> set[str]:
         raise AccessError(f"{index} is damaged; copy it again") from None
 
 
-def _refuse_second(folder: Path, single: Path, index: Path, found: Iterable[Path]) -> None:
+def _refuse_second(folder: Path, single: Path, index: Path, named: Iterable[Path]) -> None:
     """Raise AccessError for weights beside model.safetensors, which transformers takes alone.
 
-    vLLM takes what an index lists, and without one every file; Mistral's own copies apart.
+    vLLM takes what an index lists, and without one every file.
     """
     if index.exists():
         others = _listed(index) - {single.name}
     else:
-        names = {path.name for path in found if not path.name.startswith("consolidated")}
-        others = names - {single.name}
+        others = {path.name for path in named} - {single.name}
     if others:
         raise AccessError(
             f"model folder {folder} holds model.safetensors and, "

@@ -83,6 +83,8 @@ def answering(text: str = "an answer", error: Exception | None = None) -> tuple[
 
 def test_on_a_cpu_what_suits_a_cpu_is_asked_for() -> None:
     arguments = made()._arguments()
+    form = (arguments.config_format, arguments.load_format)
+    assert form == ("hf", "hf"), "capture reads no other; see `Mistral, twice` in docs/models.md"
     assert (arguments.model, arguments.revision) == ("someone/model", "abc")
     assert (arguments.max_num_seqs, arguments.max_model_len) == (4, 32)
     assert (arguments.max_num_batched_tokens, arguments.kv_cache_memory_bytes) == (128, 1 << 30)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .adapters import make_adapter
@@ -173,6 +174,34 @@ def _tekken(folder: Path, _: Path) -> Path:
     return folder
 
 
+def _twice(folder: Path, embedded: Path) -> Path:
+    """A Mistral with another copy of config and weights in Mistral's own form: here another model's,
+    so that it shows which one was read."""
+    _tekken(folder, embedded)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    listed = dict.fromkeys(weights, "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": listed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    noise = torch.Generator().manual_seed(6)
+    other = {name: torch.randn(each.shape, generator=noise) for name, each in weights.items()}
+    save_file(other, folder / "consolidated.safetensors")
+    config = json.loads((folder / "config.json").read_bytes())
+    params = {
+        "dim": config["hidden_size"],
+        "n_layers": config["num_hidden_layers"],
+        "head_dim": config["head_dim"],
+        "hidden_dim": config["intermediate_size"],
+        "n_heads": config["num_attention_heads"],
+        "n_kv_heads": config["num_key_value_heads"],
+        "norm_eps": config["rms_norm_eps"],
+        "vocab_size": config["vocab_size"],
+        "max_seq_len": _CONTEXT,
+    }
+    (folder / "params.json").write_text(json.dumps(params))
+    return folder
+
+
 def _mamba(folder: Path, embedded: Path) -> Path:
     tokenizer = save_tokenizer(folder, embedded)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": _WIDTH, "num_hidden_layers": 2}
@@ -189,8 +218,6 @@ def _bare(folder: Path, embedded: Path) -> Path:
 
 def _quantised(folder: Path, embedded: Path) -> Path:
     """Int8 weights and activations, as compressed-tensors stores them."""
-    from safetensors.torch import load_file, save_file
-
     make("LlamaConfig")(folder, embedded)
     path = folder / "model.safetensors"
     stored: dict[str, torch.Tensor] = {}
@@ -367,6 +394,7 @@ FAMILIES = (
     ),
     Family("Mistral", "tokenizer of Hugging Face", make("MistralConfig", sliding_window=64)),
     Family("Mistral, tekken", "tokenizer of its own", _tekken),
+    Family("Mistral, twice", "config and weights in two forms", _twice),
     Family(
         "Mixtral",
         "mixture of experts",
@@ -419,7 +447,12 @@ FAMILIES = (
         "learned positions, a base model",
         make("GPT2Config", None, n_embd=64, n_layer=2, n_head=2, n_positions=_CONTEXT),
     ),
-    Family("Pythia", "parallel blocks, a base model", make("GPTNeoXConfig", None)),
+    Family(
+        "Pythia",
+        "parallel blocks, a base model",
+        # transformers has no fewer heads of keys here, and does not look; vLLM does
+        make("GPTNeoXConfig", None, num_key_value_heads=2),
+    ),
     Family(
         "gpt-oss",
         "channels of harmony, attention sinks",
@@ -539,7 +572,9 @@ FAMILIES = (
             "Lfm2Config",
             layer_types=["conv", "full_attention"],
             block_auto_adjust_ff_dim=False,
-            conv_dim=_WIDTH,  # as published; transformers does without, vLLM does not
+            # as published; transformers does without these, vLLM does not
+            conv_dim=_WIDTH,
+            block_dim=_WIDTH,
         ),
     ),
     Family("Mamba", "no attention", _mamba),
