@@ -60,7 +60,15 @@ PARAMS = (
     ),
     Option(
         "gen_model",
-        "Reads the texts; give it twice to compare two models.  [the vectors' own]",
+        "Reads the texts; give it twice to compare two models.  [the vectors' own, with its "
+        "adapter]",
+        "Models",
+        common=True,
+        multiple=True,
+    ),
+    Option(
+        "adapter",
+        "A LoRA adapter: the model reads the texts without it and with it, to compare the two.",
         "Models",
         common=True,
         multiple=True,
@@ -76,7 +84,7 @@ def command(**given: Any) -> int:
     """Place texts along trait vectors: every turn's mean, and every token's projection.
 
     A projection is in standard deviations of a training side, 0 midway between the two sides.
-    Writes projections.parquet, projections.csv and index.html, with two models comparison.csv too.
+    Writes projections.parquet, projections.csv and index.html; of several models, comparison.csv.
     Cut off, the same command goes on.
     """
     from traitmill.engine.projection import project
@@ -98,6 +106,7 @@ def command(**given: Any) -> int:
         methods=[name.strip() for name in methods.split(",")] if methods else None,
         layers=given["layers"],
         models=given["gen_model"] or None,
+        adapters=given["adapter"] or None,
         notice=say,
         progress=_Teller(),
         **settings,

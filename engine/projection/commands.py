@@ -7,14 +7,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import ExitCode, LockedError, UsageError
 from ..files import write_atomic
-from ..models import ModelRef, find_model
+from ..models import ModelRef, find_adapter, find_model
 from ..settings import RunSettings, apply
 from .directions import Directions, choose_directions
 from .page import write_page
@@ -86,6 +86,7 @@ def project(
     methods: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     models: Sequence[str] | str | None = None,
+    adapters: Sequence[str] | str | None = None,
     notice: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     **given: Any,
@@ -95,7 +96,9 @@ def project(
     `texts` is a `.jsonl` or `.csv` file with `messages` or `prompt` and `response`, a folder of
     `.txt` files, or a trait's or an experiment's folder, whose stored token ids are used. `methods`
     and `layers` choose among the vectors (None: the recommended one). `models` (None: the vectors'
-    own) all read the same texts; with several, comparison.csv says how far each is from the first.
+    own, with the LoRA adapter that was over it) all read the same texts, and so does the one model
+    with each of `adapters` over it; with several, comparison.csv says how far each is from the
+    first.
     `given` are settings by name: `capture_dtype`, `attention`, `capture_device`, `batch_size`,
     `blocks`.
 
@@ -107,20 +110,22 @@ def project(
         vectors = [vectors]
     if isinstance(models, str):
         models = [models]
+    if isinstance(adapters, str):
+        adapters = [adapters]
     settings = apply(given)
     directions = choose_directions(vectors, methods, layers)
     source = open_texts(texts)
     layout = Layout(tuple(source.columns), tuple(each.name for each in directions.chosen))
     for remark in directions.remarks:
         notice(remark)
-    refs = [find_model(name) for name in dict.fromkeys(models or [directions.model])]
+    refs = _models(directions, models or (), adapters or ())
     readers = [
         Reader(ref, label, directions, settings)
         for ref, label in zip(refs, _labels(refs), strict=True)
     ]
     for ref in refs:
-        if ref.name != directions.model_name:
-            notice(f"the vectors are of {directions.model_name}; the texts are read by {ref.name}")
+        for remark in _foreign(directions, ref):
+            notice(remark)
     folder = Path(to)
     with _held(folder):
         _take_up(folder, _facts(source, directions, readers, settings))
@@ -142,18 +147,50 @@ def _facts(
         "schema_version": SCHEMA_VERSION,
         "texts": source.digest,
         "vectors": {each.name: each.digest for each in directions.chosen},
-        "models": [reader.name for reader in readers],
+        "models": [_name(reader.ref, revision=True) for reader in readers],
         "capture_dtype": settings.capture.dtype,
         "attention": settings.capture.attention,
     }
 
 
+def _models(
+    directions: Directions, models: Sequence[str], adapters: Sequence[str]
+) -> list[ModelRef]:
+    """Return what reads the texts: models, or one without and with adapters. Raise UsageError."""
+    refs = [find_model(name) for name in dict.fromkeys(models or [directions.model])]
+    if adapters:
+        if len(refs) > 1:
+            raise UsageError("`adapter` goes over one model; give `gen_model` once, or not at all")
+        found = [find_adapter(name) for name in dict.fromkeys(adapters)]
+        return [*refs, *(replace(refs[0], adapter=each) for each in found)]
+    if not models and directions.adapter:
+        refs = [replace(refs[0], adapter=find_adapter(*directions.adapter))]
+    return refs
+
+
+def _foreign(directions: Directions, ref: ModelRef) -> Iterator[str]:
+    """Say where a model is not the one that the vectors are of."""
+    if ref.name != directions.model_name:
+        yield f"the vectors are of {directions.model_name}; the texts are read by {ref.name}"
+    if directions.adapter and ref.adapter is None:
+        yield (
+            f"the vectors are of {directions.model_name} with the adapter {directions.adapter[0]}; "
+            f"the texts are read by {ref.name} without it"
+        )
+
+
 def _labels(refs: Sequence[ModelRef]) -> list[str]:
     """Return what each model is called in the table: its name, with its revision where shared."""
-    names = [ref.name for ref in refs]
-    return [
-        ref.name if names.count(ref.name) == 1 else f"{ref.name}@{ref.revision}" for ref in refs
-    ]
+    names = [_name(ref) for ref in refs]
+    shared = [names.count(name) > 1 for name in names]
+    return [_name(ref, revision=both) for ref, both in zip(refs, shared, strict=True)]
+
+
+def _name(ref: ModelRef, *, revision: bool = False) -> str:
+    parts = [(ref.name, ref.revision)]
+    if ref.adapter is not None:
+        parts.append((ref.adapter.name, ref.adapter.revision))
+    return " + ".join(f"{name}@{at}" if revision else name for name, at in parts)
 
 
 def _take_up(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -46,6 +46,8 @@ class Directions:
     model: str
     """What loads the model that they were fitted to."""
     model_name: str
+    adapter: tuple[str, str] | None
+    """What finds the LoRA adapter that was over it, and its revision; None where there was none."""
     moment: str
     """For chat templates that ask for the time: when the training responses were made."""
     remarks: tuple[str, ...]
@@ -98,6 +100,9 @@ def choose_directions(
         raise UsageError(f"`vectors` are of models of different widths ({said}); run them apart")
     first = opened[0]
     record = RunRecord.load(first.folder.run_record)
+    adapter = None
+    if record and record.adapter_source:
+        adapter = record.adapter_source, record.sampling.adapter_revision
     others = sorted({each.model for each in opened} - {first.model})
     remarks = [each.stale for each in opened if each.stale]
     if others:
@@ -106,6 +111,7 @@ def choose_directions(
         chosen=tuple(sorted(found.values(), key=lambda each: each.layer)),
         model=record.model_argument if record else first.model,
         model_name=first.model,
+        adapter=adapter,
         moment=record.created if record else _date(first.folder),
         remarks=tuple(remarks),
     )

@@ -15,6 +15,7 @@ from ..models import (
     Conversations,
     ModelRef,
     Shape,
+    check_adapter,
     check_capture,
     check_support,
     check_weights,
@@ -52,7 +53,8 @@ class Reader:
         """
         self.ref, self.label = ref, label
         self._directions, self._settings = directions, settings
-        self.name = f"{ref.name}@{ref.revision}"
+        self._tokens = f"{ref.name}@{ref.revision}"
+        """Whose token ids it takes as they were stored: an adapter changes none."""
         layers = [layer for layer in directions.layers if layer >= 0]
         capture = settings.capture
         self._capture = type(capture)(
@@ -71,6 +73,7 @@ class Reader:
                 f"{width} wide: they are of another model ({directions.model_name})"
             )
         check_weights(ref)
+        check_adapter(ref)
 
     @cached_property
     def _model(self) -> CaptureModel:
@@ -85,6 +88,7 @@ class Reader:
             self._capture,
             device=how.capture_device,
             revision=self.ref.hub_revision,
+            adapter=self.ref.adapter.folder if self.ref.adapter else None,
             self_check="off",
             max_rows=how.batch_size,
             blocks=how.blocks,
@@ -123,7 +127,7 @@ class Reader:
 
     def _read(self, text: Text) -> Conversation:
         stored = text.stored
-        if stored is not None and stored.model == self.name:
+        if stored is not None and stored.model == self._tokens:
             n, m = len(stored.prompt), len(stored.response)
             found = Conversation((*stored.prompt, *stored.response), ((0, n), (n, n + m)))
         else:

@@ -8,6 +8,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,16 +16,20 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import traitmill
 from tests.capture.test_process import Placed, TinyGenerator, tiny_job
 from tests.support import fakes, planted, talkers
+from tests.support.adapters import make_adapter
 from tests.vectors.helpers import evaluated
 from traitmill.engine.capture import CaptureProcess
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.projection import commands as commands_module
 from traitmill.engine.projection.reading import Reader
+from traitmill.engine.storage import RunRecord, TraitFolder
+from traitmill.engine.storage.run_record import SamplingRecord
 
 METHODS = ("mean_diff", "probe")
 ROWS = [
@@ -203,6 +208,79 @@ def test_two_models_on_the_same_texts_stand_in_one_table(talker, trait, texts, t
         texts, trait, tmp_path / "alone", methods=["probe"], layers=[1], models=tuned
     )
     np.testing.assert_allclose(pl.read_parquet(alone.table)[name], second, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory, talker) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapters") / "lora", talker)
+
+
+def adapted(talker: Path, lora: Path, to: Path) -> Path:
+    """The model with the adapter in its weights, by peft."""
+    model = AutoModelForCausalLM.from_pretrained(talker)
+    PeftModel.from_pretrained(model, lora).merge_and_unload().save_pretrained(to)
+    return to
+
+
+@pytest.mark.slow
+def test_a_model_is_compared_with_itself_and_an_adapter(talker, lora, trait, texts, tmp_path):
+    how = {"methods": ["probe"], "layers": [2], "models": str(talker)}
+    result = traitmill.project(texts, trait, tmp_path / "out", adapters=[str(lora)], **how)
+    table, name = pl.read_parquet(result.table), "poem.probe.2"
+    assert table["model"].unique(maintain_order=True).to_list() == ["base", "base + lora"]
+    joined = pl.read_csv(result.comparison)
+    assert joined[f"{name} base + lora - base"].abs().max() > 0.01
+    vectors, tokenizer = traitmill.load_vectors(trait), talkers.tokenizer("chatml")
+    merged = adapted(talker, lora, tmp_path / "merged")
+    rows = table.filter(model="base + lora").iter_rows(named=True)
+    for row in ROWS:
+        ids, spans = expected_ids(tokenizer, row)
+        state = states(merged, ids)[2]
+        for start, stop in spans:
+            scores = vectors.score(state[start:stop], "probe", 2)
+            assert next(rows)[name] == pytest.approx(scores.mean(), rel=1e-3, abs=1e-3)
+    with pytest.raises(UsageError, match="`adapter` goes over one model"):
+        how["models"] = [str(talker), str(tmp_path / "merged")]
+        traitmill.project(texts, trait, tmp_path / "no", adapters=[str(lora)], **how)
+
+
+@pytest.mark.slow
+def test_vectors_of_an_adapted_model_are_read_with_its_adapter(
+    talker, lora, trait, texts, tmp_path
+):
+    folder = TraitFolder(tmp_path / "exp" / "poem")
+    shutil.copytree(trait, folder.path)
+    sampling = dict.fromkeys(("temperature", "top_p"), 1.0) | {"dtype": "auto", "revision": "r"}
+    counts = {"top_k": 0, "max_new_tokens": 9, "seed": 0, "adapter": "lora"}
+    record = RunRecord(
+        created="2026-01-02T03:04:05Z",
+        source=str(talker),
+        adapter_source=str(lora),
+        sampling=SamplingRecord(model="base", **sampling, **counts),
+        definition={},
+        n_examples=1,
+        min_kept=0,
+        max_examples=0,
+        versions={},
+    )
+    record.save(folder.run_record)
+    name, how = "poem.probe.2", {"methods": ["probe"], "layers": [2]}
+    tables, said = {}, {}
+    for to, given in {
+        "own": {},
+        "with": {"models": str(talker), "adapters": str(lora)},
+        "bare": {"models": str(talker)},
+    }.items():
+        said[to] = []
+        notice = said[to].append
+        result = traitmill.project(texts, folder.path, tmp_path / to, notice=notice, **how, **given)
+        tables[to] = pl.read_parquet(result.table)
+    assert tables["own"]["model"].unique().to_list() == ["base + lora"]
+    assert not any("adapter" in line for line in said["own"])
+    assert any(line.endswith("read by base without it") for line in said["bare"])
+    added = tables["with"].filter(model="base + lora")[name]
+    np.testing.assert_allclose(tables["own"][name], added, rtol=1e-5, atol=1e-5)
+    assert np.abs(tables["own"][name] - tables["bare"][name]).max() > 0.01
 
 
 def many(path: Path, count: int) -> Path:
