@@ -7,16 +7,16 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import ExitCode, LockedError, UsageError
 from ..files import write_atomic
-from ..models import ModelRef, find_adapter, find_model
 from ..settings import RunSettings, apply
 from .directions import Directions, choose_directions
+from .models import choose_models, foreign, labels_of, name_of
 from .page import write_page
 from .reading import Reader
 from .sources import open_texts
@@ -118,13 +118,13 @@ def project(
     layout = Layout(tuple(source.columns), tuple(each.name for each in directions.chosen))
     for remark in directions.remarks:
         notice(remark)
-    refs = _models(directions, models or (), adapters or ())
+    refs = choose_models(directions, models or (), adapters or ())
     readers = [
         Reader(ref, label, directions, settings)
-        for ref, label in zip(refs, _labels(refs), strict=True)
+        for ref, label in zip(refs, labels_of(refs), strict=True)
     ]
     for ref in refs:
-        for remark in _foreign(directions, ref):
+        for remark in foreign(directions, ref):
             notice(remark)
     folder = Path(to)
     with _held(folder):
@@ -147,50 +147,10 @@ def _facts(
         "schema_version": SCHEMA_VERSION,
         "texts": source.digest,
         "vectors": {each.name: each.digest for each in directions.chosen},
-        "models": [_name(reader.ref, revision=True) for reader in readers],
+        "models": [name_of(reader.ref, revision=True) for reader in readers],
         "capture_dtype": settings.capture.dtype,
         "attention": settings.capture.attention,
     }
-
-
-def _models(
-    directions: Directions, models: Sequence[str], adapters: Sequence[str]
-) -> list[ModelRef]:
-    """Return what reads the texts: models, or one without and with adapters. Raise UsageError."""
-    refs = [find_model(name) for name in dict.fromkeys(models or [directions.model])]
-    if adapters:
-        if len(refs) > 1:
-            raise UsageError("`adapter` goes over one model; give `gen_model` once, or not at all")
-        found = [find_adapter(name) for name in dict.fromkeys(adapters)]
-        return [*refs, *(replace(refs[0], adapter=each) for each in found)]
-    if not models and directions.adapter:
-        refs = [replace(refs[0], adapter=find_adapter(*directions.adapter))]
-    return refs
-
-
-def _foreign(directions: Directions, ref: ModelRef) -> Iterator[str]:
-    """Say where a model is not the one that the vectors are of."""
-    if ref.name != directions.model_name:
-        yield f"the vectors are of {directions.model_name}; the texts are read by {ref.name}"
-    if directions.adapter and ref.adapter is None:
-        yield (
-            f"the vectors are of {directions.model_name} with the adapter {directions.adapter[0]}; "
-            f"the texts are read by {ref.name} without it"
-        )
-
-
-def _labels(refs: Sequence[ModelRef]) -> list[str]:
-    """Return what each model is called in the table: its name, with its revision where shared."""
-    names = [_name(ref) for ref in refs]
-    shared = [names.count(name) > 1 for name in names]
-    return [_name(ref, revision=both) for ref, both in zip(refs, shared, strict=True)]
-
-
-def _name(ref: ModelRef, *, revision: bool = False) -> str:
-    parts = [(ref.name, ref.revision)]
-    if ref.adapter is not None:
-        parts.append((ref.adapter.name, ref.adapter.revision))
-    return " + ".join(f"{name}@{at}" if revision else name for name, at in parts)
 
 
 def _take_up(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -46,6 +46,8 @@ class Directions:
     model: str
     """What loads the model that they were fitted to."""
     model_name: str
+    revision: str | None
+    """That model's commit, or the fingerprint of its folder; None where no run tells."""
     adapter: tuple[str, str] | None
     """What finds the LoRA adapter that was over it, and its revision; None where there was none."""
     moment: str
@@ -111,6 +113,7 @@ def choose_directions(
         chosen=tuple(sorted(found.values(), key=lambda each: each.layer)),
         model=record.model_argument if record else first.model,
         model_name=first.model,
+        revision=record.sampling.revision if record else None,
         adapter=adapter,
         moment=record.created if record else _date(first.folder),
         remarks=tuple(remarks),

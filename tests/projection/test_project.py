@@ -26,6 +26,7 @@ from tests.support.adapters import make_adapter
 from tests.vectors.helpers import evaluated
 from traitmill.engine.capture import CaptureProcess
 from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.models import find_adapter, find_model
 from traitmill.engine.projection import commands as commands_module
 from traitmill.engine.projection.reading import Reader
 from traitmill.engine.storage import RunRecord, TraitFolder
@@ -250,7 +251,11 @@ def test_vectors_of_an_adapted_model_are_read_with_its_adapter(
 ):
     folder = TraitFolder(tmp_path / "exp" / "poem")
     shutil.copytree(trait, folder.path)
-    sampling = dict.fromkeys(("temperature", "top_p"), 1.0) | {"dtype": "auto", "revision": "r"}
+    now = {
+        "revision": find_model(str(talker)).revision,
+        "adapter_revision": find_adapter(str(lora)).revision,
+    }
+    sampling = dict.fromkeys(("temperature", "top_p"), 1.0) | {"dtype": "auto"} | now
     counts = {"top_k": 0, "max_new_tokens": 9, "seed": 0, "adapter": "lora"}
     record = RunRecord(
         created="2026-01-02T03:04:05Z",
@@ -281,6 +286,15 @@ def test_vectors_of_an_adapted_model_are_read_with_its_adapter(
     added = tables["with"].filter(model="base + lora")[name]
     np.testing.assert_allclose(tables["own"][name], added, rtol=1e-5, atol=1e-5)
     assert np.abs(tables["own"][name] - tables["bare"][name]).max() > 0.01
+    for changed, words in (("revision", "`gen_model`"), ("adapter_revision", "`adapter`")):
+        then = record.sampling.model_copy(update={changed: "another"})
+        record.model_copy(update={"sampling": then}).save(folder.run_record)
+        with pytest.raises(UsageError, match=rf"has changed since .*\(another -> .*{words}"):
+            traitmill.project(texts, folder.path, tmp_path / "no", **how)
+        result = traitmill.project(
+            texts, folder.path, tmp_path / changed, models=str(talker), **how
+        )
+        assert result.summary.rows
 
 
 def many(path: Path, count: int) -> Path:
