@@ -14,6 +14,7 @@ from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, lock_traits, select_traits
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
 from .fit import Vectors, check_layers, fit_vectors
+from .kept_folds import KeptFolds
 from .methods import DEFAULT_METHODS, check_methods
 from .remembered import Wanted, check_pool, kept_line, wanted_vectors
 from .stored import fingerprint, read_vectors
@@ -129,7 +130,7 @@ def fit_trait(
     format: Format = "pt",  # noqa: A002 - as above
     on_layer: Callable[[Step, int, int], None] = lambda _step, _done, _total: None,
 ) -> FittedTrait:
-    """Fit, evaluate and write one trait; all is computed before anything is written.
+    """Fit, evaluate and write one trait; all is computed before any vector is written.
 
     Nothing is where the same stands there already, unchanged. The caller holds the trait's lock.
     """
@@ -142,7 +143,12 @@ def fit_trait(
         if there and before.fingerprint == fingerprint(activations, there, format):
             return _fitted(folder, activations, there, before, reused=True)
     vectors = fit_vectors(activations, names, chosen, partial(on_layer, "fitting"))
-    evaluation = evaluate_vectors(activations, vectors, on_layer=partial(on_layer, "evaluating"))
+    evaluation = evaluate_vectors(
+        activations,
+        vectors,
+        on_layer=partial(on_layer, "evaluating"),
+        kept=KeptFolds.of(folder, activations),
+    )
     write_vectors(folder, vectors, format, evaluation.held_out())
     stored = read_vectors(folder, activations, names, chosen, format)
     if stored:

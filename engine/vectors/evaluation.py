@@ -16,6 +16,7 @@ from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder
 from .fit import Vectors
 from .held_out import HeldOut, held_out
+from .kept_folds import KeptFolds
 from .recommendation import MIN_CLAIM_GROUPS, Recommendation, Row, recommend
 from .rows import OnLayer, unheard
 from .splits import Split, make_split
@@ -73,7 +74,12 @@ class Evaluation:
 
 
 def evaluate_vectors(
-    activations: Activations, vectors: Vectors, *, seed: int = 0, on_layer: OnLayer = unheard
+    activations: Activations,
+    vectors: Vectors,
+    *,
+    seed: int = 0,
+    on_layer: OnLayer = unheard,
+    kept: KeptFolds | None = None,
 ) -> Evaluation:
     """Refit every method at every layer of `vectors` with groups held out, and measure on those.
 
@@ -87,9 +93,11 @@ def evaluate_vectors(
     that is best on the other folds, judged by fits that saw neither the fold they score nor this
     one (Cawley & Talbot 2010, J. Machine Learning Research 11). The same is done by instruction,
     where a claim has to hold as well before it is made for unseen instructions.
+
+    `kept` holds what folds scored before, and takes what they score now.
     """
     splits, notes, rows = _make_splits(activations, seed)
-    held = held_out(activations, vectors, splits, seed, on_layer)
+    held = held_out(activations, vectors, splits, seed, on_layer, kept)
     recommendation, figures = recommend(vectors, held)
     rows += [*_figures(vectors, held), *_cosines(vectors), *figures]
     if recommendation:

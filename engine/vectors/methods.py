@@ -111,7 +111,7 @@ def _gradient(sides: Sides) -> Sums:
     if len(usable):
         matrix, right = within[usable], half[usable] @ weights[usable][:, :, None]
         diagonal = np.arange(matrix.shape[1])
-        matrix[:, diagonal, diagonal] += (ridge / (1 - shrinkage))[usable][:, None]
+        matrix[:, diagonal, diagonal] += (ridge[usable] / (1 - shrinkage[usable]))[:, None]
         inner = solve(matrix, right)
         inner -= member[usable] @ (shared[usable] @ inner)
         weights = weights.copy()
