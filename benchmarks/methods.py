@@ -18,7 +18,13 @@ from typing import Any
 
 from benchmarks.stand import SIDES, TRAITS, SleepingJudge, Stand, longest_prompt
 from traitmill.engine.generation import on_gpu, size_engine
-from traitmill.engine.models import ModelRef, free_host_memory, load_tokenizer
+from traitmill.engine.models import (
+    ModelRef,
+    free_host_memory,
+    generation_dtype,
+    load_tokenizer,
+    read_config,
+)
 from traitmill.engine.records import Sample
 from traitmill.engine.settings import Execution
 
@@ -239,7 +245,12 @@ def bare_tuned(ref: ModelRef, samples: Sequence[Sample], options: argparse.Names
     from traitmill.engine.generation.top_p import NAME
 
     os.environ |= {"TORCH_COMPILE_DISABLE": "1", "GOMP_SPINCOUNT": "2000"}
-    more = {"logits_processors": [NAME], "additional_config": {"top_p": TOP_P}}
+    config = read_config(ref.config)
+    more = {
+        "logits_processors": [NAME],
+        "additional_config": {"top_p": TOP_P},
+        "dtype": generation_dtype(config, "auto", gpu=on_gpu()),
+    }
     return _bare(ref, samples, options, 1.0, distributed_executor_backend=UniProcExecutor, **more)
 
 

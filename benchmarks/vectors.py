@@ -51,6 +51,7 @@ def activations(rows: int, layers: int, dim: int, seed: int = 0) -> Activations:
         )
     k = np.arange(rows // 2)
     metadata = {
+        "sampling": {},
         "model": "synthetic",
         "revision": None,
         "extraction_date": "",
@@ -194,7 +195,7 @@ LOOP_ROWS = 4000
 """Up to which the loop fits a layer too."""
 LARGE = (
     *(((rows, 26, 2304), 26) for rows in (200, 1000, 2000, LOOP_ROWS)),
-    ((16_000, 26, 2304), 4),
+    ((16_000, 26, 2304), 2),
     ((200, 80, 8192), 80),
 )
 """(shape, layers to evaluate): a 2B model, and the shape of a 70B one."""
@@ -282,6 +283,7 @@ def simulated(
         shifts = rng.standard_normal((2, max(questions, 5), 3, 32))
         values += shifts[labels.astype(int) if "side" in shift else 0, group]
     metadata = {
+        "sampling": {},
         "model": "synthetic",
         "revision": None,
         "extraction_date": "",

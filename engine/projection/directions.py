@@ -101,14 +101,16 @@ def choose_directions(
         said = ", ".join(f"{each.trait}: {each.model}" for each in opened)
         raise UsageError(f"`vectors` are of models of different widths ({said}); run them apart")
     first = opened[0]
-    record = RunRecord.load(first.folder.run_record)
+    records = [RunRecord.load(each.folder.run_record) for each in opened]
+    record = records[0]
     adapter = None
     if record and record.adapter_source:
         adapter = record.adapter_source, record.sampling.adapter_revision
-    others = sorted({each.model for each in opened} - {first.model})
+    made_by = [_model_of(*pair) for pair in zip(opened, records, strict=True)]
+    others = sorted(set(made_by) - {made_by[0]})
     remarks = [each.stale for each in opened if each.stale]
     if others:
-        remarks.append(f"vectors of {', '.join(others)} are used on what {first.model} computes")
+        remarks.append(f"vectors of {', '.join(others)} are used on what {made_by[0]} computes")
     return Directions(
         chosen=tuple(sorted(found.values(), key=lambda each: each.layer)),
         model=record.model_argument if record else first.model,
@@ -118,6 +120,12 @@ def choose_directions(
         moment=record.created if record else _date(first.folder),
         remarks=tuple(remarks),
     )
+
+
+def _model_of(vectors: TraitVectors, record: RunRecord | None) -> str:
+    """Return the name of the model that vectors are of, with its adapter."""
+    added = record.sampling.adapter if record else ""
+    return f"{vectors.model} + {added}" if added else vectors.model
 
 
 def _wanted(

@@ -77,6 +77,7 @@ def fit_vectors(
         "trait": activations.trait,
         "model": activations.metadata.model,
         "revision": activations.metadata.revision,
+        **_adapter(activations.metadata.sampling),
         "pool": activations.pool,
         "n_pos": activations.n_pos,
         "n_neg": activations.n_neg,
@@ -92,6 +93,12 @@ def fit_vectors(
             values[i, j] = vector
             metadata[name, layer] = {"method": name, "layer": layer, **general, **facts}
     return Vectors(activations.trait, activations.pool, names, chosen, values, metadata)
+
+
+def _adapter(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the LoRA adapter that was over the model, nothing where there was none."""
+    names = ("adapter", "adapter_revision")
+    return {name: sampling[name] for name in names} if sampling.get("adapter") else {}
 
 
 class _Found(NamedTuple):

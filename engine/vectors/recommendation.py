@@ -94,36 +94,31 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
     if chosen is None and not lack:
         lack = "Too few rows for a claim: with two folds left out a side has fewer than 2"
     best_of = f"the best of {len(ranks)}"
-    tie = _tie(ranks, vectors)
-    plain = f"held-out AUROC {ranks[best][0]:.2f} for unseen {split.name}s, not corrected"
+    so_far = f"{lack}. {choice} is {best_of} so far."
     if chosen is None:
-        reason = f"{lack}. {choice} is {best_of} so far."
-        return Recommendation(
-            **where, lack=_few_words(lack), reason=reason, why=(plain, *tie)
-        ), rows
+        return Recommendation(**where, lack=_few_words(lack), reason=so_far), rows
     margin, top = _over_random(chosen, first.random[j])
     rows.append({"measure": "over_random", **where, **margin._asdict()})
     evidence = _Evidence(chosen, next(iter(others), None), margin, first.shuffled[i, j])
     auroc, low, high = chosen.auroc
-    why = [
+    interval = {"auroc": auroc, "low": low, "high": high}
+    if lack:  # of so few, no figure is worth reading
+        return Recommendation(**where, **interval, lack=_few_words(lack), reason=so_far), rows
+    why = (
         f"held-out AUROC {chosen}, corrected for choosing {best_of}",
         evidence.reach,
         evidence.against,
         _beside_random(auroc, margin, top),
-        *tie,
-    ]
-    reason = f"{lack}. {choice} is {best_of} so far." if lack else evidence.opening(choice, best_of)
-    missing = "" if evidence.claim else _few_words(lack) or "not shown to beat chance"
+        *_tie(ranks, vectors),
+    )
     return Recommendation(
         **where,
-        lack=missing,
-        auroc=auroc,
-        low=low,
-        high=high,
+        **interval,
+        lack="" if evidence.claim else "not shown to beat chance",
         claim=evidence.claim,
         general=evidence.general,
-        reason=reason,
-        why=tuple(why),
+        reason=evidence.opening(choice, best_of),
+        why=why,
     ), rows
 
 

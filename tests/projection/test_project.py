@@ -28,6 +28,7 @@ from traitmill.engine.capture import CaptureProcess
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.models import find_adapter, find_model
 from traitmill.engine.projection import commands as commands_module
+from traitmill.engine.projection.directions import choose_directions
 from traitmill.engine.projection.reading import Reader
 from traitmill.engine.storage import RunRecord, TraitFolder
 from traitmill.engine.storage.run_record import SamplingRecord
@@ -286,6 +287,11 @@ def test_vectors_of_an_adapted_model_are_read_with_its_adapter(
     added = tables["with"].filter(model="base + lora")[name]
     np.testing.assert_allclose(tables["own"][name], added, rtol=1e-5, atol=1e-5)
     assert np.abs(tables["own"][name] - tables["bare"][name]).max() > 0.01
+    remarks = choose_directions([folder.path, trait], **how).remarks
+    assert (
+        "vectors of google/gemma-2-2b-it are used on what google/gemma-2-2b-it + lora"
+        in " ".join(remarks)
+    )
     for changed, words in (("revision", "`gen_model`"), ("adapter_revision", "`adapter`")):
         then = record.sampling.model_copy(update={changed: "another"})
         record.model_copy(update={"sampling": then}).save(folder.run_record)

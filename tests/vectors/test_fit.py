@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,3 +40,15 @@ def test_vectors_are_found_by_method_and_layer(activations):
         with pytest.raises(UsageError, match="it has pca, mean_diff at layers 0, 2"):
             vectors.vector(method, layer)
     assert "array" not in repr(vectors)
+
+
+def test_the_adapter_of_the_model_is_told(tmp_path):
+    activations = load_activations(planted.write_trait(tmp_path / "poem"))
+    facts = fit_vectors(activations, ["mean_diff"], [0]).metadata["mean_diff", 0]
+    assert "adapter" not in facts
+    added = {"adapter": "lora", "adapter_revision": "abc"}
+    sampling = activations.metadata.sampling | added
+    metadata = activations.metadata.model_copy(update={"sampling": sampling})
+    adapted = replace(activations, metadata=metadata)
+    facts = fit_vectors(adapted, ["mean_diff"], [0]).metadata["mean_diff", 0]
+    assert {name: facts[name] for name in added} == added
