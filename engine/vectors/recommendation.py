@@ -101,7 +101,7 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
     rows.append({"measure": "over_random", **where, **margin._asdict()})
     evidence = _Evidence(chosen, next(iter(others), None), margin, first.shuffled[i, j])
     auroc, low, high = chosen.auroc
-    interval = {"auroc": auroc, "low": low, "high": high}
+    interval: Row = {"auroc": auroc, "low": low, "high": high}
     if lack:  # of so few, no figure is worth reading
         return Recommendation(**where, **interval, lack=_few_words(lack), reason=so_far), rows
     why = (
