@@ -29,7 +29,8 @@ _CONVENTIONS: Mapping[Exchange, str] = {
     ),
     "persona": (
         "a float32 tensor [layers + 1, hidden_dim] as persona_vectors has it: row i + 1 is layer i "
-        "here; row 0 is of the embedding output; rows of layers that were not fitted are zeros"
+        "here, up to the last that was captured; row 0 is of the embedding output; rows of layers "
+        "that were not fitted are zeros"
     ),
     "safetensors": (
         "float32 tensors layer<i> [hidden_dim]; the header holds this card under `card`"
@@ -128,10 +129,13 @@ def _facts(
         "trait": vectors.trait,
         "model": vectors.model,
         "revision": str(first.get("revision", "unknown")),
+        "adapter": first.get("adapter"),
+        "adapter_revision": first.get("adapter_revision"),
         "method": method,
         "units": first.get("units"),
         "pool": vectors.pool,
         "layers": list(layers),
+        "last_layer": max(*layers, vectors.last_captured),
         "recommended_layer": best[1] if best and best[0] == method else None,
         "file": _CONVENTIONS[format_],
         "layer_convention": LAYER_CONVENTION,
@@ -166,11 +170,11 @@ def _gguf(by_layer: Mapping[int, ndarray], facts: Mapping[str, Any]) -> bytes:
         return path.read_bytes()
 
 
-def _persona(by_layer: Mapping[int, ndarray], _facts: Mapping[str, Any]) -> bytes:
+def _persona(by_layer: Mapping[int, ndarray], facts: Mapping[str, Any]) -> bytes:
     import torch
 
     dim = len(next(iter(by_layer.values())))
-    stack: ndarray = np.zeros((max(by_layer) + 2, dim), np.float32)
+    stack: ndarray = np.zeros((facts["last_layer"] + 2, dim), np.float32)
     for layer, vector in by_layer.items():
         stack[layer + 1] = vector
     buffer = BytesIO()
@@ -182,7 +186,8 @@ def _safetensors(by_layer: Mapping[int, ndarray], facts: Mapping[str, Any]) -> b
     from safetensors.numpy import save
 
     tensors = {f"layer{layer}": np.ascontiguousarray(v) for layer, v in by_layer.items()}
-    named = ("trait", "model", "revision", "method", "layer_convention", "definition_sha256")
+    named = ["trait", "model", "revision", "adapter", "adapter_revision", "method"]
+    named += ["layer_convention", "definition_sha256"]
     header = {name: str(facts[name]) for name in named if facts[name] is not None}
     data: bytes = save(tensors, metadata={"format": "pt", **header, "card": json.dumps(facts)})
     return data
@@ -200,7 +205,8 @@ def _card(path: Path, facts: Mapping[str, Any]) -> str:
     said = {name: value for name, value in facts.items() if value is not None}
     del said["by_layer"]
     said["layers"] = ", ".join(map(str, facts["layers"]))
-    lines = [f"# {facts['trait']}: {facts['method']} vectors of {facts['model']}", ""]
+    model = " + ".join(filter(None, (facts["model"], facts["adapter"])))
+    lines = [f"# {facts['trait']}: {facts['method']} vectors of {model}", ""]
     lines += [f"`{path.name}`, written by traitmill.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in said.items()]
     lines += ["", "| layer | norm | midpoint | spread | held-out AUROC |"]

@@ -46,6 +46,8 @@ class TraitVectors:
     """Method and layer that the evaluation of these vectors chose; None where there is none."""
     stale: str
     """Why the vectors are not those of the folder's responses now; empty where they are."""
+    last_captured: int
+    """The last layer of the activations that stand there; -1 where none do."""
 
     @property
     def trait(self) -> str:
@@ -148,6 +150,7 @@ def open_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> T
         activations_sha256=digest,
         recommended=_recommended(folder, pool, digest, current, available),
         stale=_why_stale(folder, pool, digest, current),
+        last_captured=max(current.layers) if current else -1,
     )
 
 

@@ -87,6 +87,31 @@ def test_embeddings_are_row_0_of_a_stack_and_nowhere_in_a_control_vector(tmp_pat
     assert (written.layers, written.left_out) == ((1,), (-1, 0))
 
 
+def test_a_stack_of_some_layers_has_a_row_for_each_of_the_model(tmp_path):
+    """persona_vectors finds the last layer by the stack's length."""
+    folder = planted.write_trait(tmp_path / "exp" / "poem", n_layers=4)
+    traitmill.fit_experiment(tmp_path / "exp", methods=["mean_diff"], layers=[1, 2])
+    traitmill.export_vectors(folder, tmp_path / "v.pt", "persona", method="mean_diff")
+    stack = torch.load(tmp_path / "v.pt", weights_only=True)
+    assert stack.shape == (5, 48)
+    assert [bool(row.any()) for row in stack] == [False, False, True, True, False]
+
+
+def test_the_card_names_the_adapter_over_the_model(tmp_path):
+    folder = planted.write_trait(tmp_path / "exp" / "poem")
+    metadata = planted.read_metadata(folder)
+    sampling = metadata["sampling"] | {"adapter": "lora", "adapter_revision": "abc"}
+    planted.write_metadata(folder, {**metadata, "sampling": sampling})
+    traitmill.fit_experiment(tmp_path / "exp", methods=["mean_diff"])
+    to = tmp_path / "v.safetensors"
+    written = traitmill.export_vectors(folder, to, "safetensors", method="mean_diff")
+    with safe_open(written.path, "pt") as file:
+        assert file.metadata()["adapter"] == "lora"
+    card = written.card.read_text()
+    assert f"mean_diff vectors of {planted.MODEL} + lora" in card
+    assert "| adapter_revision | abc |" in card
+
+
 def test_safetensors_carry_their_card(folder, tmp_path):
     written = traitmill.export_vectors(folder, tmp_path / "v.safetensors", "safetensors")
     vectors = traitmill.load_vectors(folder)
