@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT, Traitmill
 from tests.support import fakes, lab, planted, talkers
+from tests.support.adapters import make_adapter
 from tests.vectors.helpers import evaluated
 from traitmill.engine.errors import ExitCode
 
@@ -32,6 +33,7 @@ def workplace(tmp_path):
     )
     planted.write_metadata(folder, {**planted.read_metadata(folder), "model": models["base"]})
     evaluated(folder, ("mean_diff", "probe"))
+    make_adapter(tmp_path / "path" / "to" / "lora", models["base"])
     work = lab.Work(tmp_path / "lab", n=6)
     work.root.mkdir()
     fakes.make_trait(work.root, "trait")
@@ -64,5 +66,6 @@ def test_every_block_of_the_page_runs(workplace, tmp_path, monkeypatch, traitmil
     assert repr(names["vectors"]).startswith("TraitVectors(my_trait: 2 methods x 15 layers")
     written = ["my_trait.gguf", "my_trait.pt", "my_trait.safetensors.md"]
     written += ["projected/index.html", "other/projections.csv", "compared/comparison.csv"]
+    written += ["finetuned/comparison.csv"]
     for name in written:
         assert (tmp_path / name).is_file(), name

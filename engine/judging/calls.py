@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ..errors import AccessError, StoppedError, TraitmillError
 from ..traits import FULL, Scale
-from .capabilities import JudgeProfile, Message, refine
+from .capabilities import JudgeProfile, Message, plainer, refine
 from .client import (
     FATAL,
     PASSING,
@@ -48,6 +48,8 @@ _MOST_DENIED = 5
 believed."""
 _TOO_LARGE = re.compile(r"too large|must be reduced|reduce the (?:length|size)", re.IGNORECASE)
 """In a 429: the one text is refused for its size, however long one waits."""
+_NO_ROUTE = re.compile(r"requested parameters", re.IGNORECASE)
+"""In a 404 of OpenRouter's: no provider of the model takes the request in this form."""
 _MOST_LIMITED = 12
 """429s of one call, while so many others are answered, until it fails alone."""
 _MOST_DOWN = 24
@@ -202,7 +204,9 @@ class Calls:
     def _other_form(self, reply: Reply, rejected: Sequence[JudgeProfile]) -> JudgeProfile:
         """What to ask with after a failure, where another form may help; else raise."""
         fault, profile, better = reply.fault(), rejected[-1], None
-        if reply.status in {400, 403, 422}:
+        if reply.status == 404 and _NO_ROUTE.search(fault.message):
+            better = plainer(profile)
+        elif reply.status in {400, 403, 422}:
             better = refine(profile, fault.param, fault.message, plainly=self.known)
         error = self._client.failure(reply, mendable=better is not None)
         accepted = self._answered or self.known  # a stored profile is one that was answered by

@@ -141,6 +141,17 @@ def refine(
     return replace(profile, **change) if change else None
 
 
+def plainer(profile: JudgeProfile) -> JudgeProfile | None:
+    """The profile after a rejection that names no parameter of several: first without
+    log-probabilities, then without a schema, then the barest; None where there is nothing left."""
+    if profile.top_logprobs:
+        return replace(profile, top_logprobs=0, mode="integer")
+    if profile.schema:
+        return replace(profile, schema=False)
+    bare = barest(profile)
+    return bare if bare != profile else None
+
+
 def barest(profile: JudgeProfile) -> JudgeProfile:
     """The profile that any chat endpoint understands: for rejections that name no parameter."""
     return JudgeProfile(

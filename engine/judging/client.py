@@ -208,7 +208,7 @@ class Client:
         if fault.codes & _BAD_KEY or reply.status == 401:
             problem = "refused the key: put a valid" if self.has_key else "asks for a key: put its"
             return AccessError(f"{self.where} {problem} OPENAI_API_KEY into .env")
-        if fault.codes & _NO_MODEL or reply.status == 404:
+        if fault.codes & _NO_MODEL or (reply.status == 404 and not mendable):
             remedy = "check `judge_model` and `judge_base_url`"
             return UnknownModelError(f"{self.where} has no model {model} ({what}): {remedy}")
         if reply.status == 403 and not mendable:

@@ -19,14 +19,18 @@ Ending = Literal["stop", "length", "content_filter", "broken off"]
 ReadingStatus = Literal["scored", "refused", "unparsable", "truncated"]
 
 _MIN_WEIGHT = 0.25
+_LONGEST_WHOLE = 999
+"""Up to which a number may be one token; those with four digits are several, as a rule."""
 _TAGS = "think|thinking|thought|thoughts|reasoning|analysis|reflection|scratchpad|seed:think"
 _THOUGHT_ENDS = re.compile(
     rf"</(?:{_TAGS})\s*>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+    r"|<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?|<channel\|>|</mm:think>|</ifm\|think>"
     r"|<\|channel\|>final\s*(?:<\|constrain\|>\w+\s*)?<\|message\|>",
     re.IGNORECASE,
 )
 _THOUGHT_BEGINS = re.compile(
-    rf"<(?:{_TAGS})(?:\s[^>]*)?>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\w+",
+    rf"<(?:{_TAGS})(?:\s[^>]*)?>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\w+"
+    r"|<\|START_THINKING\|>|<\|channel>thought|<mm:think>|<ifm\|think>",
     re.IGNORECASE,
 )
 _END_TOKEN = re.compile(r"(?:<\|\w+\|>|</s>|<(?:eos|end_of_turn)>)\s*\Z")
@@ -198,17 +202,22 @@ def read_expected(answer: Answer, scale: Scale = FULL) -> Reading:
 
     sum(p * n) / sum(p), as 0 to 100 with two decimals; `unparsable` below a total weight sum(p) of
     0.25, where it would rest on crumbs, and where the number goes on: the first token of `8/10`,
-    `0.85` or `1. The answer ...` is no score.
+    `0.85` or `1. The answer ...` is no score. On a scale beyond 999 it is the number itself: the
+    first token of 1000 is 100.
     """
+    if scale.high > _LONGEST_WHOLE:
+        return read_integer(answer, scale)
     text = spoken(answer.text)
     if _is_refusal(answer, text):
         return Reading("refused")
     number = _measurable(text)
     if number is not None and answer.finish_reason == "broken off":
         return Reading("truncated")
-    if number is None and (_BEGINS_AS_NUMBER.match(text) or text != answer.text.strip()):
-        return Reading("unparsable")
-    if number is not None and (int(number) not in scale or _written(answer, number) != number):
+    if number is None:
+        readable = not _BEGINS_AS_NUMBER.match(text) and text == answer.text.strip()
+    else:
+        readable = int(number) in scale and _written(answer, number) == number
+    if not readable:
         return Reading("unparsable")
     weight = total = 0.0
     for token, logprob in answer.alternatives.items():
@@ -254,7 +263,7 @@ def number_place(text: str, tokens: Sequence[str]) -> int:
 def splits_number(answer: Answer) -> bool:
     """Return whether the answer is a number whose first token is only a part of it."""
     number = _measurable(spoken(answer.text))
-    if number is None:
+    if number is None or int(number) > _LONGEST_WHOLE:
         return False
     first = _written(answer, number)
     return first != number and number.startswith(first) and bool(_DIGITS.fullmatch(first))

@@ -92,7 +92,9 @@ class Reply:
         try:
             body = json.loads(self.text)
             choice = body["choices"][0]
-            message = choice["message"]
+            ending = _ending(choice.get("finish_reason"))
+            held_back = ending == "content_filter"  # then some send no message
+            message = (choice.get("message") or {}) if held_back else choice["message"]
             text, refusal = _joined(message.get("content")), message.get("refusal") or ""
             listed = (choice.get("logprobs") or {}).get("content") or []
             tokens = tuple(str(each["token"]) for each in listed)
@@ -100,7 +102,7 @@ class Reply:
             likely = listed[place].get("top_logprobs") or [] if listed else []
             answer = Answer(
                 escape_surrogates(text),
-                _ending(choice.get("finish_reason")),
+                ending,
                 escape_surrogates(refusal),
                 tokens,
                 {str(each["token"]): _logprob(each["logprob"]) for each in likely},
@@ -159,7 +161,7 @@ def _ending(reason: Any) -> Ending:
     said = str(reason or "stop").lower()
     if said in _WHOLE:
         return "stop"
-    if said in _HELD_BACK:
+    if _HELD_BACK & {part.strip() for part in said.split(":")}:  # "content_filter: RECITATION"
         return "content_filter"
     return "length" if said in _CUT else "broken off"
 

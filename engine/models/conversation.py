@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import AccessError, UsageError
-from .template import template_text, thoughtless
+from .template import silenced, template_text, thoughtless
 from .typed_tokens import placed_ids
 
 _MARK = "turn{}qzx7"
@@ -106,9 +106,12 @@ class Conversations:
 
     def _templated(self, turns: Sequence[Turn], *, reply: bool) -> str:
         said = [{"role": turn.role, "content": turn.content} for turn in turns]
-        return template_text(
-            self._tokenizer, said, self._moment, reply=reply, **thoughtless(self._tokenizer)
-        )
+        off, closed = thoughtless(self._tokenizer), ""
+        if reply:  # else it would stand inside a thought that the template opens
+            template = str(self._tokenizer.chat_template)
+            more, closed = silenced(self._tokenizer, template, self._moment)
+            off |= more
+        return template_text(self._tokenizer, said, self._moment, reply=reply, **off) + closed
 
     @cached_property
     def _takes_system(self) -> bool:

@@ -1,6 +1,7 @@
 """Answers to scores, and the separation of two sides."""
 
 import itertools
+import json
 import math
 import random
 import re
@@ -12,16 +13,20 @@ from traitmill.engine.judging.reading import (
     Reading,
     read_expected,
     read_integer,
+    splits_number,
     whole_numbers,
 )
+from traitmill.engine.judging.reply import Reply
 from traitmill.engine.judging.scoring import (
     escape_surrogates,
     judge_key,
     local_prompt,
     raw_text,
 )
+from traitmill.engine.models.thought import _PAIRS
 from traitmill.engine.settings import JudgeSettings
 from traitmill.engine.statistics import auroc, auroc_interval, histogram
+from traitmill.engine.traits import Scale
 from traitmill.engine.traits.definition import Trait
 
 TRAIT = Trait("t", (("be", "do not be"),), ("q?",), "Rate {question} {answer}", None)
@@ -314,3 +319,37 @@ def test_auroc_interval_covers_the_truth_as_often_as_it_says(shift, n):
 
 def test_histogram_has_ten_bins_and_100_in_the_last():
     assert histogram([0, 9.99, 10, 55.5, 89.99, 90, 99, 100]) == [2, 1, 0, 0, 0, 1, 0, 0, 1, 3]
+
+
+@pytest.mark.parametrize(("opening", "closing"), _PAIRS)
+def test_r17_every_thought_that_responses_may_have_is_taken_off(opening, closing):
+    for said in (f"{opening}20?{closing}85", f"{opening}\n20?\n{closing}\n\n85"):
+        assert read_integer(Answer(said)) == Reading("scored", 85.0), said
+    assert read_integer(Answer(f"{opening}20")).score is None
+    said = "<|START_THINKING|>20?<|END_THINKING|><|START_RESPONSE|>85<|END_RESPONSE|>"
+    assert read_integer(Answer(said)) == Reading("scored", 85.0)
+
+
+def test_t34_on_a_scale_beyond_999_the_number_itself_is_the_score():
+    """Of 1000 the first token is 100."""
+    likely = {"950": math.log(0.6), "100": math.log(0.4)}
+    answer = Answer("950", tokens=("950",), alternatives=likely)
+    assert read_expected(answer, Scale(0, 1000)) == Reading("scored", 95.0)
+    whole = Answer("1000", tokens=("100", "0"), alternatives={"100": 0.0})
+    assert read_expected(whole, Scale(0, 1000)) == Reading("scored", 100.0)
+    assert not splits_number(whole)
+    assert read_expected(Answer("999", alternatives={"999": 0.0}), Scale(0, 999)).score == 100.0
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"finish_reason": "content_filter: PROHIBITED_CONTENT", "message": {}},
+        {"finish_reason": "content_filter: RECITATION"},
+        {"finish_reason": "content_filter"},
+        {"finish_reason": "SAFETY", "message": {"content": None}},
+    ],
+)
+def test_f10_an_answer_that_was_held_back_is_a_refusal_in_every_form(choice):
+    answer, _ = Reply(200, {}, json.dumps({"choices": [choice]})).completion()
+    assert read_integer(answer) == Reading("refused")

@@ -773,6 +773,28 @@ async def test_f23_an_unknown_model_is_found_at_once():
         assert len(server.log) == 1
 
 
+@pytest.mark.parametrize("lacking", [("logprobs",), ("logprobs", "response_format")])
+async def test_r13_a_router_without_a_provider_for_the_request_is_asked_more_plainly(lacking):
+    """OpenRouter under `require_parameters`."""
+    nobody = error(404, "No endpoints found that can handle the requested parameters.")
+
+    def answers(seen):
+        if any(name in seen.body for name in lacking):
+            return nobody
+        return completion(
+            "85" if "Answer" in seen.prompt or "Rate" in seen.prompt else "0 7 42 100"
+        )
+
+    with MisbehavingServer(script=answers) as server:
+        async with opened(server, "m") as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.mode) == ("scored", "integer")
+    nothing = MisbehavingServer(script=lambda _: nobody, models=["m"])
+    with nothing as server, pytest.raises(AccessError, match="has no model m"):
+        async with opened(server, "m"):
+            pass
+
+
 async def test_f23_a_stored_profile_outlives_a_hiccup_of_the_list():
     with MisbehavingServer(models=["m"]) as server:
         server.list_faults += [Reply(act="reset"), Reply(503, b"busy")]

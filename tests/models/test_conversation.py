@@ -104,6 +104,22 @@ def test_a_thought_that_the_template_drops_is_no_part_of_a_turn():
     assert said == "It is rain."
 
 
+def test_a_reply_stands_behind_the_thought_that_a_template_opens():
+    tokenizer = talkers.tokenizer("chatml")
+    opened = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        + opened
+    )
+    turns = [Turn("user", "What falls?"), Turn("assistant", "It is rain.")]
+    found = Conversations(tokenizer, MOMENT)(turns)
+    said = b"".join(talkers.pieces(tokenizer, found.token_ids)).decode()
+    assert said.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nIt is rain.")
+    start, stop = found.spans[1]
+    words = b"".join(talkers.pieces(tokenizer, found.token_ids[start:stop])).decode()
+    assert words == "It is rain."
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
