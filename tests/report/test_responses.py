@@ -64,11 +64,9 @@ def test_all_responses_can_be_read_filtered_and_marked(tmp_path, browser, scheme
     first.get_by_role("button", name="the judge is wrong").click()
     second.get_by_role("button", name="the judge is right").click()
     assert page.locator("#marked").inner_text() == "2 marked"
-    for _ in range(50):
-        page.reload()
-        if page.locator("#marked").inner_text() == "2 marked":
-            break
-        page.wait_for_timeout(100)  # Chromium hands what a page stored to the next a little later
+    # On a busy machine Chromium loses what a page stored where it is left at once.
+    page.wait_for_timeout(3000)
+    page.reload()
     assert page.locator("#marked").inner_text() == "2 marked", "marks outlive the page"
     with page.expect_download() as download:
         page.get_by_role("button", name="save marks as CSV").click()
