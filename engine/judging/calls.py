@@ -55,8 +55,16 @@ _MOST_LIMITED = 12
 _MOST_DOWN = 24
 """Server errors in a row, of all calls, until the endpoint counts as down."""
 _CAPS = frozenset({"max_tokens", "max_completion_tokens"})
+_SLOWEST = 25.0
+"""Tokens a second of a judge that is given room for a thought, at least."""
 _MOST_CHANGES = 3
 """Other forms of a request that one call may try."""
+
+
+def patience_of(extra: Mapping[str, Any], deadline: float) -> float:
+    """Return the seconds that an attempt may take: more where `extra` leaves room for a thought."""
+    caps = [extra[name] for name in _CAPS if isinstance(extra.get(name), int)]
+    return max(deadline, max(caps, default=0) / _SLOWEST)
 
 
 class MendableError(CallError):

@@ -11,7 +11,7 @@ from ..errors import AccessError, StoppedError, UsageError
 from ..records import REFUSED_TEXT, TEXT_ALONE, Response, Verdict
 from ..settings import JudgeLimits, JudgeSettings
 from ..traits import Scale, Trait, fill
-from .calls import PROBE_ATTEMPTS, Calls, MendableError
+from .calls import PROBE_ATTEMPTS, Calls, MendableError, patience_of
 from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
 from .client import (
     FATAL,
@@ -66,11 +66,12 @@ class EndpointJudge:
         that the verdict set was begun with, if it was. `on_event` gets one-line messages, such as a
         countdown.
 
-        `deadline`: seconds one attempt may take. `backoff`: scale, in seconds, of the random
-        exponential pauses before an attempt is repeated. Raises UsageError for a malformed URL, or
-        a cost limit without a price.
+        `deadline`: least seconds that one attempt may take. `backoff`: scale, in seconds, of pauses
+        before it is repeated. Raises UsageError for a malformed URL, or a cost limit without price.
         """
         self._judging, self._mode = judging, mode
+        extra = json.loads(judging.extra or "{}")
+        deadline = patience_of(extra, deadline)
         self._client = Client(judging.model, limits.base_url, deadline)
         self._calls = Calls(
             self._client,
@@ -79,7 +80,7 @@ class EndpointJudge:
             profile or first_guess(judging.model, self._client.base_url),
             limits.max_cost,
             backoff,
-            json.loads(judging.extra or "{}"),
+            extra,
         )
         self._calls.known = profile is not None and mode in {None, profile.mode}
         self._proven, self._probes = self._calls.known, 0

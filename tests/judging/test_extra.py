@@ -16,6 +16,7 @@ from tests.support import fakes, lab
 from tests.support.misbehaving_server import MisbehavingServer, Reply, completion, error
 from traitmill.engine.errors import AccessError, ExitCode, UsageError
 from traitmill.engine.judging import EndpointJudge, judge_key, read_headers
+from traitmill.engine.judging.calls import patience_of
 from traitmill.engine.run.folder_settings import resolve
 from traitmill.engine.settings import JudgeLimits, JudgeSettings, apply, read_extra
 from traitmill.engine.storage import TraitFolder
@@ -47,6 +48,17 @@ async def judged(judge: Any, n: int = 1) -> list[Any]:
         )
     finally:
         await judge.close()
+
+
+async def test_t35_a_judge_with_room_for_a_thought_is_given_time_for_it() -> None:
+    """Where an attempt is given up, all that it wrote is paid for in vain."""
+    slow = completion("85")
+    slow = replace(slow, delay=0.6)
+    with MisbehavingServer(script=[slow] * 2) as server:
+        [verdict] = await judged(judge_of(server, {"max_tokens": 100}, deadline=0.2))
+        assert (verdict.status, len(server.log)) == ("scored", 1)
+    assert patience_of({"max_completion_tokens": 8192}, 60.0) == pytest.approx(327.68)
+    assert patience_of({"max_tokens": 64}, 60.0) == patience_of({}, 60.0) == 60.0
 
 
 # --- the body ---
