@@ -44,7 +44,7 @@ def engine_arguments(
         "model": ref.source,
         "revision": ref.hub_revision,
         "tokenizer_revision": ref.hub_revision,
-        # Left to vLLM, a Mistral's other copy of config and weights is read, which capture is not.
+        # Else vLLM reads a Mistral's own files where they lie beside those that capture reads.
         "config_format": "hf",
         "load_format": "hf",
         "dtype": generation_dtype(config, sampling.dtype, gpu=on_gpu),

@@ -212,7 +212,7 @@ class Calls:
     def _other_form(self, reply: Reply, rejected: Sequence[JudgeProfile]) -> JudgeProfile:
         """What to ask with after a failure, where another form may help; else raise."""
         fault, profile, better = reply.fault(), rejected[-1], None
-        if reply.status == 404 and _NO_ROUTE.search(fault.message):
+        if not self.known and reply.status == 404 and _NO_ROUTE.search(fault.message):
             better = plainer(profile)
         elif reply.status in {400, 403, 422}:
             better = refine(profile, fault.param, fault.message, plainly=self.known)

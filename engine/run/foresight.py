@@ -57,10 +57,10 @@ def foresee(
 
 
 def few_questions(traits: Sequence[Trait], n_examples: int) -> str:
-    """Say what the first of some traits lacks for a claim: no more questions would be asked.
+    """Say of the first trait that would be asked too few of its questions for a claim that it is.
 
-    Empty where enough are, where the definition has too few (which `check` says), and for a first
-    look at fewer responses than there are questions needed.
+    Empty where there is none. A definition with too few questions is for `check` to tell, and a
+    first look at fewer responses than questions are needed claims nothing anyway.
     """
     for trait in traits:
         pairs, questions = len(trait.instructions), len(trait.questions)

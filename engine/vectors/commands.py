@@ -14,7 +14,6 @@ from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, lock_traits, select_traits
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
 from .fit import Vectors, check_layers, fit_vectors
-from .kept_folds import KeptFolds
 from .methods import DEFAULT_METHODS, check_methods
 from .remembered import Wanted, check_pool, kept_line, wanted_vectors
 from .stored import fingerprint, read_vectors
@@ -147,7 +146,7 @@ def fit_trait(
         activations,
         vectors,
         on_layer=partial(on_layer, "evaluating"),
-        kept=KeptFolds.of(folder, activations),
+        keep_in=folder,
     )
     write_vectors(folder, vectors, format, evaluation.held_out())
     stored = read_vectors(folder, activations, names, chosen, format)

@@ -79,7 +79,7 @@ def evaluate_vectors(
     *,
     seed: int = 0,
     on_layer: OnLayer = unheard,
-    kept: KeptFolds | None = None,
+    keep_in: TraitFolder | None = None,
 ) -> Evaluation:
     """Refit every method at every layer of `vectors` with groups held out, and measure on those.
 
@@ -94,9 +94,10 @@ def evaluate_vectors(
     one (Cawley & Talbot 2010, J. Machine Learning Research 11). The same is done by instruction,
     where a claim has to hold as well before it is made for unseen instructions.
 
-    `kept` holds what folds scored before, and takes what they score now.
+    What the folds of many rows score is kept in the folder `keep_in`, and not fitted again.
     """
     splits, notes, rows = _make_splits(activations, seed)
+    kept = KeptFolds.of(keep_in, activations, seed) if keep_in else None
     held = held_out(activations, vectors, splits, seed, on_layer, kept)
     recommendation, figures = recommend(vectors, held)
     rows += [*_figures(vectors, held), *_cosines(vectors), *figures]

@@ -23,7 +23,7 @@ from ..storage import TraitFolder, installed_versions, pool_suffix
 
 SCHEMA_VERSION = 1
 KEPT_FROM = 500
-"""Rows from which it is kept: folds of fewer are fitted again in less than a second a layer."""
+"""Rows from which it is kept: folds of fewer are fitted again in a second or two a layer."""
 
 
 class Scored(NamedTuple):
@@ -48,7 +48,7 @@ class KeptFolds:
         self._folder, self._key = folder, key
 
     @classmethod
-    def of(cls, folder: TraitFolder, activations: Activations, seed: int = 0) -> KeptFolds:
+    def of(cls, folder: TraitFolder, activations: Activations, seed: int) -> KeptFolds:
         """Return those of a trait's folder, where it has so many rows that they are kept."""
         if len(activations.labels) < KEPT_FROM:
             return cls()
