@@ -26,6 +26,7 @@ from .client import (
     TransientError,
 )
 from .cost import Meter, Tokens
+from .outage import Outage
 from .rate_limit import Throttle, Ticket
 from .reading import Answer
 from .reply import FLAGGED, Reply
@@ -43,6 +44,8 @@ _FILTERED = {
     "moderation_blocked",
     "ResponsibleAIPolicyViolation",
 }
+_POLICY = re.compile(r"ContentPolicyViolation|content management policy", re.IGNORECASE)
+"""In a 400 of LiteLLM's or Azure's, whose code may say nothing: the text is refused."""
 _MOST_DENIED = 5
 """Answers in a row that deny key or model, of an endpoint that had accepted both, until they are
 believed."""
@@ -52,8 +55,6 @@ _NO_ROUTE = re.compile(r"requested parameters", re.IGNORECASE)
 """In a 404 of OpenRouter's: no provider of the model takes the request in this form."""
 _MOST_LIMITED = 12
 """429s of one call, while so many others are answered, until it fails alone."""
-_MOST_DOWN = 24
-"""Server errors in a row, of all calls, until the endpoint counts as down."""
 _CAPS = frozenset({"max_tokens", "max_completion_tokens"})
 _SLOWEST = 25.0
 """Tokens a second of a judge that is given room for a thought, at least."""
@@ -93,7 +94,8 @@ class Calls:
         self._client, self.throttle, self.meter, self.profile = client, throttle, meter, profile
         self._max_cost, self._backoff, self._extra = max_cost, backoff, dict(extra)
         self._answered, self._denied = False, 0
-        self.answers = self._down = 0
+        self._outage = Outage(throttle, backoff)
+        self.answers = 0
         self.known = False
         """Whether the profile is right; until then a rejected one is the prober's business."""
 
@@ -142,32 +144,38 @@ class Calls:
             async with self.throttle.slot(prompt_tokens + self.meter.mean_output) as ticket:
                 profile = form or self.profile  # as it is now, not as it was when the wait began
                 request = self._request(profile, messages, cap, scale)
-                reply = await self._send(request, prompt_tokens, cap, tally)
-                if reply.status < 300:
-                    answer = self._receive(reply, ticket, prompt_tokens, tally)
-                    self.profile = profile if self.profile in rejected else self.profile
-                    return answer
+                try:
+                    reply = await self._send(request, prompt_tokens, cap, tally)
+                    if reply.status < 300:
+                        answer = self._receive(reply, ticket, prompt_tokens, tally)
+                        self.profile = profile if self.profile in rejected else self.profile
+                        return answer
+                except TransientError as error:
+                    self._failed(ticket, str(error))
+                    raise
                 fault, wait = reply.fault(), wait_asked(reply.headers)
-                self._count_failure(reply, tally)
+                if (used := reply.usage()) is not None:  # a failure may be billed
+                    tally.add(used)
+                    self.meter.add(used, estimated=False)
+                if reply.status >= 500:
+                    self._failed(ticket, f"HTTP {reply.status}: {fault.message}")
+                elif reply.status != 429 and reply.status not in PASSING:
+                    self._outage.over()  # it refuses, so it is up
                 too_large = _TOO_LARGE.search(fault.message)
                 if reply.status == 429 and (too_large or self._passed_over(limited, answered)):
                     self.throttle.resumed()
                     kind = RejectedError if too_large else DeniedError
                     raise kind(f"HTTP 429: {self._client.redact(fault.message)}", reply.text)
                 if reply.status == 429 and not fault.codes & FATAL:
-                    pause = (
-                        min(self._backoff * 2.0**limited, _LONGEST_BACKOFF)
-                        if wait is None
-                        else wait
-                    )
-                    self.throttle.limited(ticket, pause)
+                    grown = min(self._backoff * 2.0**limited, _LONGEST_BACKOFF)
+                    self.throttle.limited(ticket, grown if wait is None else wait)
                     limited += 1
                     continue
                 if wait and (reply.status >= 500 or reply.status in PASSING):
                     self.throttle.shut(wait)
                 else:
                     self.throttle.resumed()
-                if fault.codes & _FILTERED:
+                if fault.codes & _FILTERED or _POLICY.search(fault.message):
                     return Answer("", "content_filter", self._client.redact(fault.message))
             rejected.append(profile)
             form = self._other_form(reply, rejected)
@@ -189,23 +197,14 @@ class Calls:
         """Return whether this call alone is held up: refused often while others are answered."""
         return min(limited, self.answers - answered) >= _MOST_LIMITED
 
-    def _count_failure(self, reply: Reply, tally: Meter) -> None:
-        """Count what a failure was billed at. Raise StoppedError where the endpoint is down.
-
-        It is down after so many server errors in a row, of all calls together.
-        """
-        if (used := reply.usage()) is not None:
-            tally.add(used)
-            self.meter.add(used, estimated=False)
-        if reply.status < 500:
-            return
-        self._down += 1
-        if self._down >= _MOST_DOWN:
-            said = self._client.redact(" ".join(reply.fault().message.split()))[:200]
+    def _failed(self, ticket: Ticket, said: str) -> None:
+        """Count a request without an answer. Raise StoppedError where the endpoint is down."""
+        if self._outage.goes_on(ticket):
+            said = self._client.redact(" ".join(said.split()))[:200]
             raise self.stop(
                 StoppedError(
-                    f"{self._client.where} is down: {self._down} answers in a row were HTTP "
-                    f"{reply.status} ({said}); run the same command when it is up again"
+                    f"{self._client.where} is down: {self._outage.failed} requests in a row had no "
+                    f"answer (the last one: {said}); run the same command when it is up again"
                 )
             )
 
@@ -265,8 +264,10 @@ class Calls:
         with self.meter.expecting(dollars):
             try:
                 reply = await self._client.complete(request)
-            except LateError:
+            except LateError:  # it may be billed all the same
                 self.throttle.late()
+                guess = Tokens(round(prompt_tokens), 0, round(self.meter.mean_output or cap))
+                self.meter.add(guess, estimated=True)
                 raise
         self.throttle.learn(reply.headers)
         return reply
@@ -287,7 +288,8 @@ class Calls:
             tally.add(tokens)  # a verdict's row holds counts only
         counted = tokens or Tokens(round(prompt_tokens), 0, round(len(answer.text) / 4 + 0.5))
         self._answered, self._denied = True, 0
-        self.answers, self._down = self.answers + 1, 0
+        self.answers += 1
+        self._outage.over()
         self.meter.add(counted, estimated=tokens is None)
         self.throttle.answered(ticket, counted.input + counted.output)
         return answer

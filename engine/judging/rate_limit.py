@@ -95,8 +95,10 @@ class Throttle:
         self._on_event = on_event
         self._line = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._gate = 0.0
-        """Loop time before which nothing is sent."""
+        self._gate, self._why = 0.0, ""
+        """Loop time before which nothing is sent, and why."""
+        self.one_at_a_time = False
+        """Whether one request only may be in flight, until an endpoint that fails answers again."""
         self._cooling_since: float | None = None
         self._cut_at = -1.0
         self._stopped: TraitmillError | None = None
@@ -105,7 +107,7 @@ class Throttle:
     @property
     def window(self) -> int:
         """Requests that may be in flight."""
-        return int(self._window)
+        return 1 if self.one_at_a_time else int(self._window)
 
     @property
     def pace(self) -> float:
@@ -162,7 +164,7 @@ class Throttle:
         while (left := self._gate - loop.time()) > 0:
             self.check()
             if left >= _ANNOUNCED_SECONDS and loop.time() >= next_line:
-                self._on_event(f"the judge asked for a pause: going on in {show_seconds(left)}")
+                self._on_event(f"{self._why} in {show_seconds(left)}")
                 next_line = loop.time() + _COUNTDOWN_SECONDS
             await self._woken(min(left, _COUNTDOWN_SECONDS))
         self.check()
@@ -227,7 +229,13 @@ class Throttle:
                     "run the same command later to go on, or raise `judge_patience`"
                 )
             )
-        self._gate = max(self._gate, now + wait)
+        self.hold(wait, "the judge asked for a pause: going on")
+
+    def hold(self, wait: float, why: str) -> None:
+        """Let nothing through for `wait` seconds; `why` begins the line of its countdown."""
+        end = asyncio.get_running_loop().time() + wait
+        if end > self._gate:
+            self._gate, self._why = end, why
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Slow down to limits stated in an answer's headers. Header names are lower case."""

@@ -128,6 +128,8 @@ class Prompts:
         if self._sampling.prefill or written_tags(self._opening):
             return None, False
         written = written_tags(str(self._load().chat_template))
+        if is_mistral(self._load()):  # there is no template to read
+            written = token_tags(self._load())
         told = [self._variables[name] for name in THOUGHT_SWITCHES if name in self._variables]
         if self._sampling.thinking == "on" or any(told):
             return written or token_tags(self._load()), False

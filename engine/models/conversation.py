@@ -64,10 +64,11 @@ class Conversations:
         if turns[-1].role == "assistant" and len(turns) > 1:
             before, reply = before[:-1], turns[-1].content
         text, places, special = self._text(before, reply=reply is not None)
-        ids, spans = self._tokenised(text, places, special=special)
+        says = [turn.role == "assistant" for turn in before]
+        ids, spans = self._tokenised(text, places, says, special=special)
         if reply is not None:
             everywhere = [(0, len(reply))]
-            words, _ = placed_ids(self._tokenizer, reply, everywhere, add_special_tokens=False)
+            words, _ = placed_ids(self._tokenizer, reply, (), everywhere, add_special_tokens=False)
             spans.append((len(ids), len(ids) + len(words)))
             ids += words
         return Conversation(tuple(map(int, ids)), tuple(spans))
@@ -122,10 +123,20 @@ class Conversations:
             return False
 
     def _tokenised(
-        self, text: str, places: Sequence[tuple[int, int]], *, special: bool
+        self,
+        text: str,
+        places: Sequence[tuple[int, int]],
+        says: Sequence[bool],
+        *,
+        special: bool,
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return token ids, one BOS at most, and the span of tokens that cover each place."""
-        ids, offsets = placed_ids(self._tokenizer, text, places, add_special_tokens=special)
+        """Return token ids, one BOS at most, and the span of tokens that cover each place.
+
+        `says` tells at which places the model itself speaks.
+        """
+        said = [place for place, by_model in zip(places, says, strict=True) if by_model]
+        words = [place for place in places if place not in said]
+        ids, offsets = placed_ids(self._tokenizer, text, words, said, add_special_tokens=special)
         bos = self._tokenizer.bos_token_id
         while bos is not None and ids[:2] == [bos, bos]:
             ids, offsets = ids[1:], offsets[1:]

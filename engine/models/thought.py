@@ -60,11 +60,17 @@ def written_tags(text: str) -> Tags | None:
 
 def token_tags(tokenizer: Any) -> Tags | None:
     """Return the tags that are tokens of their own, None where none are."""
-    if is_mistral(tokenizer):
-        return None
-    added = tokenizer.get_added_vocab()
+    added = tokenizer.get_vocab() if is_mistral(tokenizer) else tokenizer.get_added_vocab()
     found = (Tags(*pair) for pair in _PAIRS)
     return next((tags for tags in found if tags.closing in added), None)
+
+
+def _tag_ids(tokenizer: Any, tag: str) -> list[int]:
+    """Return the token ids of a tag as a model writes it."""
+    if is_mistral(tokenizer) and tag in (known := tokenizer.get_vocab()):
+        return [known[tag]]  # in a text it would be words
+    ids: list[int] = tokenizer(tag, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 class Thought:
@@ -74,13 +80,12 @@ class Thought:
         """`opened` says whether the prompt ends inside the thought; else the model begins it."""
         self._tokenizer = tokenizer
         self.tags, self.opened = tags, opened
-        ids = tokenizer(tags.closing, add_special_tokens=False)["input_ids"]
+        ids = _tag_ids(tokenizer, tags.closing)
         self.closing_id: int | None = None
         """The token that ends a thought, None where it takes several."""
         if len(ids) == 1:
             self.closing_id = int(ids[0])
-        opening = tokenizer(tags.opening, add_special_tokens=False)["input_ids"]
-        self.most_before = len(opening) + _MOST_SPACES
+        self.most_before = len(_tag_ids(tokenizer, tags.opening)) + _MOST_SPACES
         """Tokens that tell whether a model begins a thought."""
 
     def begins(self, token_ids: Sequence[int]) -> bool:

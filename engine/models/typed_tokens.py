@@ -7,10 +7,10 @@ as the text they are.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from copy import deepcopy
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ..errors import UsageError
@@ -18,17 +18,19 @@ from .mistral import is_mistral
 
 _MARK = "\ufdd0"
 """A code point that Unicode keeps for such uses: no text holds it."""
+_CONTROL = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+_MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 
 def spells_special(tokenizer: Any, *texts: str) -> bool:
     """Return whether one of the texts spells a special token of the tokenizer."""
-    pattern = _pattern(tokenizer)
+    pattern = _special(tokenizer).pattern
     return pattern is not None and any(map(pattern.search, texts))
 
 
 def marked(tokenizer: Any, text: str) -> str:
     """Return a text whose special tokens carry a mark, for a template to write."""
-    pattern = _pattern(tokenizer)
+    pattern = _special(tokenizer).pattern
     return pattern.sub(_mark, text) if pattern else text
 
 
@@ -45,21 +47,27 @@ def marked_ids(tokenizer: Any, text: str, **how: Any) -> list[int]:
 
 
 def placed_ids(
-    tokenizer: Any, text: str, words: Sequence[tuple[int, int]], **how: Any
+    tokenizer: Any,
+    text: str,
+    words: Sequence[tuple[int, int]],
+    said: Sequence[tuple[int, int]] = (),
+    **how: Any,
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the token ids of a text and where in it each stands; at the places `words`, `[start,
     stop)`, special tokens are words.
 
-    `how` goes to the tokenizer, a fast one. Raise UsageError where those words have no other
-    tokens.
+    At the places `said`, of a model's own words, what its template writes stays a token where the
+    tokenizer does not call it special: a model says `<think>`. `how` goes to the tokenizer, a fast
+    one. Raise UsageError where those words have no other tokens.
     """
     encoded = tokenizer(text, return_offsets_mapping=True, **how)
-    special = _special(tokenizer)
+    called = _special(tokenizer).called
     ids: list[int] = []
     places: list[tuple[int, int]] = []
     for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         found = [token]
-        if token in special and any(start < last and first < end for first, last in words):
+        meant = [*words, *(said if called.get(token) else ())]
+        if token in called and any(start < last and first < end for first, last in meant):
             found = _as_words(tokenizer, text[start:end])
         ids += found
         places += [(start, end)] * len(found)
@@ -73,9 +81,8 @@ def _mark(match: re.Match[str]) -> str:
 
 def _without_marks(tokenizer: Any, text: str) -> tuple[str, list[tuple[int, int]]]:
     """Return the text as it is read, and where the marked tokens stand in it."""
-    names = [re.escape(name[0] + _MARK + name[1:]) for name in _names(tokenizer)]
     plain, words, done = "", [], 0
-    for match in re.finditer("|".join(names), text):
+    for match in _special(tokenizer).marked.finditer(text):
         plain += text[done : match.start()]
         token = match.group().replace(_MARK, "", 1)
         words.append((len(plain), len(plain) + len(token)))
@@ -84,8 +91,9 @@ def _without_marks(tokenizer: Any, text: str) -> tuple[str, list[tuple[int, int]
 
 
 def _as_words(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = _splitting(tokenizer).encode(text, add_special_tokens=False).ids
-    if not _special(tokenizer).keys().isdisjoint(ids):
+    special = _special(tokenizer)
+    ids: list[int] = special.splitting.encode(text, add_special_tokens=False).ids
+    if not special.called.keys().isdisjoint(ids):
         raise _not_as_words(text)
     return ids
 
@@ -97,30 +105,51 @@ def _not_as_words(text: str) -> UsageError:
     )
 
 
+class _Special:
+    """The special tokens of a tokenizer: those that it finds in any text.
+
+    DeepSeek's `<｜User｜>` and Qwen's `<think>` are not called so by their tokenizers, and do the
+    same.
+    """
+
+    def __init__(self, tokenizer: Any, template: str) -> None:
+        found = {} if is_mistral(tokenizer) else getattr(tokenizer, "added_tokens_decoder", {})
+        self._tokenizer = tokenizer
+        self.called = {
+            id_: bool(token.special)
+            for id_, token in found.items()
+            if token.content and (token.special or _is_written(token.content, template))
+        }
+        """By id, whether the tokenizer itself calls the token special."""
+        names = sorted((found[id_].content for id_ in self.called), key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, names))) if names else None
+        """Finds them, the longest first, as a tokenizer does."""
+        marked = (re.escape(name[0] + _MARK + name[1:]) for name in names)
+        self.marked = re.compile("|".join(marked))
+
+    @cached_property
+    def splitting(self) -> Any:
+        """A copy of the tokenizer that takes them for text. Of the shared one this is a switch,
+        which other threads would meet."""
+        inner = self._tokenizer.backend_tokenizer
+        described = json.loads(inner.to_str())
+        for token in described["added_tokens"]:
+            token["special"] = token["id"] in self.called
+        copy = type(inner).from_str(json.dumps(described))
+        copy.encode_special_tokens = True
+        return copy
+
+
+def _special(tokenizer: Any) -> _Special:
+    template = "" if is_mistral(tokenizer) else str(tokenizer.chat_template or "")
+    return _known(tokenizer, template)
+
+
 @lru_cache(maxsize=4)
-def _special(tokenizer: Any) -> dict[int, str]:
-    """Return the special tokens by id: those that a tokenizer finds in any text."""
-    if is_mistral(tokenizer):
-        return {}
-    found = getattr(tokenizer, "added_tokens_decoder", {}).items()
-    return {id_: token.content for id_, token in found if token.special and token.content}
+def _known(tokenizer: Any, template: str) -> _Special:
+    return _Special(tokenizer, template)
 
 
-def _names(tokenizer: Any) -> list[str]:
-    """Return the special tokens, the longest first, as a tokenizer looks for them."""
-    return sorted(_special(tokenizer).values(), key=len, reverse=True)
-
-
-@lru_cache(maxsize=4)
-def _pattern(tokenizer: Any) -> re.Pattern[str] | None:
-    names = [re.escape(name) for name in _names(tokenizer)]
-    return re.compile("|".join(names)) if names else None
-
-
-@lru_cache(maxsize=4)
-def _splitting(tokenizer: Any) -> Any:
-    """Return a copy that takes special tokens for text. Of the shared one this is a switch, which
-    other threads would meet."""
-    copy = deepcopy(tokenizer.backend_tokenizer)
-    copy.encode_special_tokens = True
-    return copy
+def _is_written(token: str, template: str) -> bool:
+    """Return whether a template writes a token, to structure a conversation."""
+    return bool(_CONTROL.fullmatch(token) or (_MARKUP.fullmatch(token) and token in template))

@@ -45,7 +45,15 @@ def response(text="so calm", index=0):
 
 @asynccontextmanager
 async def opened(
-    server, model="gpt-5-mini", mode="auto", *, profile=None, deadline=30.0, events=None, **limits
+    server,
+    model="gpt-5-mini",
+    mode="auto",
+    *,
+    profile=None,
+    deadline=30.0,
+    backoff=0.001,
+    events=None,
+    **limits,
 ):
     limits = {"rpm": 1e6, **limits}
     judge = EndpointJudge(
@@ -54,7 +62,7 @@ async def opened(
         profile=profile,
         on_event=(lambda _: None) if events is None else events.append,
         deadline=deadline,
-        backoff=0.001,
+        backoff=backoff,
     )
     try:
         await judge.open()
@@ -63,6 +71,10 @@ async def opened(
         await judge.close()
 
 
+LITELLM = (
+    "litellm.BadRequestError: litellm.ContentPolicyViolationError: AzureException - The response "
+    "was filtered due to the prompt triggering Azure OpenAI's content management policy."
+)
 PROFILE = JudgeProfile(model="m", top_logprobs=0)
 """Integer answers by schema, temperature accepted: what most tests need, without a probe."""
 
@@ -465,9 +477,14 @@ async def test_f07_a_call_that_never_answers_is_given_up_and_repeated():
             verdicts = await asyncio.gather(
                 *(judge.judge(TRAIT, response(index=i)) for i in range(6))
             )
+            usage = judge.usage
         assert len(server.log) == 9
     assert [v.status for v in verdicts] == ["scored"] * 6
     assert sum(v.attempts for v in verdicts) == 9
+    # What never came may be billed all the same: it is estimated beside the six that tell.
+    assert usage.estimated == 3
+    assert usage.input_tokens > 6 * 100
+    assert usage.output_tokens > 6 * 5
 
 
 async def test_f07_each_call_that_comes_too_late_is_told_to_the_line(monkeypatch):
@@ -595,6 +612,7 @@ async def test_f09_an_unreadable_answer_is_asked_about_once(text):
         (completion("", finish_reason="content_filter"), ""),
         (completion('{"score": null}'), '{"score": null}'),
         (error(400, "The prompt was filtered", code="content_filter"), "The prompt was filtered"),
+        (error(400, LITELLM, code="400"), LITELLM),
         (
             Reply(
                 403,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -225,13 +226,70 @@ async def test_t45_out_of_money_inside_a_200_stops_at_once() -> None:
         assert len(server.log) == 1
 
 
-async def test_t27_an_endpoint_that_is_down_stops_the_judge_after_few_calls() -> None:
-    with MisbehavingServer(script=lambda _: error(500, "oops")) as server:
+OUTAGES = {
+    "500": error(500, "oops"),
+    "502 of a gateway": Reply(502, "<html>Bad Gateway</html>", {}),
+    "no completion": Reply(200, "<html>We are back soon</html>", {}),
+    "error in a 200": in_choice(code=503),
+}
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+async def test_t27_an_endpoint_that_is_down_stops_the_judge_after_few_calls(outage: str) -> None:
+    with MisbehavingServer(script=lambda _: OUTAGES[outage]) as server:
         async with known(server) as judge:
             judged = [judge.judge(TRAIT, response(index=i)) for i in range(40)]
             found = await asyncio.gather(*judged, return_exceptions=True)
         asked = len(server.log)
-    stopped = [each for each in found if isinstance(each, StoppedError)]
-    assert stopped
-    assert "is down" in str(stopped[0])
+    assert {type(each) for each in found} == {StoppedError}  # no text is given up for it
+    assert "is down" in str(found[0])
     assert asked < 80
+
+
+async def test_t27_an_endpoint_that_is_gone_stops_the_judge_too() -> None:
+    with MisbehavingServer() as server:
+        address = server.url
+    async with known(SimpleNamespace(url=address)) as judge:
+        judged = [judge.judge(TRAIT, response(index=i)) for i in range(40)]
+        found = await asyncio.wait_for(asyncio.gather(*judged, return_exceptions=True), 60)
+    assert {type(each) for each in found} == {StoppedError}
+    assert "no connection" in str(found[0])
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+async def test_t27_a_gateway_that_starts_anew_costs_no_text_and_no_run(outage: str) -> None:
+    """More requests fail in one moment than make an endpoint count as down, and it comes back."""
+    down = [True]
+
+    def script(_: object) -> Reply | None:
+        return OUTAGES[outage] if down[0] else None
+
+    with MisbehavingServer(script=script, latency=0.05) as server:
+        async with known(server, concurrency=64, backoff=0.1) as judge:
+            judged = [
+                asyncio.create_task(judge.judge(TRAIT, response(index=i))) for i in range(200)
+            ]
+            while len(server.log) < 64:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            down[0] = False
+            found = await asyncio.wait_for(asyncio.gather(*judged), 60)
+        asked = len(server.log)
+    assert {each.status for each in found} == {"scored"}
+    assert asked < 200 + 64 + 8
+
+
+async def test_t27_requests_go_side_by_side_again_once_one_is_answered() -> None:
+    script = [error(500, "oops")] * 24
+    with MisbehavingServer(script=script, latency=0.05) as server:
+        async with known(server, concurrency=24) as judge:
+            judged = [judge.judge(TRAIT, response(index=i)) for i in range(120)]
+            most = 0
+            tasks = asyncio.gather(*judged)
+            while not tasks.done():
+                if len(server.log) > 60:
+                    most = max(most, judge._calls.throttle.in_flight)
+                await asyncio.sleep(0.005)
+            found = await tasks
+    assert {each.status for each in found} == {"scored"}
+    assert most > 6

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from traitmill.engine.errors import AccessError
+from traitmill.engine.errors import AccessError, UsageError
 from traitmill.engine.models import ModelRef, chat_token_ids, find_model, lazy_tokenizer
 from traitmill.engine.models import load_tokenizer as load
 from traitmill.engine.settings import Sampling
@@ -27,6 +27,48 @@ def tekken(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
         shutil.copyfileobj(source, target)
     (folder / "config.json").write_text(json.dumps(CONFIG | {"num_attention_heads": 4}))
     return find_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def reasoner(tekken: ModelRef, tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
+    """The same with the tokens of a thought, as Magistral and Ministral have them."""
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    folder = tmp_path_factory.mktemp("magistral")
+    shutil.copytree(tekken.source, folder, dirs_exist_ok=True)
+    described = json.loads((folder / "tekken.json").read_text())
+    known = [dict(token) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
+    more = ["[THINK]", "[/THINK]", "[CALL_ID]", "[ARGS]"]
+    known += [
+        {"rank": rank, "token_str": token, "is_control": True}
+        for rank, token in enumerate(more, len(known))
+    ]
+    described["special_tokens"] = known
+    described["config"]["version"] = "v13"
+    (folder / "tekken.json").write_text(json.dumps(described))
+    return find_model(str(folder))
+
+
+@pytest.mark.parametrize("thinking", ["auto", "on"])
+def test_a_thought_in_mistrals_own_tokens_is_a_span_of_its_own(
+    reasoner: ModelRef, thinking: str
+) -> None:
+    thought = lazy_tokenizer(reasoner)(MOMENT, Sampling(thinking=thinking)).thought
+    tokenizer, (opening, closing) = load(reasoner), (20, 21)
+    assert thought is not None
+    assert (thought.closing_id, thought.opened) == (closing, False)
+    hm, so = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" hm ok", "So."))
+    ids = [opening, *hm, closing, *so]
+    assert thought.begins(ids)
+    assert not thought.begins(so)
+    assert thought.span(ids) == (1, 1 + len(hm))
+    assert thought.text(ids[1 : 1 + len(hm)]) == " hm ok"
+
+
+def test_a_model_of_mistrals_without_such_tokens_has_no_thought(tekken: ModelRef) -> None:
+    assert lazy_tokenizer(tekken)(MOMENT, Sampling()).thought is None
+    with pytest.raises(UsageError, match="leaves no place for a thought"):
+        _ = lazy_tokenizer(tekken)(MOMENT, Sampling(thinking="on")).thought
 
 
 @pytest.fixture(scope="module")
