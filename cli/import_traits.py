@@ -56,10 +56,10 @@ def command(
     folder, under imported/. Nothing is written where one of them cannot be read.
     """
     from traitmill.engine.run import import_traits
+    from traitmill.engine.storage import check_name
 
-    found = import_traits(
-        source, experiments_dir / to, kind=format, questions=questions, model_name=model_name
-    )
+    root = experiments_dir / check_name(to, "experiment")
+    found = import_traits(source, root, kind=format, questions=questions, model_name=model_name)
     for trait in found:
         say(f"{trait.path}")
         told = {"took": trait.took, "changed": trait.changed, "left": trait.left}
@@ -67,5 +67,5 @@ def command(
         for word, lines in told.items():
             for line in lines:
                 say(f"  {word:<10}  {line}")
-    say(f"{len(found)} trait{'' if len(found) == 1 else 's'} imported into {experiments_dir / to}")
+    say(f"{len(found)} trait{'' if len(found) == 1 else 's'} imported into {root}")
     return 0

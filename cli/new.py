@@ -42,6 +42,7 @@ def command(**given: Any) -> int:
     complete keys by the JSON Schema that is put beside the traits.
     """
     from traitmill.engine.run import new_trait
+    from traitmill.engine.storage import check_name
 
     prepare_environment()
     sentence = given["from"]
@@ -49,7 +50,7 @@ def command(**given: Any) -> int:
     asked = {name: value for name, value in judging.items() if value is not None}
     if asked and sentence is None:
         raise UsageError(f"--{next(iter(asked))} is for a draft: say what the trait is with --from")
-    root = given["experiments_dir"] / given["experiment"]
+    root = given["experiments_dir"] / check_name(given["experiment"], "experiment")
     drafting = new_trait(root, given["trait"], sentence=sentence, notice=say, **asked)
     path = asyncio.run(drafting)
     say(str(path))

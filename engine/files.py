@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
@@ -36,6 +36,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             temp.unlink(missing_ok=True)
             raise
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """Return cells as a line of CSV; None is empty.
+
+    Before Python 3.13 csv.writer leaves a lone carriage return bare, which ends a row for readers.
+    """
+    return ",".join(_quoted("" if cell is None else str(cell)) for cell in cells) + "\n"
+
+
+def _quoted(text: str) -> str:
+    if any(character in text for character in ',"\n\r'):
+        return '"' + text.replace('"', '""') + '"'
+    return text
 
 
 @contextmanager

@@ -3,6 +3,8 @@ computed."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +41,8 @@ class Entry:
     """As sampled, a closing end token included."""
     thought_tokens: int = 0
     """Between prompt and response, tags included."""
+    digest: str = ""
+    """Of all its token ids: a sample that was lost is made anew, in other words."""
 
 
 def write_per_token(
@@ -47,33 +51,32 @@ def write_per_token(
     folder: Path,
     *,
     revision: str,
+    blocks: str | None = None,
     fault: Callable[[str], None],
 ) -> int:
     """Append the token states of `rows` to `folder`, at the layers `model` captures; return the
     rows written.
 
-    Rows the index names already are not computed again. States are in the model's dtype, unpooled,
-    layer convention as in CaptureModel; `revision` is the model's. A row that is not finite is left
-    out, and `fault` is told which, and at what layer. A shard appears whole and the index names it
-    afterwards, so a run cut off at any moment loses what was in memory and nothing else. Raises
-    ResourceError (memory, disk), UsageError (the folder holds other layers).
+    Rows the index names already are not computed again, unless their tokens are others now. States
+    are in the model's dtype, unpooled, layer convention as in CaptureModel; `revision` is the
+    model's, `blocks` as it was given. A row that is not finite is left out, and `fault` is told
+    which, and at what layer. A shard appears whole and the index names it afterwards, so a run cut
+    off at any moment loses what was in memory and nothing else. Raises ResourceError (memory,
+    disk), UsageError (the folder holds other layers).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    layout = {
-        "layers": list(model.layers),
-        "dim": model.hidden_dim,
-        "dtype": model.dtype,
-        "attention": model.attention,
-        "revision": revision,
-    }
+    layout = _layout(model, revision, blocks)
     known = _known_rows(folder, layout)
-    todo = [row for row in rows if _name(row) not in known]
+    todo = [row for row in rows if known.get(_name(row), {}).get("digest") != _digest(row)]
+    numbers = itertools.count(
+        1 + max((_number(each["shard"]) for each in known.values()), default=-1)
+    )
     shard: dict[str, torch.Tensor] = {}
     entries: dict[str, Entry] = {}
     held = written = 0
 
     def flush() -> None:
-        name = f"states-{len({entry['shard'] for entry in known.values()}):05d}.safetensors"
+        name = f"states-{next(numbers):05d}.safetensors"
         write_atomic(folder / name, save(shard))
         known.update({key: {**asdict(entry), "shard": name} for key, entry in entries.items()})
         write_atomic(folder / INDEX, json.dumps({**layout, "rows": known}).encode())
@@ -93,13 +96,24 @@ def write_per_token(
             flush()
             held = 0
         shard[_name(row)] = states
-        prompt, thought = len(row.sample.prompt_token_ids), len(row.thought_token_ids)
-        entries[_name(row)] = Entry("", _name(row), prompt, len(row.response_token_ids), thought)
+        entries[_name(row)] = _entry(row)
         held += states.nbytes
         written += 1
     if shard:
         flush()
     return written
+
+
+def _layout(model: CaptureModel, revision: str, blocks: str | None) -> dict[str, Any]:
+    """Return what all rows of a folder have in common."""
+    return {
+        "layers": list(model.layers),
+        "dim": model.hidden_dim,
+        "dtype": model.dtype,
+        "attention": model.attention,
+        "revision": revision,
+        "blocks": blocks,
+    }
 
 
 def _known_rows(folder: Path, layout: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -122,6 +136,20 @@ def read_index(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return found
+
+
+def _entry(row: Response) -> Entry:
+    """Return where a row's states will be; the shard is known once it is written."""
+    prompt, thought = len(row.sample.prompt_token_ids), len(row.thought_token_ids)
+    return Entry("", _name(row), prompt, len(row.response_token_ids), thought, _digest(row))
+
+
+def _number(shard: str) -> int:
+    return int(shard.removesuffix(".safetensors").rpartition("-")[2])
+
+
+def _digest(row: Response) -> str:
+    return hashlib.sha256(repr(row.token_ids).encode()).hexdigest()[:16]
 
 
 def _name(row: Response) -> str:

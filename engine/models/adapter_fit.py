@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import AccessError, UsageError
 from .adapter import RANKS, Adapter
 from .config import read_config
-from .hub import ModelRef, fetch_files, fingerprint
+from .fingerprint import fingerprint
+from .hub import ModelRef, fetch_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AccessError
 from .adapter import Adapter
-from .demo import COMPLETE, EMBEDDED, embedded_folder
+from .demo import EMBEDDED, embedded_folder
+from .fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -28,8 +28,6 @@ _INFERRED = {
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _TOO_MANY, _SERVER_ERRORS = 429, 500
-_BLOCKS_READ = 16
-_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,26 +223,3 @@ def _with_floats(found: dict[str, Any]) -> Any:
     if found.keys() == {"__float__"}:
         return float(found["__float__"])
     return found
-
-
-def fingerprint(folder: Path) -> str:
-    """Return 16 hex digits that change when a local model's files do.
-
-    Small files are read whole; of each weight file the size and 16 evenly spaced blocks of 64 KiB,
-    so that two fine-tunes of one base differ although their shapes do not, without reading hundreds
-    of gigabytes.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.name == COMPLETE:
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            if size <= _BLOCKS_READ * _BLOCK_BYTES:
-                digest.update(file.read())
-                continue
-            for index in range(_BLOCKS_READ):
-                file.seek((size - _BLOCK_BYTES) * index // (_BLOCKS_READ - 1))
-                digest.update(file.read(_BLOCK_BYTES))
-    return digest.hexdigest()[:16]

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..files import atomic_file
+from ..files import atomic_file, csv_line
 from ..records import POLARITIES, Polarity
 from ..storage import TraitState
 from .metadata import CSV_COLUMNS
@@ -41,18 +41,9 @@ def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None
     for table in state.tables("responses", positions, [*texts, *thoughts]):
         columns = [table[name].to_pylist() for name in [*texts, *thoughts]]
         for cells in zip(*columns, strict=True):
-            quoted = [_quoted(cell) for cell in cells]
-            line = [*quoted[: len(texts)], *map(format_score, next(scores)), *quoted[len(texts) :]]
-            file.write((",".join(line) + "\n").encode())
-
-
-def _quoted(text: str | None) -> str:
-    """Quote where needed. Before Python 3.13 csv.writer leaves a lone carriage return bare."""
-    if text is None:
-        return ""
-    if any(character in text for character in ',"\n\r'):
-        return '"' + text.replace('"', '""') + '"'
-    return text
+            said = map(format_score, next(scores))
+            line = [*cells[: len(texts)], *said, *cells[len(texts) :]]
+            file.write(csv_line(line).encode())
 
 
 def format_score(score: float) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import UsageError
 from ..files import write_atomic
-from ..storage import SCHEMA_VERSION, TraitFolder
+from ..storage import SCHEMA_VERSION, TraitFolder, made_by
 
 CSV_COLUMNS = ("question", "instruction", "prompt", "response", "trait_score")
 LAYER_CONVENTION = (
@@ -81,6 +81,11 @@ class Metadata(BaseModel):
     question_index: list[int]
     sha256: str = ""
     """Of all the keys above, as canonical JSON."""
+
+    @property
+    def made_by(self) -> str:
+        """What tells its model from others."""
+        return made_by({**self.sampling, "model": self.model, "revision": self.revision})
 
     def __repr__(self) -> str:
         rows = f"{self.n_examples_pos} pos + {self.n_examples_neg} neg"

@@ -143,7 +143,9 @@ def _facts(
     source: Texts, directions: Directions, readers: Sequence[Reader], settings: RunSettings
 ) -> dict[str, Any]:
     """Return what a folder's parts are of: others cannot go on with them."""
-    return {
+    named = settings.execution.blocks
+    blocks = {"blocks": named} if named else {}
+    return blocks | {
         "schema_version": SCHEMA_VERSION,
         "texts": source.digest,
         "vectors": {each.name: each.digest for each in directions.chosen},

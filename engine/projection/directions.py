@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..outputs import Metadata
-from ..storage import RunRecord, TraitFolder
+from ..storage import RunRecord, TraitFolder, made_by
 from ..vectors import TraitVectors, check_methods, open_vectors
 
 
@@ -123,9 +123,8 @@ def choose_directions(
 
 
 def _model_of(vectors: TraitVectors, record: RunRecord | None) -> str:
-    """Return the name of the model that vectors are of, with its adapter."""
-    added = record.sampling.adapter if record else ""
-    return f"{vectors.model} + {added}" if added else vectors.model
+    """Return what tells the model that vectors are of from others."""
+    return made_by(record.sampling.model_dump()) if record else vectors.model
 
 
 def _wanted(

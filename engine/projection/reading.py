@@ -128,8 +128,9 @@ class Reader:
     def _read(self, text: Text) -> Conversation:
         stored = text.stored
         if stored is not None and stored.model == self._tokens:
-            n, m = len(stored.prompt), len(stored.response)
-            found = Conversation((*stored.prompt, *stored.response), ((0, n), (n, n + m)))
+            ids = (*stored.prompt, *stored.thought, *stored.response)
+            start = len(ids) - len(stored.response)
+            found = Conversation(ids, ((0, len(stored.prompt)), (start, len(ids))))
         else:
             found = self._conversations(text.turns)
         longest = self.ref.context_length

@@ -70,6 +70,7 @@ class StoredTexts:
                     StoredIds(
                         f"{sampling.model}@{sampling.revision}",
                         sample.prompt_token_ids,
+                        response.thought_token_ids,
                         response.response_token_ids[: response.n_pooled],
                     ),
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import atomic_file, write_atomic
+from ..files import atomic_file, csv_line, write_atomic
 
 OURS = ("model", "row", "turn", "role", "n_tokens", "text", "error")
 _BY_TOKEN = ".by_token"  # noqa: S105 - the end of a column's name
@@ -107,11 +106,10 @@ def merge(folder: Path, layout: Layout, parts: Sequence[Path]) -> Path:
 def _write_csv(path: Path, names: Sequence[str], tables: Iterable[pa.Table]) -> None:
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(names)
+        text.write(csv_line(names))
         for table in tables:
             for row in zip(*(table[name].to_pylist() for name in names), strict=True):
-                writer.writerow([_csv_cell(value) for value in row])
+                text.write(csv_line(map(_csv_cell, row)))
         text.flush()
         text.detach()
 
@@ -162,11 +160,10 @@ def compare(
         head += [f"{name} {model} - {models[0]}" for model in models[1:]]
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(head)
+        text.write(csv_line(head))
         for parts in chunks:
             for cells in _compared([read_part(part) for part in parts], layout, models, gaps):
-                writer.writerow([_csv_cell(value) for value in cells])
+                text.write(csv_line(map(_csv_cell, cells)))
         text.flush()
         text.detach()
     return gaps

@@ -16,6 +16,8 @@ class StoredIds:
     model: str
     """Name and revision of the model whose ids they are."""
     prompt: tuple[int, ...]
+    thought: tuple[int, ...]
+    """Between the two, tags included; no turn's own."""
     response: tuple[int, ...]
     """Those that count in a pool."""
 

@@ -13,7 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -179,23 +179,19 @@ class Replica:
         await self._stack.aclose()
 
 
+_SENT = tuple(each.name for each in fields(Response) if each.name != "sample")
+
+
 def _light(value: Any) -> Any:
     """Leave out of a response the sample that the driver has."""
     if not isinstance(value, Response):
         return value
-    return (
-        value.status,
-        value.response,
-        value.response_token_ids,
-        value.finish_reason,
-        value.logprobs,
-        value.error,
-    )
+    return tuple(getattr(value, name) for name in _SENT)
 
 
 def full(value: Any, sample: Sample) -> Response:
     """Put a response together again."""
-    return Response(sample, *value)
+    return Response(sample, **dict(zip(_SENT, value, strict=True)))
 
 
 def installed() -> dict[str, str]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..capture import CaptureFacts
-from ..errors import EngineDiedError, TraitmillError, UsageError
+from ..errors import EngineDiedError, TraitmillError
 from ..records import Activation, Response
-from .member import Member
-from .pool import ReplicaPool, reason
+from .member import Member, reason
+from .pool import ReplicaPool
 
 CALLS = 2
 """Under way on a replica: while the results of one travel, the next is computed."""
@@ -59,8 +59,8 @@ class ReplicatedCapturer:
                     pool.need_one()
                     await pool.changed.wait()
             living = [member for member in pool.members if member.captures]
-        for other in facts[1:]:
-            _refuse_unlike(facts[0], other)
+        for each in facts:
+            pool.agreed.refuse_capture(each)
         return facts[0]
 
     async def _open_one(self, member: Member) -> CaptureFacts | None:
@@ -154,14 +154,3 @@ def _merged(name: str, one: Any, other: Any, rows: tuple[int, int]) -> Any:
     if name.startswith("mean") and not name.endswith("tolerance"):
         return (one * rows[0] + other * rows[1]) / max(1, sum(rows))
     return max(one, other)
-
-
-def _refuse_unlike(first: CaptureFacts, other: CaptureFacts) -> None:
-    """Raise UsageError where replicas would fill one activation set with rows of two kinds."""
-    for name in ("dtype", "attention", "layers", "hidden_dim"):
-        own, theirs = getattr(first, name), getattr(other, name)
-        if own != theirs:
-            raise UsageError(
-                f"the replicas capture with different {name} ({own} and {theirs}): name one with "
-                "`capture_dtype` and `attention`, or use nodes of one kind"
-            )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..capture import CaptureFacts
 from ..errors import UsageError
 from .actor import Hello
 
@@ -55,16 +55,46 @@ class Member:
         return f"replica {self.index + 1}{where}"
 
 
-def refuse_differing(members: Sequence[Member]) -> None:
-    """Raise UsageError where nodes have other versions than the first: results would differ."""
-    first = members[0].hello
-    assert first is not None  # noqa: S101 - it has started
-    for member in members[1:]:
-        assert member.hello is not None  # noqa: S101 - as above
-        for name in sorted({*first.versions, *member.hello.versions}):
-            own, other = member.hello.versions.get(name), first.versions.get(name)
+class Agreed:
+    """What all replicas have in common: of those that come back on another node as well."""
+
+    def __init__(self) -> None:
+        self._first: tuple[str, Hello] | None = None
+        self.capture: CaptureFacts | None = None
+        """Of the first capture model that was loaded."""
+
+    def refuse_versions(self, member: Member, hello: Hello) -> None:
+        """Raise UsageError where a node has other versions than the first: results would differ."""
+        whose, first = self._first or (f"{member} on {hello.node}", hello)
+        for name in sorted({*first.versions, *hello.versions}):
+            own, other = hello.versions.get(name), first.versions.get(name)
             if own != other:
                 raise UsageError(
-                    f"{member} has {name} {own or 'not installed'}, {members[0]} has "
-                    f"{other or 'not installed'}: install the same on all nodes"
+                    f"replica {member.index + 1} on {hello.node} has {name} "
+                    f"{own or 'not installed'}, {whose} has {other or 'not installed'}: install "
+                    "the same on all nodes"
                 )
+        self._first = whose, first
+
+    def refuse_capture(self, loaded: CaptureFacts) -> None:
+        """Raise UsageError where replicas would fill one activation set with rows of two kinds."""
+        first = self.capture or loaded
+        for name in ("dtype", "attention", "layers", "hidden_dim"):
+            own, theirs = getattr(first, name), getattr(loaded, name)
+            if own != theirs:
+                raise UsageError(
+                    f"the replicas capture with different {name} ({own} and {theirs}): name one "
+                    "with `capture_dtype` and `attention`, or use nodes of one kind"
+                )
+        self.capture = first
+
+
+async def closed(actor: Any) -> None:
+    """Have an actor take its models down."""
+    await actor.close.remote()
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of what Ray says of an actor's end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import EngineDiedError, TraitmillError
+from ..errors import EngineDiedError, TraitmillError, UsageError
 from ..records import Response, Sample
-from .actor import Answer, OpenModels, Replica, Seat, full
+from .actor import Answer, Hello, OpenModels, Replica, Seat, full
 from .cluster import Cluster, Needs
-from .member import Member, Request, refuse_differing
+from .member import Agreed, Member, Request, closed, reason
 
 RESTARTS = 3
 """Starts of a replica that may fail or end without one answer, until it is given up."""
@@ -42,14 +42,13 @@ class ReplicaPool:
         self._cluster, self._open_models = cluster, open_models
         self._needs, self._all_needed, self._notice = needs, all_needed, notice
         self.members = [Member(index) for index in range(replicas)]
-        self._generates = True
-        self._captures = False
+        self._generates, self._captures, self._closed = True, False, False
         self._waiting: deque[Request] = deque()
         self._numbers = itertools.count()
         self._revivals: set[asyncio.Task[None]] = set()
         self._said: set[str] = set()
         self._errors: list[TraitmillError] = []
-        self._closed = False
+        self.agreed = Agreed()
         self.changed = asyncio.Condition()
         """Notified when a member comes, goes, or has ended a capture call."""
 
@@ -62,7 +61,6 @@ class ReplicaPool:
         errors = [member for member in self.members if member.hello is None]
         if not live or (errors and self._all_needed):
             raise self._errors[0]
-        refuse_differing(live)
         self.members = live
 
     async def _start_member(self, member: Member) -> None:
@@ -81,10 +79,7 @@ class ReplicaPool:
         seat = Seat(member.index, len(self.members), generates=self._generates)
         member.actor = await self._cluster.call(self._place, seat)
         try:
-            hello = await member.actor.load.remote()
-            if not isinstance(hello, TraitmillError) and self._captures:
-                facts = await member.actor.open_capture.remote()
-                hello = facts if isinstance(facts, TraitmillError) else hello
+            hello = await self._loaded(member)
         except RayError as error:
             raise EngineDiedError(f"its process died: {reason(error)}") from error
         if isinstance(hello, TraitmillError):
@@ -95,8 +90,7 @@ class ReplicaPool:
             if line not in self._said:
                 self._said.add(line)
                 self._notice(line)
-        member.live = self._generates and hello.capacity > 0
-        member.captures = self._captures
+        member.live, member.captures = self._generates and hello.capacity > 0, self._captures
         if member.live:
             member.talks = [
                 asyncio.create_task(self._talk(member, self._send)),
@@ -104,6 +98,22 @@ class ReplicaPool:
             ]
         await self.tell()
         self._deal()
+
+    async def _loaded(self, member: Member) -> Hello | TraitmillError:
+        """Have an actor load its models; return what keeps it from going on as the others do."""
+        hello: Hello | TraitmillError = await member.actor.load.remote()
+        if isinstance(hello, TraitmillError):
+            return hello
+        try:
+            self.agreed.refuse_versions(member, hello)
+            if self._captures:
+                facts = await member.actor.open_capture.remote()
+                if isinstance(facts, TraitmillError):
+                    return facts
+                self.agreed.refuse_capture(facts)
+        except UsageError as error:
+            return error
+        return hello
 
     def _place(self, seat: Seat) -> Any:
         """Have Ray place an actor. It holds its engine and its capture, so they share a node."""
@@ -284,17 +294,7 @@ class ReplicaPool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         actors = [member.actor for member in self.members if member.actor is not None]
-        closing = asyncio.gather(*map(_closed, actors), return_exceptions=True)
+        closing = asyncio.gather(*map(closed, actors), return_exceptions=True)
         with suppress(TimeoutError):
             await asyncio.wait_for(closing, _CLOSE_S)
         await asyncio.gather(*map(self._kill, actors))
-
-
-async def _closed(actor: Any) -> None:
-    await actor.close.remote()
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of what Ray says of an actor's end."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 ROWS_A_FILE = 2000
 """Responses in one page of them: a browser filters so many at once without a pause."""
+
+_OURS = re.compile(r"responses(?:-\d+)?\.html")
 
 
 def write_responses(folder: TraitFolder, responses: pl.DataFrame, metadata: Metadata) -> list[Path]:
@@ -50,7 +53,7 @@ def write_responses(folder: TraitFolder, responses: pl.DataFrame, metadata: Meta
         )
         write_atomic(path, page.encode("utf-8", "backslashreplace"))
     for old in folder.path.glob("responses*.html"):
-        if old not in paths:
+        if old not in paths and _OURS.fullmatch(old.name):
             old.unlink()
     return paths
 

@@ -34,6 +34,19 @@ def asked(capture: CaptureSettings) -> dict[str, object]:
     }
 
 
+def refuse_other_blocks(
+    folder: TraitFolder, known: storage.CaptureFacts | None, blocks: str | None
+) -> None:
+    """Raise SettingsChangedError where an activation set is of other modules than are named now."""
+    before = known.blocks if known else None
+    if before is not None and before != (blocks or ""):
+        raise SettingsChangedError(
+            f"{folder.path}: its activation set is of the blocks at "
+            f"{before or 'the place that was found'}, and `blocks` names "
+            f"{blocks or 'none'}; name the same, or use another experiment"
+        )
+
+
 def refuse_other(folder: TraitFolder, known: storage.CaptureFacts, loaded: CaptureFacts) -> None:
     names = ("dtype", "attention", "layers", "hidden_dim")
     found = {name: getattr(loaded, name) for name in names}

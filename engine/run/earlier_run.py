@@ -35,7 +35,7 @@ def earlier_run(wanted: Wanted, notice: Notice) -> RunRecord | None:
             return None
         # The same command again after an interrupt: what was paid for is not paid for twice.
         notice(f"{name}: the new run has begun already and goes on")
-    if refused and not any(folder.responses.glob("part-*.parquet")):
+    if refused and not storage.holds_rows(folder.responses):
         return None  # nothing was generated with those settings: a model that did not load, say
     if refused:
         lines = [f"{folder.path}: these settings define its samples and differ from its run:"]

@@ -231,6 +231,8 @@ class _Loader:
         if engine is None:
             raise EngineDiedError("the judging engine is not loaded")
         by_name = {run.name: run for run in work.runs}
+        for run in work.runs:
+            run.begin_judging(ref)
 
         def freeze(trait: str, offset: float) -> None:
             by_name[trait].learn(offset=offset)

@@ -140,6 +140,7 @@ def _write(
             list(state.read_responses(positions)),
             folder.per_token,
             revision=ref.revision,
+            blocks=settings.execution.blocks,
             fault=faults.append,
         )
         notice(f"{folder.name}: {written:,} responses written to {folder.per_token}")

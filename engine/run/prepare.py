@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Literal
 
@@ -16,7 +16,6 @@ from ..storage import (
     Choice,
     JudgeFacts,
     Kind,
-    PartSet,
     RunRecord,
     SamplingRecord,
     TraitFolder,
@@ -25,7 +24,7 @@ from ..storage import (
 )
 from ..traits import Plan, load_plan
 from . import remembered
-from .capture_set import capture_key
+from .capture_set import capture_key, refuse_other_blocks
 from .earlier_run import Notice, earlier_run
 from .trait_run import TraitRun, planned
 from .wanted import Wanted
@@ -154,6 +153,7 @@ def _choice(wanted: Wanted) -> Choice:
     if settings.capture_rows != "none":
         capture, pools = capture_key(settings.capture), settings.capture.pools
         facts = storage.activation_sets(folder).get(capture)
+        refuse_other_blocks(folder, facts, settings.execution.blocks)
     own = wanted.question == "trait"
     return Choice(
         judge_key=key,
@@ -195,24 +195,29 @@ def recovered(wanted: Wanted, record: RunRecord, plan: Plan, notice: Notice) -> 
     storage.replay(state.parts["verdicts"])
     for parts in state.parts.values():
         parts.recover()
-    _set_orphans_aside(state.parts, folder, notice)
-    if choice.coherence_key is not None:
-        coherence = storage.coherence_parts(folder, choice.coherence_key, owned=True)
-        storage.replay(coherence)
-        storage.split_off(coherence, storage.ok_ids(state.parts["responses"]))
+    _set_orphans_aside(state, notice)
     return state.with_plan(plan)
 
 
-def _set_orphans_aside(parts: Mapping[Kind, PartSet], folder: TraitFolder, notice: Notice) -> None:
+def _set_orphans_aside(state: TraitState, notice: Notice) -> None:
     """Where responses were lost, what was said of them must not be taken for their successors'.
 
-    A response is stored before its verdict and its activation, so a row without one is an orphan.
-    Only an `ok` response is judged and captured: of a sample that failed and was done again, the
-    failure may be what is left.
+    A response is stored before its verdict and its activation, so a row without one is an orphan,
+    in sets that are not in use as well: one may be gone back to. Only an `ok` response is judged
+    and captured: of a sample that failed and was done again, the failure may be what is left.
     """
-    known = storage.ok_ids(parts["responses"])
+    folder, known = state.folder, storage.ok_ids(state.parts["responses"])
+
+    def unmark() -> None:
+        """Let the files not pass as made from these records: their texts may be others."""
+        if selection := storage.Selection.load(folder.selection):
+            selection.model_copy(update={"digest": ""}).save(folder.selection)
+
     for kind in ("verdicts", "activations"):
-        lost = storage.split_off(parts[kind], known)
+        lost = 0
+        for parts in storage.all_sets(folder, kind, notice):
+            storage.replay(parts)
+            lost += storage.split_off(parts, known, unmark)
         if lost:
             notice(
                 f"{folder.path}: {lost} {kind} belong to responses that were lost, so they will be "

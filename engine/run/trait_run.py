@@ -9,9 +9,9 @@ import numpy as np
 
 from .. import storage
 from ..capture import CaptureFacts
-from ..errors import TraitmillError
+from ..errors import SettingsChangedError, TraitmillError
 from ..judging import calibration_positions
-from ..models import Prompts
+from ..models import ModelRef, Prompts
 from ..outputs import Exported, export_trait, is_exported
 from ..records import POLARITIES, Polarity, Sample
 from ..settings import RunSettings
@@ -188,6 +188,20 @@ class TraitRun:
         """Note what was learned of the judge: `profile` and `endpoint`, or `offset`."""
         self.state.choose(judge=self.judge.model_copy(update=facts))
 
+    def begin_judging(self, judge: ModelRef) -> None:
+        """Note which local model judges. Raise SettingsChangedError where its files are others than
+        those that judged so far."""
+        before, now = self.judge.revision, "" if judge.hub_revision else judge.revision
+        if before and now and before != now:
+            where = self.folder.verdicts(self.state.judge_key)
+            raise SettingsChangedError(
+                f"the judge {judge.name} has changed since it judged {self.name} ({before} -> "
+                f"{now}), and all its scores are placed by one offset; restore its files, or move "
+                f"{where} away to have all judged anew"
+            )
+        if now != before:
+            self.learn(revision=now or before)
+
     def calibration(self) -> list[int]:
         """Return positions of the samples that fix a local judge's offset."""
         return calibration_positions(self.state.plan, self.settings.counts.n_examples)
@@ -221,6 +235,7 @@ class TraitRun:
         self.state.choose(
             capture=storage.CaptureFacts(
                 asked=asked(capture),
+                blocks=self.settings.execution.blocks or "",
                 pools=capture.pools,
                 layers=loaded.layers,
                 n_layers=loaded.n_layers,

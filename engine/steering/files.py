@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UsageError
-from ..files import write_atomic
+from ..files import csv_line, write_atomic
 from ..storage import SCHEMA_VERSION, TraitFolder
 from ..vectors import read_table, write_table
 from .claim import Claim, make_claim
@@ -91,9 +89,7 @@ def _texts(study: Study) -> dict[int, str]:
 
 
 def _csv(study: Study, answers: Answers, texts: dict[int, str]) -> bytes:
-    plan, out = study.plan, io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    plan, lines = study.plan, [csv_line(CSV_COLUMNS)]
     for place, text in texts.items():
         condition = plan.condition(place)
         sample = plan.sample(place, study.trait, study.prompts)
@@ -102,10 +98,9 @@ def _csv(study: Study, answers: Answers, texts: dict[int, str]) -> bytes:
             head[2] = ""
         known = [answers.scores[place], answers.coherence[place]]
         said = ["" if np.isnan(value) else f"{value:.2f}" for value in known]
-        writer.writerow(
-            [*head, f"{condition.coefficient:g}", sample.question, sample.instruction, text, *said]
-        )
-    return out.getvalue().encode("utf-8", "backslashreplace")
+        cells = [f"{condition.coefficient:g}", sample.question, sample.instruction, text, *said]
+        lines.append(csv_line([*head, *cells]))
+    return "".join(lines).encode("utf-8", "backslashreplace")
 
 
 def _shown_conditions(study: Study, answers: Answers) -> list[Condition]:

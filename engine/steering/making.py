@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import storage
 from ..errors import UsageError
+from ..judging import judge_key
 from ..models import Prompts
 from ..outputs import Activations, load_activations
 from ..settings import RunSettings
@@ -51,12 +52,12 @@ def make_study(
     questioned, said = _questions(trait, activations)
     notice(f"{folder.name}: {said}")
     return Study(
-        trait=replace(questioned, name=folder.steering.name),
+        trait=questioned,  # by its own name: one judge may score several studies
         folder=folder.steering,
         owner=folder,
         settings=settings,
         record=storage.need_record(folder),
-        own_judge=_own_judge(folder, settings),
+        own_judge=_own_judge(trait, folder, settings),
         prompts=prompts,
         vectors=Vectors(targets, asked.n_random),
         pool=which.pool,
@@ -109,23 +110,28 @@ def _questions(trait: Trait, activations: Activations) -> tuple[Trait, str]:
     )
 
 
-def _own_judge(folder: TraitFolder, settings: RunSettings) -> storage.JudgeFacts | None:
+def _own_judge(
+    trait: Trait, folder: TraitFolder, settings: RunSettings
+) -> storage.JudgeFacts | None:
     """Return the facts of the judge in use from the trait's own run.
 
-    Raise UsageError for a local judge that has not judged the trait: its scores are placed by that.
+    Raise UsageError for a local judge that has not judged the trait by the prompt that it has now:
+    its scores are placed by that.
     """
-    asked = settings.judge
+    asked, sets = settings.judge, storage.verdict_sets(folder)
+    if asked.is_local:
+        key = judge_key(asked, trait)
+        if key not in sets or sets[key].offset is None:
+            raise UsageError(
+                f"`judge_model` {asked.model} places answers between the two sides of a trait, and "
+                "has not judged them by the trait's judge prompt yet; judge them with it first",
+                folder.step("judge", judge_model=asked.model),
+            )
+        return sets[key]
     found = [
         facts
-        for facts in storage.verdict_sets(folder).values()
+        for facts in sets.values()
         if (facts.model, facts.mode, facts.extra) == (asked.model, asked.mode, asked.extra)
     ]
-    if found:
-        return found[-1]
-    if asked.is_local:
-        raise UsageError(
-            f"`judge_model` {asked.model} places answers between the two sides of a trait, and has "
-            "not judged them yet; judge them with it first",
-            folder.step("judge", judge_model=asked.model),
-        )
-    return None
+    # What its endpoint can be asked is the same whatever the prompt.
+    return found[-1] if found else None

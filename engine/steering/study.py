@@ -181,7 +181,7 @@ class Study:
     def coherence(self) -> np.ndarray:
         """Return the coherence of each planned response, float64 `[n]`, 0 to 100.
 
-        NaN where it is not known; 0 for a response of white space, which says nothing.
+        NaN where it is not known; 0 for a response of white space, or one that no thought came to.
         """
         run = self.open_coherence()
         state = self.open().state
@@ -196,7 +196,8 @@ class Study:
                 if response.logprobs and scale is not None:
                     ids = response.response_token_ids
                     scores[place] = scale.score(float(np.mean(response.logprobs)), ids)
-        scores[state.responses.having("empty")] = 0.0
+        for status in ("empty", "unfinished"):
+            scores[state.responses.having(status)] = 0.0
         return np.asarray(scores)
 
     # --- what the engine alone can tell ---

@@ -34,7 +34,8 @@ class Steerable(Protocol):
 class SteeredGenerator:
     """Makes a plan's responses, each under its condition.
 
-    A response's `logprobs` are the unsteered model's, after the question without an instruction.
+    A response's `logprobs` are the unsteered model's, after the question without an instruction and
+    the thought that it followed.
     """
 
     def __init__(self, engine: Steerable, study: Study, plan: StudyPlan) -> None:
@@ -50,8 +51,8 @@ class SteeredGenerator:
         response = await self._engine.steered(sample, shift)
         if response.status != "ok":
             return response
-        bare = self._study.prompts("", sample.question)
-        found = await self._engine.logprobs(bare, response.response_token_ids, None)
+        before = (*self._study.prompts("", sample.question), *response.thought_token_ids)
+        found = await self._engine.logprobs(before, response.response_token_ids, None)
         return replace(response, logprobs=found)
 
 
@@ -133,7 +134,7 @@ async def _measure_scale(study: Study, engine: Steerable) -> None:
         return
     answers = study.answers()
     mixed = [shuffled(each.response_token_ids, each.sample.seed) for each in answers]
-    bare = [study.prompts("", each.sample.question) for each in answers]
+    bare = [(*study.prompts("", a.sample.question), *a.thought_token_ids) for a in answers]
     found = await asyncio.gather(
         *(engine.logprobs(prompt, ids, None) for prompt, ids in zip(bare, mixed, strict=True))
     )
@@ -163,5 +164,6 @@ async def _likelihood(
 ) -> float | None:
     prompt = answer.sample.prompt_token_ids
     shift = shift_at(vectors, condition, k, len(prompt))
-    found = await engine.logprobs(prompt, answer.response_token_ids, shift)
+    before = (*prompt, *answer.thought_token_ids)
+    found = await engine.logprobs(before, answer.response_token_ids, shift)
     return float(np.mean(found)) if found else None

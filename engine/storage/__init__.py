@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .choice import Choice
-from .folder import TraitFolder, check_name, pool_suffix, select_traits
+from .folder import TraitFolder, check_name, holds_rows, pool_suffix, select_traits
 from .index import COUNTED, MODES
 from .journal import Journal, replay
 from .lock import lock_traits
@@ -20,11 +20,13 @@ from .run_record import (
     Stored,
     differing,
     installed_versions,
+    made_by,
     now,
 )
 from .schemas import KINDS, STATUSES, Kind, response_row, row_table, verdict_row
 from .sets import (
     activation_sets,
+    all_sets,
     chosen,
     has_run,
     load_state,
@@ -55,14 +57,17 @@ __all__ = [
     "TraitFolder",
     "TraitState",
     "activation_sets",
+    "all_sets",
     "check_name",
     "chosen",
     "coherence_parts",
     "differing",
     "has_run",
+    "holds_rows",
     "installed_versions",
     "load_state",
     "lock_traits",
+    "made_by",
     "need_record",
     "now",
     "ok_ids",

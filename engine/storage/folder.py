@@ -173,7 +173,7 @@ class TraitFolder:
 
     def has_records(self) -> bool:
         """Whether a run has stored anything."""
-        return any(self.records.rglob("part-*.parquet"))
+        return holds_rows(self.records)
 
     def _folders(self) -> Iterator[Path]:
         """Every folder that is written to."""
@@ -228,6 +228,12 @@ class TraitFolder:
         for path in moved:
             shutil.move(path, target / path.name)
         return target
+
+
+def holds_rows(folder: Path) -> bool:
+    """Return whether a part, or a journal that no part holds yet, stands in a folder or below."""
+    journals = folder.rglob(".journal-*")
+    return any(folder.rglob("part-*.parquet")) or any(path.stat().st_size for path in journals)
 
 
 def pool_suffix(pool: str) -> str:

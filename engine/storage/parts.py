@@ -208,13 +208,17 @@ def _numbers(path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def split_off(parts: PartSet, known: np.ndarray) -> int:
-    """Quarantine rows of samples that are not `known` (`S32`, sorted); return how many."""
+def split_off(parts: PartSet, known: np.ndarray, before: Callable[[], None] = lambda: None) -> int:
+    """Quarantine rows of samples that are not `known` (`S32`, sorted); return how many.
+
+    `before` is called before a row is moved.
+    """
     lost = 0
     for path, table in parts.read(["sample_id"]):
         good = np.isin(ids_of(table), known)
         if good.all():
             continue
+        before()
         whole = pq.read_table(path, partitioning=None)
         target = parts.quarantine_path(f"orphans-{parts.kind}-{path.name}")
         write_part(target, parts.kind, whole.filter(pa.array(~good)))

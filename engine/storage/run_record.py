@@ -87,6 +87,24 @@ class SamplingRecord(BaseModel):
     chat_template_kwargs: str = ""
 
 
+_FINGERPRINT = 16
+"""Hex digits of a local folder's revision; a commit has 40."""
+
+
+def made_by(sampling: Mapping[str, Any]) -> str:
+    """Return what tells the model of a run from others: its name and its adapter's.
+
+    With them stand the fingerprints of local folders, whose names may be those of others. Commits
+    of a hub are left out: most change no weight.
+    """
+    parts = []
+    for name, revision in (("model", "revision"), ("adapter", "adapter_revision")):
+        called, at = sampling.get(name, ""), sampling.get(revision, "")
+        if called:
+            parts.append(f"{called}@{at}" if len(at) == _FINGERPRINT else called)
+    return " + ".join(parts)
+
+
 class RunRecord(Stored):
     """What a folder's samples were made with: `parquet/run.json`."""
 
@@ -127,6 +145,8 @@ class JudgeFacts(Stored):
     endpoint: str | None = None
     profile: dict[str, Any] | None = None
     """What was learned of the endpoint's model."""
+    revision: str = ""
+    """Fingerprint of a local judge's folder; empty where the judge is none, or of a hub."""
     offset: float | None = None
     """The logit difference that a local judge's scores are measured from."""
     extra: str = ""
@@ -144,6 +164,8 @@ class CaptureFacts(Stored):
     """The settings that choose the set: layers, include_embeddings, dtype, attention."""
     pools: tuple[str, ...]
     """Begun so far."""
+    blocks: str | None = None
+    """Where the decoder's blocks are, as it was given; empty: found. None: not noted then."""
     layers: tuple[int, ...]
     n_layers: int
     hidden_dim: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..errors import UsageError
 from ..traits import load_plan
@@ -10,6 +10,7 @@ from .choice import Choice
 from .folder import TraitFolder
 from .parts import PartSet, ids_of
 from .run_record import CaptureFacts, JudgeFacts, Question, RunRecord, Selection
+from .schemas import Kind
 from .state import TraitState, open_state
 
 
@@ -43,6 +44,15 @@ def activation_sets(folder: TraitFolder) -> dict[str, CaptureFacts]:
         if facts := CaptureFacts.load(path):
             found[path.parent.name] = facts
     return dict(sorted(found.items(), key=lambda item: (item[1].begun, item[0])))
+
+
+def all_sets(folder: TraitFolder, kind: Kind, notice: Callable[[str], None]) -> list[PartSet]:
+    """Return a folder's record sets of a kind, in use or not. The folder's lock is held."""
+    return [
+        PartSet(path, kind, folder.quarantine, notice, owned=True)
+        for path in sorted((folder.records / kind).glob("*"))
+        if path.is_dir()
+    ]
 
 
 def chosen(folder: TraitFolder, use_judge: str | None = None) -> Choice:

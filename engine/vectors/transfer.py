@@ -162,7 +162,7 @@ class _Target:
         if own:
             uncorrected = "too few rows to correct the figure for choosing the best"
             return uncorrected if best.auroc is None else ""
-        if (here.model, here.hidden_dim) != (there.model, there.hidden_dim):
+        if (here.made_by, here.hidden_dim) != (there.made_by, there.hidden_dim):
             return "the two traits are of different models"
         if best.layer not in self._activations.layers:
             return "the target's activations lack the vector's layer"

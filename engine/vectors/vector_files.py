@@ -52,6 +52,7 @@ def write_vectors(
     # Each file waits for the disk; side by side they share its commits.
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(write_atomic, paths, contents))
+    _remove_other_format(folder.vectors, vectors, format)
     return list(paths)
 
 
@@ -105,6 +106,17 @@ def _remove_stale(folder: Path, vectors: Vectors) -> None:
         found = _read_packed(path).values()
         if any(facts.get("activations_sha256") != current for _, facts in found):
             path.unlink()
+
+
+def _remove_other_format(folder: Path, vectors: Vectors, written: Format) -> None:
+    """Remove what the same vectors stood in before: two files of one vector may differ."""
+    for method in vectors.methods:
+        if written == "safetensors":
+            for layer in vectors.layers:
+                for path in _pt_paths(folder, method, layer, vectors.pool):
+                    path.unlink(missing_ok=True)
+        elif set(packed_layers(folder, method, vectors.pool)) <= set(vectors.layers):
+            _packed_path(folder, method, vectors.pool).unlink(missing_ok=True)
 
 
 def _read_facts(path: Path) -> Facts:

@@ -1,6 +1,7 @@
 """Token-level states against the reference, in shards that stay small and survive being cut off."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -36,6 +37,23 @@ def append(model, rows, folder, faults=None):
     written = write_per_token(model, rows, folder, revision="r0", fault=told.append)
     assert faults is not None or not told
     return written
+
+
+def test_a_response_that_was_made_anew_is_computed_anew(folder, tmp_path):
+    model, oracle, rows = load(folder), Oracle(folder), make_rows()
+    for row in rows[:4]:  # a shard each
+        append(model, [row], tmp_path)
+    anew = replace(rows[0], response_token_ids=rows[1].response_token_ids)
+    assert append(model, [anew, *rows[1:4]], tmp_path) == 1
+    assert append(model, [rows[4]], tmp_path) == 1
+    assert append(model, [anew, *rows[1:5]], tmp_path) == 0
+    index = read_index(tmp_path)
+    for row in (anew, *rows[1:5]):
+        entry = index["rows"][f"trait/{row.sample.id}"]
+        found = load_file(tmp_path / entry["shard"])[entry["key"]]
+        assert found.shape[1] == len(row.token_ids)
+        expected = oracle.residuals(row.token_ids)[[0, 1, 4]]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_states_equal_the_reference(folder, tmp_path, monkeypatch):

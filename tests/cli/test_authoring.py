@@ -179,3 +179,18 @@ def test_where_the_experiment_is_missing_those_that_are_there_are_named(tmp_path
     typed = [TRAITMILL, "status", "--experiments_dir", str(inside)]
     there = subprocess.run(typed, cwd=inside, **how)
     assert there.stderr.splitlines()[-1] == f"There are in {inside}/: demo, mine"
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "/tmp/evil", ".."])
+def test_f26_a_definition_is_written_nowhere_but_among_the_experiments(
+    tmp_path: Path, name: str
+) -> None:
+    root, source = tmp_path / "experiments", tmp_path / "pairs.jsonl"
+    source.write_text('{"pos": "Be calm.", "neg": "Be wild."}\n')
+    there = ["--experiments_dir", str(root)]
+    made = command("new", "--experiment", name, "--trait", "t", *there)
+    taken = command("import", str(source), "--to", name, *there)
+    for ended in (made, taken):
+        assert ended.returncode == ExitCode.USAGE
+        assert "is refused" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import httpx2
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.numpy import save_file
 
 from traitmill.engine.errors import AccessError, ExitCode
 from traitmill.engine.models import EMBEDDED, find_model, infer_model
-from traitmill.engine.models.hub import fingerprint
+from traitmill.engine.models.fingerprint import fingerprint
 
 CONFIG = {"model_type": "llama", "max_position_embeddings": 2048}
 
@@ -130,6 +132,23 @@ def test_t43_a_hub_that_does_not_answer_is_found_out_once(
     with pytest.raises(AccessError, match="the hub does not answer: go online once") as caught:
         find_model("someone/away")
     assert f"`gen_model` {EMBEDDED}" in str(caught.value)
+
+
+def test_a_fingerprint_tells_an_edit_of_any_one_tensor(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"self_attn.o_proj": (128, 128), "mlp.down_proj": (128, 512)}
+    tensors = {
+        f"model.layers.{layer}.{name}": rng.standard_normal(shape).astype(np.float32)
+        for layer in range(24)
+        for name, shape in shapes.items()
+    }
+    path = folder / "model.safetensors"
+    save_file(tensors, path)
+    seen = {fingerprint(folder)}
+    for name, tensor in tensors.items():
+        save_file({**tensors, name: 1.01 * tensor}, path)
+        seen.add(fingerprint(folder))
+    assert len(seen) == 1 + len(tensors)
 
 
 def test_a_fingerprint_tells_fine_tunes_apart(folder: Path) -> None:

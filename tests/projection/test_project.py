@@ -11,9 +11,11 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from peft import PeftModel
@@ -30,6 +32,9 @@ from traitmill.engine.models import find_adapter, find_model
 from traitmill.engine.projection import commands as commands_module
 from traitmill.engine.projection.directions import choose_directions
 from traitmill.engine.projection.reading import Reader
+from traitmill.engine.projection.stored import StoredTexts
+from traitmill.engine.projection.table import _write_csv
+from traitmill.engine.records import Response
 from traitmill.engine.storage import RunRecord, TraitFolder
 from traitmill.engine.storage.run_record import SamplingRecord
 
@@ -65,6 +70,42 @@ def trait(tmp_path_factory) -> Path:
     )
     evaluated(folder, METHODS)
     return folder
+
+
+class Thinking(fakes.FakeGenerator):
+    async def generate(self, sample) -> Response:
+        thought = {"thought": "hm", "thought_token_ids": (71, 72, 73), "thought_span": (1, 2)}
+        return Response(sample, "ok", "yes", (91, 92), "length", **thought)
+
+
+async def test_a_stored_response_is_read_behind_its_thought(tmp_path):
+    """As its states were captured; the vectors are of those."""
+    folder, settings = fakes.make_trait(tmp_path), fakes.settings(4)
+    made = fakes.pipeline(fakes.open_runs([folder], settings), settings, generator=Thinking())
+    await made.run()
+    stored = list(StoredTexts([TraitFolder(folder)]))
+    responses = {r.sample.id: r for r in fakes.state(folder).read_responses(range(8))}
+    reader = SimpleNamespace(_tokens="fake@r0", ref=SimpleNamespace(context_length=0))
+    for text in stored:
+        found = Reader._read(reader, text)
+        response = responses[text.columns["sample_id"]]
+        assert found.token_ids == response.token_ids
+        assert found.spans == (response.spans["prompt"], response.spans["response"])
+
+
+@pytest.mark.parametrize("text", ["one\rtwo", 'a "quoted", one', "lines\n\nand more", "✿"])
+def test_a_text_stays_in_its_cell(tmp_path, text):
+    """Before Python 3.13 csv.writer leaves a lone carriage return bare."""
+    table = pa.table({"row": [1, 2], "text": [text, None], "t": [0.5, 0.7]})
+    path = tmp_path / "projections.csv"
+    _write_csv(path, ["row", "text", "t"], [table])
+    with path.open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["row", "text", "t"],
+            ["1", text, "0.5"],
+            ["2", "", "0.7"],
+        ]
+    assert pl.read_csv(path)["text"][0] == text
 
 
 @pytest.fixture
@@ -289,8 +330,8 @@ def test_vectors_of_an_adapted_model_are_read_with_its_adapter(
     assert np.abs(tables["own"][name] - tables["bare"][name]).max() > 0.01
     remarks = choose_directions([folder.path, trait], **how).remarks
     assert (
-        "vectors of google/gemma-2-2b-it are used on what google/gemma-2-2b-it + lora"
-        in " ".join(remarks)
+        "vectors of google/gemma-2-2b-it are used on what "
+        f"base@{now['revision']} + lora@{now['adapter_revision']} computes" in remarks
     )
     for changed, words in (("revision", "`gen_model`"), ("adapter_revision", "`adapter`")):
         then = record.sampling.model_copy(update={changed: "another"})

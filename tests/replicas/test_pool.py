@@ -6,7 +6,7 @@ import asyncio
 import heapq
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from traitmill.engine.errors import EngineDiedError, ResourceError, UsageError
 from traitmill.engine.records import Activation, Response, Sample
 from traitmill.engine.replicas import Cluster, Hosted, Needs, ReplicaPool, ReplicatedCapturer, Seat
 from traitmill.engine.replicas import actor as actor_module
-from traitmill.engine.replicas.actor import Replica
+from traitmill.engine.replicas.actor import Replica, _light, full
 from traitmill.engine.replicas.capturer import merged
 from traitmill.engine.settings import CaptureSettings
 
@@ -257,6 +257,45 @@ async def test_r21_nodes_with_other_versions_are_refused_by_name(
     await pool.close()
 
 
+async def test_r21_a_node_with_other_versions_is_refused_when_a_replica_comes_back_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    version = ["0.32.0"]
+    monkeypatch.setattr(actor_module, "installed", lambda: {"vllm": version[0]})
+    pool = Pool(Models())
+    await pool.start()
+    version[0] = "0.29.0"
+    pool.placed[0].die()
+    while not any("is given up" in notice for notice in pool.notices):
+        await asyncio.sleep(0.01)
+    refused = [notice for notice in pool.notices if "did not start again" in notice]
+    assert "has vllm 0.29.0" in refused[0]
+    [sample] = samples(1)
+    assert await pool.generate(sample) == await expected(sample)
+    await pool.close()
+
+
+def test_all_that_an_answer_holds_comes_back_from_an_actor() -> None:
+    sample = samples(1)[0]
+    response = Response(
+        sample,
+        "unfinished",
+        "said",
+        (9, 10),
+        "stop",
+        (-0.5, -0.25),
+        "why",
+        thought="hm",
+        thought_token_ids=(4, 5, 6),
+        thought_span=(1, 2),
+    )
+    left_out = [
+        each.name for each in fields(response) if getattr(response, each.name) == each.default
+    ]
+    assert not left_out
+    assert full(_light(response), sample) == response
+
+
 # --- stragglers ---
 
 SLOTS, REPLICAS, ROWS = 8, 4, 4000
@@ -416,6 +455,32 @@ async def test_replicas_that_would_fill_one_set_with_two_kinds_of_rows_are_refus
     await pool.start()
     with pytest.raises(UsageError, match=r"different dtype \(float32 and bfloat16\)"):
         await ReplicatedCapturer(pool, lambda _: None).open()
+    await pool.close()
+
+
+async def test_a_replica_that_comes_back_must_capture_as_the_others_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dtype = ["float32"]
+
+    async def opened(_: object) -> Any:
+        return replace(fakes.FACTS, dtype=dtype[0])
+
+    monkeypatch.setattr(fakes.FakeCapture, "open", opened)
+    pool = Pool(Models())
+    await pool.start()
+    capturer = ReplicatedCapturer(pool, lambda _: None)
+    assert (await capturer.open()).dtype == "float32"
+    dtype[0] = "bfloat16"
+    pool.placed[0].die()
+    pool.placed[0].dead = True
+    with pytest.raises(ActorDiedError):
+        await pool.placed[0].run("take", ())
+    assert len(await capturer.capture(responses(3))) == 3
+    while not any("is given up" in notice for notice in pool.notices):
+        await asyncio.sleep(0.01)
+    assert any("different dtype (float32 and bfloat16)" in notice for notice in pool.notices)
+    assert len(await capturer.capture(responses(3))) == 3
     await pool.close()
 
 

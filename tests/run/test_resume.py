@@ -18,6 +18,7 @@ from tests.support import fakes, lab
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
 from traitmill.engine.records import Activation, Response, Sample, Verdict
 from traitmill.engine.settings import CaptureSettings, RunSettings, SampleCounts, Sampling
+from traitmill.engine.storage import response_row
 from traitmill.engine.traits.definition import Trait
 
 
@@ -233,6 +234,22 @@ def test_settings_bind_only_once_there_are_samples(tmp_path: Path) -> None:
     assert fakes.state(folder).record.sampling.dtype == "float32"
     with pytest.raises(SettingsChangedError, match="float16"):
         fakes.open_runs([folder], refused)
+
+
+def test_settings_bind_once_a_sample_stands_in_a_journal_alone(tmp_path: Path) -> None:
+    """A kill in the first seconds leaves no part, and rows all the same."""
+    folder = fakes.make_trait(tmp_path)
+    half = fakes.settings(sampling=Sampling(model="fake", revision="r0", dtype="float16"))
+    other = fakes.settings(sampling=Sampling(model="fake", revision="r0", dtype="float32"))
+    [killed] = fakes.open_runs([folder], half)
+    for sample in killed.samples(list(range(6))):
+        row = response_row(Response(sample, "ok", "of float16", (1, 2), "length"))
+        killed.journals["responses"].add(row)
+    assert not list(folder.glob("parquet/responses/part-*"))
+    with pytest.raises(SettingsChangedError, match="float16"):
+        fakes.open_runs([folder], other)
+    work_through(folder, half)
+    assert sum(row["response"] == "of float16" for row in lab.rows(folder, "responses")) == 6
 
 
 def test_stage_one_alone_on_a_captured_folder_writes_the_tables_and_says_what_lacks(

@@ -149,11 +149,11 @@ class Toy:
         self.works.append(work)
         yield Backends(generator=self.engine, judge=judge)  # type: ignore[arg-type]  # as a run has it
 
-    async def steer(self, **how: Any) -> SteeringResult:
+    async def steer(self, traits: Sequence[str] = ("trait",), **how: Any) -> SteeringResult:
         with patch("traitmill.engine.steering.commands.lazy_tokenizer", lambda _: fakes.tokenizers):
             return await steer(
                 self.root / "exp",
-                ["trait"],
+                traits,
                 backends=self.backends,
                 judge_base_url=JUDGE_URL,
                 **how,
@@ -169,6 +169,9 @@ async def make_toy(
 
     @asynccontextmanager
     async def made(work: Work) -> AsyncIterator[Backends]:
+        if work.settings.judge.is_local:
+            for run in work.runs:
+                run.learn(offset=0.0)
         yield Backends(
             generator=fakes.FakeGenerator(),
             judge=fakes.FakeJudge(work.settings.judge),

@@ -120,6 +120,24 @@ def test_a_damaged_transfer_table_is_one_clear_line(experiment):
         assert caught.value.step.name == "vectors"
 
 
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"revision": "0123456789abcdef"}, False),  # a local folder's fingerprint
+        ({"revision": "d" * 40}, True),  # of a hub: another commit of its README, mostly
+        ({"sampling": {"adapter": "mine", "adapter_revision": "0123456789abcdef"}}, False),
+    ],
+)
+def test_a_model_of_the_same_name_may_be_another(experiment, changes, same):
+    metadata = planted.read_metadata(experiment / "b")
+    sampling = metadata["sampling"] | changes.pop("sampling", {})
+    changed = {**metadata, **changes, "sampling": sampling}
+    planted.write_metadata(experiment / "b", changed)
+    table = transfer(experiment)
+    (found,) = table.filter(trait="a", target="b").iter_rows(named=True)
+    assert (found["note"] != "the two traits are of different models") == same
+
+
 def test_traits_of_another_width_are_not_measured(experiment):
     evaluated(planted.write_trait(experiment / "b", dim=20, n_layers=2))
     (found,) = transfer(experiment).filter(trait="a", target="b").iter_rows(named=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,22 @@ from traitmill.engine.vectors import fit_vectors, load_vector, write_vectors
 @pytest.fixture
 def folder(tmp_path):
     return planted.write_trait(tmp_path / "exp" / "poem", signal=2.0)
+
+
+@pytest.mark.parametrize(("before", "now"), [("pt", "safetensors"), ("safetensors", "pt")])
+def test_a_vector_stands_in_one_file(folder, before, now):
+    """Of the same activations: another version of the program may have fitted another vector."""
+    activations = load_activations(folder)
+    vectors = fit_vectors(activations)
+    old = replace(vectors, values=np.zeros_like(vectors.values))
+    write_vectors(TraitFolder(folder), old, format=before)
+    write_vectors(TraitFolder(folder), vectors, format=now)
+    for method in vectors.methods:
+        for layer in vectors.layers:
+            found, _ = load_vector(folder, method, layer)
+            assert np.array_equal(found, vectors.vector(method, layer))
+    ends = {path.suffix for path in (folder / "vectors").iterdir()}
+    assert ends == ({".safetensors"} if now == "safetensors" else {".pt", ".json"})
 
 
 def test_files_are_as_documented_and_equal_on_a_second_run(folder):

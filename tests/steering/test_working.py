@@ -1,0 +1,79 @@
+"""How studies are made ready and worked on: whose offset, whose name, and behind which thought."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.toy import LAYER, METHOD, ToyEngine, make_toy
+from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.generation import Shift
+from traitmill.engine.judging import judge_key
+from traitmill.engine.records import Response, Sample
+from traitmill.engine.settings import JudgeSettings, RunSettings, SampleCounts, Sampling
+from traitmill.engine.steering.making import _own_judge
+from traitmill.engine.storage import JudgeFacts, TraitFolder
+from traitmill.engine.traits import Trait
+
+HOW = {"methods": [METHOD], "layers": [LAYER]}
+
+
+async def test_studies_of_several_traits_are_told_apart_by_one_judge(tmp_path: Path) -> None:
+    """A local judge places each trait's scores by an offset that it knows by the trait's name."""
+    toy = await make_toy(tmp_path)
+    shutil.copytree(toy.folder, toy.root / "exp" / "another")
+    result = await toy.steer(**HOW, n_examples=6, traits=["trait", "another"])
+    assert result.exit_code == ExitCode.OK
+    [work] = toy.works
+    assert [run.name for run in work.runs] == ["trait", "another"]
+    assert {run.trait.name for run in work.runs} == {"trait", "another"}
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_local_judges_offset_is_that_of_the_prompt_it_is_asked(
+    tmp_path: Path, edited: bool
+) -> None:
+    folder, judge = TraitFolder(tmp_path / "exp" / "t"), JudgeSettings(model="local")
+    asks = Trait("t", (("a", "b"),), ("q",), "{question}{answer}", yes_no_prompt="A {answer}?")
+    facts = JudgeFacts(
+        model="local",
+        mode="auto",
+        kind="local_relative",
+        prompt="A {answer}?",
+        begun="2026-01-01T00:00:00Z",
+        offset=-4.5,
+    )
+    facts.save(folder.verdicts(judge_key(judge, asks)) / "facts.json")
+    settings = RunSettings(
+        sampling=Sampling(model="m", revision="r"), counts=SampleCounts(n_examples=10), judge=judge
+    )
+    if not edited:
+        assert _own_judge(asks, folder, settings) == facts
+        return
+    with pytest.raises(UsageError, match="has not judged them by the trait's judge prompt yet"):
+        _own_judge(replace(asks, yes_no_prompt="B {answer}?"), folder, settings)
+
+
+class Thinks(ToyEngine):
+    """Thinks before each response, and notes what log-probabilities stand behind."""
+
+    async def steered(self, sample: Sample, shift: Shift | None) -> Response:
+        response = await super().steered(sample, shift)
+        return replace(response, thought="hm", thought_token_ids=(71, 72), thought_span=(0, 2))
+
+    async def logprobs(self, prompt: Any, response: Any, shift: Shift | None) -> Any:
+        self.__dict__.setdefault("before", []).append(tuple(prompt))
+        return await super().logprobs(prompt, response, shift)
+
+
+async def test_a_text_behind_a_thought_is_measured_behind_it(tmp_path: Path) -> None:
+    toy = await make_toy(tmp_path)
+    toy.engine = Thinks(**vars(toy.engine))
+    await toy.steer(**HOW, n_examples=6)
+    before = vars(toy.engine)["before"]
+    assert before
+    assert {prompt[-2:] for prompt in before} == {(71, 72)}
