@@ -64,7 +64,7 @@ def relative(found, expected):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pools_equal_the_reference_in_any_batch(family, folder):
+def test_r10_pools_equal_the_reference_in_any_batch(family, folder):
     path, oracle = folder(family)
     rows = make_rows()
     expected = [oracle.of(row) for row in rows]
@@ -91,7 +91,7 @@ def test_the_reference_depends_on_attention(family, folder):
     assert relative(moved, oracle.residuals(ids)[1:, -1]) > 0.01
 
 
-def test_the_last_layer_is_before_the_final_norm(folder):
+def test_r11_the_last_layer_is_before_the_final_norm(folder):
     path, oracle = folder("llama")
     row = make_rows(1)[0]
     ids = torch.tensor([[*row.sample.prompt_token_ids, *row.response_token_ids]])

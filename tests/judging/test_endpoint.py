@@ -243,6 +243,34 @@ async def test_a_form_is_kept_only_once_it_was_answered():
     assert (bad.status, bad.attempts, good.status) == ("failed", 2, "scored")
 
 
+AZURE = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+    "'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0 with this model. Only the "
+    "default (1) value is supported.",
+}
+
+
+@pytest.mark.parametrize("names_it", [True, False], ids=["with param", "in words alone"])
+@pytest.mark.parametrize("known_before", [True, False])
+async def test_r16_a_parameter_that_azure_refuses_is_left_out(names_it, known_before):
+    def azure(seen):
+        for name, message in AZURE.items():
+            if name in seen.body:
+                param = name if names_it else None
+                return error(400, message, code="unsupported_parameter", param=param)
+        return None
+
+    with MisbehavingServer("plain", script=azure) as server:
+        judging = known(server) if known_before else opened(server, "my-deployment")
+        async with judging as judge:
+            verdicts = [await judge.judge(TRAIT, response(index=i)) for i in range(5)]
+        assert server.log[-1].body.keys().isdisjoint(AZURE)
+        refused = sum(seen.status == 400 for seen in server.log)
+    assert {verdict.status for verdict in verdicts} == {"scored"}
+    assert refused <= 3
+
+
 @pytest.mark.parametrize("profile", [None, PROFILE])
 async def test_a_server_that_rejects_every_form_is_not_asked_for_ever(profile):
     message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."

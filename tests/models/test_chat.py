@@ -59,7 +59,7 @@ class Tokenizer:
         (Tokenizer(template="\x01\x01", bos_token_id=None), [BOS, BOS, ord("h"), ord("i")]),
     ],
 )
-def test_a_prompt_starts_with_one_bos_at_most(tokenizer: Any, expected: list[int]) -> None:
+def test_r09_a_prompt_starts_with_one_bos_at_most(tokenizer: Any, expected: list[int]) -> None:
     assert chat_token_ids(tokenizer, "hi", MOMENT) == tuple(expected)
 
 
@@ -261,6 +261,21 @@ def test_a_run_made_before_a_format_could_be_chosen_keeps_its_prompts() -> None:
     assert (record.thinking, record.max_thinking_tokens) == ("template", 0)
     assert record.prompt_format == "user"
     assert (record.system_prompt, record.prefill, record.chat_template_kwargs) == (None, "", "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "begins"),
+    [
+        ({}, "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "),
+        ({"system_prompt": ""}, "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nI\n\nQ"),
+        ({"system_prompt": "Be."}, "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nI\n\nQ"),
+    ],
+)
+def test_r07_a_default_system_prompt_is_shown_and_can_be_emptied(
+    model_folder: Path, asked: dict[str, Any], begins: str
+) -> None:
+    ref = ModelRef("m", str(model_folder), "r", {})
+    assert lazy_tokenizer(ref)(MOMENT, Sampling(**asked)).text("I", "Q").startswith(begins)
 
 
 def test_r05_a_local_judge_is_asked_behind_a_closed_thought(model_folder: Path) -> None:

@@ -93,6 +93,24 @@ def test_f26_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     assert not outside.exists()
 
 
+def test_r19_the_lock_is_taken_on_a_descriptor_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS makes a POSIX lock of it, which wants that."""
+    modes = []
+    take = fcntl.flock
+
+    def noting(descriptor: int, what: int) -> None:
+        if what & fcntl.LOCK_EX:
+            modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        take(descriptor, what)
+
+    monkeypatch.setattr(fcntl, "flock", noting)
+    with lock_traits(folders(tmp_path, "a", "b")):
+        pass
+    assert modes == [os.O_RDWR] * 2
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_r18_a_file_system_without_kernel_locks_gets_one_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
