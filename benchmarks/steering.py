@@ -23,7 +23,15 @@ import numpy as np
 from benchmarks.common import machine, parser, quietly, record, shown, spread, table
 from tests.support.device import engine_size
 from traitmill.engine.generation import Shift, SteeredEngine, on_gpu
-from traitmill.engine.models import EMBEDDED, ModelRef, chat_token_ids, find_model, load_tokenizer
+from traitmill.engine.models import (
+    EMBEDDED,
+    ModelRef,
+    chat_token_ids,
+    find_model,
+    generation_dtype,
+    load_tokenizer,
+    read_config,
+)
 from traitmill.engine.records import Sample
 from traitmill.engine.run.watchdog import tie_children
 from traitmill.engine.settings import Execution, Sampling
@@ -107,7 +115,10 @@ def measure_hf(ref: ModelRef, options: argparse.Namespace) -> Times:
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(ref)
-    model: Any = AutoModelForCausalLM.from_pretrained(ref.source, dtype=torch.bfloat16).eval()
+    dtype = generation_dtype(read_config(ref.config), "auto", gpu=on_gpu())  # as the engine's
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        ref.source, dtype=getattr(torch, dtype)
+    ).eval()
     push, coefficient = torch.tensor(vector()), 0.0
 
     def hook(_block: Any, _inputs: Any, output: Any) -> Any:

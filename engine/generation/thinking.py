@@ -91,7 +91,8 @@ def _cut(thought: Thought, ids: tuple[int, ...], limit: int, output: Any) -> Wri
     response, reason = ids[:limit], output.finish_reason or ""
     if len(response) < len(ids):
         reason = "length"
-    return Written(thought.text(response), response, reason)
+    said = response[:-1] if reason == "stop" else response  # its last token is the end
+    return Written(thought.text(said), response, reason)
 
 
 def _ids(output: Any) -> tuple[int, ...]:
