@@ -131,7 +131,7 @@ class LocalJudge:
             )
             logprobs = await self._engine.next_logprobs(prompt_token_ids, token_ids)
         except UsageError as too_long:
-            self.skip(response)
+            self._calibrated(trait.name, response.sample.id, None)
             return self._verdict(trait, response, "unparsable", None, "", str(too_long), 0)
         yes = _logsumexp([logprobs[token] for token in self._token_ids["yes"]])
         no = _logsumexp([logprobs[token] for token in self._token_ids["no"]])

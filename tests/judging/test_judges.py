@@ -29,7 +29,7 @@ from traitmill.engine.errors import (
     UsageError,
 )
 from traitmill.engine.judging.local import LocalJudge, calibration_positions
-from traitmill.engine.records import Sample
+from traitmill.engine.records import Response, Sample
 from traitmill.engine.run import Backends, Listener, RunResult, Work, running
 from traitmill.engine.run.loading import _Loader
 from traitmill.engine.run.pipeline import Pipeline
@@ -372,6 +372,22 @@ class Words:
         self, prompt: tuple[int, ...], token_ids: list[int]
     ) -> dict[int, float]:
         return {token: -1.0 - index for index, token in enumerate(token_ids)}
+
+
+async def test_a_stored_text_too_long_for_a_local_judge_is_one_verdict() -> None:
+    """Of a study: its stored responses are named by their folder, `steering`, not by the trait."""
+
+    class Short(Words):
+        async def next_logprobs(self, prompt: object, token_ids: object) -> dict[int, float]:
+            raise UsageError("judge prompt of 9 tokens, context of 8")
+
+    judge = LocalJudge(Short(), Short(), JudgeSettings(model="local"), "words", lambda *_: None)
+    judge.open_trait("calm", [], -1.0, "2026-01-01T00:00:00+00:00")
+    sample = Sample("steering", "0" * 32, "pos", 0, 0, 0, "", "Q?", "Q?", (1,), 7)
+    trait = Trait("calm", (("a", "b"),), ("Q?",), "{question}{answer}")
+    verdict = await judge.judge(trait, Response(sample, "ok", "long", (1,), "stop"))
+    assert (verdict.status, verdict.score) == ("unparsable", None)
+    assert "context of 8" in verdict.error
 
 
 def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path: Path) -> None:
