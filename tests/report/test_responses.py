@@ -84,6 +84,22 @@ def test_all_responses_can_be_read_filtered_and_marked(tmp_path, browser, scheme
     page.close()
 
 
+@pytest.mark.slow
+def test_marks_outlive_the_page_where_a_browser_stores_nothing(tmp_path, browser):
+    folder = with_page(tmp_path / "exp" / "poem")
+    page = browser.new_page()
+    page.add_init_script(
+        "Object.defineProperty(window, 'localStorage', { get() { throw new Error('off'); } })"
+    )
+    page.goto((folder.path / "responses.html").as_uri())
+    page.locator("article.response").first.get_by_role("button", name="judge is wrong").click()
+    assert page.locator("#marked").inner_text() == "1 marked"
+    page.wait_for_timeout(1000)
+    page.reload()
+    assert page.locator("#marked").inner_text() == "1 marked"
+    page.close()
+
+
 def test_many_responses_are_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr(responses_module, "ROWS_A_FILE", 30)
     folder = with_page(tmp_path / "exp" / "poem")

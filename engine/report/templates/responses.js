@@ -2,12 +2,13 @@
 const rows = JSON.parse(document.getElementById("data").textContent);
 const key = document.body.dataset.key;
 const field = (name) => document.getElementById(name);
-let marks = {};
-try { marks = JSON.parse(localStorage.getItem(key)) || {}; } catch { marks = {}; }
+let marks = (history.state && history.state.marks) || {};
+try { marks = JSON.parse(localStorage.getItem(key)) || marks; } catch { /* as the page's history has them */ }
 const PER_PAGE = 50;
 let page = 0, chosen = [];
 
 function keep() {
+  history.replaceState({ marks }, "");
   try { localStorage.setItem(key, JSON.stringify(marks)); } catch { /* a browser that stores nothing: marks live until the page is closed */ }
   field("marked").textContent = `${Object.keys(marks).length} marked`;
 }
