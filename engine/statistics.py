@@ -285,4 +285,5 @@ def cohens_kappa(first: ndarray, second: ndarray) -> Estimate | None:
     if chance == 1:
         return None
     low, high = wilson(share, n)
-    return Estimate(*((each - chance) / (1 - chance) for each in (share, low, high)))
+    value, least, most = ((each - chance) / (1 - chance) for each in (share, low, high))
+    return Estimate(value, max(-1.0, least), most)

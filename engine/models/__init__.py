@@ -20,7 +20,7 @@ from .config import (
     read_config,
     require_causal,
 )
-from .conversation import Conversation, Conversations, Turn
+from .conversation import Conversation, Conversations, Turn, span_of
 from .demo import EMBEDDED, embedded_folder
 from .download import fetch_weights
 from .feasibility import capture_bytes
@@ -90,5 +90,6 @@ __all__ = [
     "refuse_faulty",
     "require_causal",
     "show_only",
+    "span_of",
     "token_budget",
 ]

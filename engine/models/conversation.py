@@ -187,3 +187,19 @@ def _variants(content: str) -> list[str]:
     """Return the words of a turn as templates show them, as they are first."""
     answer = content.rpartition("</think>")[2]
     return [content, content.strip(), content.rstrip(), content.lstrip(), answer, answer.strip()]
+
+
+def span_of(tokenizer: Any, token_ids: Sequence[int], words: str) -> tuple[int, int]:
+    """Return the span `[start, stop)` of the tokens that cover the last place of words in what
+    token ids say; (0, 0) where it cannot be told."""
+    ids, sought = list(token_ids), words.strip()
+    if not (sought and getattr(tokenizer, "is_fast", False)):
+        return 0, 0
+    text = tokenizer.decode(ids)
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    at = text.rfind(sought)
+    if at < 0 or encoded["input_ids"] != ids:
+        return 0, 0
+    stop = at + len(sought)
+    covering = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > at]
+    return covering[0], covering[-1] + 1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..records import POLARITIES
-from ..statistics import auroc_interval, histogram
+from ..statistics import auroc_interval, draw_groups, fold_auroc, histogram
 from ..storage import COUNTED, MODES, TraitState, verdict_sets
 
 
@@ -67,7 +67,22 @@ def judge_summary(state: TraitState) -> dict[str, Any]:
         "auroc_interval": None,
     }
     if pos and neg:
-        estimate, low, high = auroc_interval(pos, neg)
+        estimate, *ends = auroc_interval(pos, neg)
+        low, high = _by_question(state, *ends)
         out["auroc"] = round(estimate, 4)
         out["auroc_interval"] = [round(low, 4), round(high, 4)]
     return out
+
+
+def _by_question(state: TraitState, low: float, high: float) -> tuple[float, float]:
+    """Return the ends of the AUROC's interval, or those by redrawn questions where they are wider.
+
+    Answers to one question are alike, and the former takes them as independent.
+    """
+    scored = state.verdicts.having("scored")
+    groups = np.unique(state.plan.question_index[scored], return_inverse=True)[1]
+    labels, together = state.side("pos")[scored], np.zeros(int(scored.sum()), int)
+    weights = draw_groups(groups, np.random.default_rng(0))
+    draws = fold_auroc(state.verdicts.score[scored][None], labels, together, weights)[0]
+    found = np.nanpercentile(draws, (2.5, 97.5))
+    return min(low, float(found[0])), max(high, float(found[1]))

@@ -197,9 +197,10 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 def _groups(indices: Iterable[int], texts: list[str]) -> np.ndarray:
     """Return the group of each row, int `[n]`: indices that share a text are one group.
 
-    Held out apart, the two would put the same words on both sides. A group is numbered as the first
-    of its indices.
+    Held out apart, the two would put the same words on both sides; blanks, capitals and a closing
+    mark make no other words. A group is numbered as the first of its indices.
     """
+    texts = [" ".join(text.casefold().split()).rstrip(" .?!") for text in texts]
     group_of: dict[str, int] = {}
     members: dict[int, int] = {}
     for index, text in dict.fromkeys(zip(indices, texts, strict=True)):

@@ -18,15 +18,16 @@ from ..settings import RunSettings, apply
 from .directions import Directions, choose_directions
 from .models import choose_models, foreign, labels_of, name_of
 from .page import write_page
-from .reading import Reader
+from .reading import Reader, share_tokens
 from .sources import open_texts
+from .stored import StoredTexts
 from .summary import Difference, Summary, summarise
 from .table import Layout, compare, is_whole, merge, part_path, write_rows
 from .texts import Text, Texts
 
 CHUNK = 256
 """Texts in memory at a time, and of a part."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PAGE, COMPARISON, SUMMARY = "index.html", "comparison.csv", "summary.json"
 
 
@@ -116,16 +117,15 @@ def project(
     directions = choose_directions(vectors, methods, layers)
     source = open_texts(texts)
     layout = Layout(tuple(source.columns), tuple(each.name for each in directions.chosen))
-    for remark in directions.remarks:
-        notice(remark)
     refs = choose_models(directions, models or (), adapters or ())
     readers = [
         Reader(ref, label, directions, settings)
         for ref, label in zip(refs, labels_of(refs), strict=True)
     ]
-    for ref in refs:
-        for remark in foreign(directions, ref):
-            notice(remark)
+    if isinstance(source, StoredTexts):
+        share_tokens(readers)
+    for remark in _remarks(source, directions, readers):
+        notice(remark)
     folder = Path(to)
     with _held(folder):
         _take_up(folder, _facts(source, directions, readers, settings))
@@ -137,6 +137,20 @@ def project(
             summary = _finish(folder, layout, readers, directions)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return ProjectionResult(folder, summary, len(readers) > 1, reused)
+
+
+def _remarks(source: Texts, directions: Directions, readers: Sequence[Reader]) -> Iterator[str]:
+    """Say what is read otherwise than the vectors' own responses were."""
+    yield from directions.remarks
+    for reader in readers:
+        yield from foreign(directions, reader.ref)
+    if isinstance(source, StoredTexts):
+        for reader in readers:
+            for model in sorted(source.models - reader.reads):
+                yield (
+                    f"the responses of {model} are read anew by {reader.label}, by its own chat "
+                    "template: what their run set for its prompts, and thoughts, are left out"
+                )
 
 
 def _facts(

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..outputs import Metadata
+from ..settings import DEFAULT_POOL
 from ..storage import RunRecord, TraitFolder, made_by
 from ..vectors import TraitVectors, check_methods, open_vectors
 
@@ -84,7 +85,8 @@ def choose_directions(
     if not folders:
         raise UsageError("`vectors` names none; give EXPERIMENT/TRAIT")
     names = check_methods(methods) if methods is not None else None
-    opened = [open_vectors(folder) for folder in folders]
+    # Of this pool alone: others' midpoint and spread are of another place than a turn's mean.
+    opened = [open_vectors(folder, DEFAULT_POOL) for folder in folders]
     found: dict[str, Direction] = {}
     for vectors in opened:
         for method, layer in _wanted(vectors, names, layers):

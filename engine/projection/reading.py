@@ -21,6 +21,7 @@ from ..models import (
     check_weights,
     choose_device,
     load_tokenizer,
+    span_of,
 )
 from ..settings import RunSettings
 from .directions import Directions
@@ -53,8 +54,10 @@ class Reader:
         """
         self.ref, self.label = ref, label
         self._directions, self._settings = directions, settings
-        self._tokens = f"{ref.name}@{ref.revision}"
-        """Whose token ids it takes as they were stored: an adapter changes none."""
+        self.tokens_of = f"{ref.name}@{ref.revision}"
+        """Whose token ids it has: an adapter changes none."""
+        self.reads = {self.tokens_of}
+        """Whose token ids it takes as they were stored."""
         layers = [layer for layer in directions.layers if layer >= 0]
         capture = settings.capture
         self._capture = type(capture)(
@@ -127,10 +130,10 @@ class Reader:
 
     def _read(self, text: Text) -> Conversation:
         stored = text.stored
-        if stored is not None and stored.model == self._tokens:
+        if stored is not None and stored.model in self.reads:
             ids = (*stored.prompt, *stored.thought, *stored.response)
-            start = len(ids) - len(stored.response)
-            found = Conversation(ids, ((0, len(stored.prompt)), (start, len(ids))))
+            asked = span_of(self.tokenizer, stored.prompt, text.turns[0].content)
+            found = Conversation(ids, (asked, (len(ids) - len(stored.response), len(ids))))
         else:
             found = self._conversations(text.turns)
         longest = self.ref.context_length
@@ -179,3 +182,14 @@ class Reader:
                 row[each.name] = float(scores.mean()) if stop > start else None
             rows.append(row)
         return rows
+
+
+def share_tokens(readers: Sequence[Reader]) -> None:
+    """Have readers of one vocabulary take each other's stored token ids: they read the same texts,
+    whatever their templates."""
+    for one in readers:
+        for other in readers:
+            if other.tokens_of not in one.reads and (
+                one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+            ):
+                one.reads.add(other.tokens_of)

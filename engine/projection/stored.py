@@ -32,8 +32,12 @@ class StoredTexts:
         """Look at what there is. Raise UsageError where there is no response."""
         self._folders = folders
         digest, count = hashlib.sha256(), 0
+        self.models: set[str] = set()
+        """Whose token ids they are: names and revisions."""
         for folder in folders:
             state = load_state(folder)
+            sampling = state.record.sampling
+            self.models.add(f"{sampling.model}@{sampling.revision}")
             ok = state.responses.having("ok")
             ids = state.plan.ids[ok]
             count += len(ids)

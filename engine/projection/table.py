@@ -140,8 +140,10 @@ class Gap:
         """Half of a 95 % interval of the mean, turns taken as independent; None for one."""
         if self.n < 2:
             return None
+        from scipy.stats import t
+
         variance = max(0.0, self.squares / self.n - self.mean**2) * self.n / (self.n - 1)
-        return float(1.96 * np.sqrt(variance / self.n))
+        return float(t.ppf(0.975, self.n - 1) * np.sqrt(variance / self.n))
 
 
 def compare(

@@ -74,10 +74,12 @@ def read_answers(study: Study) -> Answers:
     """Return what is stored of a study's responses."""
     state, plan = study.state, study.plan
     verdicts = state.verdicts
+    texts = study.trait.questions
+    first = np.array([texts.index(text) for text in texts])  # copies of a question are one
     return Answers(
         conditions=plan.conditions,
         of=plan.instruction_index,
-        questions=plan.question_index,
+        questions=first[plan.question_index],
         scores=np.where(verdicts.having("scored"), verdicts.score, np.nan),
         coherence=study.coherence(),
     )

@@ -100,8 +100,9 @@ def _questions(trait: Trait, activations: Activations) -> tuple[Trait, str]:
     if trait.steering_questions:
         count = len(trait.steering_questions)
         return replace(trait, questions=trait.steering_questions), f"{count} steering_questions"
-    seen = set(activations.metadata.question_index)
-    unseen = tuple(q for i, q in enumerate(trait.questions) if i not in seen)
+    indices = set(activations.metadata.question_index)
+    seen = {text for index, text in enumerate(trait.questions) if index in indices}
+    unseen = tuple(text for text in trait.questions if text not in seen)
     if len(unseen) >= _UNSEEN:
         return replace(trait, questions=unseen), f"{len(unseen)} questions that no vector has seen"
     return trait, (

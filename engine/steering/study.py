@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from .. import storage
+from ..errors import SettingsChangedError
 from ..files import write_atomic
 from ..models import Prompts
 from ..records import Response
 from ..run import TraitRun, Wanted, recovered
 from ..settings import RunSettings
+from ..statistics import grouped_mean
 from ..storage import RunRecord, SamplingRecord, TraitFolder
 from ..traits import Trait, coherence_of
 from .conditions import (
@@ -61,6 +63,17 @@ class Asked:
     """The least mean coherence that holds."""
     ablate: bool = False
     """Whether the vectors' directions are also taken out, under a pos instruction."""
+
+
+def _refuse_moved(offset: float | None, run: StudyRun) -> None:
+    """Raise SettingsChangedError where the trait was judged anew since its texts were steered."""
+    if offset != run.judge.offset:
+        where = run.folder.verdicts(run.state.judge_key)
+        raise SettingsChangedError(
+            f"{run.folder.path}: its verdicts are placed by the judge's offset "
+            f"{run.judge.offset:g}, and the trait's own by {offset:g} since it was judged anew; "
+            f"move {where} away to have the steered texts judged anew too"
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -141,6 +154,8 @@ class Study:
             exports=False,
         )
         own = self.own_judge
+        if own is not None and None not in (own.offset, run.judge.offset):
+            _refuse_moved(own.offset, run)
         if own is not None and run.judge.profile is None and run.judge.offset is None:
             run.learn(profile=own.profile, endpoint=own.endpoint, offset=own.offset)
         if question == "trait":
@@ -173,9 +188,9 @@ class Study:
         plan, found = self.plan, {}
         for coefficient in self.grid[place]:
             condition = Condition("steered", *place, coefficient, self.asked.positions)
-            known = scores[plan.of(condition)]
-            known = known[np.isfinite(known)]
-            found[coefficient] = float(known.mean()) if len(known) else float("nan")
+            mine = plan.of(condition)
+            mine = mine[np.isfinite(scores[mine])]
+            found[coefficient] = grouped_mean(scores[mine], plan.question_index[mine]).value
         return found
 
     def coherence(self) -> np.ndarray:

@@ -67,6 +67,8 @@ def text_findings(trait: Trait) -> Iterator[Finding]:
     yield from _pairs(trait)
     yield from _sides(trait)
     yield from _twice("questions", questions)
+    steering = {f"steering_questions[{i}]": t for i, t in enumerate(trait.steering_questions)}
+    yield from _twice("questions", steering)
     for side in POLARITIES:
         own = {where: text for where, text in instructions.items() if where.endswith(side)}
         yield from _twice(f"the {side} instructions", own)

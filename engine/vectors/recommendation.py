@@ -20,6 +20,8 @@ MIN_CLAIM_ROWS = 10
 """Rows a side below which nothing is claimed."""
 MIN_CLAIM_GROUPS = 10
 """Groups of the split that chooses (questions, as a rule) below which nothing is claimed."""
+_UNTESTED = {"question": "instruction", "instruction": "question"}
+"""By the split that chooses, the other one."""
 MIN_OTHER_GROUPS = 5
 """Groups of the other split (instruction pairs) below which no claim reaches to unseen ones: four
 pairs that shift their rows by chance all shift them the right way once in sixteen."""
@@ -99,7 +101,8 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
         return Recommendation(**where, lack=_few_words(lack), reason=so_far), rows
     margin, top = _over_random(chosen, first.random[j])
     rows.append({"measure": "over_random", **where, **margin._asdict()})
-    evidence = _Evidence(chosen, next(iter(others), None), margin, first.shuffled[i, j])
+    other = next(iter(others), None)
+    evidence = _Evidence(chosen, other, bool(others), margin, first.shuffled[i, j])
     auroc, low, high = chosen.auroc
     interval: Row = {"auroc": auroc, "low": low, "high": high}
     if lack:  # of so few, no figure is worth reading
@@ -196,6 +199,8 @@ class _Evidence:
     chosen: Nested
     other: Nested | None
     """By the other split; None where that cannot be measured."""
+    tried: bool
+    """Whether the other split could hold rows out, be it too few to correct for choosing."""
     margin: Estimate
     """By how much the choice beats the mean of random vectors."""
     shuffled: ndarray
@@ -218,16 +223,16 @@ class _Evidence:
     def opening(self, choice: str, best_of: str) -> str:
         if not self.claim:
             return f"No claim. {choice} is {best_of}, and not shown to beat chance."
-        if self.other is None or self.general:
+        if self.general:
             return f"Use {choice}."
-        return f"Use {choice}, for these {self.other.split.name}s only."
+        return f"Use {choice}, for these {_UNTESTED[self.chosen.split.name]}s only."
 
     @property
     def reach(self) -> str:
         """What is known of unseen groups of the other split."""
         if self.other is None:
-            untested = {"question": "instruction", "instruction": "question"}
-            return f"unseen {untested[self.chosen.split.name]}s not tested"
+            few = " so that the choice could be corrected" if self.tried else ""
+            return f"unseen {_UNTESTED[self.chosen.split.name]}s not tested{few}"
         few = ""
         if self.other.split.n_groups < MIN_OTHER_GROUPS:
             few = f", of which there are only {self.other.split.n_groups}"

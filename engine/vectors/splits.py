@@ -77,7 +77,7 @@ class Split:
         gap, gaps = cohens_d(scores, labels, unit)[:, 0], cohens_d(scores, labels, self.draws)
         return {
             "auroc": estimates(self.auroc(scores), self.auroc_draws(scores), n),
-            "accuracy": estimates(accuracy, accuracies, 2 * n),
+            "accuracy": estimates(accuracy, accuracies, n),
             "cohens_d": estimates(gap, gaps),
         }
 

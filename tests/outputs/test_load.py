@@ -14,6 +14,7 @@ import torch
 from tests.support import planted
 from traitmill.engine.errors import NothingKeptError, UsageError
 from traitmill.engine.outputs import Metadata, load_activations
+from traitmill.engine.outputs.load import _groups
 from traitmill.engine.storage import TraitFolder
 
 
@@ -168,3 +169,8 @@ def test_a_pool_that_was_not_captured_names_the_step(folder):
     assert caught.value.step == TraitFolder(folder).step("activations", pool="prompt_last")
     with pytest.raises(UsageError, match="unknown; choose from response_mean"):
         load_activations(folder, "mean")
+
+
+def test_texts_of_the_same_words_are_one_group():
+    said = ["How does fire burn?", "how does  fire burn", "What is 2+2?", "What is 2-2?"]
+    assert _groups([0, 1, 2, 3], said).tolist() == [0, 0, 2, 3]

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 from peft import PeftModel
+from scipy.stats import t
 from transformers import AutoModelForCausalLM
 
 import traitmill
@@ -28,15 +29,25 @@ from tests.support.adapters import make_adapter
 from tests.vectors.helpers import evaluated
 from traitmill.engine.capture import CaptureProcess
 from traitmill.engine.errors import ExitCode, UsageError
-from traitmill.engine.models import find_adapter, find_model
+from traitmill.engine.models import (
+    ModelRef,
+    find_adapter,
+    find_model,
+    lazy_tokenizer,
+    load_tokenizer,
+    span_of,
+)
 from traitmill.engine.projection import commands as commands_module
 from traitmill.engine.projection.directions import choose_directions
-from traitmill.engine.projection.reading import Reader
+from traitmill.engine.projection.reading import Reader, share_tokens
 from traitmill.engine.projection.stored import StoredTexts
 from traitmill.engine.projection.table import _write_csv
 from traitmill.engine.records import Response
+from traitmill.engine.settings import Sampling, apply
 from traitmill.engine.storage import RunRecord, TraitFolder
 from traitmill.engine.storage.run_record import SamplingRecord
+from traitmill.engine.vectors import open_vectors
+from traitmill.engine.vectors.remembered import AskedVectors
 
 METHODS = ("mean_diff", "probe")
 ROWS = [
@@ -85,12 +96,59 @@ async def test_a_stored_response_is_read_behind_its_thought(tmp_path):
     await made.run()
     stored = list(StoredTexts([TraitFolder(folder)]))
     responses = {r.sample.id: r for r in fakes.state(folder).read_responses(range(8))}
-    reader = SimpleNamespace(_tokens="fake@r0", ref=SimpleNamespace(context_length=0))
+    reader = SimpleNamespace(
+        reads={"fake@r0"}, ref=SimpleNamespace(context_length=0), tokenizer=None
+    )
     for text in stored:
         found = Reader._read(reader, text)
         response = responses[text.columns["sample_id"]]
         assert found.token_ids == response.token_ids
-        assert found.spans == (response.spans["prompt"], response.spans["response"])
+        assert found.spans[1] == response.spans["response"]
+
+
+def test_of_a_stored_prompt_the_words_count_alone(model_folder):
+    """As of any other turn: a first token alone outweighs the rest of a prompt many times over."""
+    ref = ModelRef("m", str(model_folder), "r", {})
+    tokenizer = load_tokenizer(ref)
+    words = "Answer in verse.\n\nWhat is rain?"
+    asked = ("Answer in verse.", "What is rain?")
+    for how in ({}, {"system_prompt": "Be."}, {"prompt_format": "raw"}):
+        ids = lazy_tokenizer(ref)("2026-12-30T20:30:00+00:00", Sampling(**how))(*asked)
+        start, stop = span_of(tokenizer, ids, words)
+        assert tokenizer.decode(ids[start:stop]).strip() == words
+        assert stop - start == len(tokenizer(words, add_special_tokens=False)["input_ids"])
+    apart = lazy_tokenizer(ref)("2026-12-30T20:30:00+00:00", Sampling(prompt_format="system"))
+    assert span_of(tokenizer, apart(*asked), words) == (0, 0)  # they stand in two turns
+    assert span_of(tokenizer, (), words) == (0, 0)
+
+
+def test_models_of_one_vocabulary_read_the_same_stored_tokens(talker, trait, tmp_path):
+    tuned, other = tmp_path / "tuned", tmp_path / "other"
+    shutil.copytree(talker, tuned)
+    (tuned / "note.txt").write_text("another revision")
+    talkers.build_talker(other, "gemma")
+    directions = choose_directions([trait], ["probe"], [2])
+    readers = [
+        Reader(find_model(str(each)), each.name, directions, apply({}))
+        for each in (talker, tuned, other)
+    ]
+    share_tokens(readers)
+    same = {readers[0].tokens_of, readers[1].tokens_of}
+    assert readers[0].reads == readers[1].reads == same
+    assert readers[2].reads == {readers[2].tokens_of}
+
+
+def test_vectors_of_another_pool_are_not_what_turns_are_read_with(trait, tmp_path):
+    """Their midpoint and spread are of another place than a turn's mean."""
+    folder = tmp_path / "exp" / "poem"
+    shutil.copytree(trait, folder)
+    asked = {"methods": METHODS, "layers": None, "pool": "prompt_last", "format": "pt"}
+    AskedVectors(**asked).save(TraitFolder(folder).asked_vectors)
+    assert open_vectors(trait).pool == "response_mean"
+    chosen = choose_directions([folder], ["probe"], [2]).chosen
+    assert np.array_equal(
+        chosen[0].vector, choose_directions([trait], ["probe"], [2]).chosen[0].vector
+    )
 
 
 @pytest.mark.parametrize("text", ["one\rtwo", 'a "quoted", one', "lines\n\nand more", "✿"])
@@ -246,7 +304,7 @@ def test_two_models_on_the_same_texts_stand_in_one_table(talker, trait, texts, t
         assert each.value == pytest.approx(gaps.mean())
         if len(gaps) > 1:
             error = gaps.std(ddof=1) / math.sqrt(len(gaps))
-            assert each.half_width == pytest.approx(1.96 * error)
+            assert each.half_width == pytest.approx(t.ppf(0.975, each.n - 1) * error)
     alone = traitmill.project(
         texts, trait, tmp_path / "alone", methods=["probe"], layers=[1], models=tuned
     )

@@ -119,6 +119,11 @@ def test_many_responses_are_several_files(tmp_path, monkeypatch):
     assert [path.name for path in again.path.glob("responses*.html")] == ["responses.html"]
 
 
+def test_kappa_is_never_below_what_it_can_be():
+    first, second = np.ones(10, bool), np.array([True] * 9 + [False])
+    assert cohens_kappa(first, second).low == -1
+
+
 def test_kappa_is_that_of_the_textbook_and_keeps_an_interval():
     """Of 50 grant proposals two readers say yes to 20 and no to 15 together: kappa is 0.40."""
     first = np.array([True] * 25 + [False] * 25)

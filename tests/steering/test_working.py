@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.support import fakes
 from tests.support.toy import LAYER, METHOD, ToyEngine, make_toy
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.generation import Shift
 from traitmill.engine.judging import judge_key
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.settings import JudgeSettings, RunSettings, SampleCounts, Sampling
-from traitmill.engine.steering.making import _own_judge
+from traitmill.engine.steering import read_study
+from traitmill.engine.steering.making import _own_judge, _questions
 from traitmill.engine.storage import JudgeFacts, TraitFolder
 from traitmill.engine.traits import Trait
 
@@ -56,6 +59,25 @@ def test_a_local_judges_offset_is_that_of_the_prompt_it_is_asked(
         return
     with pytest.raises(UsageError, match="has not judged them by the trait's judge prompt yet"):
         _own_judge(replace(asks, yes_no_prompt="B {answer}?"), folder, settings)
+
+
+def test_a_copy_of_a_question_that_vectors_have_seen_is_not_unseen() -> None:
+    texts = ("a?", "b?", "c?", "d?", "e?", "f?")
+    trait = Trait("t", (("x", "y"),), (*texts, "a?"), "{question}{answer}")
+    seen = SimpleNamespace(metadata=SimpleNamespace(question_index=[0]))
+    found, said = _questions(trait, seen)
+    assert found.questions == texts[1:]
+    assert said == "5 questions that no vector has seen"
+
+
+async def test_copies_of_a_question_count_as_one(tmp_path: Path) -> None:
+    content = fakes.definition(n_questions=5)
+    content["steering_questions"] = ["One?", "Two?", "Three?", "One?"]
+    toy = await make_toy(tmp_path, content)
+    await toy.steer(**HOW, n_examples=8)
+    table, _ = read_study(TraitFolder(toy.folder))
+    over = table.filter(measure="over_unsteered")["n"].unique().to_list()
+    assert over == [3]
 
 
 class Thinks(ToyEngine):

@@ -37,8 +37,19 @@ def test_one_instruction_pair_is_said(tmp_path):
         "held-out figures by instruction are not given: the kept rows have only one instruction",
     )
     assert "- unseen instructions not tested\n" in evaluation.recommendation.text
+    assert evaluation.recommendation.reason.endswith(", for these instructions only.")
     assert not evaluation.recommendation.general
     assert set(evaluation.table.filter(pl.col("measure") == "auroc")["split"]) == {"question"}
+
+
+def test_two_instruction_pairs_claim_no_more_than_five(tmp_path):
+    evaluation = evaluated(planted.write_trait(tmp_path / "exp" / "poem", n_pairs=2))
+    assert evaluation.recommendation.claim
+    assert not evaluation.recommendation.general
+    assert evaluation.recommendation.reason.endswith(", for these instructions only.")
+    said = "- unseen instructions not tested so that the choice could be corrected\n"
+    assert said in evaluation.recommendation.text
+    assert "instruction" in set(evaluation.table.filter(pl.col("measure") == "auroc")["split"])
 
 
 def test_one_question_and_one_instruction_leave_nothing_to_hold_out(tmp_path):
