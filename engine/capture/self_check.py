@@ -148,7 +148,7 @@ class SelfCheck:
         """
         if self.mode == "off":
             return []
-        if self.mode == "all":
+        if self.mode == "all" or not sample_ids:  # none of them finite, say
             return list(range(len(sample_ids)))
         candidates = [row for row, has in enumerate(with_logprobs) if has]
         if not self._first:

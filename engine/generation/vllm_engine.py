@@ -50,10 +50,12 @@ class VllmEngine:
         on_gpu: bool,
         last_error: Callable[[], str] = lambda: "",
         thought: Thought | None = None,
+        ends: Sequence[int] = (),
         compiled: bool = True,
         stat_loggers: Sequence[Any] = (),
     ) -> None:
-        """`thought` is how the model thinks before it responds, None where it does not.
+        """`thought` is how the model thinks before it responds, None where it does not; `ends` are
+        tokens that end its turn beside those that its files name.
 
         `compiled`: whether there is enough to generate that compiling is worth its time, on a GPU.
         `stat_loggers` are vLLM's own interface to its scheduler's numbers, for benchmarks.
@@ -64,7 +66,7 @@ class VllmEngine:
         self.size = size
         self._on_gpu = on_gpu
         self._last_error = last_error
-        self._thought = thought
+        self._thought, self._ends = thought, list(ends)
         self._compiled = compiled
         self._stat_loggers = list(stat_loggers)
         self._engine: Any = None
@@ -171,12 +173,13 @@ class VllmEngine:
         """Return what follows some tokens; with `thought`, up to its end."""
         from vllm import SamplingParams
 
-        end: dict[str, Any] = {"detokenize": False}
+        end: dict[str, Any] = {"detokenize": False, "stop_token_ids": self._ends}
         if thought is not None and thought.closing_id is None:
             # Looked for in the text, so vLLM makes it; the tag may hold special tokens.
-            end = {"stop": [thought.tags.closing], "skip_special_tokens": False}
+            end |= {"stop": [thought.tags.closing], "skip_special_tokens": False}
+            end["detokenize"] = True
         elif thought is not None:
-            end["stop_token_ids"] = [thought.closing_id]
+            end["stop_token_ids"] = [thought.closing_id, *self._ends]
         parameters = SamplingParams(
             temperature=self._sampling.temperature,
             top_p=1.0 if self._own_nucleus else self._sampling.top_p,

@@ -21,7 +21,7 @@ from .template import (
 )
 from .thought import Tags, Thought, open_tags, token_tags, written_tags
 from .tokenizer import is_chat, load_tokenizer
-from .typed_tokens import marked, marked_ids, spells_special
+from .typed_tokens import is_special, marked, marked_ids, spells_special
 
 _PROBE, _ASKED = "a turn, tried", "and what is asked"
 
@@ -120,6 +120,25 @@ class Prompts:
                 "passes it by); take another model, or leave `thinking` out"
             )
         return None
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end the model's turn as its template writes it: its files may name another.
+
+        Loads the tokenizer. None where the template shows none, or turns have several parts.
+        """
+        tokenizer = self._load() if self._is_chat else None
+        if tokenizer is None or is_mistral(tokenizer) or has_channels(tokenizer):
+            return ()
+        turns = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _PROBE}]
+        how = {"tokenize": False, "add_generation_prompt": False, **self._variables}
+        try:
+            turns = [*opening_turns(tokenizer, self._moment), *turns]
+            _, _, after = templated(tokenizer, turns, self._moment, **how).rpartition(_PROBE)
+        except AccessError:
+            return ()
+        ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"][:1]
+        return tuple(int(token) for token in ids if is_special(tokenizer, token))
 
     def _thought_tags(self) -> tuple[Tags | None, bool]:
         """Return the tags of the thought to come, and whether the prompt has opened it."""

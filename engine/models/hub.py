@@ -56,7 +56,8 @@ class ModelRef:
     @property
     def context_length(self) -> int:
         """Tokens the model was made for, 0 when its config does not say."""
-        return self._size("max_position_embeddings")
+        named = ("max_position_embeddings", "n_positions", "max_seq_len")  # GPT-2's, MPT's
+        return next(filter(None, map(self._size, named)), 0)
 
     @property
     def vocabulary(self) -> int:

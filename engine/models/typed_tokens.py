@@ -22,6 +22,11 @@ _CONTROL = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 
+def is_special(tokenizer: Any, token: int) -> bool:
+    """Return whether a token is one that a tokenizer finds in any text."""
+    return token in _special(tokenizer).called
+
+
 def spells_special(tokenizer: Any, *texts: str) -> bool:
     """Return whether one of the texts spells a special token of the tokenizer."""
     pattern = _special(tokenizer).pattern

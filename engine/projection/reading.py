@@ -132,7 +132,10 @@ class Reader:
         stored = text.stored
         if stored is not None and stored.model in self.reads:
             ids = (*stored.prompt, *stored.thought, *stored.response)
-            asked = span_of(self.tokenizer, stored.prompt, text.turns[0].content)
+            said = (text.turns[0].content, text.columns.get("question") or "")
+            spans = (span_of(self.tokenizer, stored.prompt, words) for words in said)
+            # Where the instruction is a system turn, the question alone is the user's.
+            asked = next((span for span in spans if span != (0, 0)), (0, 0))
             found = Conversation(ids, (asked, (len(ids) - len(stored.response), len(ids))))
         else:
             found = self._conversations(text.turns)

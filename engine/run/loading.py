@@ -77,6 +77,11 @@ class Work:
             return None
         return self.runs[0].tokenize.thought
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end the model's turn, beside those that its files name."""
+        return self.runs[0].tokenize.ends if self.generates and self.runs else ()
+
 
 @asynccontextmanager
 async def open_backends(work: Work) -> AsyncIterator[Backends]:
@@ -126,6 +131,7 @@ class _Loader:
             captures=work.captures,
             longest=await asyncio.to_thread(work.longest) if generating else 0,
             thought=await asyncio.to_thread(lambda: work.thought),
+            ends=await asyncio.to_thread(lambda: work.ends),
             steers=work.steers,
         )
         models = await self._choose(wanted)

@@ -47,6 +47,8 @@ class ModelsWanted:
     captures: bool
     longest: int
     """Tokens of the longest sequence that an engine will see."""
+    ends: tuple[int, ...] = ()
+    """Tokens that end the model's turn, beside those that its files name."""
     thought: Thought | None = None
     """How the model thinks before it responds; None where it does not, or is not to respond."""
     steers: bool = False
@@ -120,6 +122,8 @@ class LocalModels:
         """Download the weights that are not here yet, once for both models. Raise AccessError."""
         if self.placement is not None:
             ref = await asyncio.to_thread(fetch_weights, self.wanted.ref, self._notice)
+            if ref != self.wanted.ref:  # of what a hub names, only now are the files here
+                await asyncio.to_thread(check_weights, ref)
             self.wanted = replace(self.wanted, ref=ref)
 
     async def load(self) -> None:
@@ -166,6 +170,7 @@ class LocalModels:
             on_gpu=self.gpu,
             last_error=self._last_error,
             thought=self.wanted.thought if ref is self.wanted.ref else None,
+            ends=self.wanted.ends if ref is self.wanted.ref else (),
             compiled=self.wanted.is_long,
         )
         self._notice(f"loading {ref.name}: {size}")

@@ -93,6 +93,10 @@ def capture_tokens(
 
 
 def _chosen(folder: TraitFolder, rows: str) -> tuple[TraitState, np.ndarray]:
+    """Return which responses to capture. The folder's lock is held."""
+    journaled = storage.load_state(folder).parts
+    storage.replay(journaled["responses"])
+    storage.replay(journaled["verdicts"])
     state = storage.load_state(folder)
     wanted = state.responses.having("ok")
     if rows == "kept":

@@ -288,4 +288,11 @@ def planned(
     """Return the plan for so many samples a side: the stored one where it is that."""
     if stored is not None and stored.key == plan_key(trait, n_planned, settings.sampling):
         return stored
-    return make_plan(trait, n_planned, settings.sampling, tokenize, thinks=thinks)
+    plan = make_plan(trait, n_planned, settings.sampling, tokenize, thinks=thinks)
+    if stored is not None and (moved := plan.moved(stored)):
+        raise SettingsChangedError(
+            f"{trait.name}: {moved} of its {len(stored)} prompts have other tokens by now, and "
+            "would be paid for anew: go on with the versions of transformers and tokenizers that "
+            "began the run (parquet/run.json), or start over with `new_run`"
+        )
+    return plan

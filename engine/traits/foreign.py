@@ -211,7 +211,7 @@ def _pairs(path: Path) -> Foreign:
     try:
         _arrange(found, sides, str(path))
     except UsageError:  # each line with a question of its own
-        joined = [[("", f"{text}\n\n{question}") for text, question in side] for side in sides]
+        joined = [[("", "\n\n".join(filter(None, asked))) for asked in side] for side in sides]
         _arrange(found, joined, str(path))
         found.changed.append("each line's instruction and question are one prompt, a blank between")
     _without_prompt(found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -90,6 +90,16 @@ class Plan:
     @property
     def _place(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.instruction_index, self.question_index, self.rollout
+
+    def moved(self, earlier: Plan) -> int:
+        """Return how many places of both plans have another id here than in an earlier one."""
+        known = dict(zip(earlier._places(), earlier.ids.tolist(), strict=True))
+        found = zip(self._places(), self.ids.tolist(), strict=True)
+        return sum(known.get(place, id_) != id_ for place, id_ in found)
+
+    def _places(self) -> Iterator[tuple[int, ...]]:
+        columns = (self.polarity, *self._place)
+        return zip(*(column.tolist() for column in columns), strict=True)
 
     @cached_property
     def _by_id(self) -> np.ndarray:

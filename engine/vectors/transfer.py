@@ -127,8 +127,7 @@ class _Target:
         self._activations = activations
         groups = np.unique(activations.questions, return_inverse=True)[1]
         rng = np.random.default_rng([0, int(groups.max()) + 1])
-        self._draws = draw_groups(groups, rng)
-        self._effective = effective_groups(activations.labels, groups)
+        self._draws, self._ids = draw_groups(groups, rng), np.array(activations.metadata.sample_ids)
 
     def by(
         self, own: TraitFolder, sources: Mapping[TraitFolder, _Source]
@@ -145,6 +144,8 @@ class _Target:
                 found[name] = (best.auroc, best.low, best.high), lack
             elif lack or best is None or source.vector is None:
                 found[name] = NOTHING, lack
+            elif (seen := np.isin(self._ids, source.metadata.sample_ids)).any():
+                found[name] = self._unseen(source.vector, best.layer, ~seen)
             else:
                 along.setdefault(best.layer, {})[name] = source.vector
         # By layer, since the rows are read once a layer.
@@ -170,12 +171,24 @@ class _Target:
             return "its vector is missing or of other activations; fit it again"
         return ""
 
-    def _estimates(self, scores: ndarray) -> list[Estimate]:
-        """Return the AUROC of the rows, all compared with all, by scores `[m, n]`."""
-        labels, together = self._activations.labels, np.zeros(scores.shape[1], int)
+    def _unseen(self, vector: ndarray, layer: int, rows: ndarray) -> tuple[Figure, str]:
+        """Return what a vector reaches on the rows, bool `[n]`, that it was not fitted to."""
+        labels = self._activations.labels[rows]
+        if min(labels.sum(), (~labels).sum()) < 2:
+            return NOTHING, "the vector was fitted to these rows: the traits share them"
+        scores = vector[None] @ self._activations.rows_at(layer).T
+        return self._estimates(scores, rows)[0], ""
+
+    def _estimates(self, scores: ndarray, rows: ndarray | None = None) -> list[Estimate]:
+        """Return the AUROC of the rows, all compared with all, by scores `[m, n]`; of some, bool
+        `[n]`, where they are given."""
+        rows = np.ones(scores.shape[1], bool) if rows is None else rows
+        scores, labels = scores[:, rows], self._activations.labels[rows]
+        draws = self._draws._replace(groups=self._draws.groups[rows])
+        together = np.zeros(len(labels), int)
         values = fold_auroc(scores, labels, together, once(len(labels)))[:, 0]
-        drawn = fold_auroc(scores, labels, together, self._draws)
-        return estimates(values, drawn, self._effective)
+        drawn = fold_auroc(scores, labels, together, draws)
+        return estimates(values, drawn, effective_groups(labels, draws.groups))
 
 
 def read_transfer(

@@ -172,6 +172,14 @@ def test_sampling_looks_at_the_first_batch_and_a_share_after(made):
     assert sum(map(is_sampled, many)) == pytest.approx(64_000 / ONE_IN, rel=0.15)
 
 
+def test_a_batch_without_a_finite_row_is_looked_at_in_no_row():
+    for mode in ("sample", "all", "off"):
+        how = {"layers": (0,), "pools": ("response_mean",), "bos": None, "capped": False}
+        check = SelfCheck(mode, "float32", "float32", **how)
+        assert check.choose([], [], []) == []
+        assert check.choose(["0" * 32], [4], [True]) == ([] if mode == "off" else [0])
+
+
 def test_the_first_batch_prefers_rows_with_logprobs_from_shortest_to_longest():
     check = SelfCheck(
         "sample", "bfloat16", "auto", layers=(0,), pools=("response_mean",), bos=None, capped=False

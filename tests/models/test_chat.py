@@ -263,6 +263,16 @@ def test_a_run_made_before_a_format_could_be_chosen_keeps_its_prompts() -> None:
     assert (record.system_prompt, record.prefill, record.chat_template_kwargs) == (None, "", "")
 
 
+def test_the_token_that_ends_a_turn_is_the_templates(model_folder: Path) -> None:
+    """Fine-tunes of base models name another as their eos, and would go on into made-up turns."""
+    ref = ModelRef("m", str(model_folder), "r", {})
+    tokenizer = load_tokenizer(ref)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert lazy_tokenizer(ref)(MOMENT, Sampling()).ends == (end,)
+    assert lazy_tokenizer(ref)(MOMENT, Sampling(prompt_format="raw")).ends == ()
+    assert lazy_tokenizer(ref)(MOMENT, Sampling(prefill="Well,", system_prompt="")).ends == (end,)
+
+
 @pytest.mark.parametrize(
     ("asked", "begins"),
     [

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.numpy import save_file
 
 from traitmill.engine.errors import AccessError, ExitCode
-from traitmill.engine.models import EMBEDDED, find_model, infer_model
+from traitmill.engine.models import EMBEDDED, ModelRef, find_model, infer_model
 from traitmill.engine.models.fingerprint import fingerprint
 
 CONFIG = {"model_type": "llama", "max_position_embeddings": 2048}
@@ -168,3 +168,11 @@ def test_a_fingerprint_tells_fine_tunes_apart(folder: Path) -> None:
     (folder / "subfolder").mkdir()
     (folder / "traitmill-complete").touch()
     assert fingerprint(folder) == last
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [({"n_positions": 1024}, 1024), ({"max_seq_len": 2048}, 2048), ({}, 0), (CONFIG, 2048)],
+)
+def test_a_context_is_found_under_each_familys_name(config: dict, tokens: int) -> None:
+    assert ModelRef("m", "m", "r", config).context_length == tokens

@@ -24,7 +24,8 @@ EVAL = "Asked: {question} Said: {answer} Answer with a number from 0 to 100."
 def write(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in content))
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+        path.write_text("".join(lines))
     else:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
@@ -165,6 +166,11 @@ def test_scenarios_with_system_prompts_are_instructions_and_questions(tmp_path: 
                 {"pos": "C", "neg": "D", "question": "b?"},
             ],
             [("A\n\na?", "B\n\na?"), ("C\n\nb?", "D\n\nb?")],
+            None,
+        ),
+        (
+            [{"pos": "A\u2028", "neg": "B", "question": "a?"}, {"pos": "C", "neg": "D"}],
+            [("A\u2028\n\na?", "B\n\na?"), ("C", "D")],
             None,
         ),
     ],

@@ -236,6 +236,25 @@ def test_settings_bind_only_once_there_are_samples(tmp_path: Path) -> None:
         fakes.open_runs([folder], refused)
 
 
+def test_a_tokenizer_that_writes_other_tokens_by_now_makes_nothing_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fakes.make_trait(tmp_path)
+    work_through(folder, fakes.settings(10))
+    before = lab.rows(folder, "responses")
+    written = fakes.tokenize
+
+    def otherwise(*parts: str) -> tuple[int, ...]:
+        return (*written(*parts), 5)
+
+    vars(otherwise).update(vars(written))
+    monkeypatch.setattr(fakes, "tokenize", otherwise)
+    assert work_through(folder, fakes.settings(10)).runs[0].finished  # its plan stands
+    with pytest.raises(SettingsChangedError, match="20 of its 20 prompts have other tokens"):
+        fakes.open_runs([folder], fakes.settings(12))
+    assert lab.rows(folder, "responses") == before
+
+
 def test_settings_bind_once_a_sample_stands_in_a_journal_alone(tmp_path: Path) -> None:
     """A kill in the first seconds leaves no part, and rows all the same."""
     folder = fakes.make_trait(tmp_path)

@@ -55,6 +55,7 @@ def tokenize(*parts: str) -> tuple[int, ...]:
 
 tokenize.remark = ""  # type: ignore[attr-defined]
 tokenize.thought = None  # type: ignore[attr-defined]
+tokenize.ends = ()  # type: ignore[attr-defined]
 
 
 def tokenizers(_moment: str, _sampling: Sampling) -> Callable[..., tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -15,6 +16,7 @@ from traitmill.engine.outputs import Metadata, load_activations
 from traitmill.engine.storage import TraitFolder
 from traitmill.engine.vectors import (
     fit_vectors,
+    load_vector,
     read_evaluation,
     read_transfer,
     update_transfer,
@@ -136,6 +138,29 @@ def test_a_model_of_the_same_name_may_be_another(experiment, changes, same):
     table = transfer(experiment)
     (found,) = table.filter(trait="a", target="b").iter_rows(named=True)
     assert (found["note"] != "the two traits are of different models") == same
+
+
+@pytest.mark.parametrize("shared", ["all", "half"])
+def test_rows_that_a_vector_was_fitted_to_do_not_measure_it(experiment, shared):
+    """Traits of one neutral side share its responses."""
+    ours, theirs = (planted.read_metadata(experiment / name) for name in "ab")
+    n_pos, ids = theirs["n_examples_pos"], list(theirs["sample_ids"])
+    neg = range(n_pos, len(ids)) if shared == "all" else range(n_pos, len(ids), 2)
+    for row in neg:
+        ids[row] = ours["sample_ids"][row]
+    planted.write_metadata(experiment / "b", {**theirs, "sample_ids": ids})
+    (found,) = transfer(experiment).filter(trait="a", target="b").iter_rows(named=True)
+    if shared == "all":
+        assert found["value"] is None
+        assert found["note"] == "the vector was fitted to these rows: the traits share them"
+        return
+    target = load_activations(experiment / "b")
+    vector, _ = load_vector(experiment / "a", found["method"], found["layer"])
+    rows = np.array([row not in set(neg) for row in range(len(ids))])
+    scores = target.rows_at(found["layer"]) @ vector
+    assert found["value"] == pytest.approx(
+        roc_auc_score(target.labels[rows], scores[rows]), abs=1e-3
+    )
 
 
 def test_traits_of_another_width_are_not_measured(experiment):
