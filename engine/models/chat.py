@@ -125,7 +125,7 @@ class Prompts:
     def ends(self) -> tuple[int, ...]:
         """Tokens that end the model's turn as its template writes it: its files may name another.
 
-        Loads the tokenizer. None where the template shows none, or turns have several parts.
+        Loads the tokenizer. Empty where the template shows none, or turns have several parts.
         """
         tokenizer = self._load() if self._is_chat else None
         if tokenizer is None or is_mistral(tokenizer) or has_channels(tokenizer):

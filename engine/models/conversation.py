@@ -202,4 +202,4 @@ def span_of(tokenizer: Any, token_ids: Sequence[int], words: str) -> tuple[int, 
         return 0, 0
     stop = at + len(sought)
     covering = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > at]
-    return covering[0], covering[-1] + 1
+    return (covering[0], covering[-1] + 1) if covering else (0, 0)
