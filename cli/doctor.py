@@ -88,7 +88,7 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "run", lambda: _run(*plan(), given["experiments_dir"], experiment)
     if experiment is not None:
         yield "prompts", lambda: _prompts(*plan(), given["experiments_dir"], experiment)
-    yield "judge", lambda: _judge(*plan())
+    yield "judge", lambda: _judge(*plan(), wanted)
 
 
 def _weights(name: str) -> str:
@@ -232,12 +232,12 @@ def _prompts(settings: Any, model: str, experiments_dir: Path, experiment: str) 
     return "\n".join(lines)
 
 
-def _judge(settings: Any, model: str) -> str:
+def _judge(settings: Any, model: str, given: dict[str, Any]) -> str:
     from traitmill.engine.judging import EndpointJudge, need_words
     from traitmill.engine.models import find_model
     from traitmill.engine.run import check_judge
 
-    check_judge(settings)
+    check_judge(settings, given)
     name = settings.judge.model
     if name == "local":
         need_words(find_model(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .capabilities import JudgeProfile
-from .client import OPENAI, read_base_url
+from .client import OPENAI, is_near, read_base_url
 from .completion import complete
 from .cost import Usage, find_price
 from .endpoint import EndpointJudge
@@ -22,6 +22,7 @@ __all__ = [
     "calibration_positions",
     "complete",
     "find_price",
+    "is_near",
     "judge_key",
     "local_prompt",
     "need_words",

@@ -10,47 +10,40 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AccessError, StoppedError, TraitmillError
 from ..traits import FULL, Scale
-from .capabilities import JudgeProfile, Message, plainer, refine
-from .client import (
+from .capabilities import CAP, JudgeProfile, Message, plainer, refine
+from .client import Client
+from .cost import Meter, Tokens
+from .faults import (
     FATAL,
     PASSING,
     CallError,
-    Client,
     DeniedError,
     LateError,
     RejectedError,
     TransientError,
+    is_filtered,
+    is_too_long,
 )
-from .cost import Meter, Tokens
 from .outage import Outage
 from .rate_limit import Throttle, Ticket
 from .reading import Answer
-from .reply import FLAGGED, Reply
+from .reply import Reply
 from .waits import wait_asked
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 T = TypeVar("T")
 
 ATTEMPTS, PROBE_ATTEMPTS = 8, 3
 _LONGEST_BACKOFF = 30.0
-_FILTERED = {
-    FLAGGED,
-    "content_filter",
-    "content_policy_violation",
-    "invalid_prompt",
-    "moderation_blocked",
-    "ResponsibleAIPolicyViolation",
-}
-_POLICY = re.compile(r"ContentPolicyViolation|content management policy", re.IGNORECASE)
-"""In a 400 of LiteLLM's or Azure's, whose code may say nothing: the text is refused."""
 _MOST_DENIED = 5
 """Answers in a row that deny key or model, of an endpoint that had accepted both, until they are
 believed."""
-_TOO_LARGE = re.compile(r"too large|must be reduced|reduce the (?:length|size)", re.IGNORECASE)
-"""In a 429: the one text is refused for its size, however long one waits."""
 _NO_ROUTE = re.compile(r"requested parameters", re.IGNORECASE)
 """In a 404 of OpenRouter's: no provider of the model takes the request in this form."""
 _MOST_LIMITED = 12
@@ -58,14 +51,20 @@ _MOST_LIMITED = 12
 _CAPS = frozenset({"max_tokens", "max_completion_tokens"})
 _SLOWEST = 25.0
 """Tokens a second of a judge that is given room for a thought, at least."""
+_MOST_LATE = 3
+"""Attempts of one call that may end at their deadline: each may be billed, and takes so long."""
 _MOST_CHANGES = 3
 """Other forms of a request that one call may try."""
 
 
-def patience_of(extra: Mapping[str, Any], deadline: float) -> float:
-    """Return the seconds that an attempt may take: more where `extra` leaves room for a thought."""
-    caps = [extra[name] for name in _CAPS if isinstance(extra.get(name), int)]
-    return max(deadline, max(caps, default=0) / _SLOWEST)
+def seconds_for(request: Mapping[str, Any]) -> float:
+    """Return the seconds that an answer may take where a request gives it room for a thought."""
+    room = max(_caps(request), default=0)
+    return room / _SLOWEST if room > CAP else 0.0
+
+
+def _caps(request: Mapping[str, Any]) -> list[int]:
+    return [request[name] for name in _CAPS if isinstance(request.get(name), int)]
 
 
 class MendableError(CallError):
@@ -112,15 +111,17 @@ class Calls:
     ) -> T:
         """Call, again after TransientError: so many attempts, with random, exponentially growing
         pauses."""
-        from tenacity import (
-            AsyncRetrying,
-            retry_if_exception_type,
-            stop_after_attempt,
-            wait_random_exponential,
-        )
+        from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+        late = 0
+
+        def over(state: RetryCallState) -> bool:
+            nonlocal late
+            late += state.outcome is not None and isinstance(state.outcome.exception(), LateError)
+            return state.attempt_number >= attempts or late >= _MOST_LATE
 
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(attempts),
+            stop=over,
             wait=wait_random_exponential(multiplier=self._backoff, max=_LONGEST_BACKOFF),
             retry=retry_if_exception_type(TransientError),
             sleep=self.throttle.pause,
@@ -157,11 +158,11 @@ class Calls:
                 if (used := reply.usage()) is not None:  # a failure may be billed
                     tally.add(used)
                     self.meter.add(used, estimated=False)
-                if reply.status >= 500:
+                if reply.status >= 500 or reply.status in PASSING:
                     self._failed(ticket, f"HTTP {reply.status}: {fault.message}")
-                elif reply.status != 429 and reply.status not in PASSING:
+                elif reply.status != 429:
                     self._outage.over()  # it refuses, so it is up
-                too_large = _TOO_LARGE.search(fault.message)
+                too_large = is_too_long(reply.status, fault.message)
                 if reply.status == 429 and (too_large or self._passed_over(limited, answered)):
                     self.throttle.resumed()
                     kind = RejectedError if too_large else DeniedError
@@ -175,7 +176,7 @@ class Calls:
                     self.throttle.shut(wait)
                 else:
                     self.throttle.resumed()
-                if fault.codes & _FILTERED or _POLICY.search(fault.message):
+                if is_filtered(reply.status, fault.codes, fault.message):
                     return Answer("", "content_filter", self._client.redact(fault.message))
             rejected.append(profile)
             form = self._other_form(reply, rejected)
@@ -248,8 +249,7 @@ class Calls:
     async def _send(
         self, request: dict[str, Any], prompt_tokens: float, cap: int, tally: Meter
     ) -> Reply:
-        caps = [request[name] for name in _CAPS if isinstance(request.get(name), int)]
-        dollars = self.meter.expected(prompt_tokens, max(caps, default=cap))
+        dollars = self.meter.expected(prompt_tokens, max(_caps(request), default=cap))
         if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
             raise self.stop(
                 StoppedError(
@@ -263,7 +263,7 @@ class Calls:
         self.meter.attempts += 1
         with self.meter.expecting(dollars):
             try:
-                reply = await self._client.complete(request)
+                reply = await self._client.complete(request, seconds_for(request))
             except LateError:  # it may be billed all the same
                 self.throttle.late()
                 guess = Tokens(round(prompt_tokens), 0, round(self.meter.mean_output or cap))
@@ -284,8 +284,7 @@ class Calls:
             raise TransientError(
                 f"the endpoint's {reply.status} holds no chat completion", reply.text
             ) from None
-        if tokens is not None:
-            tally.add(tokens)  # a verdict's row holds counts only
+        tally.add(tokens or Tokens())  # a verdict's row holds counts only
         counted = tokens or Tokens(round(prompt_tokens), 0, round(len(answer.text) / 4 + 0.5))
         self._answered, self._denied = True, 0
         self.answers += 1

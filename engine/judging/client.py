@@ -4,6 +4,7 @@ secret let out."""
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import re
 from difflib import get_close_matches
@@ -11,6 +12,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import AccessError, StoppedError, UsageError
+from .faults import (
+    BAD_KEY,
+    NO_MODEL,
+    NO_QUOTA,
+    PASSING,
+    CallError,
+    LateError,
+    RejectedError,
+    TransientError,
+    UnknownModelError,
+)
 from .headers import authorizes, read_headers, secrets
 from .reply import Reply
 
@@ -27,43 +39,7 @@ _LEAST_KEY = 8
 _MESSAGE_CHARS = 300
 _LISTED = 12
 """Models of an endpoint that a message names."""
-_NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-_BAD_KEY = {"invalid_api_key", "account_deactivated"}
-_NO_MODEL = {"model_not_found"}
-FATAL = _NO_QUOTA | _BAD_KEY | _NO_MODEL
-"""Codes that end all judging, whatever the status they come under."""
-PASSING = {408, 409, 423, 424, 425, 499}
-"""Statuses below 500 that are about the moment, not about what was sent."""
 _KEY_LIKE = re.compile(r"\b(?:sk|hf)[-_][A-Za-z0-9_\-*.]{6,}|(?i:bearer)\s+\S+")
-
-
-class CallError(Exception):
-    """One call has no answer. `raw` is what came instead."""
-
-    def __init__(self, message: str, raw: str = "") -> None:
-        super().__init__(message)
-        self.raw = raw
-
-
-class TransientError(CallError):
-    """Asking again may help: no connection, no answer in time, a server error, a body that is no
-    answer."""
-
-
-class LateError(TransientError):
-    """No answer within the deadline."""
-
-
-class RejectedError(CallError):
-    """Asking the same again will not help."""
-
-
-class DeniedError(RejectedError):
-    """Asking the same again will not help now, and may later."""
-
-
-class UnknownModelError(AccessError):
-    """An endpoint that has no such model, or that is no endpoint."""
 
 
 def read_base_url(url: str) -> str:
@@ -86,6 +62,15 @@ def read_base_url(url: str) -> str:
             f"{'the one given' if shown == 'this' else repr(shown)} is not"
         )
     return url
+
+
+def is_near(url: str) -> bool:
+    """Return whether an address is this machine's, or one of a network of one's own."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host == "localhost" or host.endswith(".local")
 
 
 class Client:
@@ -153,10 +138,11 @@ class Client:
         if self._client is not None:
             await self._client.close()
 
-    async def complete(self, request: dict[str, Any]) -> Reply:
+    async def complete(self, request: dict[str, Any], seconds: float = 0.0) -> Reply:
         """One chat completion, whatever its status. Raises TransientError without a connection or
-        past the deadline."""
-        return (await self._reply("post", _COMPLETIONS, self._deadline, body=request)).honest
+        past the deadline, which is `seconds` where that is later."""
+        deadline = max(self._deadline, seconds)
+        return (await self._reply("post", _COMPLETIONS, deadline, body=request)).honest
 
     async def list_models(self) -> Reply:
         """The list of models, which is free. Raises TransientError as `complete` does."""
@@ -199,16 +185,16 @@ class Client:
         fault, model = reply.fault(), self._model
         said = self.redact(" ".join(fault.message.split()))[:_MESSAGE_CHARS] or "no text"
         what = f"HTTP {reply.status}: {said}"
-        if fault.codes & _NO_QUOTA or reply.status == 402:
+        if fault.codes & NO_QUOTA:
             remedy = (
                 "add credit with your provider, then run the same command; what was made so far is "
                 "saved"
             )
             return StoppedError(f"judge {model} has no quota left: {remedy}")
-        if fault.codes & _BAD_KEY or reply.status == 401:
+        if fault.codes & BAD_KEY or reply.status == 401:
             problem = "refused the key: put a valid" if self.has_key else "asks for a key: put its"
             return AccessError(f"{self.where} {problem} OPENAI_API_KEY into .env")
-        if fault.codes & _NO_MODEL or (reply.status == 404 and not mendable):
+        if fault.codes & NO_MODEL or (reply.status == 404 and not mendable):
             remedy = "check `judge_model` and `judge_base_url`"
             return UnknownModelError(f"{self.where} has no model {model} ({what}): {remedy}")
         if reply.status == 403 and not mendable:

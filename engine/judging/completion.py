@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..errors import AccessError
 from ..settings import JudgeLimits, JudgeSettings
-from .client import CallError, Client, TransientError
+from .client import Client
+from .faults import CallError, TransientError
 from .reading import spoken
 
 _DEADLINE = 300.0

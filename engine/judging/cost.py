@@ -153,6 +153,21 @@ class Meter:
         )
 
 
+_DEAREST_TIER = 2.0
+"""Times the price of the table, at most, that a `service_tier` of OpenAI's costs: `priority`."""
+
+
+def at_tier(price: Price | None, tier: object) -> Price | None:
+    """Return a price as a `service_tier` makes it: never below what is billed.
+
+    A cheaper tier, such as `flex`, counts as the standard one.
+    """
+    if price is None or tier != "priority":
+        return price
+    dearer = (each * _DEAREST_TIER for each in (price.input, price.output, price.cached_input))
+    return Price(*dearer)
+
+
 @cache
 def load_prices(path: Path = PRICES_FILE) -> dict[str, Price]:
     """The price table by model. Raises UsageError where the edited file cannot be read."""

@@ -5,24 +5,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 
-from ..errors import AccessError, StoppedError, UsageError
+from ..errors import AccessError, StoppedError
 from ..records import REFUSED_TEXT, TEXT_ALONE, Response, Verdict
 from ..settings import JudgeLimits, JudgeSettings
 from ..traits import Scale, Trait, fill
-from .calls import PROBE_ATTEMPTS, Calls, MendableError, patience_of
-from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, barest, first_guess
-from .client import (
-    FATAL,
+from .calls import Calls, seconds_for
+from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, first_guess
+from .client import Client
+from .cost import Meter, Usage, at_tier, find_price, need_price
+from .faults import (
     CallError,
-    Client,
     DeniedError,
     RejectedError,
     TransientError,
     UnknownModelError,
+    is_too_long,
 )
-from .cost import Meter, Usage, find_price, need_price
+from .probe import Prober
 from .rate_limit import Throttle
 from .reading import (
     Answer,
@@ -31,18 +31,9 @@ from .reading import (
     read_integer,
     splits_number,
     spoken,
-    whole_numbers,
 )
-from .reply import Reply
 from .scoring import escape_surrogates, judge_key, plain_request, raw_text
-from .waits import wait_asked
 
-_MAX_PROBES = 8
-_NUMBERS_PROBE = "Repeat this line exactly, with nothing before or after it:\n0 7 42 100"
-_SCORE_PROBE = (
-    "Rate from 0 to 100 how much the following text is about the sea. Answer with a single "
-    "number.\n\nThe ship rose on the waves, and the gulls followed it out of the harbour."
-)
 _MOST_UNMEASURED = 5
 """Answers in a row without the log-probabilities that the verdict set is measured by."""
 
@@ -71,19 +62,22 @@ class EndpointJudge:
         """
         self._judging, self._mode = judging, mode
         extra = json.loads(judging.extra or "{}")
-        deadline = patience_of(extra, deadline)
+        deadline = max(deadline, seconds_for(extra))
+        price = need_price(judging.model) if limits.max_cost else find_price(judging.model)
         self._client = Client(judging.model, limits.base_url, deadline)
         self._calls = Calls(
             self._client,
             Throttle(limits, on_event, deadline),
-            Meter(need_price(judging.model) if limits.max_cost else find_price(judging.model)),
+            Meter(at_tier(price, extra.get("service_tier"))),
             profile or first_guess(judging.model, self._client.base_url),
             limits.max_cost,
             backoff,
             extra,
         )
         self._calls.known = profile is not None and mode in {None, profile.mode}
-        self._proven, self._probes = self._calls.known, 0
+        self._prober = Prober(self._calls, self._client, judging)
+        self._proven = self._calls.known
+        """Whether a text was answered in an earlier run."""
         self._asked_short = self._cut_short = self._unmeasured = 0
 
     @property
@@ -106,11 +100,11 @@ class EndpointJudge:
         """
         self._client.open()
         try:
-            if self._calls.known and await self._is_missing():
+            if self._calls.known and await self._prober.is_missing():
                 self._calls.known, self._mode = False, self._calls.profile.mode
                 self._calls.profile = first_guess(self._judging.model, self._client.base_url)
             if not self._calls.known:
-                self._calls.profile = await self._probe()
+                self._calls.profile = await self._prober.find_profile(self._mode)
                 self._calls.known = True
         except UnknownModelError as error:
             raise await self._client.unknown_model(error) from None
@@ -119,7 +113,6 @@ class EndpointJudge:
                 f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): "
                 "check `judge_model` and `judge_base_url`"
             ) from None
-        self._probes = self._calls.answers
         return self._calls.profile
 
     def interrupt(self) -> None:
@@ -141,12 +134,13 @@ class EndpointJudge:
         question = response.sample.question
         prompt = fill(trait.eval_prompt, question=question, answer=response.response)
         tally, reading, error = Meter(None), None, ""
-        answers = self._calls.answers
+        answered = self._prober.answered_texts
         try:
             answer, reading = await self._decide(escape_surrogates(prompt), trait.scale, tally)
             raw = answer.text or answer.refusal
         except CallError as failure:
-            raw, error = failure.raw, f"{self._blame(failure, answers)}{failure}"
+            others = self._prober.answered_texts - answered - tally.answered > 0
+            raw, error = failure.raw, f"{await self._blame(failure, others)}{failure}"
         self._calls.meter.requests += 1
         return Verdict(
             trait=trait.name,
@@ -166,16 +160,26 @@ class EndpointJudge:
 
     # --- one verdict ---
 
-    def _blame(self, failure: CallError, answers: int) -> str:
-        """Return what a failure says of its text; nothing where no text was answered.
+    async def _blame(self, failure: CallError, others: bool) -> str:
+        """Return what a failure says of its text; nothing where it may not be the text's.
 
-        `answers` is how many there were before the call.
+        `others`: texts that were answered meanwhile. Raise StoppedError where the endpoint refuses
+        a plain question as well.
         """
-        refused = isinstance(failure, RejectedError) and not isinstance(failure, DeniedError)
-        if refused and (self._proven or self._calls.answers > self._probes):
+        if not isinstance(failure, RejectedError | TransientError):
+            return TEXT_ALONE  # it was answered, if not as it should be
+        if isinstance(failure, DeniedError):
+            return TEXT_ALONE if others else ""
+        refused = isinstance(failure, RejectedError)
+        if refused and not (self._proven or self._prober.answered_texts):
+            return ""
+        if refused and is_too_long(0, str(failure)):
             return REFUSED_TEXT
-        others = self._calls.answers > answers
-        return TEXT_ALONE if others or failure.raw else ""
+        # A word of refusal may come of an endpoint that takes no text any more.
+        alive = bool(failure.raw) and (refused or not others) and await self._prober.is_alive()
+        if refused:
+            return REFUSED_TEXT if alive else ""
+        return TEXT_ALONE if others or alive else ""
 
     async def _decide(self, prompt: str, scale: Scale, tally: Meter) -> tuple[Answer, Reading]:
         """Ask; once more where the answer cannot be read, and once with more room where it was cut
@@ -231,70 +235,3 @@ class EndpointJudge:
         raise CallError(
             f"the endpoint {lacking}: it is no measurement of this verdict set", answer.text
         )
-
-    # --- before the first verdict ---
-
-    async def _is_missing(self) -> bool:
-        """Whether the endpoint lists models and not this one. What is no list says nothing: many
-        serve none."""
-        try:
-            reply = await self._calls.retried(PROBE_ATTEMPTS, self._list)
-        except TransientError:
-            return False
-        if reply.status == 401 or reply.fault().codes & FATAL:
-            raise self._client.failure(reply)
-        listed = reply.model_ids() if reply.status < 400 else frozenset()
-        return bool(listed) and self._judging.model not in listed
-
-    async def _list(self) -> Reply:
-        reply = await self._client.list_models()
-        if reply.status >= 400 and (wait := wait_asked(reply.headers)):
-            self._calls.throttle.shut(wait)
-            return reply
-        if reply.status >= 500 or reply.status in {408, 429}:
-            raise TransientError(f"HTTP {reply.status}", reply.text)
-        return reply
-
-    async def _probe(self) -> JudgeProfile:
-        """Ask for numbers where log-probabilities may be had, then for a score, mending the profile
-        on the way."""
-        asked, lacking = self._mode or self._judging.mode, "returns no log-probabilities"
-        profile = self._calls.profile
-        if asked != "integer" and profile.top_logprobs:
-            profile = replace(profile, mode="expected")
-        for _ in range(_MAX_PROBES):
-            if asked == "expected" and profile.mode == "integer":
-                remedy = "use `judge_mode` auto"
-                if self._judging.mode == "auto":
-                    remedy = (
-                        "its verdict set was measured so elsewhere; begin another with "
-                        "`judge_mode` integer"
-                    )
-                raise UsageError(
-                    f"`judge_mode` expected cannot be had of {self._judging.model}: it {lacking}; "
-                    f"{remedy}"
-                )
-            self._calls.profile = profile
-            prompt = _NUMBERS_PROBE if profile.mode == "expected" else _SCORE_PROBE
-            try:
-                answer = await self._calls.answer(
-                    [{"role": "user", "content": prompt}], CAP, Meter(None)
-                )
-            except MendableError as error:
-                if error.better is None and profile == barest(profile):
-                    raise
-                profile = error.better or barest(profile)
-                continue
-            if profile.mode == "integer":
-                plain = (
-                    profile.schema
-                    and not spoken(answer.text).startswith("{")
-                    and answer.finish_reason != "length"
-                )
-                return replace(profile, schema=False) if plain else profile
-            if answer.alternatives and whole_numbers(answer.text, answer.tokens):
-                return profile
-            if answer.alternatives:
-                lacking = "does not write 100 as one token"
-            profile = replace(profile, mode="integer")
-        raise RejectedError("it rejects every form of request tried")

@@ -37,14 +37,14 @@ _END_TOKEN = re.compile(r"(?:<\|\w+\|>|</s>|<(?:eos|end_of_turn)>)\s*\Z")
 _FOLDED = {0xFF00 + code: 0x20 + code for code in range(1, 0x5F)} | {0x3002: "."}
 _FOLDED |= dict.fromkeys((*range(0x200B, 0x2010), 0x2060, 0xFEFF), "")
 """Wide forms of ASCII, the wide full stop, and marks of no width."""
-_FENCE = re.compile(r"```[a-z]*\s*(?P<content>.*?)\s*```", re.DOTALL | re.IGNORECASE)
+_LONG_SPACE = re.compile(r"(\s{8})\s+")
+_FENCE = re.compile(r"```[a-z]*+(?P<content>.*)```", re.DOTALL | re.IGNORECASE)
 _ANSWER_TAG = re.compile(
-    r"<(?P<tag>answer|score|rating|solution|result|output|b|strong)>\s*(?P<content>.*?)\s*"
-    r"</(?P=tag)>",
+    r"<(?P<tag>answer|score|rating|solution|result|output|b|strong)>(?P<content>.*)</(?P=tag)>",
     re.DOTALL | re.IGNORECASE,
 )
-_MATHS = re.compile(r"(?:\$+|\\[(\[])\s*(?P<content>[^$]*?)\s*(?:\$+|\\[)\]])\.?", re.DOTALL)
-_BOXED = re.compile(r"\\boxed\{\s*(?P<content>(?:[^{}]|\{[^{}]*\})*?)\s*\}\.?")
+_MATHS = re.compile(r"(?:\$++|\\[(\[])(?P<content>[^$]*)(?:\$++|\\[)\]])\.?", re.DOTALL)
+_BOXED = re.compile(r"\\boxed\{(?P<content>(?:[^{}]++|\{[^{}]*+\})*+)\}\.?")
 _WORDS = re.compile(r"\\(?:text|mathbf)\{(?P<content>[^{}]*)\}")
 _MARKS = r"[*_`\"'\u201c\u201d]{0,4}"
 _LABEL = (
@@ -58,7 +58,7 @@ _NUMBER = re.compile(
     rf"(?:\s+points)?[)\]]{{0,2}}{_MARKS}[.!]?{_MARKS}",
     re.IGNORECASE,
 )
-_NUMBER_BEGUN = re.compile(rf"(?:{_LABEL})?\W*(?:[0-9]{{1,4}}\W*){{0,2}}", re.IGNORECASE)
+_NUMBER_BEGUN = re.compile(rf"(?:{_LABEL})?\W*+(?:[0-9]{{1,4}}\W*+){{0,2}}", re.IGNORECASE)
 _BEGINS_AS_NUMBER = re.compile(r"[-+]?\.?[0-9]")
 _DIGITS = re.compile(r"[0-9]+")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,3}")
@@ -110,6 +110,8 @@ def spoken(text: str) -> str:
 
     Where a template has opened the thought, only its end stands in the answer.
     """
+    # A long run of spaces would cost the forms below quadratic time.
+    text = _LONG_SPACE.sub(r"\1", text)
     ends = [found.end() for found in _THOUGHT_ENDS.finditer(text)]
     rest = text[max(ends, default=0) :].strip()
     if _THOUGHT_BEGINS.match(rest):

@@ -6,23 +6,23 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .cost import Tokens
+from .faults import FLAGGED, NO_CREDIT, lacks_credit
 from .reading import Answer, Ending, number_place
 from .scoring import escape_surrogates
 
 _MOST_TOKENS = 1 << 26
 """More than any context; all attempts at one verdict together fit 32 bits."""
-FLAGGED = "flagged_input"
-"""Our code for an error that OpenRouter marks so: its moderation refused a text."""
 _SERVER_ERROR = 502
 _MAY_BE_ERROR = re.compile(r'"error|"success"\s*:\s*false')
 _TEXT_PARTS = {None, "text", "output_text"}
 """Kinds of the parts that hold what is said; a part need not name its kind."""
 _WHOLE = {"stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "complete", "completed"}
-_WHOLE |= {"tool_calls", "function_call"}
+_WHOLE |= {"tool_calls", "function_call", "stop_token", "eos_token_id", "end_of_text", "finished"}
+_WHOLE |= {"end_of_sequence", "end_of_turn", "stopped", "done", "finish", "success", "unload"}
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "max_length"}
 _HELD_BACK = {"content_filter", "refusal", "safety", "recitation", "blocklist", "sensitive"}
 _HELD_BACK |= {"prohibited_content", "spii", "guardrail_intervened"}
@@ -40,7 +40,13 @@ class Reply:
     text: str
 
     def fault(self) -> Fault:
-        """What the body says of an error, in the forms that OpenAI, vLLM and FastAPI use."""
+        """What the reply says of an error, in the forms that OpenAI, vLLM and FastAPI use."""
+        fault = self._stated_fault()
+        if lacks_credit(self.status, fault.codes, fault.message):
+            return replace(fault, codes=fault.codes | {NO_CREDIT})
+        return fault
+
+    def _stated_fault(self) -> Fault:
         try:
             body = json.loads(self.text)
         except (ValueError, RecursionError):
@@ -99,7 +105,7 @@ class Reply:
             listed = (choice.get("logprobs") or {}).get("content") or []
             tokens = tuple(str(each["token"]) for each in listed)
             place = number_place(text, tokens)
-            likely = listed[place].get("top_logprobs") or [] if listed else []
+            likely = _candidates(listed[place]) if listed else []
             answer = Answer(
                 escape_surrogates(text),
                 ending,
@@ -158,7 +164,8 @@ def _stated_error(body: Mapping[str, Any]) -> Any:
 
 def _ending(reason: Any) -> Ending:
     """Return why an answer ended: what names no known reason may have cut it off."""
-    said = str(reason or "stop").lower()
+    said = str(reason or "stop").strip().lower()
+    said = said.removeprefix("finish_reason_").replace("-", "_").replace(" ", "_")
     if said in _WHOLE:
         return "stop"
     if _HELD_BACK & {part.strip() for part in said.split(":")}:  # "content_filter: RECITATION"
@@ -190,7 +197,21 @@ def _text_of(part: Any) -> str:
         if "text" in part or "type" in part:
             return (part["text"] or "") if part.get("type") in _TEXT_PARTS else ""
         return json.dumps(part)  # an answer in JSON that was read on the way
-    return part or ""
+    number = isinstance(part, int | float) and not isinstance(part, bool)
+    return str(part) if number else part or ""
+
+
+def _candidates(token: Mapping[str, Any]) -> list[Any]:
+    """Return the candidates for a token, without those that cannot be.
+
+    What a schema forbids has minus infinity, which JSON has no number for: it comes as null. What
+    was written has a probability.
+    """
+    return [
+        each
+        for each in token.get("top_logprobs") or []
+        if each["token"] == token["token"] or each["logprob"] not in (None, -math.inf)
+    ]
 
 
 def _logprob(value: Any) -> float:

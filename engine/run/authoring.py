@@ -25,7 +25,7 @@ from ..traits import (
     scaffold,
 )
 from . import remembered
-from .folder_settings import addressed, resolve
+from .folder_settings import addressed, check_judge, resolve
 from .selection import select
 
 SCHEMA_FILE = "trait_definition.schema.json"
@@ -123,6 +123,7 @@ def _drafting(root: Path, given: Mapping[str, Any]) -> RunSettings:
             "a draft needs a model at an endpoint: name it with `judge_model`, and its address "
             "with `judge_base_url` where that is not OpenAI's"
         )
+    check_judge(first, given)
     return first
 
 

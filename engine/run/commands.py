@@ -60,19 +60,15 @@ async def generate(
         raise DefinitionError(faults)
     settings, remarks = resolve(folders, given)
     check_machine(folders, _any(settings))
-    check_judge(_any(settings))
-    name, revision, said = model_of(folders, model, Path(experiment).name)
-    listener.notice(f"model: {name}{said}")
-    ref = replace(find_model(name, revision), adapter=adapter_of(folders, adapter))
-    if ref.adapter is not None:
-        listener.notice(f"adapter: {ref.adapter.name}, rank {ref.adapter.rank}")
+    check_judge(_any(settings), given)
+    ref = chosen_model(folders, model, adapter, experiment, listener)
     for line in [*remarks, *scale_remarks(definitions.values(), given.get("threshold"))]:
         listener.notice(line)
     wanted = [
         Wanted(
             trait=definitions[name],
             folder=folders[name],
-            settings=_with_model(settings[name], ref),
+            settings=with_model(settings[name], ref),
             generates=True,
             judges=True,
             new_run=new_run,
@@ -107,7 +103,7 @@ async def judge(
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
     settings, remarks = resolve(folders, {**given, "capture": "none"}, remembered.JUDGE)
     check_machine(folders, _any(settings))
-    check_judge(_any(settings))
+    check_judge(_any(settings), given)
     for line in [*remarks, *scale_remarks(edited.values())]:
         listener.notice(line)
     first = _any(settings)
@@ -212,7 +208,23 @@ def _paths(folders: Mapping[str, TraitFolder]) -> dict[str, Path]:
     return {name: folder.path for name, folder in folders.items()}
 
 
-def _with_model(settings: RunSettings, ref: ModelRef) -> RunSettings:
+def chosen_model(
+    folders: Mapping[str, TraitFolder],
+    model: str | None,
+    adapter: str | None,
+    experiment: Path | str,
+    listener: Listener,
+) -> ModelRef:
+    """Return the model to generate with and its adapter, said to the listener."""
+    name, revision, said = model_of(folders, model, Path(experiment).name)
+    listener.notice(f"model: {name}{said}")
+    ref = replace(find_model(name, revision), adapter=adapter_of(folders, adapter))
+    if ref.adapter is not None:
+        listener.notice(f"adapter: {ref.adapter.name}, rank {ref.adapter.rank}")
+    return ref
+
+
+def with_model(settings: RunSettings, ref: ModelRef) -> RunSettings:
     sampling = replace(
         settings.sampling,
         model=ref.name,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from .. import storage
 from ..errors import AccessError, UsageError
-from ..judging import OPENAI, authorizes, read_base_url, read_headers
+from ..judging import OPENAI, authorizes, is_near, read_base_url, read_headers
 from ..models import ModelRef
 from ..settings import DEFAULTS, CaptureSettings, JudgeSettings, RunSettings, Sampling, apply
 from ..storage import RunRecord, TraitFolder
@@ -20,7 +20,7 @@ from . import remembered
 def resolve(
     folders: Mapping[str, TraitFolder],
     given: Mapping[str, Any],
-    used: Iterable[str] = remembered.RUN,
+    used: Sequence[str] = remembered.RUN,
     *,
     resets: bool = True,
 ) -> tuple[dict[str, RunSettings], list[str]]:
@@ -37,7 +37,7 @@ def resolve(
         name: apply(given, _without_extra(known.get(name, base), given)) for name in folders
     }
     settings = {name: addressed(each) for name, each in settings.items()}
-    _refuse_differing(settings)
+    _refuse_differing(settings, used)
     if not known:
         return settings, []
     name = next(iter(known))
@@ -105,8 +105,12 @@ def addressed(settings: RunSettings) -> RunSettings:
     return replace(settings, limits=replace(limits, base_url=base_url))
 
 
-def _refuse_differing(settings: Mapping[str, RunSettings]) -> None:
-    """Raise UsageError where one engine, one judge and one capture pass cannot serve all traits."""
+def _refuse_differing(settings: Mapping[str, RunSettings], used: Sequence[str]) -> None:
+    """Raise UsageError where one engine, one judge and one capture pass cannot serve all traits.
+
+    A judge that the command does not ask may differ.
+    """
+    judges = "judge_model" in used
     names = {
         "sampling": "models or sampling settings",
         "judge": "judges",
@@ -114,6 +118,8 @@ def _refuse_differing(settings: Mapping[str, RunSettings]) -> None:
         "capture_rows": "choices of whose activations are captured",
     }
     for group, words in names.items():
+        if group == "judge" and not judges:
+            continue
         found = {name: getattr(each, group) for name, each in settings.items()}
         if len(set(found.values())) > 1:
             listed = "; ".join(f"{name}: {_short(value)}" for name, value in found.items())
@@ -122,7 +128,8 @@ def _refuse_differing(settings: Mapping[str, RunSettings]) -> None:
                 "one by one"
             )
     addresses = {name: each.limits.base_url for name, each in settings.items()}
-    if len(set(addresses.values())) > 1 and not next(iter(settings.values())).judge.is_local:
+    remote = judges and not next(iter(settings.values())).judge.is_local
+    if remote and len(set(addresses.values())) > 1:
         listed = "; ".join(f"{name}: {address}" for name, address in addresses.items())
         raise UsageError(
             f"the traits were judged at different addresses ({listed}): name one with "
@@ -180,10 +187,11 @@ def scale_remarks(traits: Iterable[Trait], threshold: float | None = None) -> li
     return lines
 
 
-def check_judge(settings: RunSettings) -> None:
+def check_judge(settings: RunSettings, given: Mapping[str, Any]) -> None:
     """Raise AccessError where a judge cannot be had, UsageError for a malformed address.
 
-    Before anything loads.
+    Before anything loads. `given` are the settings that the command was given: a key goes to no
+    address that a folder alone names, which may be somebody else's.
     """
     judge, base_url = settings.judge, settings.limits.base_url
     if judge.model.startswith("local:"):
@@ -194,7 +202,14 @@ def check_judge(settings: RunSettings) -> None:
         return
     headers = read_headers()
     if base_url not in (None, OPENAI):
-        read_base_url(str(base_url))
+        url = read_base_url(str(base_url))
+        named = url in {given.get("judge_base_url"), os.environ.get("OPENAI_BASE_URL")}
+        has_key = os.environ.get("OPENAI_API_KEY") or authorizes(headers)
+        if has_key and not named and not is_near(url):
+            raise AccessError(
+                f"your key for the judge would go to {url}, which nobody named but the folder: add "
+                f"`judge_base_url` {url} to the command, or put OPENAI_BASE_URL={url} into .env"
+            )
     elif not os.environ.get("OPENAI_API_KEY") and not authorizes(headers):
         raise AccessError(
             f"judge {judge.model} needs a key: put OPENAI_API_KEY=sk-... into .env, or name your "

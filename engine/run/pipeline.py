@@ -262,7 +262,7 @@ class Pipeline:
             for run in self.runs:
                 if not run.settled:
                     await self._advance(run)
-            if is_engine_free(self.stages, self.runs, self.settings):
+            if is_engine_free(self.stages, self.runs):
                 self._engine_free.set()
                 self._to_capture.push()
             over = all(run.settled or is_stuck(self.stages, run) for run in self.runs)

@@ -10,7 +10,6 @@ from .. import storage
 from ..errors import UsageError
 from ..judging import judge_key, local_prompt
 from ..models import ModelRef, Prompts
-from ..records import POLARITIES, Polarity
 from ..settings import Sampling, check_thresholds
 from ..storage import (
     Choice,
@@ -26,7 +25,8 @@ from ..traits import Plan, load_plan
 from . import remembered
 from .capture_set import capture_key, refuse_other_blocks
 from .earlier_run import Notice, earlier_run
-from .trait_run import TraitRun, planned
+from .plans import first_counts, planned
+from .trait_run import TraitRun
 from .wanted import Wanted
 
 
@@ -44,7 +44,7 @@ def open_run(
     _refuse_lost(wanted, record)
     folder.clean()
     new = _new_record(wanted, ref)
-    begun = record is not None
+    begun, before = record is not None, record
     if record is None:
         record = new
     elif wanted.generates:
@@ -55,10 +55,8 @@ def open_run(
         record = record.model_copy(update={"thinks": prompts.thought is not None})
     _check_thought_pools(wanted, record)
     if wanted.generates:
-        n_planned: dict[Polarity, int] = dict.fromkeys(
-            POLARITIES, wanted.settings.counts.n_examples
-        )
         stored = load_plan(folder.plan) if begun else None
+        n_planned = first_counts(wanted, before, stored)
         plan = planned(
             wanted.trait, wanted.settings, n_planned, prompts, stored, thinks=record.thinks
         )

@@ -14,15 +14,16 @@ import numpy as np
 
 from ..errors import DefinitionError, UsageError
 from ..records import POLARITIES, VERDICT_STATUSES, Polarity
+from ..settings import SampleCounts
 from ..storage import TraitFolder, TraitState, load_state
 from ..traits import DEFINITION_FILE, definition_errors, load_traits
-from . import remembered
-from .commands import generate
-from .folder_settings import resolve
+from .commands import chosen_model, with_model
+from .folder_settings import check_judge, resolve
 from .loading import open_backends
 from .progress import Listener, RunResult
-from .running import OpenBackends
-from .selection import model_of, select
+from .running import OpenBackends, run_through
+from .selection import check_machine, select
+from .wanted import Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ async def preview(
     *,
     questions: int = 3,
     model: str | None = None,
+    adapter: str | None = None,
     listener: Listener | None = None,
     stop: asyncio.Event | None = None,
     backends: OpenBackends = open_backends,
@@ -71,38 +73,36 @@ async def preview(
     """
     if questions < 1:
         raise UsageError(f"`questions` must be at least 1, not {questions}")
+    listener = listener or Listener()
     folders = select(experiment, trait)
     paths = {name: folder.path for name, folder in folders.items()}
     (found,) = load_traits(paths)
     faults = definition_errors(paths)
     if faults:
         raise DefinitionError(faults)
+    # As a run of this folder would go on: its own model, and its own judge at its own address.
     own, _ = resolve(folders, given)
-    name, _, _ = model_of(folders, model, Path(experiment).name)
+    check_machine(folders, own[trait])
+    check_judge(own[trait], given)
+    ref = chosen_model(folders, model, adapter, experiment, listener)
     few = replace(found, instructions=found.instructions[:1], questions=found.questions[:questions])
-    # As a run of this folder would go on: its own judge at its own address above all.
-    kept = remembered.values(own[trait], (*remembered.SAMPLES, *remembered.ALL))
-    settings = {
-        **kept,
-        "n_examples": len(few.questions),
-        "min_kept": 0,
-        "max_examples": 0,
-        "capture": "none",
-    }
-    settings |= {name: value for name, value in given.items() if name not in settings}
+    settings = replace(
+        with_model(own[trait], ref),
+        counts=SampleCounts(n_examples=len(few.questions)),
+        capture_rows="none",
+    )
     with TemporaryDirectory(prefix="traitmill-preview-") as scratch:
         folder = Path(scratch) / Path(experiment).name / trait
         folder.mkdir(parents=True)
         (folder / DEFINITION_FILE).write_text(json.dumps(few.as_json()))
-        result = await generate(
-            folder.parent,
-            trait,
-            model=name,
-            listener=listener,
-            stop=stop,
-            backends=backends,
-            **settings,
+        wanted = Wanted(
+            trait=few,
+            folder=TraitFolder(folder),
+            settings=settings,
+            generates=True,
+            judges=True,
         )
+        result = await run_through([wanted], ref, listener, stop, backends, force_unlock=False)
         rows = _rows(load_state(TraitFolder(folder)))  # anew: the run has merged its parts
     first = dict(zip(POLARITIES, few.instructions[0], strict=True))
     return Preview(instruction=first, rows=rows, result=result)

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from ..errors import TraitmillError
-from ..settings import RunSettings
 from .backends import Stage as Name
 from .backlog import Waiting
 from .trait_run import TraitRun
@@ -114,7 +113,7 @@ def is_stuck(stages: Stages, run: TraitRun) -> bool:
     return bool(left) and all(stage.error is not None for stage in left)
 
 
-def is_engine_free(stages: Stages, runs: Sequence[TraitRun], settings: RunSettings) -> bool:
+def is_engine_free(stages: Stages, runs: Sequence[TraitRun]) -> bool:
     """Return whether nothing more will be asked of the generation engine."""
     generation, judging = stages["generation"], stages["judging"]
     runs = [run for run in runs if run.error is None]
@@ -122,7 +121,6 @@ def is_engine_free(stages: Stages, runs: Sequence[TraitRun], settings: RunSettin
         return False
     if judging.error is not None:
         return True
-    may_add_rounds = settings.counts.min_kept and generation.error is None
-    if may_add_rounds and not all(run.decided for run in runs):
+    if generation.error is None and any(run.may_grow for run in runs):
         return False
-    return not (settings.judge.is_local and any(judging.left(run) for run in runs))
+    return not any(run.settings.judge.is_local and judging.left(run) for run in runs)

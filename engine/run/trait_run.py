@@ -16,9 +16,10 @@ from ..outputs import Exported, export_trait, is_exported
 from ..records import POLARITIES, Polarity, Sample
 from ..settings import RunSettings
 from ..storage import KINDS, Journal, JudgeFacts, Kind, TraitFolder, TraitState
-from ..traits import Plan, Tokenize, Trait, make_plan, plan_key
+from ..traits import Trait
 from .backends import Stage
 from .capture_set import asked, refuse_other
+from .plans import planned
 
 
 @dataclass(slots=True, eq=False)
@@ -139,6 +140,11 @@ class TraitRun:
         return [len(s.prompt_token_ids) for s in self.samples(positions[first].tolist())]
 
     # --- rounds of min_kept ---
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether `min_kept` may yet ask for more samples."""
+        return bool(self.settings.counts.min_kept) and not self.decided
 
     def next_round(self) -> bool:
         """Add a round of samples where `min_kept` asks for it; return whether one was added.
@@ -274,25 +280,3 @@ class TraitRun:
         for kind in KINDS:
             self.state.parts[kind].compact()
         self.finished = True
-
-
-def planned(
-    trait: Trait,
-    settings: RunSettings,
-    n_planned: dict[Polarity, int],
-    tokenize: Tokenize,
-    stored: Plan | None,
-    *,
-    thinks: bool,
-) -> Plan:
-    """Return the plan for so many samples a side: the stored one where it is that."""
-    if stored is not None and stored.key == plan_key(trait, n_planned, settings.sampling):
-        return stored
-    plan = make_plan(trait, n_planned, settings.sampling, tokenize, thinks=thinks)
-    if stored is not None and (moved := plan.moved(stored)):
-        raise SettingsChangedError(
-            f"{trait.name}: {moved} of its {len(stored)} prompts have other tokens by now, and "
-            "would be paid for anew: go on with the versions of transformers and tokenizers that "
-            "began the run (parquet/run.json), or start over with `new_run`"
-        )
-    return plan

@@ -122,7 +122,7 @@ async def steer(
     settings, remarks = resolve(folders, {**given, "capture": "none"}, STEERING, resets=False)
     first = next(iter(settings.values()))
     check_machine(folders, first)
-    check_judge(first)
+    check_judge(first, given)
     for line in remarks:
         listener.notice(line)
     ref = generating_model(records)
