@@ -48,12 +48,17 @@ def command(**given: Any) -> int:
     Loads no weights.
     """
     prepare_environment()
-    worst = ExitCode.OK
+    worst, failed = ExitCode.OK, dict[str, str]()
     for name, check in _checks(given):
         try:
             say(f"ok    {name}: {check()}")
         except TraitmillError as error:
-            say(f"FAIL  {name}: {error_text(error)}")
+            text = error_text(error)
+            if text in failed:
+                say(f"FAIL  {name}: not looked at, for the same reason as {failed[text]}")
+            else:
+                say(f"FAIL  {name}: {text}")
+            failed.setdefault(text, name)
             worst = max(worst, error.exit_code)
     return worst
 

@@ -42,7 +42,7 @@ class Waiting:
         began = time.monotonic()
         while not self._over.wait(REDRAW_S):
             with suppress(OSError):
-                passing.show(turning(time.monotonic() - began))
+                passing.show(f"{turning(time.monotonic() - began)}, starting")
 
 
 waiting = Waiting()

@@ -135,6 +135,10 @@ def read_index(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((folder / INDEX).read_bytes())
     except FileNotFoundError:
         return {}
+    except ValueError:
+        raise UsageError(
+            f"{folder / INDEX} is damaged; move {folder} away to have its states captured again"
+        ) from None
     return found
 
 

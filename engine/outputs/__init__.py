@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .agreement import Agreement, read_agreement
 from .audit import audit_table
-from .export import Exported, export_trait, is_exported, refuse_lost
+from .export import Exported, export_trait, is_exported, note_rows, refuse_lost
 from .judged import judge_summary, measurement
 from .load import Activations, load_activations, load_tensor
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
@@ -25,6 +25,7 @@ __all__ = [
     "load_activations",
     "load_tensor",
     "measurement",
+    "note_rows",
     "note_stale",
     "noted_stale",
     "read_agreement",

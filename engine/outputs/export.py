@@ -163,6 +163,17 @@ def is_exported(state: TraitState) -> bool:
     return all(path.exists() for path in files)
 
 
+def note_rows(state: TraitState) -> None:
+    """Note how many rows are stored, where the files are what an export would write.
+
+    Rows of repeated attempts may be fewer than at the export: what a damaged part held was made
+    again, in one attempt.
+    """
+    selection = Selection.load(state.folder.selection)
+    if selection is not None and selection.rows != state.n_rows():
+        selection.model_copy(update={"rows": state.n_rows()}).save(state.folder.selection)
+
+
 def digest(state: TraitState) -> str:
     """Return a value that is the same as long as an export would write the same files."""
     choice = state.choice

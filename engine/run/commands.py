@@ -58,7 +58,7 @@ async def generate(
     faults = definition_errors(_paths(folders))
     if faults:
         raise DefinitionError(faults)
-    settings, remarks = resolve(folders, given)
+    settings, remarks = resolve(folders, given, names_model=model is not None)
     check_machine(folders, _any(settings))
     check_judge(_any(settings), given)
     ref = chosen_model(folders, model, adapter, experiment, listener)
@@ -68,7 +68,7 @@ async def generate(
         Wanted(
             trait=definitions[name],
             folder=folders[name],
-            settings=with_model(settings[name], ref),
+            settings=_with_own_pools(with_model(settings[name], ref), folders[name], new_run),
             generates=True,
             judges=True,
             new_run=new_run,
@@ -177,8 +177,8 @@ async def capture(
 
 def _capturing(folders: Mapping[str, TraitFolder], given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Capture all responses of runs that were told to leave that to a command like this one."""
-    before = [remembered.wanted_before(folder).get("capture") for folder in folders.values()]
-    if "capture" not in given and "none" in before:
+    before = {remembered.wanted_before(folder).get("capture") for folder in folders.values()}
+    if "capture" not in given and "none" in before and "kept" not in before:
         return {**given, "capture": "all"}
     return given
 
@@ -235,8 +235,10 @@ def with_model(settings: RunSettings, ref: ModelRef) -> RunSettings:
     return replace(settings, sampling=sampling)
 
 
-def _with_own_pools(settings: RunSettings, folder: TraitFolder) -> RunSettings:
+def _with_own_pools(
+    settings: RunSettings, folder: TraitFolder, new_run: bool = False
+) -> RunSettings:
     """Let a pool stand beside those that the run has: none of its files goes."""
-    own = storage.chosen(folder).pools
+    own = () if new_run else storage.chosen(folder).pools
     pools = tuple(dict.fromkeys([*own, *settings.capture.pools]))
     return replace(settings, capture=replace(settings.capture, pools=pools))

@@ -30,7 +30,7 @@ def earlier_run(wanted: Wanted, notice: Notice) -> RunRecord | None:
         return record
     refused, allowed = _changes(record, wanted)
     if wanted.new_run:
-        if refused or _is_finished(folder):
+        if refused or folder.moving.exists() or _is_finished(folder):
             notice(f"{name}: the old run was moved to {folder.archive('run', record.created)}")
             return None
         # The same command again after an interrupt: what was paid for is not paid for twice.
@@ -45,6 +45,7 @@ def earlier_run(wanted: Wanted, notice: Notice) -> RunRecord | None:
             "old run aside"
         )
         raise SettingsChangedError("\n".join(lines))
+    folder.moving.unlink(missing_ok=True)  # of a move that is not wanted any more
     for line in allowed:
         notice(f"{name}: {line}")
     return record
@@ -68,12 +69,7 @@ def _changes(record: RunRecord, wanted: Wanted) -> tuple[list[str], list[str]]:
         )
     if old["questions"] != new["questions"]:
         before, after = old["questions"] or [""], new["questions"] or [""]
-        added = len(after) - len(before)
-        if after[: len(before)] == before:
-            allowed.append(
-                f"trait_definition.json: {added} questions appended (the plan is extended)"
-            )
-        else:
+        if after[: len(before)] != before:
             refused.append(
                 "trait_definition.json: questions were edited, removed or reordered (appending is "
                 "free)"

@@ -12,7 +12,7 @@ from ..errors import AccessError, UsageError
 from ..judging import OPENAI, authorizes, is_near, read_base_url, read_headers
 from ..models import ModelRef
 from ..settings import DEFAULTS, CaptureSettings, JudgeSettings, RunSettings, Sampling, apply
-from ..storage import RunRecord, TraitFolder
+from ..storage import RunRecord, TraitFolder, runs_of
 from ..traits import FULL, Scale, Trait, other_scale
 from . import remembered
 
@@ -23,26 +23,34 @@ def resolve(
     used: Sequence[str] = remembered.RUN,
     *,
     resets: bool = True,
+    names_model: bool = False,
 ) -> tuple[dict[str, RunSettings], list[str]]:
     """Return each trait's settings, and a line that says what was taken from the folders.
 
     What is not given is the folder's own; a folder without a run takes what the first folder with
-    one has. `used`: the settings that matter to the command; `resets`: it can give each its
-    default. Raise UsageError where folders of one command differ in what they must share.
+    one has, or the experiment's latest run where none has. `used`: the settings that matter to the
+    command; `resets`: it can give each its default; `names_model`: it names the model for all.
+    Raise UsageError where folders of one command differ in what they must share.
     """
     own = {name: _recorded(folder) for name, folder in folders.items()}
     known = {name: settings for name, settings in own.items() if settings is not None}
-    base = next(iter(known.values()), DEFAULTS)
+    begun = {} if known else runs_of(folders)
+    others = {name: found for name, each in begun.items() if (found := _recorded(each))}
+    base = next(iter((known or others).values()), DEFAULTS)
     settings = {
         name: apply(given, _without_extra(known.get(name, base), given)) for name in folders
     }
     settings = {name: addressed(each) for name, each in settings.items()}
-    _refuse_differing(settings, used)
-    if not known:
+    compared = settings
+    if names_model:
+        compared = {name: _without_model(each) for name, each in settings.items()}
+    _refuse_differing(compared, used)
+    if not known and not others:
         return settings, []
-    name = next(iter(known))
-    matter = _that_matter(settings[name], used)
-    line = remembered.kept_line(settings[name], given, matter, resets=resets)
+    whose = f"trait {next(iter(others))}" if others else "the folder"
+    first = settings[next(iter(known), next(iter(settings)))]
+    matter = _that_matter(first, used)
+    line = remembered.kept_line(first, given, matter, whose, resets=resets)
     return settings, [line] if line else []
 
 
@@ -103,6 +111,10 @@ def addressed(settings: RunSettings) -> RunSettings:
         return settings
     base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI
     return replace(settings, limits=replace(limits, base_url=base_url))
+
+
+def _without_model(settings: RunSettings) -> RunSettings:
+    return replace(settings, sampling=replace(settings.sampling, model="", revision=""))
 
 
 def _refuse_differing(settings: Mapping[str, RunSettings], used: Sequence[str]) -> None:

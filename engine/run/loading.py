@@ -246,7 +246,8 @@ class _Loader:
         judge = LocalJudge(engine, tokenizer, self._settings.judge, ref.name, freeze)
         self._judge = judge
         for run in work.runs:
-            expected = {*run.ungenerated(), *run.unjudged().tolist()}
+            coming = run.ungenerated() if work.generates else []
+            expected = {*coming, *run.unjudged().tolist()}
             waiting = [position for position in run.calibration() if position in expected]
             ids = [run.state.plan.ids[position].decode() for position in waiting]
             judge.open_trait(run.name, ids, run.offset, run.state.record.created)

@@ -12,8 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..errors import ResourceError, StoppedError, TraitmillError
 from ..settings import RunSettings
+from ..traits import Plan
 from .backends import STAGES, Backends, Clock
 from .backends import Stage as Name
 from .backlog import Backlog, Item, Planned, Samples, Waiting
@@ -61,20 +64,13 @@ class Pipeline:
         if self.settings.judge.is_local:
             # It holds answers until its offset is known: a limit could keep out those it waits for.
             judging = 1 << 30
-        made: list[Stage[Any]] = [
-            self._stage("generation", self._samples, self._samples.take, self._generate, in_flight),
-            self._stage("judging", self._to_judge, self._to_judge.take, self._judge, judging),
-            self._stage(
-                "capture", self._to_capture, self._next_to_capture, self._capture, captures
-            ),
-        ]
-        return {stage.name: stage for stage in made}
-
-    def _stage(
-        self, name: Name, backlog: Waiting, take: Any, call: Any, concurrency: int
-    ) -> Stage[Any]:
+        work: dict[Name, tuple[Waiting, Any, Any, int]] = {
+            "generation": (self._samples, self._samples.take, self._generate, in_flight),
+            "judging": (self._to_judge, self._to_judge.take, self._judge, judging),
+            "capture": (self._to_capture, self._next_to_capture, self._capture, captures),
+        }
         changed = self._changed.set
-        return Stage(name, backlog, take, call, concurrency, changed, self._stop_stage)
+        return {name: Stage(name, *how, changed, self._stop_stage) for name, how in work.items()}
 
     @property
     def errors(self) -> dict[Name, TraitmillError]:
@@ -134,15 +130,20 @@ class Pipeline:
         self.backends.on_interrupt()
         self._changed.set()
 
-    def _open(self, run: TraitRun) -> None:
-        """Take up a trait's work from what is stored."""
+    def _open(self, run: TraitRun, before: Plan | None = None) -> None:
+        """Take up a trait's work from what is stored: of samples that `before` has not, if given.
+
+        A plan that was larger once has rows of a round that is only now added.
+        """
         ids = run.state.plan.ids
+        new = np.ones(len(ids), bool) if before is None else before.positions(ids) < 0
         if self.backends.generator is not None:
-            self._samples.add(run, run.ungenerated())
-        if self.judges:
-            self._to_judge.owe(run, ids[run.unjudged()].tolist())
-        if self.captures:
-            self._to_capture.owe(run, ids[run.uncaptured()].tolist())
+            self._samples.add(run, [place for place in run.ungenerated() if new[place]])
+        for backlog, owed in (
+            (self._to_judge, run.unjudged() if self.judges else ()),
+            (self._to_capture, run.uncaptured() if self.captures else ()),
+        ):
+            backlog.owe(run, [bytes(ids[place]) for place in owed if new[place]])
 
     # --- generation ---
 
@@ -276,10 +277,11 @@ class Pipeline:
             return
         try:
             if not run.decided:
+                before = run.state.plan
                 async with self._writer.paused(run):
                     more = await asyncio.to_thread(run.next_round)
                 if more:  # what is still to be captured of earlier rounds stays in its queue
-                    self._samples.add(run, run.ungenerated())
+                    self._open(run, before)
                 self._changed.set()
                 if more:
                     return

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from .. import storage
 from ..errors import SettingsChangedError
-from ..judging import judge_key
 from ..records import POLARITIES, Polarity
-from ..settings import RunSettings, check_thresholds
+from ..settings import RunSettings
 from ..storage import RunRecord
 from ..traits import Plan, Tokenize, Trait, make_plan, plan_key
-from .wanted import Wanted
 
 
 def first_counts(
-    wanted: Wanted, before: RunRecord | None, stored: Plan | None
+    settings: RunSettings, before: RunRecord | None, stored: Plan | None
 ) -> dict[Polarity, int]:
     """Return how many samples a side a run begins with.
 
-    Rounds that `min_kept` added to the same run stand, with all that was paid for them: where this
-    one ends early, no row of theirs may be lost to the files. Under another judge or filter it
-    takes other rounds, and begins anew.
+    Rounds that `min_kept` added stand, with all that was paid for them: where this run ends early,
+    no row of theirs may be lost to the files. Another `n_examples` makes other rounds.
     """
-    settings, chosen = wanted.settings, storage.chosen(wanted.folder)
     counts = settings.counts
     begun = dict.fromkeys(POLARITIES, counts.n_examples)
-    if not counts.min_kept or before is None or stored is None:
-        return begun
-    filters = (
-        settings.threshold,
-        check_thresholds(settings.threshold, settings.neg_threshold),
-        settings.paired,
-        judge_key(settings.judge, wanted.trait),
-    )
-    same = (
-        all(getattr(before, name) == getattr(counts, name) for name in ("n_examples", "min_kept"))
-        and (chosen.threshold, chosen.neg_threshold, chosen.paired, chosen.judge_key) == filters
-    )
-    if not same:
+    grown = counts.min_kept and before is not None and before.n_examples == counts.n_examples
+    if not grown or stored is None:
         return begun
     return {side: max(n, min(stored.n_planned[side], counts.limit)) for side, n in begun.items()}
+
+
+def questions_line(trait: Trait, before: RunRecord, stored: Plan, plan: Plan) -> str:
+    """Return what appended questions make of a plan, empty where there are none."""
+    old = before.definition["questions"] or [""]
+    added = len(trait.questions) - len(old)
+    if added <= 0:
+        return ""
+    line = f"{trait.name}: {added} questions were appended"
+    if int(plan.question_index.max(initial=0)) < len(old):
+        return (
+            f"{line} and no sample asks them: `n_examples` is too small to come to them (questions "
+            "are taken in order)"
+        )
+    leave = int((plan.positions(stored.ids) < 0).sum())
+    join = int((stored.positions(plan.ids) < 0).sum())
+    return (
+        f"{line}: {join} samples join the plan, and {leave} of before leave it (their rows stay "
+        "stored)"
+    )
 
 
 def planned(

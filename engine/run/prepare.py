@@ -25,7 +25,7 @@ from ..traits import Plan, load_plan
 from . import remembered
 from .capture_set import capture_key, refuse_other_blocks
 from .earlier_run import Notice, earlier_run
-from .plans import first_counts, planned
+from .plans import first_counts, planned, questions_line
 from .trait_run import TraitRun
 from .wanted import Wanted
 
@@ -56,7 +56,7 @@ def open_run(
     _check_thought_pools(wanted, record)
     if wanted.generates:
         stored = load_plan(folder.plan) if begun else None
-        n_planned = first_counts(wanted, before, stored)
+        n_planned = first_counts(wanted.settings, before, stored)
         plan = planned(
             wanted.trait, wanted.settings, n_planned, prompts, stored, thinks=record.thinks
         )
@@ -66,6 +66,8 @@ def open_run(
             remembered.remember(folder, wanted.asked)
         if plan is not stored:
             plan.save(folder.plan)
+            if before and stored and (line := questions_line(wanted.trait, before, stored, plan)):
+                notice(line)
             if prompts.remark:
                 notice(f"{folder.name}: {prompts.remark}")
     else:

@@ -53,7 +53,12 @@ def values(settings: RunSettings, names: Iterable[str]) -> dict[str, Any]:
 
 
 def kept_line(
-    settings: RunSettings, given: Mapping[str, Any], names: Iterable[str], *, resets: bool = True
+    settings: RunSettings,
+    given: Mapping[str, Any],
+    names: Iterable[str],
+    whose: str = "the folder",
+    *,
+    resets: bool = True,
 ) -> str | None:
     """Return a line of the settings that are a folder's own and not the defaults; None for none.
 
@@ -67,7 +72,7 @@ def kept_line(
     if not own:
         return None
     listed = ", ".join(f"`{name}` {_shown(value)}" for name, value in own.items())
-    line = f"kept from the folder: {listed}"
+    line = f"kept from {whose}: {listed}"
     return f"{line} (name one to change it; `reset` NAME: its default)" if resets else line
 
 

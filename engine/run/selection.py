@@ -92,11 +92,15 @@ def model_of(
     """
     if name is not None:
         return name, None, ""
-    found = [storage.RunRecord.load(folder.run_record) for folder in folders.values()]
-    own = {r.model_argument: r.sampling.revision for r in found if r is not None}
-    if own:
-        first, revision = next(iter(own.items()))
-        return first, revision, " (the folder's own; `gen_model` names another)"
+    runs = storage.runs_of(folders)
+    for trait, folder in runs.items():
+        record = storage.need_record(folder)
+        own = "the folder's own" if trait in folders else f"as trait {trait} of this experiment"
+        return (
+            record.model_argument,
+            record.sampling.revision,
+            f" ({own}; `gen_model` names another)",
+        )
     said = " (by the experiment's name; `gen_model` names another)"
     return infer_model(experiment), None, said
 
@@ -104,8 +108,8 @@ def model_of(
 def adapter_of(folders: Mapping[str, TraitFolder], name: str | None) -> Adapter | None:
     """Return the adapter to generate with: the one named, else the folders' own; "" is none."""
     if name is None:
-        found = [storage.RunRecord.load(folder.run_record) for folder in folders.values()]
-        first = next((record for record in found if record is not None), None)
+        found = [storage.need_record(folder) for folder in storage.runs_of(folders).values()]
+        first = next(iter(found), None)
         if first is None or not first.adapter_source:
             return None
         return find_adapter(first.adapter_source, first.sampling.adapter_revision)

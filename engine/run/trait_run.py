@@ -12,7 +12,7 @@ from ..capture import CaptureFacts
 from ..errors import SettingsChangedError, TraitmillError
 from ..judging import calibration_positions
 from ..models import ModelRef, Prompts
-from ..outputs import Exported, export_trait, is_exported
+from ..outputs import Exported, export_trait, is_exported, note_rows
 from ..records import POLARITIES, Polarity, Sample
 from ..settings import RunSettings
 from ..storage import KINDS, Journal, JudgeFacts, Kind, TraitFolder, TraitState
@@ -42,6 +42,8 @@ class TraitRun:
     exported: Exported | None = None
     error: TraitmillError | None = None
     _saved: JudgeFacts | None = None
+    _captured: frozenset[bytes] = frozenset()
+    """Ids that were captured before this run, where what is kept is captured."""
     _halves: dict[tuple[int, int, int], bytes] = field(default_factory=dict)
     """Ids that pass and whose twins have not, by instruction, question and repeat."""
 
@@ -69,6 +71,8 @@ class TraitRun:
         ok = state.responses.having("ok")
         self.done["judging"] = int(ok.sum()) - len(self.unjudged())
         self.done["capture"] = int((ok & state.captured()).sum())
+        if self.settings.capture_rows == "kept":
+            self._captured = frozenset(state.plan.ids[state.captured()].tolist())
 
     def ungenerated(self) -> list[int]:
         """Return positions to generate: samples that fix a local judge's offset, then the plan's
@@ -104,6 +108,8 @@ class TraitRun:
         """Return the ids that pass now that a sample has its score, those of a pair together."""
         if not self.state.choice.passes(sample.polarity, score):
             return []
+        if sample.id.encode() in self._captured:
+            return []  # under another judge or threshold, or by an earlier run
         if not self.settings.paired:
             return [sample.id.encode()]
         place = (sample.instruction_index, sample.question_index, sample.rollout)
@@ -252,7 +258,7 @@ class TraitRun:
                 placement=placement,
                 batch_size=self.settings.execution.batch_size or "auto",
                 versions=storage.installed_versions(("torch", "transformers")),
-                begun=self.state.record.created,
+                begun=storage.now(),
             )
         )
 
@@ -275,7 +281,9 @@ class TraitRun:
 
         Where kept responses were not captured, and this run was not to, there are CSVs alone.
         """
-        if self.exports and not is_exported(self.state):
+        if self.exports and is_exported(self.state):
+            note_rows(self.state)
+        elif self.exports:
             self.exported = export_trait(self.state, without_uncaptured=True)
         for kind in KINDS:
             self.state.parts[kind].compact()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import storage
-from ..errors import SettingsChangedError
+from ..errors import SettingsChangedError, UsageError
 from ..files import write_atomic
 from ..models import Prompts
 from ..records import Response
@@ -108,7 +108,12 @@ class Study:
         first = self.asked.coefficients or tuple(sign * size for size in GRID for sign in (-1, 1))
         self.grid = {(each.method, each.layer): first for each in self.vectors.targets}
         if self._measured_path.is_file():
-            self.measured = json.loads(self._measured_path.read_bytes())
+            try:
+                self.measured = json.loads(self._measured_path.read_bytes())
+            except ValueError:
+                raise UsageError(
+                    f"{self._measured_path} is damaged; delete it to have it measured again"
+                ) from None
 
     @property
     def plan(self) -> StudyPlan:

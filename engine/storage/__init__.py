@@ -31,6 +31,7 @@ from .sets import (
     has_run,
     load_state,
     need_record,
+    runs_of,
     unfinished_sets,
     verdict_sets,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "replay",
     "response_row",
     "row_table",
+    "runs_of",
     "select_traits",
     "split_off",
     "unfinished_sets",

@@ -154,6 +154,11 @@ class TraitFolder:
     def lock(self) -> Path:
         return self.path / ".lock"
 
+    @property
+    def moving(self) -> Path:
+        """There while a run is moved aside, and after, if that was cut off."""
+        return self.path / ".moving"
+
     # --- all of them ---
 
     def written(self) -> list[Path]:
@@ -219,14 +224,16 @@ class TraitFolder:
         """Move what runs wrote, or another program, into a folder `<kind>-<moment>`; return it."""
         stem = f"{kind}-{moment.replace(':', '').replace('-', '')}"
         target, number = self.path / stem, 1
-        # The records go last: cut off before, the same command moves the rest to the same place.
         moved = self.written()
         while any((target / path.name).exists() for path in moved):
             number += 1
             target = self.path / f"{stem}_{number}"
+        # The records go last: cut off before, the same command moves the rest to the same place.
+        self.moving.touch()
         target.mkdir(exist_ok=True)
         for path in moved:
             shutil.move(path, target / path.name)
+        self.moving.unlink()
         return target
 
 

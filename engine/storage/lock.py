@@ -48,17 +48,23 @@ def _lock(folder: TraitFolder, *, force_unlock: bool) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in _NO_KERNEL_LOCKS:
                     raise
-                lock = SoftFileLock(path.with_suffix(".held"), timeout=0, is_singleton=False)
+                held = path.with_suffix(".held")
+                if force_unlock and _is_elsewhere(holder):
+                    held.unlink(missing_ok=True)
+                lock = SoftFileLock(held, timeout=0, is_singleton=False)
                 lock.acquire()
     except Timeout:
-        raise _locked(folder, holder, "wait for it, or stop it and run again") from None
+        remedy = "wait for it, or stop it and run again"
+        if _is_elsewhere(holder):
+            remedy = "if that run is dead, run again with `force_unlock`"
+        raise _locked(folder, holder, remedy) from None
     except OSError as error:
         raise UsageError(
             f"{folder.path} cannot be written ({error.strerror}); check its permissions, or use "
             "another `experiments_dir`"
         ) from None
     try:
-        if holder and holder.get("host") != socket.gethostname() and not force_unlock:
+        if _is_elsewhere(holder) and not force_unlock:
             raise _locked(folder, holder, "if that run is dead, run again with `force_unlock`")
         own = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
         with naming_full_disk(path):
@@ -79,6 +85,11 @@ def _read_holder(path: Path) -> dict[str, object]:
     if not isinstance(holder, dict):
         return {}
     return holder
+
+
+def _is_elsewhere(holder: dict[str, object]) -> bool:
+    """Return whether another host is named: nothing here can tell whether its run is alive."""
+    return bool(holder) and holder.get("host") != socket.gethostname()
 
 
 def _locked(folder: TraitFolder, holder: dict[str, object], remedy: str) -> LockedError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..errors import UsageError
-from ..traits import load_plan
+from ..traits import DEFINITION_FILE, load_plan
 from .choice import Choice
 from .folder import TraitFolder
 from .parts import PartSet, ids_of
@@ -25,6 +25,25 @@ def need_record(folder: TraitFolder) -> RunRecord:
     if record is None:
         raise UsageError(f"{folder.path} holds no run yet; make one", folder.step("generate"))
     return record
+
+
+def runs_of(folders: Mapping[str, TraitFolder]) -> dict[str, TraitFolder]:
+    """Return the folders that hold a run; where none does, that of the experiment's latest run."""
+    begun = {name: folder for name, folder in folders.items() if has_run(folder)}
+    if begun or not folders:
+        return begun
+    root = next(iter(folders.values())).path.parent
+    latest: dict[str, TraitFolder] = {}
+    newest = ""
+    for path in sorted(root.glob(f"*/{DEFINITION_FILE}")):
+        folder = TraitFolder(path.parent)
+        try:
+            record = RunRecord.load(folder.run_record)
+        except UsageError:  # damaged: it stands in no other trait's way
+            continue
+        if record is not None and record.created > newest:
+            newest, latest = record.created, {folder.name: folder}
+    return latest
 
 
 def verdict_sets(folder: TraitFolder, question: Question = "trait") -> dict[str, JudgeFacts]:

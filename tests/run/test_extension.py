@@ -1,0 +1,369 @@
+"""A run that goes on with other settings, or after a loss: nothing paid for is dropped or redone."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from tests.run.test_several_settings import URL, go, made, n_rows
+from tests.support import fakes, lab
+from traitmill.engine.capture.per_token import read_index
+from traitmill.engine.errors import (
+    EngineDiedError,
+    ExitCode,
+    LockedError,
+    StoppedError,
+    UsageError,
+)
+from traitmill.engine.records import Response, Sample, Verdict
+from traitmill.engine.run import Backends, Work, capture, export, generate
+from traitmill.engine.run.folder_settings import resolve
+from traitmill.engine.run.selection import model_of
+from traitmill.engine.storage import TraitFolder, lock_traits
+from traitmill.engine.traits.definition import Trait
+
+SIDES = ("pos", "neg")
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return str(lab.make_model(tmp_path))
+
+
+def watched(**parts: Any) -> tuple[Any, dict[str, Any]]:
+    """Backends of some classes, and what was opened of them."""
+    seen: dict[str, Any] = {}
+
+    @asynccontextmanager
+    async def opened(work: Work) -> AsyncIterator[Backends]:
+        settings = work.settings
+        if work.generates:
+            seen["generator"] = parts.get("generator", fakes.FakeGenerator)()
+        if work.judges:
+            seen["judge"] = parts.get("judge", fakes.FakeJudge)(settings.judge)
+        if work.captures:
+            seen["capturer"] = parts.get("capturer", fakes.FakeCapture)(settings.capture)
+        yield Backends(**seen)
+
+    return opened, seen
+
+
+async def work(root: Path, model: str, **given: Any) -> dict[str, Any]:
+    """Generate with parts that are watched; return them, and the exit code."""
+    parts = {name: given.pop(name) for name in ("generator", "judge", "capturer") if name in given}
+    opened, seen = watched(**parts)
+    settings = {"judge_model": "one", "judge_base_url": URL, "flush_seconds": 0.2, **given}
+    with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
+        run = generate(root, ["trait"], model=model, backends=opened, **settings)
+        result = await asyncio.wait_for(run, 60)
+    return {**seen, "exit": result.exit_code}
+
+
+def unjudged(root: Path) -> int:
+    counts = fakes.state(root / "trait").counts()
+    return sum(counts[side]["verdicts"]["unjudged"] for side in SIDES)
+
+
+async def test_another_judge_of_a_grown_run_judges_what_is_there(
+    tmp_path: Path, model: str
+) -> None:
+    """Of rounds that `min_kept` had added, nothing was judged, and others were made in their
+    place."""
+    root = fakes.make_trait(tmp_path).parent
+    await work(root, model, n_examples=20, min_kept=40)
+    stored = fakes.state(root / "trait").n_rows()["responses"]
+    again = await work(root, model, n_examples=20, min_kept=40, judge_model="two")
+    assert again["exit"] == ExitCode.OK
+    grown = fakes.state(root / "trait").n_rows()["responses"]
+    generated = len(again["generator"].calls) if "generator" in again else 0
+    assert grown == stored + generated
+    assert generated <= 40  # one more round at most, by other scores
+    assert unjudged(root) == 0
+
+
+@pytest.mark.parametrize("n_examples", [20, 15])
+async def test_stored_rows_of_a_round_that_comes_again_are_judged_and_captured(
+    tmp_path: Path, model: str, n_examples: int
+) -> None:
+    """One verdict of the first round fails, and the judge stops in the second."""
+
+    class Stops(fakes.FakeJudge):
+        async def judge(self, trait: Trait, response: Response) -> Verdict:
+            verdict = await super().judge(trait, response)
+            if len(self.calls) > 55:
+                raise StoppedError("no quota left")
+            if len(self.calls) == 1:
+                return replace(verdict, status="failed", score=None, error="HTTP 500")
+            return verdict
+
+    root = fakes.make_trait(tmp_path).parent
+    await work(root, model, n_examples=20, min_kept=40, judge=Stops)
+    again = await work(root, model, n_examples=n_examples, min_kept=40)
+    state = fakes.state(root / "trait")
+    assert again["exit"] == ExitCode.OK
+    assert unjudged(root) == 0
+    assert min(n_rows(root / "trait")) >= 40
+    assert not (state.passing() & ~state.captured()).any()
+    rows = n_rows(root / "trait")
+    await work(root, model, n_examples=n_examples, min_kept=40)
+    assert n_rows(root / "trait") == rows
+
+
+async def test_a_run_that_does_not_load_takes_nothing_from_the_plan(
+    tmp_path: Path, model: str
+) -> None:
+    root = fakes.make_trait(tmp_path).parent
+    await work(root, model, n_examples=20, min_kept=40)
+    rows = n_rows(root / "trait")
+
+    @asynccontextmanager
+    async def dead(_: Work) -> AsyncIterator[Backends]:
+        raise EngineDiedError("the engine did not start")
+        yield
+
+    given = {"judge_model": "two", "judge_base_url": URL}
+    with (
+        patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers),
+        pytest.raises(EngineDiedError),
+    ):
+        await generate(root, ["trait"], model=model, backends=dead, **given)
+    assert not export(root, ["trait"]).errors
+    assert n_rows(root / "trait") == rows
+
+
+async def test_kept_rows_are_not_captured_again_for_another_judge(
+    tmp_path: Path, model: str
+) -> None:
+    root = fakes.make_trait(tmp_path).parent
+    first = await work(root, model, n_examples=20, capture="kept")
+    assert first["capturer"].rows
+    again = await work(root, model, n_examples=20, judge_model="two")
+    stored = {row.sample.id for row in first["capturer"].rows}
+    captured = again["capturer"].rows if "capturer" in again else []
+    assert not stored & {row.sample.id for row in captured}
+
+
+async def test_a_new_run_that_was_cut_off_while_the_old_one_moved_begins_anew(
+    tmp_path: Path, model: str
+) -> None:
+    folder = fakes.make_trait(tmp_path)
+    await work(folder.parent, model, n_examples=20)
+    move, moves = shutil.move, []
+
+    def cut(source: Path, target: Path) -> None:
+        moves.append(source)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        move(source, target)
+
+    opened, _ = watched()
+    with (
+        patch("traitmill.engine.storage.folder.shutil.move", cut),
+        patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        await generate(folder.parent, model=model, backends=opened, new_run=True)
+    again = await work(folder.parent, model, n_examples=20, new_run=True)
+    assert len(again["generator"].calls) == 40
+    moved = sorted(path.name for part in folder.glob("run-*") for path in part.iterdir())
+    assert moved == ["activations", "parquet", "responses"]
+    assert not TraitFolder(folder).moving.exists()
+
+
+@pytest.mark.parametrize(
+    ("n_questions", "said"),
+    [(5, "8 samples join the plan, and 8 of before leave it"), (10, "no sample asks them")],
+)
+async def test_what_appended_questions_do_to_the_plan_is_said(
+    tmp_path: Path, model: str, n_questions: int, said: str
+) -> None:
+    content = fakes.definition(2, n_questions)
+    folder = fakes.make_trait(tmp_path, content=content)
+    await work(folder.parent, model, n_examples=20)
+    content["questions"] += ["New A?", "New B?"][: 2 if n_questions == 5 else 1]
+    (folder / "trait_definition.json").write_text(json.dumps(content))
+    from traitmill.engine.run import Listener
+
+    lines: list[str] = []
+
+    class Noting(Listener):
+        def notice(self, line: str) -> None:
+            lines.append(line)
+
+    await work(folder.parent, model, n_examples=20, listener=Noting())
+    assert any(said in line for line in lines)
+
+
+async def test_an_export_takes_rows_that_were_made_again_for_those_before(
+    tmp_path: Path, model: str
+) -> None:
+    """Failed verdicts were repeated, so more rows stood in the part that was damaged than now."""
+
+    class Failing(fakes.FakeJudge):
+        async def judge(self, trait: Trait, response: Response) -> Verdict:
+            verdict = await super().judge(trait, response)
+            if len(self.calls) % 7 == 0:
+                return replace(verdict, status="failed", score=None, error="HTTP 500")
+            return verdict
+
+    folder = fakes.make_trait(tmp_path)
+    await work(folder.parent, model, n_examples=20, judge=Failing)
+    await work(folder.parent, model, n_examples=20)
+    part = fakes.part_files(folder, "verdicts")[-1]
+    part.write_bytes(part.read_bytes()[:200])
+    await work(folder.parent, model, n_examples=20)
+    result = export(folder.parent, ["trait"], threshold=60.0)
+    assert not result.errors
+
+
+async def test_a_pool_that_is_added_takes_no_tensor_away(tmp_path: Path, model: str) -> None:
+    folder = fakes.make_trait(tmp_path)
+    await work(folder.parent, model, n_examples=10)
+    await work(folder.parent, model, n_examples=10, pool="prompt_last")
+    names = {path.name for path in (folder / "activations").glob("*.pt")}
+    assert names == {"all_layers.pt", "all_layers.prompt_last.pt"}
+
+
+async def test_the_newest_activation_set_is_the_one_begun_last(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(fakes.FakeJudge):
+        async def judge(self, trait: Trait, response: Response) -> Verdict:
+            raise StoppedError("no quota left")
+
+    for number, (first, second) in enumerate([("0-1", "0-2"), ("0-2", "0-1"), ("1-2", "0-1")]):
+        root = fakes.make_trait(tmp_path / str(number)).parent
+        for moment, layers in ((10**9, first), (10**9 + 60, second)):
+            monkeypatch.setenv("SOURCE_DATE_EPOCH", str(moment))
+            low, high = map(int, layers.split("-"))
+            given = {"layers": tuple(range(low, high + 1)), "judge": Stopped}
+            await work(root, model, n_examples=5, **given)
+        known = fakes.state(root / "trait").capture
+        assert known is not None
+        assert tuple(known.asked["layers"]) == tuple(range(low, high + 1))
+
+
+async def test_a_capture_of_kept_and_of_no_rows_is_no_capture_of_all(
+    tmp_path: Path, model: str
+) -> None:
+    root = fakes.make_trait(tmp_path, "one").parent
+    fakes.make_trait(tmp_path, "two")
+    await made(root, model, "one", capture="kept")
+    await made(root, model, "two", capture="none")
+    with pytest.raises(UsageError, match="choices of whose activations"):
+        await go(capture, root)
+    result = await go(capture, root, capture="kept")
+    assert result.exit_code == ExitCode.OK
+
+
+async def test_a_model_that_is_named_is_the_one_for_all(tmp_path: Path, model: str) -> None:
+    root = fakes.make_trait(tmp_path, "one").parent
+    fakes.make_trait(tmp_path, "two")
+    for name in ("other", "third"):
+        shutil.copytree(model, tmp_path / name)
+    await made(root, model, "one")
+    await made(root, str(tmp_path / "other"), "two")
+    with pytest.raises(UsageError, match="different models"):
+        await go(generate, root, new_run=True)
+    result = await go(generate, root, new_run=True, model=str(tmp_path / "third"))
+    assert result.exit_code == ExitCode.OK
+
+
+async def test_a_further_trait_goes_on_as_the_experiments_latest_run(
+    tmp_path: Path, model: str
+) -> None:
+    """Else another model would make it, and a paid judge would read it."""
+    root = fakes.make_trait(tmp_path, "one").parent
+    fakes.make_trait(tmp_path, "further")
+    await made(root, model, "one", judge="mine", temperature=0.5)
+    folders = {"further": TraitFolder(root / "further")}
+    settings, lines = resolve(folders, {})
+    found = settings["further"]
+    assert (found.judge.model, found.limits.base_url) == ("mine", URL)
+    assert found.sampling.temperature == 0.5
+    assert "kept from trait one" in lines[0]
+    name, _, said = model_of(folders, None, "exp")
+    assert name == model
+    assert "as trait one" in said
+    (root / "one/parquet/run.json").write_text("{")
+    assert resolve(folders, {})[1] == []  # a damaged folder stands in no other trait's way
+
+
+@pytest.mark.parametrize(
+    ("host", "force", "taken"),
+    [("other-pod", False, False), ("other-pod", True, True), (None, False, True)],
+)
+def test_a_lock_of_a_dead_host_can_be_forced_where_there_are_no_kernel_locks(
+    tmp_path: Path, host: str | None, force: bool, taken: bool
+) -> None:
+    import filelock
+
+    class NoLocks(filelock.FileLock):
+        def acquire(self, *_: Any, **__: Any) -> Any:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = fakes.make_trait(tmp_path)
+    pid, named = 999_999, host or socket.gethostname()
+    (folder / ".lock.held").write_text(f"{pid}\n{named}\n")
+    (folder / ".lock").write_text(json.dumps({"pid": pid, "host": named}))
+    with patch.object(filelock, "FileLock", NoLocks):
+        if taken:
+            with lock_traits([TraitFolder(folder)], force_unlock=force):
+                pass
+        else:
+            lock = lock_traits([TraitFolder(folder)], force_unlock=force)
+            with pytest.raises(LockedError, match="run again with `force_unlock`"), lock:
+                pass
+
+
+async def test_a_local_judge_waits_for_no_sample_that_is_not_generated(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the plan is there; the command judges, and makes nothing."""
+    from tests.judging.test_judges import Words
+    from traitmill.engine.run import judge
+    from traitmill.engine.run.loading import _Loader
+
+    class Dies(fakes.FakeGenerator):
+        async def generate(self, sample: Sample) -> Response:
+            if len(self.calls) >= 25:
+                raise EngineDiedError("the engine died")
+            return await super().generate(sample)
+
+    folder = fakes.make_trait(tmp_path)
+    await work(folder.parent, model, n_examples=20, generator=Dies)
+
+    @asynccontextmanager
+    async def opened(wanted: Work) -> AsyncIterator[Backends]:
+        yield _Loader(wanted)._open_local(Backends(), wanted.ref, Words(), Words())
+
+    for name in ("check_support", "check_split"):
+        monkeypatch.setattr(f"traitmill.engine.run.running.{name}", lambda *_, **__: None)
+    with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
+        run = judge(folder.parent, judge_model="local", backends=opened)
+        result = await asyncio.wait_for(run, 30)
+    assert not result.errors
+    assert unjudged(folder.parent) == 0
+
+
+def test_a_damaged_index_of_token_states_is_named(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text('{"layers": [1')
+    with pytest.raises(UsageError, match=r"index\.json is damaged; move"):
+        read_index(tmp_path)
