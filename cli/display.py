@@ -34,6 +34,8 @@ from .render import fitted, options_in
 from .waiting import REDRAW_S, turning, waiting
 
 _PLAIN_EVERY_S = 10.0
+_PLAIN_SAME = 6
+"""So many times the same line stands for one: a sign of life each minute."""
 _BAR = 24
 
 
@@ -92,11 +94,15 @@ class Display(Listener):
 
     def _watch(self, progress: Progress, over: threading.Event) -> None:
         if not self._console.is_terminal:
+            said, quiet = "", 0
             while not over.wait(_PLAIN_EVERY_S):
                 line = _line(progress)
                 if not progress.elapsed:
                     line = f"{_loading(progress)}, {self._seconds:.0f} s"
-                self.notice(line)
+                quiet = quiet + 1 if line == said else 0
+                if quiet % _PLAIN_SAME == 0:
+                    self.notice(line)
+                said = line
             return
         # The process's own stdout belongs to the log; rich would bring it back to the screen.
         with Live(
