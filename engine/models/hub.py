@@ -6,11 +6,12 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AccessError
+from ..errors import AccessError, UsageError
 from .adapter import Adapter
 from .demo import EMBEDDED, embedded_folder
 from .fingerprint import fingerprint
@@ -67,6 +68,12 @@ class ModelRef:
     def _size(self, name: str) -> int:
         nested = self.config.get("text_config")
         text = nested if isinstance(nested, dict) else self.config
+        if text is not self.config and name not in text and text.get("model_type"):
+            # A nested config is written without what is its kind's default (Gemma-3's 131,072).
+            from .config import read_config
+
+            with suppress(UsageError):  # another kind: nothing is known of it
+                return int(getattr(read_config(text), name, 0) or 0)
         return int(text.get(name) or 0)
 
 

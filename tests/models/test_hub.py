@@ -176,3 +176,12 @@ def test_a_fingerprint_tells_fine_tunes_apart(folder: Path) -> None:
 )
 def test_a_context_is_found_under_each_familys_name(config: dict, tokens: int) -> None:
     assert ModelRef("m", "m", "r", config).context_length == tokens
+
+
+def test_a_nested_config_has_the_sizes_that_its_kind_has_by_default() -> None:
+    """Gemma-3's published config.json names neither its context nor its vocabulary."""
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34}
+    ref = ModelRef("m", "m", "r", {"model_type": "gemma3", "text_config": text})
+    assert (ref.context_length, ref.vocabulary) == (131_072, 262_208)
+    other = ModelRef("m", "m", "r", {"model_type": "new", "text_config": {"model_type": "none"}})
+    assert other.context_length == 0
