@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .agreement import Agreement, read_agreement
-from .audit import audit_table
+from .audit import audit_table, exported_table
 from .export import Exported, export_trait, is_exported, note_rows, refuse_lost
 from .judged import judge_summary, measurement
 from .load import Activations, load_activations, load_tensor
@@ -20,6 +20,7 @@ __all__ = [
     "Metadata",
     "audit_table",
     "export_trait",
+    "exported_table",
     "is_exported",
     "judge_summary",
     "load_activations",

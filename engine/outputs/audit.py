@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from ..storage import STATUSES, TraitFolder, load_state
+from ..errors import UsageError
+from ..storage import STATUSES, TraitFolder, TraitState, load_state
+from .export import is_exported, require_captured
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,11 +23,31 @@ def audit_table(folder: TraitFolder | Path) -> pl.DataFrame:
     question, response, thought, finish_reason, response_status, verdict_status (null when
     unjudged), score (null unless scored), kept.
     """
-    import polars as pl
-
     if not isinstance(folder, TraitFolder):
         folder = TraitFolder(folder)
+    return _table(load_state(folder))
+
+
+def exported_table(folder: TraitFolder) -> pl.DataFrame:
+    """Return the same of a trait whose files hold all that its records do.
+
+    Raise UsageError where more was generated, judged or captured since: beside the files' figures
+    those rows would be of another state.
+    """
     state = load_state(folder)
+    if not is_exported(state):
+        require_captured(state)
+        raise UsageError(
+            f"{folder.path}: responses were generated, judged or chosen since its files were "
+            "written; write them anew",
+            folder.step("export"),
+        )
+    return _table(state)
+
+
+def _table(state: TraitState) -> pl.DataFrame:
+    import polars as pl
+
     positions = np.flatnonzero(~state.responses.pending())
     columns = ["sample_id", "polarity", "instruction_index", "question_index", "rollout"]
     columns += ["instruction", "question", "response", "thought", "finish_reason", "status"]

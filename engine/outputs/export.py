@@ -177,9 +177,14 @@ def note_rows(state: TraitState) -> None:
 def digest(state: TraitState) -> str:
     """Return a value that is the same as long as an export would write the same files."""
     choice = state.choice
-    facts: list[Any] = [choice.threshold, choice.neg_threshold, choice.paired]
+    # As they are stored: 50 and 50.0 keep the same.
+    threshold, neg_threshold, coherence = (
+        limit if limit is None else float(limit)
+        for limit in (choice.threshold, choice.neg_threshold, choice.coherence)
+    )
+    facts: list[Any] = [threshold, neg_threshold, choice.paired]
     facts += [choice.judge_key, choice.capture_key, choice.pools]
-    facts += [choice.coherence, choice.coherence_key]
+    facts += [coherence, choice.coherence_key]
     facts += [known.model_dump() for known in (state.judge, state.capture) if known]
     content = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     marks = [state.plan.ids, state.responses.status, state.verdicts.status, state.verdicts.score]

@@ -218,7 +218,7 @@ def _measured(name: str) -> bool:
 
 
 def audit(responses: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return rows of `audit_table` to read: of each side, evenly spread over the scores."""
+    """Return rows of `exported_table` to read: of each side, evenly spread over the scores."""
     rows = []
     for side in POLARITIES:
         mine = responses.filter(polarity=side).sort("score", "sample_id")

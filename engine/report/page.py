@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import write_atomic
-from ..outputs import PAGE_MARK, audit_table, note_stale
+from ..outputs import PAGE_MARK, exported_table, note_stale
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, pool_suffix
 from .numbers import (
@@ -32,11 +32,11 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
 
     Pages and pictures of other pools than response_mean have the pool in their names. The same
     files give the same page. Raise UsageError, with nothing written, where an input is missing or
-    stale.
+    stale, or the records hold more than the files.
     """
     figures = TraitFigures(folder, pool)
     metadata = figures.metadata
-    responses = audit_table(folder)
+    responses = exported_table(folder)
     pictures = trait_pictures(figures, responses)
     steering = steered(folder, metadata, pool)
     if steering is not None:

@@ -59,7 +59,7 @@ def write_responses(folder: TraitFolder, responses: pl.DataFrame, metadata: Meta
 
 
 def readable(responses: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of `audit_table` as the page shows them, each with one status."""
+    """Return the rows of `exported_table` as the page shows them, each with one status."""
     shown = ("sample_id", "polarity", "instruction_index", "instruction", "question", "response")
     found = []
     for row in responses.iter_rows(named=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,9 @@ from tests.conftest import Traitmill
 from tests.support import fakes, lab
 from traitmill.engine import run
 from traitmill.engine.errors import ExitCode
-from traitmill.engine.outputs import stale_files
+from traitmill.engine.outputs import is_exported, stale_files
 from traitmill.engine.report import write_report
-from traitmill.engine.storage import TraitFolder
+from traitmill.engine.storage import TraitFolder, load_state
 from traitmill.engine.vectors import StaleWarning, fit_experiment, load_vectors
 
 ALL = ["vectors/", "evaluation.parquet", "report.html"]
@@ -93,3 +96,39 @@ def test_vectors_that_lie_alone_are_not_stale(folder, tmp_path):
         (alone / path.name).write_bytes(path.read_bytes())
     assert load_vectors(alone.parent).stale == ""
     assert stale_files(TraitFolder(alone.parent)) == ["vectors/"]
+
+
+@pytest.mark.slow
+def test_a_page_of_an_interrupted_extension_is_refused(tmp_path):
+    """Its figures would be of the files, and its responses of the records."""
+    work = lab.Work(tmp_path / "work", n=40, drain=0.5)
+    work.root.mkdir()
+    fakes.make_trait(work.root, "trait")
+    assert lab.run_to_end(work) == ExitCode.OK
+    folder = TraitFolder(work.folders[0])
+    fit_experiment(folder.experiment, methods=["mean_diff"])
+    assert write_report(folder.experiment).exit_code == ExitCode.OK
+    pages = [folder.report(), folder.responses_page()]
+    before = [page.read_bytes() for page in pages]
+
+    rows = len(lab.rows(folder.path, "verdicts"))
+    running = lab.Running(replace(work, n=80, generates=20))
+    limit = time.monotonic() + 60
+    while len(lab.rows(folder.path, "verdicts")) == rows and time.monotonic() < limit:
+        time.sleep(0.1)
+    running.signal(signal.SIGINT)
+    assert running.wait() == ExitCode.INTERRUPTED
+
+    (error,) = write_report(folder.experiment).errors
+    assert "since its files were written" in error.message or "no activations yet" in error.message
+    assert error.step is not None
+    assert error.step.name in ("export", "activations")
+    assert [page.read_bytes() for page in pages] == before
+    assert lab.run_to_end(replace(work, n=80)) == ExitCode.OK
+    fit_experiment(folder.experiment)
+    assert write_report(folder.experiment).exit_code == ExitCode.OK
+
+
+def test_a_threshold_is_the_same_as_a_whole_number(made):
+    run.export(made, threshold=50)
+    assert is_exported(load_state(TraitFolder(made / "trait")))

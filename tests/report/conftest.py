@@ -16,7 +16,7 @@ from traitmill.engine.vectors import update_transfer
 @pytest.fixture(autouse=True)
 def planted_records(monkeypatch):
     """Planted folders have no records: this is what they would be."""
-    monkeypatch.setattr(page_module, "audit_table", responses_of)
+    monkeypatch.setattr(page_module, "exported_table", responses_of)
 
 
 @pytest.fixture(scope="package")
@@ -24,7 +24,7 @@ def experiment(tmp_path_factory) -> Path:
     """A strong trait with three methods, one of noise, and one with too little to hold out."""
     root = tmp_path_factory.mktemp("experiments") / "exp"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_module, "audit_table", responses_of)
+        patch.setattr(page_module, "exported_table", responses_of)
         strong = {"n_layers": 4, "dim": 48, "signal": (0.0, 1.0, 9.0, 0.5)}
         with_page(root / "poem", ("mean_diff", "probe", "pca"), **strong)
         with_page(root / "noise", signal=0.0, seed=3, dim=48)

@@ -187,7 +187,7 @@ def test_responses_without_a_verdict_say_why(tmp_path, monkeypatch):
     row = {**kept.to_dicts()[0], "score": None, "kept": False, "response": "long " * 400}
     added = pl.DataFrame([{**row, **each} for each in lost], schema=kept.schema)
     responses = pl.concat([kept, added])
-    monkeypatch.setattr(page_module, "audit_table", lambda _: responses)
+    monkeypatch.setattr(page_module, "exported_table", lambda _: responses)
     page = Page(write_trait_report(folder))
     assert [said for side, said, _ in page.responses if side == "pos"][4:] == [
         "no score: truncated",

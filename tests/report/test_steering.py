@@ -11,7 +11,7 @@ import pytest
 from tests.report.pages import HOSTILE
 from tests.support.toy import LAYER, METHOD, Toy, make_toy
 from traitmill.engine.errors import UsageError
-from traitmill.engine.outputs import audit_table
+from traitmill.engine.outputs import exported_table
 from traitmill.engine.report import page as page_module
 from traitmill.engine.report import steering, write_trait_report
 from traitmill.engine.steering import read_study
@@ -22,7 +22,7 @@ from traitmill.engine.vectors import write_table
 @pytest.fixture
 async def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     """A study of real records."""
-    monkeypatch.setattr(page_module, "audit_table", audit_table)
+    monkeypatch.setattr(page_module, "exported_table", exported_table)
     made = await make_toy(tmp_path)
     steered = made.engine.steered
 

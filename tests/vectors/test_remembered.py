@@ -102,7 +102,7 @@ def test_the_pool_that_is_not_named_is_that_of_the_last_fit(
     ]
     assert load_vectors(pooled).pool == "prompt_last"
     assert load_vectors(pooled, "prompt_last").pool == "prompt_last"
-    monkeypatch.setattr(page_module, "audit_table", responses_of)
+    monkeypatch.setattr(page_module, "exported_table", responses_of)
     said: list[str] = []
     written = write_report(pooled.parent, notice=said.append)
     assert [path.name for path in written.pages] == 2 * ["report.prompt_last.html"]
