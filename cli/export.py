@@ -54,6 +54,7 @@ def command(**given: Any) -> int:
     Takes seconds, and no model.
     """
     from traitmill.engine import run
+    from traitmill.engine.outputs import renewing
     from traitmill.engine.storage import TraitFolder
 
     arguments = options.arguments(given)
@@ -71,7 +72,9 @@ def command(**given: Any) -> int:
         for remark in exported.remarks:
             say(f"  {remark}")
         if exported.stale:
-            step = step_command(TraitFolder(arguments["experiment"] / name).step("vectors"))
-            say(f"  {', '.join(exported.stale)} show other rows than these; to renew them: {step}")
+            shown = ", ".join(exported.stale)
+            say(f"  {shown} show other rows or verdicts than these; to renew them:")
+            for step in renewing(TraitFolder(arguments["experiment"] / name)):
+                say(f"    {step_command(step)}")
     complain(*result.errors.values())
     return result.exit_code

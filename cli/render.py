@@ -131,13 +131,15 @@ def command_of(name: str, folder: Path, traits: Sequence[str] = (), **settings: 
     if len(traits) > 1:
         which = f"--traits {','.join(traits)}"
     words = [f"{program()} {name} --experiment {shlex.quote(folder.parent.name)} {which}"]
+    # Where there are several pools, none named is that of the last fit.
+    several = any(folder.glob("activations/all_layers.*.pt"))
     where = str(folder.parent.parent)
     if where != "experiments":
         words.append(f"--experiments_dir {shlex.quote(where)}")
     for option, value in settings.items():
         if value is True:
             words.append(f"--{option}")
-        elif (option, value) != ("pool", DEFAULT_POOL):
+        elif several or (option, value) != ("pool", DEFAULT_POOL):
             words.append(f"--{option} {shlex.quote(str(value))}")
     return " ".join(words)
 

@@ -109,4 +109,5 @@ def _print(experiment: str, found: Mapping[str, dict[str, Any] | None]) -> None:
             for line in [*facts["faults"], *facts["remarks"]]:
                 say(f"{name}: {line}")
             if facts["stale"]:
-                say(f"{name}: {', '.join(facts['stale'])} show other rows than the files do now")
+                stale = ", ".join(facts["stale"])
+                say(f"{name}: {stale} show other rows or verdicts than the files do now")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,7 +58,6 @@ def command(**given: Any) -> int:
 
     Writes vectors/ and evaluation.parquet in each trait's folder; traitmill report shows them.
     """
-    from traitmill.engine.storage import TraitFolder
     from traitmill.engine.vectors import fit_experiment
 
     arguments = options.arguments(given)
@@ -68,14 +68,29 @@ def command(**given: Any) -> int:
         arguments["layers"] = "all"
     result = fit_experiment(**arguments, on_fitted=say_fitted, on_layer=LayerDisplay(), notice=say)
     complain(*result.errors.values())
-    stale = [name for name, fitted in result.fitted.items() if fitted.stale]
-    if stale:
-        folder = TraitFolder(result.fitted[stale[0]].folder.parent)
-        say(f"the report shows earlier rows; to renew it: {step(folder.step('report'), stale)}")
-    elif result.fitted:
-        folder = TraitFolder(next(iter(result.fitted.values())).folder.parent)
-        say(f"next: {step(folder.step('report'), list(result.fitted))}")
+    for line in _next_steps(result.fitted):
+        say(line)
     return result.exit_code
+
+
+def _next_steps(fitted: Mapping[str, FittedTrait]) -> Iterator[str]:
+    """Yield what to do for what still shows earlier rows, else for a page."""
+    from traitmill.engine.outputs import renewing
+    from traitmill.engine.storage import TraitFolder
+
+    folders = {name: TraitFolder(each.folder.parent) for name, each in fitted.items()}
+    pages: dict[tuple[tuple[str, object], ...], list[str]] = {}
+    for name, folder in folders.items():
+        for anew, shown in renewing(folder).items():
+            if anew.name == "report":
+                pages.setdefault(anew.settings, []).append(name)
+            else:
+                yield f"{name}: {', '.join(shown)} show earlier rows; to renew: {step(anew)}"
+    for settings, names in pages.items():
+        report = folders[names[0]].step("report", **dict(settings))
+        yield f"the report shows earlier rows; to renew it: {step(report, names)}"
+    if folders and not pages:
+        yield f"next: {step(next(iter(folders.values())).step('report'), list(folders))}"
 
 
 def say_fitted(name: str, fitted: FittedTrait) -> None:

@@ -8,7 +8,7 @@ from .export import Exported, export_trait, is_exported, note_rows, refuse_lost
 from .judged import judge_summary, measurement
 from .load import Activations, load_activations, load_tensor
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
-from .stale import PAGE_MARK, note_stale, noted_stale, stale_files
+from .stale import PAGE_MARK, note_stale, noted_stale, renewing, stale_files
 
 __all__ = [
     "LAYER_CONVENTION",
@@ -31,5 +31,6 @@ __all__ = [
     "noted_stale",
     "read_agreement",
     "refuse_lost",
+    "renewing",
     "stale_files",
 ]

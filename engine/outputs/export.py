@@ -41,7 +41,7 @@ class Exported:
     """Of all_layers.pt, None without activations."""
     remarks: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
-    """Vectors, evaluations and pages there that are of other activations than these."""
+    """Vectors, evaluations and pages there that are of other files than these."""
 
     def __repr__(self) -> str:
         return f"Exported({self.kept['pos']} pos + {self.kept['neg']} neg, shape {self.shape})"
@@ -89,7 +89,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     """Write pos.csv, neg.csv and, where activations are captured, the tensors and metadata.json.
 
     Then note in selection.json what the files show, and in STALE.txt which vectors and pages show
-    other activations. Raise UsageError, with nothing written, when
+    others. Raise UsageError, with nothing written, when
     kept responses were not captured (`without_uncaptured`: write the CSVs, remove activations of
     another selection); ResourceError when the disk is full or a part file is damaged.
     """

@@ -1,4 +1,4 @@
-"""Vectors, evaluations and pages that were made from other activations than a folder holds now."""
+"""Vectors, evaluations and pages that were made from other files than a folder holds now."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import Step, UsageError
 from ..files import write_atomic
-from ..settings import POOLS
+from ..settings import DEFAULT_POOL, POOLS
 from ..storage import TraitFolder, pool_suffix
 from .metadata import Metadata
 
-PAGE_MARK = "traitmill-activations"
-"""Name of the page's `meta` element that holds the sha256 of the activations it shows."""
+PAGE_MARK = "traitmill-metadata"
+"""Name of the page's `meta` element that holds the sha256 of the metadata of what it shows."""
+_OLD_MARK = "traitmill-activations"
+"""That of pages of earlier versions, which hold the sha256 of the activations."""
 _HEAD_BYTES = 4096
 """So far into a page the mark stands."""
+_ORDER = ("vectors", "steer", "report")
 
 
 def noted_stale(folder: TraitFolder) -> list[str]:
@@ -27,28 +31,51 @@ def noted_stale(folder: TraitFolder) -> list[str]:
 
 
 def stale_files(folder: TraitFolder) -> list[str]:
-    """Return what stands in a trait's folder and shows other activations than it holds now.
+    """Return what stands in a trait's folder and shows other files than it holds now.
 
-    Names are as in the folder: `vectors/`, `evaluation.parquet`, `report.html`, and those of other
-    pools. Without activations all that is there is stale. What cannot be read is left out: whoever
-    reads it says so.
+    Vectors, evaluations and steering are of other activations; pages also of other verdicts or
+    another threshold. Names are as in the folder: `vectors/`, `evaluation.parquet`, `report.html`,
+    and those of other pools. Without activations all that is there is stale. What cannot be read is
+    left out: whoever reads it says so.
     """
-    found = []
+    return list(dict.fromkeys(name for name, _ in _stale(folder)))
+
+
+def renewing(folder: TraitFolder) -> dict[Step, list[str]]:
+    """Return the steps that bring what is stale up to date, in order, and what each makes anew."""
+    found: dict[Step, list[str]] = {}
+    for name, step in sorted(_stale(folder), key=lambda each: _ORDER.index(each[1].name)):
+        found.setdefault(step, []).append(name)
+    return found
+
+
+def _stale(folder: TraitFolder) -> Iterator[tuple[str, Step]]:
+    """Yield what is stale, and the step that makes it anew."""
     metadata = _metadata(folder)
     currents = {pool: metadata.tensor_sha256(pool) if metadata else None for pool in POOLS}
+    whole = metadata.sha256 if metadata else None
+    shown, earlier = DEFAULT_POOL, []
     for pool, current in currents.items():
+        fit = folder.step("vectors", pool=pool)
         if any(made_from != current for made_from in _of_vectors(folder, pool)):
-            found.append("vectors/")
-        for path, made_from in (
-            (folder.evaluation(pool), _of_evaluation(folder.evaluation(pool))),
-            (folder.report(pool), _of_page(folder.report(pool))),
-        ):
-            if made_from is not None and made_from != current:
-                found.append(path.name)
+            yield "vectors/", fit
+        made_from = _of_evaluation(folder.evaluation(pool))
+        if made_from is not None and made_from != current:
+            yield folder.evaluation(pool).name, fit
+        page = _of_page(folder.report(pool))
+        if page is not None:
+            shown = pool
+        if page not in (None, whole, current):
+            earlier.append(pool)
+            yield folder.report(pool).name, folder.step("report", pool=pool)
+    pages = takewhile(Path.is_file, map(folder.responses_page, count()))
+    if any(_of_page(path) not in (None, whole) for path in pages):
+        # Every pool's page comes with it.
+        anew = folder.step("report", pool=earlier[0] if earlier else shown)
+        yield folder.responses_page().name, anew
     steered = _of_evaluation(folder.steering_table)  # its facts stand as an evaluation's do
     if steered is not None and steered not in currents.values():
-        found.append(folder.steering_table.name)
-    return list(dict.fromkeys(found))
+        yield folder.steering_table.name, folder.step("steer")
 
 
 def note_stale(folder: TraitFolder) -> list[str]:
@@ -58,12 +85,14 @@ def note_stale(folder: TraitFolder) -> list[str]:
     activations, vectors, an evaluation or a page have been written, while holding the lock.
     """
     stale = stale_files(folder)
+    which = f"--experiment {folder.experiment.name} --trait {folder.name}"
     text = (
-        f"Made from other activations than this folder holds now: {', '.join(stale)}.\n"
+        f"Made from other files than this folder holds now: {', '.join(stale)}.\n"
         "Responses were added, judged or chosen anew since. To bring them up to date:\n"
-        f"  traitmill vectors --experiment {folder.experiment.name} --trait {folder.name}\n"
-        f"  traitmill report --experiment {folder.experiment.name} --trait {folder.name}\n"
     )
+    for step in renewing(folder):
+        pools = "".join(f" --pool {pool}" for _, pool in step.settings)
+        text += f"  traitmill {step.name} {which}{pools}\n"
     for path, wanted in (
         (folder.stale_note, bool(stale)),
         (folder.vectors / folder.stale_note.name, "vectors/" in stale),
@@ -123,6 +152,7 @@ def _of_evaluation(path: Path) -> str | None:
 def _of_page(path: Path) -> str | None:
     with suppress(OSError), path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
-        found = re.search(rf'<meta name="{PAGE_MARK}" content="([0-9a-f]+)">', head)
+        mark = f"(?:{PAGE_MARK}|{_OLD_MARK})"
+        found = re.search(rf'<meta name="{mark}" content="([0-9a-f]+)">', head)
         return found[1] if found else None
     return None

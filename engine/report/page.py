@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import write_atomic
-from ..outputs import PAGE_MARK, exported_table, note_stale
+from ..outputs import PAGE_MARK, exported_table, note_stale, stale_files
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, pool_suffix
 from .numbers import (
@@ -57,9 +57,10 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
         dollars=dollars(metadata),
         audit=audit(responses),
         steering=steering,
+        old_steering=folder.steering_table.name in stale_files(folder),
         settings=dict(settings(metadata.model_dump())),
         mark=PAGE_MARK,
-        made_from=metadata.tensor_sha256(pool),
+        made_from=metadata.sha256,
     )
     path = write_page(folder, page, pictures, pool)
     write_responses(folder, responses, metadata)

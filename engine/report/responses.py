@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomic
-from ..outputs import Metadata
+from ..outputs import PAGE_MARK, Metadata
 from ..storage import TraitFolder
 from .numbers import judge_name
 from .render import inline_script, render
@@ -44,6 +44,8 @@ def write_responses(folder: TraitFolder, responses: pl.DataFrame, metadata: Meta
             marks_file=f"{folder.name}-marks{suffix}.csv",
             files=[each.name for each in paths],
             number=number,
+            mark=PAGE_MARK,
+            made_from=metadata.sha256,
             n_rows=len(rows),
             statuses=sorted({row["status"] for row in rows}),
             instructions=sorted({row["instruction_index"] for row in rows}),

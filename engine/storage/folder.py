@@ -102,7 +102,7 @@ class TraitFolder:
 
     @property
     def stale_note(self) -> Path:
-        """Says which of the files above are of other activations than are there now."""
+        """Says which of the files above were made from others than are there now."""
         return self.path / "STALE.txt"
 
     @property

@@ -39,7 +39,7 @@ class FittedTrait:
     reused: bool = False
     """Whether the same had been fitted before and stood there unchanged."""
     stale: tuple[str, ...] = ()
-    """What stands beside them and shows other activations: a page, as a rule."""
+    """What stands beside them and shows other files: a page, as a rule."""
 
     def __repr__(self) -> str:
         return f"FittedTrait({self.vectors!r} from {self.n_pos} pos + {self.n_neg} neg)"

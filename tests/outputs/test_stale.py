@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from tests.conftest import Traitmill
-from tests.support import fakes, lab
+from tests.support import fakes, lab, planted
+from traitmill.cli.render import command
 from traitmill.engine import run
 from traitmill.engine.errors import ExitCode
-from traitmill.engine.outputs import is_exported, stale_files
+from traitmill.engine.outputs import Metadata, is_exported, renewing, stale_files
 from traitmill.engine.report import write_report
+from traitmill.engine.steering.figures import COLUMNS
 from traitmill.engine.storage import TraitFolder, load_state
-from traitmill.engine.vectors import StaleWarning, fit_experiment, load_vectors
+from traitmill.engine.vectors import (
+    StaleWarning,
+    fit_experiment,
+    fit_trait,
+    load_vectors,
+    write_table,
+)
 
-ALL = ["vectors/", "evaluation.parquet", "report.html"]
+PAGES = ["report.html", "responses.html"]
+ALL = ["vectors/", "evaluation.parquet", *PAGES]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +73,7 @@ def test_t10_an_export_that_changes_rows_says_what_is_stale(folder):
 
     run.export(folder.experiment, threshold=60)
     assert fit_experiment(folder.experiment, methods=["mean_diff"]).fitted["trait"].stale == (
-        "report.html",
+        *PAGES,
     )
     assert not notes[1].exists()
     assert "report.html" in notes[0].read_text()
@@ -78,15 +89,69 @@ def test_t10_commands_say_it(folder, traitmill: Traitmill):
     assert (code, "other rows" in said) == (0, False)
     code, said = traitmill("export", *on, "--trait", "trait", "--threshold", "60")
     assert code == 0
-    assert "vectors/, evaluation.parquet, report.html show other rows" in said
+    assert f"{', '.join(ALL)} show other rows" in said
     assert "traitmill vectors --experiment exp --trait trait" in said
     code, said = traitmill("status", *on)
-    assert "trait: vectors/, evaluation.parquet, report.html show other rows" in said
+    assert f"trait: {', '.join(ALL)} show other rows" in said
     code, said = traitmill("vectors", *on, "--trait", "trait", "--methods", "mean_diff")
     assert "the report shows earlier rows" in said
     traitmill("report", *on, "--trait", "trait")
     code, said = traitmill("status", *on)
     assert "other rows" not in said
+
+
+def test_a_page_of_the_same_rows_by_another_threshold_is_stale(folder):
+    exported = run.export(folder.experiment, threshold=50.001).exported["trait"]
+    assert list(exported.stale) == PAGES
+    assert list(renewing(folder)) == [folder.step("report", pool="response_mean")]
+    # A page of an earlier version says its activations alone.
+    sha256 = Metadata.read(folder).tensor_sha256("response_mean")
+    old = f'<meta name="traitmill-activations" content="{sha256}">'
+    page = re.sub('<meta name="traitmill-metadata"[^>]*>', old, folder.report().read_text())
+    folder.report().write_text(page)
+    assert stale_files(folder) == ["responses.html"]
+    write_report(folder.experiment)
+    assert stale_files(folder) == []
+
+
+@pytest.mark.slow
+def test_an_old_study_of_steering_asks_for_steering(folder, traitmill: Traitmill):
+    digest = Metadata.read(folder).tensor_sha256("response_mean")
+    study = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
+    write_table(folder.steering_table, study, {"claim": {}, "activations_sha256": digest})
+    on = ["--experiment", "exp", "--experiments_dir", str(folder.experiment.parent)]
+    said = traitmill("export", *on, "--trait", "trait", "--threshold", "60")[1]
+    for name in ("vectors", "steer", "report"):
+        assert f"    {name} --experiment exp" in said.replace("traitmill ", "")
+    fit_experiment(folder.experiment, methods=["mean_diff"])
+    write_report(folder.experiment)
+    assert stale_files(folder) == ["steering.parquet"]
+    assert "traitmill steer --experiment exp --trait trait\n" in folder.stale_note.read_text()
+    assert "traitmill vectors" not in folder.stale_note.read_text()
+    page = folder.report().read_text()
+    assert "of earlier rows than these" in page[page.index('id="steering"') :]
+    said = traitmill("vectors", *on, "--trait", "trait", "--methods", "mean_diff")[1]
+    assert "trait: steering.parquet show earlier rows; to renew: " in said
+    assert "the report shows earlier rows" not in said
+    folder.steering_table.unlink()
+
+
+def test_each_pool_has_a_step_of_its_own(tmp_path):
+    pools = ("response_mean", "prompt_last")
+    folder = TraitFolder(planted.write_trait(tmp_path / "exp" / "poem", n_layers=1, pools=pools))
+    for pool in pools:
+        fit_trait(folder, ["mean_diff"], pool=pool)
+    planted.write_trait(folder.path, n_layers=1, pools=pools, seed=5)
+    steps = renewing(folder)
+    assert steps == {
+        folder.step("vectors", pool="response_mean"): ["vectors/", "evaluation.parquet"],
+        folder.step("vectors", pool="prompt_last"): ["vectors/", "evaluation.prompt_last.parquet"],
+    }
+    # Of two pools none may be left out: without it the last fit's is meant.
+    assert [command(step).rpartition(" --pool ")[2] for step in steps] == list(pools)
+    fit_trait(folder, ["mean_diff"])
+    assert list(renewing(folder)) == [folder.step("vectors", pool="prompt_last")]
+    assert "--pool prompt_last" in folder.stale_note.read_text()
 
 
 def test_vectors_that_lie_alone_are_not_stale(folder, tmp_path):

@@ -113,4 +113,6 @@ async def test_steering_with_vectors_of_other_activations_is_not_shown(toy: Toy)
     assert 'id="steering"' in write_trait_report(folder).read_text()
     table, facts = read_study(folder)
     write_table(folder.steering_table, table, {**facts, "activations_sha256": "0" * 64})
-    assert 'id="steering"' not in write_trait_report(folder).read_text()
+    page = write_trait_report(folder).read_text()
+    assert "with vectors of earlier rows" in page
+    assert 'id="picture-steering"' not in page
