@@ -63,7 +63,7 @@ def write_trait_report(folder: TraitFolder, pool: str = DEFAULT_POOL) -> Path:
         made_from=metadata.sha256,
     )
     path = write_page(folder, page, pictures, pool)
-    write_responses(folder, responses, metadata)
+    write_responses(folder, responses, metadata, pool)
     note_stale(folder)
     return path
 

@@ -22,9 +22,12 @@ ROWS_A_FILE = 2000
 _OURS = re.compile(r"responses(?:-\d+)?\.html")
 
 
-def write_responses(folder: TraitFolder, responses: pl.DataFrame, metadata: Metadata) -> list[Path]:
+def write_responses(
+    folder: TraitFolder, responses: pl.DataFrame, metadata: Metadata, pool: str
+) -> list[Path]:
     """Write `responses.html`: every response, to search, sort, filter and mark.
 
+    It links to the report of a pool.
     Beyond `ROWS_A_FILE` rows there are several files. They need no network; what is marked stays in
     the browser until it is saved as CSV, which `agree` reads.
     """
@@ -44,6 +47,7 @@ def write_responses(folder: TraitFolder, responses: pl.DataFrame, metadata: Meta
             marks_file=f"{folder.name}-marks{suffix}.csv",
             files=[each.name for each in paths],
             number=number,
+            report=folder.report(pool).name,
             mark=PAGE_MARK,
             made_from=metadata.sha256,
             n_rows=len(rows),

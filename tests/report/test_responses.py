@@ -12,12 +12,14 @@ import pytest
 
 from tests.conftest import Traitmill
 from tests.report.pages import HOSTILE, responses_of, with_page
-from tests.support import fakes, lab
+from tests.support import fakes, lab, planted
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.outputs import read_agreement
 from traitmill.engine.report import responses as responses_module
+from traitmill.engine.report import write_trait_report
 from traitmill.engine.statistics import cohens_kappa
 from traitmill.engine.storage import TraitFolder
+from traitmill.engine.vectors import fit_trait
 
 
 def ids_on(page) -> list[str]:
@@ -98,6 +100,39 @@ def test_marks_outlive_the_page_where_a_browser_stores_nothing(tmp_path, browser
     page.reload()
     assert page.locator("#marked").inner_text() == "1 marked"
     page.close()
+
+
+@pytest.mark.slow
+def test_each_file_of_a_trait_keeps_its_own_marks(tmp_path, monkeypatch, browser):
+    monkeypatch.setattr(responses_module, "ROWS_A_FILE", 30)
+    folder = with_page(tmp_path / "exp" / "poem", n_layers=1)
+    context = browser.new_context()
+    first, second = context.new_page(), context.new_page()
+    first.goto(folder.responses_page(0).as_uri())
+    second.goto(folder.responses_page(1).as_uri())
+    for page, count in ((first, 2), (second, 1), (first, 3)):
+        buttons = page.get_by_role("button", name="the judge is right")
+        for place in range(count):
+            if buttons.nth(place).get_attribute("aria-pressed") == "false":
+                buttons.nth(place).click()
+        assert page.locator("#marked").inner_text() == f"{count} marked"
+    first.wait_for_timeout(3000)
+    for number, count in ((0, 3), (1, 1), (2, 0)):
+        anew = context.new_page()
+        anew.goto(folder.responses_page(number).as_uri())
+        assert anew.locator("#marked").inner_text() == f"{count} marked"
+        assert anew.locator("[aria-pressed=true]").count() == count
+    context.close()
+
+
+def test_the_page_of_responses_links_to_the_report_that_is_there(tmp_path):
+    pools = ("response_mean", "prompt_last")
+    folder = TraitFolder(planted.write_trait(tmp_path / "exp" / "poem", n_layers=1, pools=pools))
+    fit_trait(folder, ["mean_diff"], pool="prompt_last")
+    write_trait_report(folder, "prompt_last")
+    page = folder.responses_page().read_text()
+    assert 'href="report.prompt_last.html"' in page
+    assert 'href="report.html"' not in page
 
 
 def test_many_responses_are_several_files(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ let page = 0, chosen = [];
 function keep() {
   history.replaceState({ marks }, "");
   try { localStorage.setItem(key, JSON.stringify(marks)); } catch { /* a browser that stores nothing: marks live until the page is closed */ }
-  field("marked").textContent = `${Object.keys(marks).length} marked`;
+  field("marked").textContent = `${rows.filter((row) => marks[row.sample_id]).length} marked`;
 }
 
 function choose() {
