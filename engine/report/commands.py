@@ -57,18 +57,23 @@ def write_report(
     pages: list[Path] = []
     errors: list[TraitmillError] = []
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
-        pools = {name: pool or kept_pool(each) for name, each in folders.items()}
+        pools: dict[str, str] = {}
+        for name, each in folders.items():
+            try:
+                pools[name] = pool or kept_pool(each)
+            except TraitmillError as error:
+                errors.append(error)
         kept = {name: _kept(each) if pool is None else "" for name, each in pools.items()}
         for line in kept_line(kept):
             notice(line)
         written = []
-        for name, each in folders.items():
+        for name, each_pool in pools.items():
             try:
-                pages.append(write_trait_report(each, pools[name]))
+                pages.append(write_trait_report(folders[name], each_pool))
             except TraitmillError as error:
                 errors.append(error)
             else:
-                written.append(pools[name])
+                written.append(each_pool)
         for each_pool in dict.fromkeys(written):
             try:
                 pages.append(write_experiment_report(folder, notice, each_pool))

@@ -94,10 +94,12 @@ def fit_experiment(
     fitted: dict[str, FittedTrait] = {}
     errors: dict[str, TraitmillError] = {}
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
-        wanted = {
-            name: wanted_vectors(each, methods, layers, pool, format)
-            for name, each in folders.items()
-        }
+        wanted: dict[str, Wanted] = {}
+        for name, each in folders.items():
+            try:
+                wanted[name] = wanted_vectors(each, methods, layers, pool, format)
+            except TraitmillError as error:
+                errors[name] = error
         for line in kept_line({name: each.kept for name, each in wanted.items()}):
             notice(line)
         for name, asked in wanted.items():

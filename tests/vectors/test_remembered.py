@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +11,6 @@ import pytest
 from tests.conftest import Traitmill
 from tests.report.pages import responses_of
 from tests.support import planted
-from traitmill.engine.errors import UsageError
 from traitmill.engine.report import page as page_module
 from traitmill.engine.report import write_report
 from traitmill.engine.storage import TraitFolder
@@ -76,12 +76,20 @@ def test_what_could_not_be_fitted_is_not_remembered(root: Path) -> None:
     assert fitted(root) == {("gradient", 0)}
 
 
-def test_a_damaged_memory_names_itself_and_its_remedy(root: Path) -> None:
-    path = TraitFolder(root / "poem").asked_vectors
-    path.parent.mkdir()
-    path.write_text('{"methods": 3}')
-    with pytest.raises(UsageError, match=r"asked\.json is damaged.*remove it, and name `methods`"):
-        fit_experiment(root, ["poem"])
+def test_a_damaged_memory_stops_its_own_trait_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "exported_table", responses_of)
+    fit(root, methods=["mean_diff"])
+    TraitFolder(root / "poem").asked_vectors.write_text('{"methods": 3}')
+    said = r"asked\.json is damaged.*remove it, and name `methods`"
+    result = fit_experiment(root)
+    assert list(result.fitted) == ["prose"]
+    assert re.search(said, result.errors["poem"].message)
+    written = write_report(root)
+    assert written.pages == (root / "prose" / "report.html", root / "report.html")
+    (error,) = written.errors
+    assert re.search(said, error.message)
 
 
 @pytest.fixture
