@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,12 +13,11 @@ from numpy import ndarray
 
 from ..errors import UsageError
 from ..outputs import Metadata
-from ..storage import TraitFolder, pool_suffix
+from ..storage import TraitFolder
 from .evaluation import read_evaluation
 from .fit import absent
-from .methods import METHODS
 from .remembered import check_pool, fitted_pool
-from .vector_files import Facts, load_vector, packed_layers
+from .vector_files import Facts, load_vector, stored_facts
 
 
 class StaleWarning(UserWarning):
@@ -116,9 +114,9 @@ class TraitVectors:
 def load_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> TraitVectors:
     """Return the vectors that stand in a trait's folder, `experiments/<experiment>/<trait>`.
 
-    `pool` None is that of the folder's last fit. Nothing but names and one vector's metadata is
-    read before a vector is asked for. Warn (StaleWarning) where the folder holds other activations
-    by now than they were fitted to. Raise UsageError where there are none.
+    `pool` None is that of the folder's last fit. Nothing but metadata is read before a
+    vector is asked for; a vector without it is none. Warn (StaleWarning) where the folder holds
+    other activations by now than they were fitted to. Raise UsageError where there are none.
     """
     vectors = open_vectors(folder, pool)
     if vectors.stale:
@@ -132,14 +130,16 @@ def open_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> T
         folder = TraitFolder(Path(folder))
     check_pool(pool)
     pool = pool or fitted_pool(folder)
-    available = _available(folder, pool)
-    if not available:
+    known = stored_facts(folder.vectors, pool)
+    available: dict[str, tuple[int, ...]] = {}
+    for method, layer in known:
+        available[method] = (*available.get(method, ()), layer)
+    if not known:
         raise UsageError(
             f"{folder.path} holds no vectors of {pool}; fit them",
             folder.step("vectors", pool=pool),
         )
-    method, layers = next(iter(available.items()))
-    facts = load_vector(folder, method, layers[0], pool)[1]
+    facts = next(iter(known.values()))  # writing vectors leaves none of other activations
     digest = str(facts.get("activations_sha256", ""))
     current = _metadata(folder)
     return TraitVectors(
@@ -152,20 +152,6 @@ def open_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> T
         stale=_why_stale(folder, pool, digest, current),
         last_captured=max(current.layers) if current else -1,
     )
-
-
-def _available(folder: TraitFolder, pool: str) -> dict[str, tuple[int, ...]]:
-    """Return the layers of each method's vectors, by names of files and of tensors alone."""
-    found: dict[str, set[int]] = {}
-    named = re.compile(rf"([a-z_]+)_layer(-?[0-9]+){re.escape(pool_suffix(pool))}\.pt")
-    for path in folder.vectors.glob("*.pt"):
-        match = named.fullmatch(path.name)
-        if match and match[1] in METHODS:
-            found.setdefault(match[1], set()).add(int(match[2]))
-    for method in METHODS:
-        for layer in packed_layers(folder.vectors, method, pool):
-            found.setdefault(method, set()).add(layer)
-    return {name: tuple(sorted(found[name])) for name in METHODS if name in found}
 
 
 def _metadata(folder: TraitFolder) -> Metadata | None:

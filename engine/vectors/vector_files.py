@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -86,6 +87,18 @@ def _pt_paths(folder: Path, method: str, layer: int, pool: str) -> tuple[Path, P
     return folder / f"{stem}.pt", folder / f"{stem}_metadata.json"
 
 
+def _pt_files(folder: Path, pool: str) -> list[tuple[str, int, Path, Path]]:
+    """Return method, layer and both paths of each `.pt` of a pool that has a name of ours."""
+    named = re.compile(rf"([a-z_]+)_layer(-?[0-9]+){re.escape(pool_suffix(pool))}\.pt")
+    found = []
+    for path in sorted(folder.glob("*.pt")):
+        match = named.fullmatch(path.name)
+        if match and match[1] in METHODS:
+            method, layer = match[1], int(match[2])
+            found.append((method, layer, *_pt_paths(folder, method, layer, pool)))
+    return found
+
+
 def _packed_path(folder: Path, method: str, pool: str) -> Path:
     return folder / f"{method}{pool_suffix(pool)}.safetensors"
 
@@ -101,6 +114,10 @@ def _remove_stale(folder: Path, vectors: Vectors) -> None:
             tensor = beside.with_name(beside.name.replace("_metadata.json", ".pt"))
             tensor.unlink(missing_ok=True)
             beside.unlink()
+    for _, _, tensor, beside in _pt_files(folder, vectors.pool):
+        if not _read_facts(beside):  # nothing tells what it was fitted to
+            tensor.unlink()
+            beside.unlink(missing_ok=True)
     for method in METHODS:
         path = _packed_path(folder, method, vectors.pool)
         found = _read_packed(path).values()
@@ -115,7 +132,7 @@ def _remove_other_format(folder: Path, vectors: Vectors, written: Format) -> Non
             for layer in vectors.layers:
                 for path in _pt_paths(folder, method, layer, vectors.pool):
                     path.unlink(missing_ok=True)
-        elif set(packed_layers(folder, method, vectors.pool)) <= set(vectors.layers):
+        elif set(packed_facts(folder, method, vectors.pool)) <= set(vectors.layers):
             _packed_path(folder, method, vectors.pool).unlink(missing_ok=True)
 
 
@@ -132,27 +149,46 @@ def _read_packed(path: Path) -> dict[int, tuple[ndarray, Facts]]:
     """Return a `.safetensors` file's vectors by layer; none where it is missing or not ours."""
     from safetensors import SafetensorError, safe_open
 
-    found = {}
     try:
         with safe_open(path, "np") as file:
-            header = file.metadata()
-            for name in file.keys():  # noqa: SIM118 - this object is not a mapping
-                layer = int(name.removeprefix("layer"))
-                found[layer] = file.get_tensor(name), dict(json.loads(header[name]))
+            facts = _packed_facts(file)
+            return {layer: (file.get_tensor(f"layer{layer}"), facts[layer]) for layer in facts}
     except (OSError, SafetensorError, ValueError, TypeError, KeyError):
         return {}
+
+
+def _packed_facts(file: Any) -> dict[int, Facts]:
+    header, found = file.metadata(), {}
+    for name in file.keys():  # noqa: SIM118 - this object is not a mapping
+        found[int(name.removeprefix("layer"))] = dict(json.loads(header[name]))
     return found
 
 
-def packed_layers(folder: Path, method: str, pool: str) -> list[int]:
-    """Return the layers in a method's `.safetensors` file, from its header alone."""
+def packed_facts(folder: Path, method: str, pool: str) -> dict[int, Facts]:
+    """Return what is known by layer of a method's `.safetensors` file, from its header alone."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(_packed_path(folder, method, pool), "np") as file:
-            return [int(name.removeprefix("layer")) for name in file.keys()]  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError):
-        return []
+            return _packed_facts(file)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def stored_facts(folder: Path, pool: str) -> dict[tuple[str, int], Facts]:
+    """Return what is known of each vector in a folder, by method and layer, ascending.
+
+    One of which nothing can be read is none: it cannot be told what it was fitted to.
+    """
+    found: dict[tuple[str, int], Facts] = {}
+    for method in METHODS:
+        for layer, facts in packed_facts(folder, method, pool).items():
+            found[method, layer] = facts
+    for method, layer, _, beside in _pt_files(folder, pool):
+        if facts := _read_facts(beside):
+            found[method, layer] = facts
+    order = list(METHODS)
+    return dict(sorted(found.items(), key=lambda each: (order.index(each[0][0]), each[0][1])))
 
 
 def load_vector(
@@ -166,18 +202,18 @@ def load_vector(
         folder = TraitFolder(Path(folder))
     step = folder.step("vectors", pool=pool)
     path, beside = _pt_paths(folder.vectors, method, layer, pool)
-    if path.is_file():
-        facts = _read_facts(beside)
-        if not facts:
-            raise UsageError(f"{beside} is missing or damaged; make it anew", step)
+    facts = _read_facts(beside)
+    if path.is_file() and facts:
         return load_tensor(path).numpy(), facts
     packed = _read_packed(_packed_path(folder.vectors, method, pool))
-    if layer not in packed:
-        raise UsageError(f"{path} is missing; make it", step)
-    return packed[layer]
+    if layer in packed:
+        return packed[layer]
+    if path.is_file():
+        raise UsageError(f"{beside} is missing or damaged; make it anew", step)
+    raise UsageError(f"{path} is missing; make it", step)
 
 
 def stored_format(folder: TraitFolder, method: str, layer: int, pool: str) -> Format:
     """Return the kind of file from which `load_vector` takes a vector."""
-    path, _ = _pt_paths(folder.vectors, method, layer, pool)
-    return "pt" if path.is_file() else "safetensors"
+    path, beside = _pt_paths(folder.vectors, method, layer, pool)
+    return "pt" if path.is_file() and _read_facts(beside) else "safetensors"

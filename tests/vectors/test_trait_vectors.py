@@ -56,6 +56,22 @@ def test_only_what_is_asked_for_is_read(folder):
         vectors.vector("probe", 1)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"[1]"])
+def test_a_vector_without_metadata_keeps_no_other_from_being_read(folder, content):
+    beside = folder / "vectors" / "mean_diff_layer0_metadata.json"
+    beside.unlink() if content is None else beside.write_bytes(content)
+    vectors = traitmill.load_vectors(folder)
+    assert dict(vectors.available) == {"mean_diff": (1, 2), "probe": (0, 1, 2)}
+    assert vectors.vector("mean_diff", 1).shape == (48,)
+    with pytest.raises(UsageError, match="poem has no mean_diff vector at layer 0"):
+        vectors.vector("mean_diff", 0)
+
+
+def test_a_damaged_first_vector_keeps_no_other_from_being_read(folder):
+    (folder / "vectors" / "mean_diff_layer0.pt").write_bytes(b"damaged")
+    assert traitmill.load_vectors(folder).vector("probe", 1).shape == (48,)
+
+
 def test_t09_what_there_is_not_is_said_with_what_there_is(folder):
     (folder / "vectors" / "probe_layer0.pt").unlink()
     for vectors in (traitmill.load_vectors(folder), fit_vectors(load_activations(folder))):
