@@ -153,13 +153,8 @@ def _wins(scores: ndarray, pos: ndarray, of_pos: ndarray, of_neg: ndarray) -> nd
     pos rows and of neg rows.
     """
     m, n = scores.shape
-    ours, theirs = np.zeros((n, of_pos.max() + 1)), np.zeros((n, of_neg.max() + 1))
-    ours[np.flatnonzero(pos), of_pos] = 1
-    theirs[np.flatnonzero(~pos), of_neg] = 1
     order = np.argsort(scores, axis=1)
     ranked = np.take_along_axis(scores, order, axis=1)
-    below = np.zeros((m, n + 1, theirs.shape[1]))
-    np.cumsum(theirs[order], axis=1, out=below[:, 1:])
     # A run of ties begins and ends here; half of it counts.
     place, rise = np.arange(n), ranked[:, 1:] != ranked[:, :-1]
     first, last = np.zeros((m, n), int), np.full((m, n), n)
@@ -167,9 +162,22 @@ def _wins(scores: ndarray, pos: ndarray, of_pos: ndarray, of_neg: ndarray) -> nd
     np.maximum.accumulate(first, axis=1, out=first)
     last[:, :-1] = np.where(rise, place[1:], n)
     last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
-    each = np.arange(m)[:, None]
-    ahead = (below[each, first] + below[each, last]) / 2
-    return np.asarray(np.swapaxes(ours[order], 1, 2) @ ahead)
+    ours = np.argsort(of_pos, kind="stable")
+    begins = np.searchsorted(of_pos[ours], np.arange(of_pos.max() + 1))
+    at = np.argsort(order, axis=1)[:, np.flatnonzero(pos)[ours]]
+    first, last = (np.take_along_axis(ends, at, axis=1) for ends in (first, last))
+    group = np.full(n, -1)
+    group[~pos] = of_neg
+    group, each = group[order], np.arange(m)[:, None]
+    wins = np.empty((m, len(begins), of_neg.max() + 1))
+    some = max(1, ENTRIES // (m * n))
+    for start in range(0, wins.shape[2], some):  # of all groups at once it would be rows x groups
+        theirs = np.arange(start, min(start + some, wins.shape[2]))
+        below = np.zeros((m, n + 1, len(theirs)))
+        np.cumsum(group[:, :, None] == theirs, axis=1, out=below[:, 1:])
+        ahead = (below[each, first] + below[each, last]) / 2
+        wins[:, :, theirs] = np.add.reduceat(ahead, begins, axis=1)
+    return wins
 
 
 def balanced_accuracy(scores: ndarray, labels: ndarray, weights: Weights) -> ndarray:

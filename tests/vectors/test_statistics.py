@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from tests.vectors.helpers import within_folds
+from traitmill.engine import statistics
 from traitmill.engine.statistics import (
     Weights,
     balanced_accuracy,
@@ -81,6 +84,36 @@ def test_rows_of_one_group_weigh_the_same_in_every_figure():
         fold_auroc(scores, labels, folds, by_row),
         rtol=1e-12,
     )
+
+
+def test_the_auroc_is_the_share_of_pairs_however_few_groups_are_counted_at_once(monkeypatch):
+    rng = np.random.default_rng(5)
+    labels, folds = rng.random(80) < 0.5, np.arange(80) % 2
+    groups, counts = np.arange(80) % 11, rng.integers(0, 4, (6, 11)).astype(float)
+    scores = (rng.standard_normal((3, 80)) + labels).round(1)
+    weights, expected = counts[:, groups], np.empty((3, 6))
+    pairs = labels[:, None] & ~labels & (folds[:, None] == folds)
+    for row, score in enumerate(scores):
+        won = (score[:, None] > score) + (score[:, None] == score) / 2
+        for draw, weight in enumerate(weights):
+            each = np.outer(weight, weight) * pairs
+            expected[row, draw] = (each * won).sum() / each.sum()
+    for entries in (statistics.ENTRIES, 1, 130):
+        monkeypatch.setattr(statistics, "ENTRIES", entries)
+        found = fold_auroc(scores, labels, folds, Weights(groups, counts))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_the_auroc_of_many_rows_and_groups_takes_little_memory():
+    n, n_groups = 8000, 2000
+    labels, groups = np.arange(n) < n // 2, np.arange(n) % n_groups
+    scores = np.random.default_rng(0).integers(0, 101, n) + 20.0 * labels
+    tracemalloc.start()
+    fold_auroc(scores, labels, np.zeros(n, int), Weights(groups, np.ones((5, n_groups))))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The groups' pairs are 32 MB; rows times groups would be 128 MB, several times over.
+    assert peak < 120e6
 
 
 def test_once_counts_every_row():
