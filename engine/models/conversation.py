@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +31,13 @@ class Conversation:
     token_ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     """One a turn; of the words alone, without what the template puts around them."""
+    unasked: bool = False
+    """Whether it is a text of the assistant alone, behind an empty turn of the user."""
+
+    @property
+    def bare(self) -> bool:
+        """Whether words of several tokens begin at the very first, no BOS or template before."""
+        return any(start == 0 and stop > 1 for start, stop in self.spans)
 
 
 class Conversations:
@@ -37,8 +45,9 @@ class Conversations:
 
     A last turn of the assistant follows the prompt for it, as in generation: the template writes
     all that comes before, thought turned off where it can be, and the words are tokenised by
-    themselves. Without a chat template turns stand with a blank line between them, and the last of
-    the assistant follows at once. A lone text is no conversation: it stands as it is.
+    themselves. A text of the assistant alone follows an empty turn of the user, so that it is read
+    as one that has a prompt. Without a chat template turns stand with a blank line between them,
+    and the last of the assistant follows at once. So does a lone text that the template refuses.
     Special tokens that words spell are words.
     """
 
@@ -60,12 +69,23 @@ class Conversations:
         Raise AccessError where the template refuses such turns, UsageError where it shows a turn in
         other words than were said.
         """
+        raw = not self._tokenizer.chat_template
+        if len(turns) > 1 or raw:
+            return self._read(turns, raw=raw)
+        with suppress(AccessError, UsageError):
+            if turns[0].role != "assistant":
+                return self._read(turns, raw=False)
+            found = self._read([Turn("user", ""), *turns], raw=False)
+            return replace(found, spans=found.spans[1:], unasked=True)
+        return self._read(turns, raw=True)
+
+    def _read(self, turns: Sequence[Turn], *, raw: bool) -> Conversation:
         before, reply = list(turns), None
         if turns[-1].role == "assistant" and len(turns) > 1:
             before, reply = before[:-1], turns[-1].content
-        text, places, special = self._text(before, reply=reply is not None)
+        text, places = self._text(before, reply=reply is not None, raw=raw)
         says = [turn.role == "assistant" for turn in before]
-        ids, spans = self._tokenised(text, places, says, special=special)
+        ids, spans = self._tokenised(text, places, says, special=raw)
         if reply is not None:
             everywhere = [(0, len(reply))]
             words, _ = placed_ids(self._tokenizer, reply, (), everywhere, add_special_tokens=False)
@@ -74,18 +94,17 @@ class Conversations:
         return Conversation(tuple(map(int, ids)), tuple(spans))
 
     def _text(
-        self, turns: Sequence[Turn], *, reply: bool
-    ) -> tuple[str, list[tuple[int, int]], bool]:
-        """Return the text, where each turn's words stand in it, and whether BOS is to be added."""
-        lone = len(turns) == 1 and not reply
-        if not self._tokenizer.chat_template or lone:
+        self, turns: Sequence[Turn], *, reply: bool, raw: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text, and where each turn's words stand in it."""
+        if raw:
             text, places = "", []
             for turn in turns:
                 if text:
                     text += "\n\n"
                 places.append((len(text), len(text) + len(turn.content)))
                 text += turn.content
-            return text, places, True
+            return text, places
         marks = [Turn(turn.role, _MARK.format(number)) for number, turn in enumerate(turns)]
         pattern = self._rendered(marks, reply=reply)
         for number, mark in enumerate(marks):
@@ -95,7 +114,7 @@ class Conversations:
                     "place cannot be told"
                 )
         text = self._rendered(turns, reply=reply)
-        return text, _places(text, pattern, marks, turns), False
+        return text, _places(text, pattern, marks, turns)
 
     def _rendered(self, turns: Sequence[Turn], *, reply: bool) -> str:
         """Return the template's text; a system turn begins the next where there is none for it."""
@@ -132,7 +151,7 @@ class Conversations:
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Return token ids, one BOS at most, and the span of tokens that cover each place.
 
-        `says` tells at which places the model itself speaks.
+        `says` tells at which places the model itself speaks, `special` whether BOS is to be added.
         """
         said = [place for place, by_model in zip(places, says, strict=True) if by_model]
         words = [place for place in places if place not in said]

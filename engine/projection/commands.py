@@ -27,7 +27,7 @@ from .texts import Text, Texts
 
 CHUNK = 256
 """Texts in memory at a time, and of a part."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PAGE, COMPARISON, SUMMARY = "index.html", "comparison.csv", "summary.json"
 
 
@@ -133,7 +133,7 @@ def project(
         if reused:
             summary = Summary.from_json((folder / SUMMARY).read_bytes())
         else:
-            _write_parts(folder, source, readers, layout, progress)
+            _write_parts(folder, source, readers, layout, notice, progress)
             summary = _finish(folder, layout, readers, directions)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return ProjectionResult(folder, summary, len(readers) > 1, reused)
@@ -224,6 +224,7 @@ def _write_parts(
     source: Texts,
     readers: Sequence[Reader],
     layout: Layout,
+    notice: Callable[[str], None],
     progress: Callable[[Progress], None],
 ) -> None:
     """Write the parts that are not there, one model after the other."""
@@ -237,6 +238,8 @@ def _write_parts(
                 write_rows(path, layout, reader.rows(chunk, layout))
             texts += len(chunk)
             progress(Progress(reader.label, texts))
+        for remark in reader.remarks:
+            notice(remark)
         reader.unload()
         gc.collect()
 

@@ -38,7 +38,8 @@ class Token:
     """A token as the page shows it."""
 
     text: str
-    score: float
+    score: float | None
+    """None for a sequence's first token, which counts in no mean."""
     shade: str
     """`p1` to `p8` towards the trait, `n1` to `n8` away from it, empty in the middle."""
 
@@ -108,8 +109,8 @@ def _sections(
             if not n:
                 continue
             rows = _take(table, _spread(table, reader.label, vector, role), vector)
-            scores = [np.abs(np.array(row["by_token"][:MOST_TOKENS])) for row in rows]
-            full = max(1.0, float(np.percentile(np.concatenate(scores), _FULL)))
+            scores = [np.abs(np.array(row["by_token"][:MOST_TOKENS], float)) for row in rows]
+            full = max(1.0, float(np.nanpercentile(np.concatenate(scores), _FULL)))
             shown = tuple(_shown(row, full, reader.tokenizer) for row in rows)
             yield Section(reader.label, vector, full, n, role, shown)
 
@@ -175,7 +176,9 @@ def _shown(row: dict[str, Any], full: float, tokenizer: Any) -> Shown:
     return Shown(row["row"], row["turn"], row["role"], row["score"], tuple(tokens), cut)
 
 
-def _shade(score: float, full: float) -> str:
+def _shade(score: float | None, full: float) -> str:
+    if score is None:
+        return ""
     step = min(STEPS, round(abs(score) / full * STEPS))
     if not step:
         return ""

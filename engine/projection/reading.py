@@ -58,6 +58,8 @@ class Reader:
         """Whose token ids it has: an adapter changes none."""
         self.reads = {self.tokens_of}
         """Whose token ids it takes as they were stored."""
+        self.remarks: dict[str, None] = {}
+        """What is to be said, once, of how it read the texts so far."""
         layers = [layer for layer in directions.layers if layer >= 0]
         capture = settings.capture
         self._capture = type(capture)(
@@ -144,6 +146,16 @@ class Reader:
             raise UsageError(f"it has {len(found.token_ids)} tokens; the model takes {longest}")
         if not any(stop > start for start, stop in found.spans):
             raise UsageError("no turn of it has a token")
+        if found.unasked:
+            self.remarks[
+                f"{self.label}: texts without a prompt are read behind an empty turn of the user, "
+                "as the chat template writes it"
+            ] = None
+        if found.bare:
+            self.remarks[
+                f"{self.label}: some texts begin at the model's first token, whose state is of "
+                "another size than all others; that token counts in no mean"
+            ] = None
         return found
 
     def _projected(self, reads: Sequence[_Read]) -> Any:
@@ -181,7 +193,12 @@ class Reader:
             }
             for column, each in enumerate(self._directions.chosen):
                 scores = each.scaled(projected[start:stop, column].astype(np.float64))
-                row[f"{each.name}.by_token"] = scores.astype(np.float32)
+                by_token: Any = scores.astype(np.float32)
+                if start == 0 and stop > 1:
+                    # Attention drains into a sequence's first token: its state is many times as
+                    # long as others, and would be most of a short text's mean.
+                    scores, by_token = scores[1:], [None, *by_token[1:].tolist()]
+                row[f"{each.name}.by_token"] = by_token
                 row[each.name] = float(scores.mean()) if stop > start else None
             rows.append(row)
         return rows

@@ -79,12 +79,35 @@ def test_words_that_the_template_writes_too_are_not_mistaken(tokenizer):
     assert before.strip() == written.strip()
 
 
-def test_a_lone_text_and_a_model_without_a_template_stand_raw():
+def test_a_lone_text_of_the_assistant_is_read_as_the_answer_to_an_empty_turn(tokenizer):
+    lone = Conversations(tokenizer, MOMENT)(TURNS[1:2])
+    behind = Conversations(tokenizer, MOMENT)([Turn("user", ""), TURNS[1]])
+    assert lone.token_ids == behind.token_ids
+    assert lone.spans == behind.spans[1:]
+    assert (lone.unasked, lone.bare) == (True, False)
+    assert lone.spans[0][0] > 1
+
+
+def test_a_lone_text_that_a_template_refuses_stands_raw():
     tokenizer = talkers.tokenizer("chatml")
+    tokenizer.chat_template = (
+        "{% if not messages[0].content %}{{ raise_exception('say something') }}{% endif %}"
+        + talkers.CHATML
+    )
+    words = TURNS[3].content
+    lone = Conversations(tokenizer, MOMENT)([Turn("assistant", words)])
+    assert lone.token_ids == tuple(tokenizer(words)["input_ids"])
+    assert lone.spans == ((0, len(lone.token_ids)),)
+    assert (lone.unasked, lone.bare) == (False, True)
+    asked = Conversations(tokenizer, MOMENT)(TURNS[:1])
+    assert asked.spans[0][0] > 0, "what the template takes is not raw"
+
+
+def test_without_a_template_turns_stand_raw():
+    tokenizer = talkers.tokenizer("chatml")
+    tokenizer.chat_template = None
     lone = Conversations(tokenizer, MOMENT)([Turn("assistant", "It is Paris.")])
     assert lone.token_ids == tuple(tokenizer("It is Paris.")["input_ids"])
-    assert lone.spans == ((0, len(lone.token_ids)),)
-    tokenizer.chat_template = None
     turns = [Turn("system", SYSTEM), *TURNS[:2]]
     found = Conversations(tokenizer, MOMENT)(turns)
     said = b"".join(talkers.pieces(tokenizer, found.token_ids)).decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -80,6 +81,27 @@ def test_the_page_shows_what_the_table_says(tmp_path):
             said = int(shade[1:] or 0)
             assert abs(said - step) <= 0.55
             assert not shade or shade[0] == ("p" if score > 0 else "n")
+
+
+@pytest.mark.slow
+def test_a_first_token_that_counts_in_no_mean_has_no_colour(tmp_path):
+    folder = planted.write_trait(tmp_path / "exp" / "poem", n_layers=3, dim=32)
+    evaluated(folder, ("mean_diff",))
+    model = Path(talkers.build_talker(tmp_path / "model"))
+    (model / "chat_template.jinja").unlink()
+    texts = tmp_path / "t.jsonl"
+    texts.write_text(json.dumps({"response": "rain in spring"}))
+    said: list[str] = []
+    result = traitmill.project(
+        texts, folder, tmp_path / "out", models=str(model), notice=said.append
+    )
+    page = Words()
+    page.feed(result.page.read_text())
+    [article] = page.articles
+    assert article["tokens"][0][:2] == ["", "the first token, which counts in no mean"]
+    assert sum("counts in no mean" in line for line in said) == 1
+    [scores] = pl.read_parquet(result.table).select(pl.col("^.*by_token$")).row(0)
+    assert (scores[0], None in scores[1:]) == (None, False)
 
 
 @pytest.mark.parametrize("family", sorted(talkers.TEMPLATES))

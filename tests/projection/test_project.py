@@ -27,10 +27,11 @@ from tests.capture.test_process import Placed, TinyGenerator, tiny_job
 from tests.support import fakes, planted, talkers
 from tests.support.adapters import make_adapter
 from tests.vectors.helpers import evaluated
-from traitmill.engine.capture import CaptureProcess
+from traitmill.engine.capture import CaptureProcess, projecting
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.models import (
     ModelRef,
+    Turn,
     find_adapter,
     find_model,
     lazy_tokenizer,
@@ -41,7 +42,8 @@ from traitmill.engine.projection import commands as commands_module
 from traitmill.engine.projection.directions import choose_directions
 from traitmill.engine.projection.reading import Reader, share_tokens
 from traitmill.engine.projection.stored import StoredTexts
-from traitmill.engine.projection.table import _write_csv
+from traitmill.engine.projection.table import Layout, _write_csv
+from traitmill.engine.projection.texts import Text
 from traitmill.engine.records import Response
 from traitmill.engine.settings import Sampling, apply
 from traitmill.engine.storage import RunRecord, TraitFolder
@@ -186,11 +188,8 @@ def states(model_folder: Path, ids) -> list[np.ndarray]:
 
 def expected_ids(tokenizer, row) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids, and spans by the bytes of the vocabulary."""
-    if "messages" not in row and "prompt" not in row:
-        ids = tokenizer(row["response"])["input_ids"]
-        return ids, [(0, len(ids))]
     said = row.get("messages") or [
-        {"role": "user", "content": row["prompt"]},
+        {"role": "user", "content": row.get("prompt", "")},
         {"role": "assistant", "content": row["response"]},
     ]
     how = {"return_dict": False, "add_generation_prompt": True}
@@ -203,7 +202,8 @@ def expected_ids(tokenizer, row) -> tuple[list[int], list[tuple[int, int]]]:
         start = whole.index(turn["content"].encode())
         stop = start + len(turn["content"].encode())
         inside = [i for i, end in enumerate(ends) if end > start and end - len(parts[i]) < stop]
-        spans.append((inside[0], inside[-1] + 1))
+        if inside:
+            spans.append((inside[0], inside[-1] + 1))
     return ids, spans
 
 
@@ -245,6 +245,38 @@ def test_projections_are_those_of_an_independent_forward(talker, trait, texts, t
     means = {(m.role, m.vector): m.value for m in result.summary.means}
     assistant = table.filter(pl.col("role") == "assistant")["poem.probe.2"].mean()
     assert means["assistant", "poem.probe.2"] == pytest.approx(assistant)
+
+
+def test_a_first_token_counts_in_no_mean(talker, trait, monkeypatch):
+    """Attention drains into it: it would be most of what a short text's mean is."""
+    directions = choose_directions([trait], ["probe"], [1])
+    layout, name = Layout((), (directions.chosen[0].name,)), directions.chosen[0].name
+    bare = Reader(find_model(str(talker)), "base", directions, apply({}))
+    bare.tokenizer.chat_template = None
+
+    def sinking(_model, rows, _directions):
+        for place, ids in enumerate(rows):
+            yield place, np.array([[-900.0]] + [[1.0]] * (len(ids) - 1), np.float32)
+
+    monkeypatch.setattr(projecting, "project_tokens", sinking)
+    monkeypatch.setattr(Reader, "_model", None)
+    said = [(Turn("assistant", "The moon is grey. " * times),) for times in (1, 2, 4)]
+    asked = (Turn("user", "Say it."), Turn("assistant", "It is grey."))
+    texts = [Text(row, turns, {}) for row, turns in enumerate([*said, asked], 1)]
+    rows = bare.rows(texts, layout)
+    expected = directions.chosen[0].scaled(np.ones(1))[0]
+    assert [row[name] for row in rows] == pytest.approx([expected] * 5)
+    assert [row[f"{name}.by_token"][0] is None for row in rows] == [True] * 4 + [False]
+    assert [len(row[f"{name}.by_token"]) for row in rows] == [row["n_tokens"] for row in rows]
+    [remark] = bare.remarks
+    assert "counts in no mean" in remark
+    [alone] = bare.rows([Text(1, (Turn("assistant", "g"),), {})], layout)
+    assert alone["n_tokens"] == 1
+    assert alone[name] < -100, "there is no other"
+    templated = Reader(find_model(str(talker)), "base", directions, apply({}))
+    assert [row[name] for row in templated.rows(texts, layout)] == pytest.approx([expected] * 5)
+    [remark] = templated.remarks
+    assert "behind an empty turn of the user" in remark
 
 
 @pytest.mark.slow
