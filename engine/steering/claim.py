@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..statistics import Estimate
 from .conditions import PROMPT, UNSTEERED, Condition, ablated
-from .figures import Answers, furthest, random_beside
+from .figures import Answers, furthest
 from .study import Study
 
 
@@ -19,7 +20,8 @@ class Claim:
     coefficient: float | None
     """The largest whose coherence holds; None where not even the smallest does."""
     has_effect: bool
-    """Whether the score rises above unsteered and above random vectors, both intervals above 0."""
+    """Whether the score rises above unsteered, and by more than one more random vector would raise
+    it: both intervals lie above 0."""
     sentence: str
     why: tuple[str, ...] = ()
     """What it rests on, a figure each."""
@@ -47,7 +49,7 @@ def make_claim(study: Study, answers: Answers) -> Claim:
             said = f"No effect can be stated: no positive coefficient of {name} was tried."
         return Claim(*place, None, has_effect=False, sentence=said)
     over, _ = answers.difference(best, UNSTEERED)
-    beyond, _ = answers.difference(best, random_beside(best))
+    beyond, _ = answers.over_random(best)
     has_effect = over.low > 0 and beyond.low > 0
     verdict = "The vector steers" if has_effect else "No effect is shown"
     sentence = (
@@ -74,7 +76,7 @@ def _figures(
     prompt, _ = answers.mean(answers.scores, PROMPT)
     return (
         f"it moves the mean score from {plain.value:.1f} to {score.value:.1f} ({_ranged(over)})",
-        f"against random vectors of that length the difference is {_ranged(beyond)}",
+        f"against random vectors of that length the difference is {_beyond(beyond)}",
         f"the pos instruction alone reaches {prompt.value:.1f}",
         f"coherence there is {coherence.value:.0f} (at least {least} holds)",
     )
@@ -96,11 +98,11 @@ def _of_judge(answers: Answers) -> tuple[str, ...]:
 def _ablated(answers: Answers, condition: Condition) -> tuple[str, ...]:
     score, _ = answers.mean(answers.scores, condition)
     below, _ = answers.difference(condition, PROMPT)
-    beyond, _ = answers.difference(condition, random_beside(condition))
+    beyond, _ = answers.over_random(condition)
     said = (
         "with its direction taken out of every state, the pos instruction reaches "
         f"{score.value:.1f} ({_ranged(below)}); against random directions taken out the difference "
-        f"is {_ranged(beyond)}"
+        f"is {_beyond(beyond)}"
     )
     return (said,)
 
@@ -112,3 +114,13 @@ def _where(condition: Condition) -> str:
 
 def _ranged(estimate: Estimate) -> str:
     return f"{estimate.value:+.1f}, 95 % interval {estimate.low:+.1f} to {estimate.high:+.1f}"
+
+
+def _beyond(estimate: Estimate) -> str:
+    """Return a difference from random vectors, or why it has no interval."""
+    if math.isfinite(estimate.low):
+        return _ranged(estimate)
+    return (
+        f"{estimate.value:+.1f}, without an interval: how far random vectors lie apart cannot be "
+        "told from the answers to one vector or one question; take more (`n_random`, `n_examples`)"
+    )

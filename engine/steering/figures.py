@@ -2,11 +2,13 @@
 
 Each is a mean over the questions' own means, with Student's 95 % interval of those: answers to one
 question are alike, so they count as one. Differences between conditions are taken question by
-question, which both have answered.
+question, which both have answered. What is said against random vectors counts how far these lie
+apart as well.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,6 +52,8 @@ class Answers:
     questions: np.ndarray
     scores: np.ndarray
     coherence: np.ndarray
+    vectors: np.ndarray
+    """int: which of the random vectors, where its condition is of those."""
 
     def mean(self, values: np.ndarray, condition: Condition) -> tuple[Estimate, int]:
         """Return the mean of values under a condition, and of how many responses."""
@@ -58,16 +62,49 @@ class Answers:
 
     def difference(self, one: Condition, other: Condition) -> tuple[Estimate, int]:
         """Return by how much the scores under one condition are above those under another."""
-        found = []
-        for condition in (one, other):
-            index = self.conditions.index(condition)
-            mine = (self.of == index) & np.isfinite(self.scores)
-            groups, place = np.unique(self.questions[mine], return_inverse=True)
-            sums = np.bincount(place, self.scores[mine], len(groups))
-            found.append(dict(zip(groups.tolist(), sums / np.bincount(place), strict=True)))
-        shared = sorted(found[0].keys() & found[1].keys())
-        gaps = np.array([found[0][question] - found[1][question] for question in shared])
+        first, second = self._by_question(one), self._by_question(other)
+        shared = sorted(first.keys() & second.keys())
+        gaps = np.array([first[question] - second[question] for question in shared])
         return grouped_mean(gaps, np.arange(len(gaps))), len(gaps)
+
+    def over_random(self, condition: Condition) -> tuple[Estimate, int]:
+        """Return by how much the scores are above those under random vectors.
+
+        A vector that does no more than random ones is one more of them, so the 95 % interval is
+        where the difference from one more would lie: sqrt((1 + 1 / k) s^2 + e^2) wide, by Student's
+        t on k - 1 degrees. s^2 is the variance between the k vectors' own differences, less what
+        they differ by because each has few answers; e is the error of the mean over questions. It
+        is without end for one vector or question.
+        """
+        from scipy.stats import t
+
+        beside = random_beside(condition)
+        gap, n = self.difference(condition, beside)
+        own = self._by_question(condition)
+        mine = (self.of == self.conditions.index(beside)) & np.isfinite(self.scores)
+        mine &= np.isin(self.questions, list(own))
+        scores = np.array([own[each] for each in self.questions[mine].tolist()])
+        _, vector, answers = np.unique(self.vectors[mine], return_inverse=True, return_counts=True)
+        k = len(answers)
+        if n < 2 or k < 2:
+            ends = (-math.inf, math.inf) if n else (math.nan, math.nan)
+            return Estimate(gap.value, *ends), n
+        gaps = scores - self.scores[mine]
+        means = np.bincount(vector, gaps) / answers
+        spread = float(means.var(ddof=1))
+        if len(gaps) > k:
+            within = float(np.sum((gaps - means[vector]) ** 2)) / (len(gaps) - k)
+            spread = max(0.0, spread - within * float(np.mean(1 / answers)))
+        error = (gap.high - gap.value) / float(t.ppf(0.975, n - 1))
+        half = float(t.ppf(0.975, k - 1)) * math.sqrt((1 + 1 / k) * spread + error**2)
+        return Estimate(gap.value, gap.value - half, gap.value + half), n
+
+    def _by_question(self, condition: Condition) -> dict[int, float]:
+        """Return the mean score of each question under a condition."""
+        mine = (self.of == self.conditions.index(condition)) & np.isfinite(self.scores)
+        groups, place = np.unique(self.questions[mine], return_inverse=True)
+        means = np.bincount(place, self.scores[mine], len(groups)) / np.bincount(place)
+        return dict(zip(groups.tolist(), means.tolist(), strict=True))
 
 
 def read_answers(study: Study) -> Answers:
@@ -82,6 +119,7 @@ def read_answers(study: Study) -> Answers:
         questions=first[plan.question_index],
         scores=np.where(verdicts.having("scored"), verdicts.score, np.nan),
         coherence=study.coherence(),
+        vectors=plan.k % study.vectors.n_random,
     )
 
 
@@ -109,7 +147,7 @@ def _measures(
     if condition.kind in ("steered", "ablated"):
         yield "over_prompt", answers.difference(condition, PROMPT)
         if condition.coefficient > 0 and condition.method != RANDOM:
-            yield "over_random", answers.difference(condition, random_beside(condition))
+            yield "over_random", answers.over_random(condition)
     known = study.side_effects(condition)
     if known:
         questions = [each.sample.question_index for each in study.answers()]

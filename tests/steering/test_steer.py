@@ -82,7 +82,7 @@ async def test_a_direction_taken_out_takes_the_instruction_with_it(tmp_path: Pat
     left = [100 / (1 + math.exp(-(BASE + ASKING * (1 - c**2)))) for c in cosines[1:]]
     assert random["low"] < np.mean(left) - asked < random["high"], "its share of it, no more"
     beyond = ablated[METHOD, "over_random"]
-    assert beyond["high"] < -30
+    assert beyond["high"] < -20
     assert ("random", "over_random") not in ablated
     said = result.traits["trait"].claim.text
     assert f"the pos instruction reaches {ablated[METHOD, 'trait_score']['value']:.1f}" in said

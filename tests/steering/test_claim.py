@@ -1,0 +1,115 @@
+"""What is claimed of a vector, in simulated studies: no better than random ones, and better."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from traitmill.engine.steering.claim import make_claim
+from traitmill.engine.steering.conditions import (
+    PROMPT,
+    RANDOM,
+    UNSTEERED,
+    Condition,
+    ablated,
+)
+from traitmill.engine.steering.figures import Answers
+
+STEERED = Condition("steered", "mean_diff", 5, 0.5, "response")
+BESIDE = Condition("random", RANDOM, 5, 0.5, "response")
+NOISE = 10.0
+
+
+def simulated(
+    rng: np.random.Generator, *, effect: float, apart: float, k: int, n: int, questions: int = 20
+) -> Answers:
+    """Answers of a vector that is one of `k + 1` random ones, `apart` from each other, and
+    moves the score by `effect` more."""
+    asked, vectors = np.arange(n) % questions, np.arange(n) % k
+    base = (50 + NOISE * rng.standard_normal(questions))[asked]
+    own, *others = apart * rng.standard_normal(k + 1)
+    means = (base, base + 30, base + effect + own, base + np.array(others)[vectors])
+    return Answers(
+        conditions=(UNSTEERED, PROMPT, STEERED, BESIDE),
+        of=np.repeat(np.arange(4), n),
+        questions=np.tile(asked, 4),
+        scores=np.concatenate(means) + NOISE * rng.standard_normal(4 * n),
+        coherence=np.full(4 * n, 90.0),
+        vectors=np.tile(vectors, 4),
+    )
+
+
+def study(*, ablate: bool = False) -> SimpleNamespace:
+    target = SimpleNamespace(method="mean_diff", layer=5)
+    return SimpleNamespace(
+        vectors=SimpleNamespace(targets=(target,)),
+        asked=SimpleNamespace(coherence=75, ablate=ablate),
+        grid={("mean_diff", 5): (0.5,)},
+    )
+
+
+def claimed(count: int, **how: float) -> float:
+    """The share of simulated studies in which the vector is said to steer."""
+    rng = np.random.default_rng(2026)
+    said = [make_claim(study(), simulated(rng, **how)).has_effect for _ in range(count)]
+    return float(np.mean(said))
+
+
+@pytest.mark.parametrize("k", [2, 5, 20])
+@pytest.mark.parametrize("apart", [0.0, 5.0, 10.0])
+@pytest.mark.parametrize("n", [20, 100])
+def test_a_vector_no_better_than_random_is_claimed_in_5_of_100_at_most(k, apart, n):
+    count = 300
+    chance = math.sqrt(0.05 * 0.95 / count)
+    assert claimed(count, effect=0.0, apart=apart, k=k, n=n) <= 0.05 + 2 * chance
+
+
+@pytest.mark.parametrize(("apart", "effect"), [(0.0, 30.0), (5.0, 50.0), (10.0, 80.0)])
+def test_a_vector_that_is_clearly_better_is_claimed(apart, effect):
+    assert claimed(100, effect=effect, apart=apart, k=5, n=20) >= 0.9
+
+
+def test_with_one_random_vector_nothing_is_claimed_and_it_is_said_why():
+    answers = simulated(np.random.default_rng(0), effect=80.0, apart=0.0, k=1, n=40)
+    claim = make_claim(study(), answers)
+    assert not claim.has_effect
+    assert "how far random vectors lie apart cannot be told" in claim.text
+    assert "`n_random`" in claim.text
+    assert "inf" not in claim.text
+
+
+def test_a_direction_taken_out_is_compared_with_one_more_random_direction():
+    """Random directions that lie far apart leave the difference from them open."""
+    rng = np.random.default_rng(3)
+    answers = simulated(rng, effect=40.0, apart=20.0, k=3, n=60)
+    without = [ablated("mean_diff", 5), ablated(RANDOM, 5)]
+    answers = Answers(
+        conditions=(*answers.conditions, *without),
+        of=np.concatenate([answers.of, answers.of[-120:] + 2]),
+        questions=np.concatenate([answers.questions, answers.questions[-120:]]),
+        scores=np.concatenate([answers.scores, answers.scores[-120:]]),
+        coherence=np.concatenate([answers.coherence, answers.coherence[-120:]]),
+        vectors=np.concatenate([answers.vectors, answers.vectors[-120:]]),
+    )
+    [*_, said] = make_claim(study(ablate=True), answers).why
+    beyond, _ = answers.over_random(without[0])
+    plain, _ = answers.difference(*without)
+    assert beyond.value == plain.value
+    assert beyond.high - beyond.low > 2 * (plain.high - plain.low)
+    assert f"95 % interval {beyond.low:+.1f} to {beyond.high:+.1f}" in said
+
+
+def test_the_interval_is_of_one_more_random_vector():
+    """Where answers are without noise it is the textbook's prediction interval."""
+    levels = np.array([1.0, 4.0, 4.0, 11.0])
+    of = np.repeat([2, 3], 40)
+    vectors, asked = np.tile(np.arange(40) % 4, 2), np.tile(np.arange(40) // 4, 2)
+    scores = np.where(of == 2, 30.0, levels[vectors])
+    empty = (UNSTEERED, PROMPT, STEERED, BESIDE)
+    found, n = Answers(empty, of, asked, scores, scores, vectors).over_random(STEERED)
+    half = 3.182446 * levels.std(ddof=1) * math.sqrt(1 + 1 / 4)
+    assert (found.value, n) == (25.0, 10)
+    assert found.high - found.value == pytest.approx(half, rel=1e-6)
