@@ -27,8 +27,8 @@ _EVERY_S = 5.0
 PARAMS = (
     Option(
         "texts",
-        "A .jsonl or .csv file with messages, or response and prompt; a folder of .txt files; a "
-        "trait's or an experiment's folder.",
+        "A .jsonl or .csv file with messages, or response and prompt; a .txt file or a folder of "
+        "them; a trait's or an experiment's folder.",
         "What",
         common=True,
         required=True,
@@ -125,7 +125,7 @@ class _Teller:
     def __call__(self, progress: Progress) -> None:
         if time.monotonic() - self._said >= _EVERY_S:
             self._said = time.monotonic()
-            say(f"{progress.model}: {progress.texts:,} texts")
+            say(f"{progress.model}: {_counted(progress.texts, 'text')}")
 
 
 def _folders(experiments_dir: Path, named: str) -> list[Path]:
@@ -142,6 +142,10 @@ def _folders(experiments_dir: Path, named: str) -> list[Path]:
     return folders
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _lines(result: ProjectionResult) -> Iterator[str]:
     summary = result.summary
     if result.reused:
@@ -149,7 +153,7 @@ def _lines(result: ProjectionResult) -> Iterator[str]:
     several = len({each.model for each in summary.means}) > 1
     for each in summary.means:
         model = f"{each.model}, " if several else ""
-        yield f"{each.vector}, {model}{each.role}: {each.value:+.2f} ({each.n:,} turns)"
+        yield f"{each.vector}, {model}{each.role}: {each.value:+.2f} ({_counted(each.n, 'turn')})"
     for gap in summary.differences:
         interval = ""
         if gap.half_width is not None:

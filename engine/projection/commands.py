@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExitCode, LockedError, UsageError
-from ..files import write_atomic
+from ..files import TEMP_SUFFIX, remove_leftovers, write_atomic
 from ..settings import RunSettings, apply
 from .directions import Directions, choose_directions
 from .models import choose_models, foreign, labels_of, name_of
@@ -22,7 +22,7 @@ from .reading import Reader, share_tokens
 from .sources import open_texts
 from .stored import StoredTexts
 from .summary import Difference, Summary, summarise
-from .table import Layout, compare, is_whole, merge, part_path, write_rows
+from .table import CSV, TABLE, Layout, compare, is_whole, merge, part_path, write_flat, write_rows
 from .texts import Text, Texts
 
 CHUNK = 256
@@ -58,11 +58,11 @@ class ProjectionResult:
     @property
     def table(self) -> Path:
         """Parquet, with the projections of every token."""
-        return self.folder / "projections.parquet"
+        return self.folder / TABLE
 
     @property
     def csv(self) -> Path:
-        return self.folder / "projections.csv"
+        return self.folder / CSV
 
     @property
     def page(self) -> Path:
@@ -94,12 +94,12 @@ def project(
 ) -> ProjectionResult:
     """Project texts on the vectors of traits' folders; write a table and a page into `to`.
 
-    `texts` is a `.jsonl` or `.csv` file with `messages` or `prompt` and `response`, a folder of
-    `.txt` files, or a trait's or an experiment's folder, whose stored token ids are used. `methods`
-    and `layers` choose among the vectors (None: the recommended one). `models` (None: the vectors'
-    own, with the LoRA adapter that was over it) all read the same texts, and so does the one model
-    with each of `adapters` over it; with several, comparison.csv says how far each is from the
-    first.
+    `texts` is a `.jsonl` or `.csv` file with `messages` or `prompt` and `response`, a `.txt` file
+    or a folder of them, or a trait's or an experiment's folder, whose stored token ids are used.
+    `methods` and `layers` choose among the vectors (None: the recommended one). `models` (None: the
+    vectors' own, with the LoRA adapter that was over it) all read the same texts, and so does the
+    one model with each of `adapters` over it; with several, comparison.csv says how far each is
+    from the first.
     `given` are settings by name: `capture_dtype`, `attention`, `capture_device`, `batch_size`,
     `blocks`.
 
@@ -129,12 +129,14 @@ def project(
     folder = Path(to)
     with _held(folder):
         _take_up(folder, _facts(source, directions, readers, settings))
-        reused = (folder / SUMMARY).is_file()
-        if reused:
-            summary = Summary.from_json((folder / SUMMARY).read_bytes())
-        else:
+        outputs = [CSV, PAGE, SUMMARY] + [COMPARISON] * (len(readers) > 1)
+        missing = [name for name in outputs if not (folder / name).is_file()]
+        reused = not missing and is_whole(folder / TABLE, layout)
+        if not is_whole(folder / TABLE, layout):
             _write_parts(folder, source, readers, layout, notice, progress)
-            summary = _finish(folder, layout, readers, directions)
+            _merge_parts(folder, layout, readers)
+            missing = outputs
+        summary = _finish(folder, missing, layout, readers, directions)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return ProjectionResult(folder, summary, len(readers) > 1, reused)
 
@@ -178,6 +180,8 @@ def _take_up(folder: Path, facts: Mapping[str, Any]) -> None:
     try:
         known = json.loads(record.read_bytes())
     except FileNotFoundError:
+        for path in folder.glob(f".{record.name}.*{TEMP_SUFFIX}"):
+            path.unlink(missing_ok=True)  # of a call that was killed as it wrote it
         if any(path.name != ".lock" for path in folder.iterdir()):
             raise UsageError(
                 f"`to` {folder} holds other files; give a folder that is empty or not there"
@@ -192,6 +196,8 @@ def _take_up(folder: Path, facts: Mapping[str, Any]) -> None:
             f"`to` {folder} holds projections of other {', '.join(differing)}; give another "
             "folder, or remove it"
         )
+    for each in (folder, folder / "parts"):
+        remove_leftovers(each)
 
 
 @contextmanager
@@ -244,24 +250,39 @@ def _write_parts(
         gc.collect()
 
 
-def _finish(
-    folder: Path, layout: Layout, readers: Sequence[Reader], directions: Directions
-) -> Summary:
-    """Merge the parts, compare the models, write the page; say last that all is there."""
+def _merge_parts(folder: Path, layout: Layout, readers: Sequence[Reader]) -> None:
     chunks = sorted(
         int(path.stem.partition("-")[2]) for path in (folder / "parts").glob("model0-*.parquet")
     )
-    by_chunk = [[part_path(folder, number, c) for number in range(len(readers))] for c in chunks]
-    table = merge(folder, layout, [parts[n] for n in range(len(readers)) for parts in by_chunk])
+    numbers = range(len(readers))
+    merge(folder, layout, [part_path(folder, number, c) for number in numbers for c in chunks])
+
+
+def _finish(
+    folder: Path,
+    missing: Sequence[str],
+    layout: Layout,
+    readers: Sequence[Reader],
+    directions: Directions,
+) -> Summary:
+    """Make from the table what is missing beside it; say last that all is there."""
+    table = folder / TABLE
+    if CSV in missing:
+        write_flat(folder, layout)
     differences: list[Difference] = []
-    if len(readers) > 1:
+    if len(readers) > 1 and {COMPARISON, SUMMARY} & set(missing):
         labels = [reader.label for reader in readers]
-        gaps = compare(folder / COMPARISON, layout, labels, by_chunk)
+        gaps = compare(folder / COMPARISON, layout, labels, table)
         differences = [
             Difference(*key, value=gap.mean, half_width=gap.half_width, n=gap.n)
             for key, gap in gaps.items()
         ]
-    summary = summarise(table, layout, differences)
-    write_page(folder / PAGE, table, layout, readers, directions, summary)
-    write_atomic(folder / SUMMARY, summary.to_json())
+    if SUMMARY in missing:
+        summary = summarise(table, layout, differences)
+    else:
+        summary = Summary.from_json((folder / SUMMARY).read_bytes())
+    if PAGE in missing:
+        write_page(folder / PAGE, table, layout, readers, directions, summary)
+    if SUMMARY in missing:
+        write_atomic(folder / SUMMARY, summary.to_json())
     return summary

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ..files import atomic_file, csv_line, write_atomic
 
+TABLE, CSV = "projections.parquet", "projections.csv"
 OURS = ("model", "row", "turn", "role", "n_tokens", "text", "error")
 _BY_TOKEN = ".by_token"  # noqa: S105 - the end of a column's name
 _TYPES = {
@@ -35,9 +36,17 @@ class Layout:
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """Those of the input as they stand in the table: `input.` before a name that is ours."""
-        taken = {*OURS, "token_ids", *self.vectors, *self.by_token}
-        return tuple(f"input.{name}" if name in taken else name for name in self.inputs)
+        """Those of the input as they stand in the table: `input.` before a name that is ours, as
+        often as it takes to be like no other."""
+        ours = {*OURS, "token_ids", *self.vectors, *self.by_token}
+        taken, found = ours | set(self.inputs), []
+        for name in self.inputs:
+            new = name
+            while name in ours and new in taken:
+                new = f"input.{new}"
+            taken.add(new)
+            found.append(new)
+        return tuple(found)
 
     @property
     def by_token(self) -> tuple[str, ...]:
@@ -85,22 +94,25 @@ def read_part(path: Path) -> pa.Table:
         return file.read()
 
 
-def merge(folder: Path, layout: Layout, parts: Sequence[Path]) -> Path:
-    """Write projections.parquet and projections.csv from all parts, one at a time.
-
-    Return the path of the first.
-    """
-    table, flat = folder / "projections.parquet", folder / "projections.csv"
+def merge(folder: Path, layout: Layout, parts: Sequence[Path]) -> None:
+    """Write projections.parquet from all parts, one at a time, a row group each."""
     with (
-        atomic_file(table) as sink,
+        atomic_file(folder / TABLE) as sink,
         pq.ParquetWriter(
             sink, layout.schema, compression="zstd", write_page_checksum=True
         ) as writer,
     ):
         for path in parts:
-            writer.write_table(read_part(path))
-    _write_csv(flat, layout.flat, (read_part(path).select(layout.flat) for path in parts))
-    return table
+            rows = read_part(path)
+            writer.write_table(rows, row_group_size=len(rows))
+
+
+def write_flat(folder: Path, layout: Layout) -> None:
+    """Write projections.csv from projections.parquet, a row group at a time."""
+    with pq.ParquetFile(folder / TABLE, page_checksum_verification=True) as file:
+        groups = range(file.num_row_groups)
+        flat = (file.read_row_group(group, columns=list(layout.flat)) for group in groups)
+        _write_csv(folder / CSV, layout.flat, (rows.select(layout.flat) for rows in flat))
 
 
 def _write_csv(path: Path, names: Sequence[str], tables: Iterable[pa.Table]) -> None:
@@ -147,24 +159,29 @@ class Gap:
 
 
 def compare(
-    path: Path, layout: Layout, models: Sequence[str], chunks: Iterable[Sequence[Path]]
+    path: Path, layout: Layout, models: Sequence[str], table: Path
 ) -> dict[tuple[str, str, str], Gap]:
-    """Write comparison.csv: one row a turn, each vector's projection by every model, and how far
-    each further model's is from the first's.
+    """Write comparison.csv from the table: one row a turn, each vector's projection by every
+    model, and how far each further model's is from the first's.
 
-    `chunks` are the parts of one chunk by model. Return the gaps by model, role and vector. A turn
-    that a model could not read has empty cells.
+    Return the gaps by model, role and vector. A turn that a model could not read has empty cells.
     """
     gaps: dict[tuple[str, str, str], Gap] = {}
     head = ["row", "turn", "role", "text", *layout.carried]
     for name in layout.vectors:
         head += [f"{name} {model}" for model in models]
         head += [f"{name} {model} - {models[0]}" for model in models[1:]]
-    with atomic_file(path) as file:
+    with (
+        atomic_file(path) as file,
+        pq.ParquetFile(table, page_checksum_verification=True) as stored,
+    ):
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         text.write(csv_line(head))
-        for parts in chunks:
-            for cells in _compared([read_part(part) for part in parts], layout, models, gaps):
+        chunks = stored.num_row_groups // len(models)  # each model's, one model after the other
+        for chunk in range(chunks):
+            groups = [chunk + chunks * number for number in range(len(models))]
+            rows = [stored.read_row_group(group, columns=list(layout.flat)) for group in groups]
+            for cells in _compared(rows, layout, models, gaps):
                 text.write(csv_line(map(_csv_cell, cells)))
         text.flush()
         text.detach()

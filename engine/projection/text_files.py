@@ -1,4 +1,4 @@
-"""Texts in files: conversations or responses as JSON Lines or CSV, and folders of responses.
+"""Texts in files: conversations or responses as JSON Lines or CSV, and responses as `.txt`.
 
 Each kind is read twice: once to find every fault, and what columns there are, before a model is
 loaded, and then as a stream.
@@ -77,15 +77,16 @@ class CsvFile:
                     yield line, record
 
 
-class TextFolder:
-    """A folder of responses, one `.txt` file each."""
+class TextFiles:
+    """Responses, one `.txt` file each, of one folder."""
 
     columns = ("file",)
 
     def __init__(self, paths: list[Path]) -> None:
         """Read each once. Raise UsageError that names files which cannot be used."""
         self._paths = paths
-        _, self.digest = _survey(paths[0].parent, self._records(), "file ")
+        where = paths[0] if len(paths) == 1 else paths[0].parent
+        _, self.digest = _survey(where, self._records(), "file ")
 
     def __iter__(self) -> Iterator[Text]:
         for number, record in self._records():

@@ -25,6 +25,7 @@ def test_the_command_projects_and_says_what_it_found(tmp_path, traitmill: Traitm
     )
     assert code == 0, said
     assert ", assistant: " in said
+    assert "(1 turn)" in said
     assert "b is " in said
     for name in ("projections.parquet", "projections.csv", "comparison.csv", "index.html"):
         assert (to / name).is_file()

@@ -496,6 +496,46 @@ def test_killed_it_goes_on_where_it_was(talker, trait, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_file_that_was_removed_is_made_from_the_table(talker, trait, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands_module, "CHUNK", 4)
+    tuned = talkers.build_talker(tmp_path / "tuned", seed=1)
+    texts, to = many(tmp_path / "many.jsonl", 10), tmp_path / "out"
+    how = {"models": [str(talker), tuned], "methods": ["probe"], "layers": [1]}
+    whole = traitmill.project(texts, trait, to, **how)
+    paths = [whole.csv, whole.page, whole.comparison, to / "summary.json"]
+    before = [path.read_bytes() for path in paths]
+    with monkeypatch.context() as patched:
+        patched.setattr(Reader, "rows", None)
+        for removed in (paths[:2], paths[2:3], paths[3:], paths):
+            for path in removed:
+                path.unlink()
+            again = traitmill.project(texts, trait, to, **how)
+            assert (again.reused, again.summary) == (False, whole.summary)
+            assert [path.read_bytes() for path in paths] == before
+        assert traitmill.project(texts, trait, to, **how).reused
+    whole.table.unlink()
+    assert not traitmill.project(texts, trait, to, **how).reused
+    assert whole.table.is_file()
+
+
+def test_what_a_killed_first_write_left_is_no_other_file(tmp_path):
+    to = tmp_path / "out"
+    to.mkdir()
+    for name in (".lock", ".project.json.77-88.tmp"):
+        (to / name).write_text("{")
+    commands_module._take_up(to, {"texts": "a"})
+    assert sorted(path.name for path in to.iterdir()) == [".lock", "project.json"]
+    (to / ".summary.json.77-88.tmp").write_text("{")
+    commands_module._take_up(to, {"texts": "a"})
+    assert sorted(path.name for path in to.iterdir()) == [".lock", "project.json"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".notes.tmp").write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        commands_module._take_up(tmp_path / "mine", {"texts": "a"})
+    assert (tmp_path / "mine" / ".notes.tmp").is_file()
+
+
+@pytest.mark.slow
 def test_a_text_that_a_model_cannot_read_is_told_and_the_others_are_read(talker, trait, tmp_path):
     texts = tmp_path / "texts.jsonl"
     long = {"prompt": "Say it.", "response": "rain " * 600}

@@ -10,6 +10,7 @@ import pytest
 from traitmill.engine.errors import UsageError
 from traitmill.engine.models import Turn
 from traitmill.engine.projection import open_texts
+from traitmill.engine.projection.table import Layout, merge, part_path, write_flat, write_rows
 
 
 def test_jsonl_holds_conversations_or_responses(tmp_path):
@@ -55,6 +56,42 @@ def test_a_folder_of_responses_is_read_by_name(tmp_path):
     first, second = open_texts(tmp_path)
     assert (first.columns, second.columns) == ({"file": "a.txt"}, {"file": "b.txt"})
     assert first.turns == (Turn("assistant", "said by a"),)
+
+
+def test_one_text_file_is_one_response(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("said by a")
+    (tmp_path / "b.txt").write_text("said by b")
+    [text] = open_texts(path)
+    assert (text.columns, text.turns) == ({"file": "a.txt"}, (Turn("assistant", "said by a"),))
+    path.write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"a\.txt: 1 of 1 rows cannot be used"):
+        open_texts(path)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        ("model", "input.model"),
+        ("input.model", "model", "input.input.model"),
+        ("t.probe.1", "token_ids", "input.token_ids", "own"),
+    ],
+)
+def test_columns_of_the_input_stand_under_names_of_their_own(tmp_path, inputs):
+    layout = Layout(inputs, ("t.probe.1",))
+    names = layout.schema.names
+    assert len(set(names)) == len(names)
+    kept = [name for name in inputs if name not in layout.vectors and name.startswith("input.")]
+    assert set(kept) <= set(layout.carried), "a name that is free stays"
+    row = dict(zip(layout.carried, inputs, strict=True)) | {"model": "m", "row": 1, "turn": 0}
+    part = part_path(tmp_path, 0, 0)
+    part.parent.mkdir()
+    write_rows(part, layout, [row])
+    merge(tmp_path, layout, [part])
+    write_flat(tmp_path, layout)
+    head, cells = (tmp_path / "projections.csv").read_text().splitlines()
+    found = dict(zip(head.split(","), cells.split(","), strict=True))
+    assert [found[name] for name in layout.carried] == list(inputs)
 
 
 @pytest.mark.parametrize(
