@@ -123,6 +123,10 @@ class EngineDiedError(TraitmillError):
     exit_code = ExitCode.ENGINE_DIED
 
 
+class DeadlyError(EngineDiedError):
+    """One request that engines die with again and again: it is not asked once more."""
+
+
 class ResourceError(TraitmillError):
     """Disk full, or memory that does not suffice even for one row."""
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import AccessError, StoppedError, UsageError
+from ..errors import AccessError, DeadlyError, StoppedError, UsageError
 from ..models import ModelRef, chat_token_ids, load_tokenizer
 from ..records import POLARITIES, Response, Verdict
 from ..settings import JudgeSettings
@@ -133,6 +133,9 @@ class LocalJudge:
         except UsageError as too_long:
             self._calibrated(trait.name, response.sample.id, None)
             return self._verdict(trait, response, "unparsable", None, "", str(too_long), 0)
+        except DeadlyError as error:
+            self._calibrated(trait.name, response.sample.id, None)
+            return self._verdict(trait, response, "failed", None, "", error.message, 0)
         yes = _logsumexp([logprobs[token] for token in self._token_ids["yes"]])
         no = _logsumexp([logprobs[token] for token in self._token_ids["no"]])
         margin, mass = yes - no, math.exp(yes) + math.exp(no)

@@ -11,6 +11,7 @@ from ..errors import EngineDiedError, TraitmillError
 from ..records import Activation, Response
 from .member import Member, reason
 from .pool import ReplicaPool
+from .waiting import MOST_DEATHS, company, deadly
 
 CALLS = 2
 """Under way on a replica: while the results of one travel, the next is computed."""
@@ -83,47 +84,68 @@ class ReplicatedCapturer:
         return facts
 
     async def capture(self, responses: Sequence[Response]) -> list[Activation]:
-        """Capture some responses, in their order, on one replica; again on another if it dies."""
+        """Capture some responses, in their order, on one replica; if it dies, on another in ever
+        smaller calls, till the row that replicas die with is alone and gets the error."""
+        return await self._capture(list(responses), 0)
+
+    async def _capture(self, rows: list[Response], deaths: int) -> list[Activation]:
+        """Capture rows that so many replicas died with."""
+        found = await self._once(rows, calls=1 if deaths < MOST_DEATHS - 1 else CALLS)
+        if not isinstance(found, str):
+            return found
+        deaths += 1
+        if deaths >= MOST_DEATHS:  # which leaves one row to a call
+            samples = [row.sample for row in rows]
+            error = deadly(found).message
+            return [Activation(s.trait, s.id, error=f"sample {s.id}: {error}") for s in samples]
+        size = company(deaths, len(rows))
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return [one for part in parts for one in await self._capture(part, deaths)]
+
+    async def _once(self, rows: list[Response], calls: int) -> list[Activation] | str:
+        """Return what one replica made of some rows, in the room of so many calls, or why it died.
+
+        Raise a TraitmillError.
+        """
         from ray.exceptions import RayError
 
-        while True:
-            member = await self._take()
-            actor = member.actor
-            try:
-                found = await actor.capture.remote(list(responses))
-            except RayError as error:
-                if member.actor is actor:
-                    self._pool.lost(member, reason(error))
-                continue
-            finally:
-                await self._give_back(member)
-            if isinstance(found, EngineDiedError):
-                if member.actor is actor:
-                    self._pool.lost(member, found.message)
-                continue
-            if isinstance(found, TraitmillError):
-                raise found
-            activations, self._checked[actor] = found
-            self._on_checked(self.self_check)
-            member.failures = 0
-            done: list[Activation] = activations
-            return done
+        member = await self._take(calls)
+        actor = member.actor
+        try:
+            found = await actor.capture.remote(rows)
+        except RayError as error:
+            found = EngineDiedError(reason(error))
+        finally:
+            await self._give_back(member, calls)
+        if isinstance(found, EngineDiedError):
+            if member.actor is actor:
+                self._pool.lost(member, found.message)
+            return found.message
+        if isinstance(found, TraitmillError):
+            raise found
+        activations: list[Activation]
+        activations, self._checked[actor] = found
+        self._on_checked(self.self_check)
+        member.failures = 0
+        return activations
 
-    async def _take(self) -> Member:
-        """Return a replica with room for a call; wait until there is one."""
+    async def _take(self, calls: int) -> Member:
+        """Return a replica with room for so many calls; wait until there is one."""
         async with self._pool.changed:
             while True:
-                able = [m for m in self._pool.members if m.captures and m.capturing < CALLS]
+                able = [
+                    m for m in self._pool.members if m.captures and m.capturing + calls <= CALLS
+                ]
                 if able:
                     member = min(able, key=lambda m: m.capturing)
-                    member.capturing += 1
+                    member.capturing += calls
                     return member
                 self._pool.need_one()
                 await self._pool.changed.wait()
 
-    async def _give_back(self, member: Member) -> None:
+    async def _give_back(self, member: Member, calls: int) -> None:
         async with self._pool.changed:
-            member.capturing -= 1
+            member.capturing -= calls
             self._pool.changed.notify_all()
 
 

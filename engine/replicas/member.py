@@ -19,6 +19,8 @@ class Request:
     method: str
     arguments: tuple[Any, ...]
     answer: asyncio.Future[Any]
+    deaths: int = 0
+    """Of engines, that it may have caused."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,10 +47,17 @@ class Member:
     given_up: bool = False
 
     @property
+    def capacity(self) -> int:
+        """Requests that it may have at once."""
+        return self.hello.capacity if self.live and self.hello is not None else 0
+
+    @property
     def room(self) -> int:
-        if not self.live or self.hello is None:
-            return 0
-        return self.hello.capacity - len(self.under_way)
+        return self.capacity - len(self.under_way)
+
+    def suspects(self, deaths: int) -> int:
+        """Return how many requests it has that so many engines died with."""
+        return sum(request.deaths == deaths for request in self.under_way.values())
 
     def __str__(self) -> str:
         where = "" if self.hello is None else f" on {self.hello.node}"

@@ -2,23 +2,23 @@
 
 What is asked waits in one queue; the replica with most room gets the next. An actor that dies is
 started again, and what was under way with it goes to the front of the queue: each caller gets one
-answer, so nothing is lost and nothing stored twice.
+answer, so nothing is lost and nothing stored twice. What replicas die with is found in `waiting`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import EngineDiedError, TraitmillError, UsageError
+from ..errors import DeadlyError, EngineDiedError, TraitmillError, UsageError
 from ..records import Response, Sample
 from .actor import Answer, Hello, OpenModels, Replica, Seat, full
 from .cluster import Cluster, Needs
 from .member import Agreed, Member, Request, closed, reason
+from .waiting import Waiting
 
 RESTARTS = 3
 """Starts of a replica that may fail or end without one answer, until it is given up."""
@@ -43,7 +43,7 @@ class ReplicaPool:
         self._needs, self._all_needed, self._notice = needs, all_needed, notice
         self.members = [Member(index) for index in range(replicas)]
         self._generates, self._captures, self._closed = True, False, False
-        self._waiting: deque[Request] = deque()
+        self._waiting = Waiting()
         self._numbers = itertools.count()
         self._revivals: set[asyncio.Task[None]] = set()
         self._said: set[str] = set()
@@ -97,7 +97,7 @@ class ReplicaPool:
                 asyncio.create_task(self._talk(member, self._receive)),
             ]
         await self.tell()
-        self._deal()
+        self._waiting.deal(self.members)
 
     async def _loaded(self, member: Member) -> Hello | TraitmillError:
         """Have an actor load its models; return what keeps it from going on as the others do."""
@@ -137,12 +137,15 @@ class ReplicaPool:
 
     async def generate(self, sample: Sample) -> Response:
         """Generate one response, on whichever replica has most room."""
-        return full(await self._ask("generate", sample), sample)
+        try:
+            return full(await self._ask("generate", sample), sample)
+        except DeadlyError as error:
+            return Response(sample, "failed", error=error.message)
 
     async def next_logprobs(
         self, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
     ) -> dict[int, float]:
-        """Return the log-probabilities of named tokens right after a prompt."""
+        """Return the log-probabilities of named tokens right after a prompt. Raise DeadlyError."""
         found: dict[int, float] = await self._ask(
             "next_logprobs", list(prompt_token_ids), list(token_ids)
         )
@@ -151,8 +154,8 @@ class ReplicaPool:
     async def _ask(self, method: str, *arguments: Any) -> Any:
         self.need_one()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Request(next(self._numbers), method, arguments, answer))
-        self._deal()
+        self._waiting.add(Request(next(self._numbers), method, arguments, answer))
+        self._waiting.deal(self.members)
         return await answer
 
     def need_one(self) -> None:
@@ -161,19 +164,6 @@ class ReplicaPool:
             raise EngineDiedError(
                 "all replicas died. What was stored is safe; run the same command again to go on"
             )
-
-    def _deal(self) -> None:
-        """Give what waits to those with most room, while there is any."""
-        while self._waiting:
-            member = max(self.members, key=lambda member: member.room)
-            if member.room <= 0:
-                return
-            request = self._waiting.popleft()
-            if request.answer.done():  # given up meanwhile
-                continue
-            member.under_way[request.number] = request
-            member.outbox.append(request)
-            member.posted.set()
 
     async def _send(self, member: Member) -> None:
         await member.posted.wait()
@@ -198,7 +188,7 @@ class ReplicaPool:
                 request.answer.set_result(value)
         if dead is not None:
             raise dead
-        self._deal()
+        self._waiting.deal(self.members)
 
     async def _talk(self, member: Member, step: Callable[[Member], Any]) -> None:
         from ray.exceptions import RayError
@@ -223,16 +213,14 @@ class ReplicaPool:
         for talk in member.talks:
             if talk is not current:
                 talk.cancel()
-        back = sorted(member.under_way.values(), key=lambda request: request.number, reverse=True)
-        self._waiting.extendleft(back)
-        member.under_way.clear()
+        back = self._waiting.take_back(member, why)
         member.outbox.clear()
         member.posted.clear()
-        self._notice(f"{member} died: {why}; {len(back)} samples of it are queued again")
+        self._notice(f"{member} died: {why}; {back} samples of it are queued again")
         revival = asyncio.create_task(self._revive(member, actor))
         self._revivals.add(revival)
         revival.add_done_callback(self._revivals.discard)
-        self._deal()
+        self._waiting.deal(self.members)
 
     async def _revive(self, member: Member, actor: Any) -> None:
         await self._kill(actor)
@@ -250,10 +238,7 @@ class ReplicaPool:
         try:
             self.need_one()
         except EngineDiedError as error:
-            while self._waiting:
-                request = self._waiting.popleft()
-                if not request.answer.done():
-                    request.answer.set_exception(error)
+            self._waiting.refuse(error)
 
     # --- capture ---
 

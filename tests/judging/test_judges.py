@@ -22,10 +22,12 @@ from tests.support.misbehaving_server import MisbehavingServer, Seen, completion
 from traitmill.cli import summary
 from traitmill.engine.errors import (
     AccessError,
+    DeadlyError,
     EngineDiedError,
     ExitCode,
     ResourceError,
     StoppedError,
+    TraitmillError,
     UsageError,
 )
 from traitmill.engine.judging.local import LocalJudge, calibration_positions
@@ -374,20 +376,28 @@ class Words:
         return {token: -1.0 - index for index, token in enumerate(token_ids)}
 
 
-async def test_a_stored_text_too_long_for_a_local_judge_is_one_verdict() -> None:
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError("judge prompt of 9 tokens, context of 8"), "unparsable"),
+        (DeadlyError("3 replicas died with it"), "failed"),
+    ],
+)
+async def test_a_text_that_a_local_judge_cannot_read_is_one_verdict(
+    error: TraitmillError, status: str
+) -> None:
     """Of a study: its stored responses are named by their folder, `steering`, not by the trait."""
 
     class Short(Words):
         async def next_logprobs(self, prompt: object, token_ids: object) -> dict[int, float]:
-            raise UsageError("judge prompt of 9 tokens, context of 8")
+            raise error
 
     judge = LocalJudge(Short(), Short(), JudgeSettings(model="local"), "words", lambda *_: None)
     judge.open_trait("calm", [], -1.0, "2026-01-01T00:00:00+00:00")
     sample = Sample("steering", "0" * 32, "pos", 0, 0, 0, "", "Q?", "Q?", (1,), 7)
     trait = Trait("calm", (("a", "b"),), ("Q?",), "{question}{answer}")
     verdict = await judge.judge(trait, Response(sample, "ok", "long", (1,), "stop"))
-    assert (verdict.status, verdict.score) == ("unparsable", None)
-    assert "context of 8" in verdict.error
+    assert (verdict.status, verdict.score, verdict.error) == (status, None, error.message)
 
 
 def test_f22_a_local_judge_does_not_wait_for_samples_that_will_not_come(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError
 
 from tests.support import fakes
 from tests.support.clock import virtually
-from traitmill.engine.errors import EngineDiedError, ResourceError, UsageError
+from traitmill.engine.errors import DeadlyError, EngineDiedError, ResourceError, UsageError
 from traitmill.engine.records import Activation, Response, Sample
 from traitmill.engine.replicas import Cluster, Hosted, Needs, ReplicaPool, ReplicatedCapturer, Seat
 from traitmill.engine.replicas import actor as actor_module
@@ -176,8 +176,9 @@ async def test_what_was_under_way_with_a_replica_that_dies_is_answered_all_the_s
     await pool.start()
     wanted = samples(80)
     answers = [asyncio.ensure_future(pool.generate(sample)) for sample in wanted]
-    for _ in range(3):
-        await asyncio.sleep(0.03)
+    for enough in (15, 35, 55):
+        while sum(answer.done() for answer in answers) < enough:
+            await asyncio.sleep(0.005)
         next(handle for handle in pool.placed if not handle.dead).die()
     assert await asyncio.gather(*answers) == [await expected(sample) for sample in wanted]
     assert len(pool.placed) == 5
@@ -218,10 +219,66 @@ async def test_f22_when_no_start_brings_an_answer_the_run_is_told_and_nothing_ha
     pool = Pool(opened)
     await pool.start()
     found = await asyncio.gather(*map(pool.generate, samples(10)), return_exceptions=True)
-    assert {str(error).partition(".")[0] for error in found} == {"all replicas died"}
+    errors = [error for error in found if isinstance(error, Exception)]
+    assert {str(error).partition(".")[0] for error in errors} == {"all replicas died"}
+    assert len(errors) >= 6  # some were taken to be what engines die with
     with pytest.raises(EngineDiedError, match="run the same command again"):
         await pool.generate(samples(1)[0])
     assert sum("given up" in line for line in pool.notices) == 2
+    await pool.close()
+
+
+class Poisoned(fakes.FakeGenerator):
+    """Dies of one sample, which others are beside."""
+
+    def __init__(self, poison: str) -> None:
+        super().__init__(0.0, 16)
+        self.poison = poison
+
+    async def generate(self, sample: Sample) -> Response:
+        await asyncio.sleep(0.002)
+        if sample.id == self.poison:
+            raise EngineDiedError("device-side assert")
+        return await super().generate(sample)
+
+    async def next_logprobs(self, prompt: list[int], _: list[int]) -> dict[int, float]:
+        if prompt == [7]:
+            raise EngineDiedError("device-side assert")
+        return {1: -0.5}
+
+
+def poisoned(poison: str) -> Any:
+    @asynccontextmanager
+    async def opened(_seat: Seat) -> AsyncIterator[Hosted]:
+        yield Hosted(Poisoned(poison), PoisonedCapture(poison))
+
+    return opened
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_a_sample_that_ends_every_engine_is_failed_and_the_others_are_answered(
+    replicas: int,
+) -> None:
+    wanted = samples(200)
+    pool = Pool(poisoned(wanted[40].id), replicas)
+    await pool.start()
+    found = await asyncio.gather(*map(pool.generate, wanted))
+    assert found[40].status == "failed"
+    assert found[40].error == "3 replicas died with it, the last so: device-side assert"
+    right = [await expected(sample) for sample in wanted]
+    assert [found[:40], found[41:]] == [right[:40], right[41:]]
+    assert len(pool.placed) == replicas + 3
+    assert not any(member.given_up for member in pool.members)
+    await pool.close()
+
+
+async def test_a_prompt_of_the_judge_that_ends_every_engine_is_not_asked_for_ever() -> None:
+    pool = Pool(poisoned(""))
+    await pool.start()
+    asked = [pool.next_logprobs([place], [1]) for place in range(30)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(found.pop(7), DeadlyError)
+    assert found == [{1: -0.5}] * 29
     await pool.close()
 
 
@@ -365,6 +422,39 @@ def test_r20_rows_ten_times_longer_are_worked_off_as_from_one_queue(
 
 def responses(count: int) -> list[Response]:
     return [Response(sample, "ok", "text", (1, 2), "stop") for sample in samples(count)]
+
+
+class PoisonedCapture(fakes.FakeCapture):
+    def __init__(self, poison: str) -> None:
+        super().__init__(CaptureSettings())
+        self.poison = poison
+
+    async def capture(self, responses: Any) -> list[Activation]:
+        await asyncio.sleep(0.002)
+        if any(response.sample.id == self.poison for response in responses):
+            raise EngineDiedError("the capture process died")
+        return await super().capture(responses)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_a_row_that_every_capture_dies_with_gets_the_error_and_the_others_their_pools(
+    replicas: int,
+) -> None:
+    rows = responses(96)
+    pool = Pool(poisoned(rows[37].sample.id), replicas)
+    await pool.start()
+    capturer = ReplicatedCapturer(pool, lambda _: None)
+    await capturer.open()
+    calls = [rows[start : start + 32] for start in range(0, 96, 32)]
+    found = await asyncio.gather(*map(capturer.capture, calls))
+    activations = [activation for call in found for activation in call]
+    assert [one.sample_id for one in activations] == [row.sample.id for row in rows]
+    assert [place for place, one in enumerate(activations) if one.error] == [37]
+    assert activations[37].error.endswith(
+        "3 replicas died with it, the last so: the capture process died"
+    )
+    assert len(pool.placed) == replicas + 3
+    await pool.close()
 
 
 def values(activations: list[Activation]) -> list[np.ndarray]:
