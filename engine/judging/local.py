@@ -133,9 +133,9 @@ class LocalJudge:
         except UsageError as too_long:
             self._calibrated(trait.name, response.sample.id, None)
             return self._verdict(trait, response, "unparsable", None, "", str(too_long), 0)
-        except DeadlyError as error:
+        except DeadlyError as deadly:
             self._calibrated(trait.name, response.sample.id, None)
-            return self._verdict(trait, response, "failed", None, "", error.message, 0)
+            return self._verdict(trait, response, "failed", None, "", deadly.message, 0)
         yes = _logsumexp([logprobs[token] for token in self._token_ids["yes"]])
         no = _logsumexp([logprobs[token] for token in self._token_ids["no"]])
         margin, mass = yes - no, math.exp(yes) + math.exp(no)

@@ -102,6 +102,9 @@ class Replica:
         self._some = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
 
+    async def here(self) -> None:
+        """Return at once: the actor has its place."""
+
     async def load(self) -> Hello | TraitmillError:
         """Load the models."""
         try:

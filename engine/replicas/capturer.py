@@ -9,7 +9,7 @@ from typing import Any
 from ..capture import CaptureFacts
 from ..errors import EngineDiedError, TraitmillError
 from ..records import Activation, Response
-from .member import Member, reason
+from .member import Member, is_fault, reason
 from .pool import ReplicaPool
 from .waiting import MOST_DEATHS, company, deadly
 
@@ -29,7 +29,7 @@ class ReplicatedCapturer:
     @property
     def calls(self) -> int:
         """Calls to keep under way, so that every replica has work."""
-        return CALLS * len(self._pool.members)
+        return CALLS * sum(not member.given_up for member in self._pool.members)
 
     @property
     def beside_generation(self) -> bool:
@@ -74,6 +74,8 @@ class ReplicatedCapturer:
         try:
             facts: CaptureFacts | TraitmillError = await actor.open_capture.remote()
         except RayError as error:
+            if is_fault(error):
+                raise
             if member.actor is actor:
                 self._pool.lost(member, reason(error))
             return None
@@ -114,6 +116,8 @@ class ReplicatedCapturer:
         try:
             found = await actor.capture.remote(rows)
         except RayError as error:
+            if is_fault(error):  # a bug: it ends the run, as it would in the run's own process
+                raise
             found = EngineDiedError(reason(error))
         finally:
             await self._give_back(member, calls)

@@ -124,6 +124,19 @@ class Cluster:
 
         return await self.call(fitting)
 
+    def place(self, needs: Needs, kind: type, *arguments: Any) -> Any:
+        """Have Ray place an actor of some kind; return at once."""
+        import ray
+
+        remote = ray.remote(kind).options(
+            num_cpus=needs.cpus,
+            num_gpus=needs.gpus,
+            # Started again by us: what it was to do must go to others meanwhile.
+            max_restarts=0,
+            max_task_retries=0,
+        )
+        return remote.remote(*arguments)
+
     async def nodes(self) -> int:
         """Return how many nodes are alive."""
 

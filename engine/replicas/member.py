@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..capture import CaptureFacts
-from ..errors import UsageError
+from ..errors import EngineDiedError, UsageError
 from .actor import Hello
+
+PLACED_S = 30.0
+"""A process of Ray's is there within seconds, unless the cluster has no room for it."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class FaultError(EngineDiedError):
+    """A replica raised an error of its own: to start it again would bring the same one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +64,14 @@ class Member:
     @property
     def room(self) -> int:
         return self.capacity - len(self.under_way)
+
+    def ended(self) -> Any:
+        """Note that its actor is gone; return it."""
+        actor, self.actor = self.actor, None
+        self.up = self.live = self.captures = False
+        self.outbox.clear()
+        self.posted.clear()
+        return actor
 
     def suspects(self, deaths: int) -> int:
         """Return how many requests it has that so many engines died with."""
@@ -103,7 +121,26 @@ async def closed(actor: Any) -> None:
     await actor.close.remote()
 
 
+def is_fault(error: Exception) -> bool:
+    """Return whether an actor that lives raised an error of its own, which it would raise again."""
+    from ray.exceptions import RayTaskError
+
+    return isinstance(error, RayTaskError)
+
+
 def reason(error: Exception) -> str:
-    """Return the first line of what Ray says of an actor's end."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    """Return in a line what Ray says of an actor's end, or the error that the actor raised."""
+    cause = getattr(error, "cause", error) if is_fault(error) else error
+    lines = [line.strip() for line in _COLOURS.sub("", str(cause)).splitlines() if line.strip()]
+    if not lines:
+        return type(cause).__name__
+    # An actor's error may end with what matters, behind a traceback.
+    return lines[0][:200] if cause is error else f"{type(cause).__name__}: {lines[-1]}"[:200]
+
+
+async def placed(member: Member, notice: Callable[[str], None]) -> None:
+    """Return once Ray has found a member's actor a place; say where that takes long."""
+    here = asyncio.ensure_future(member.actor.here.remote())
+    if not (await asyncio.wait((here,), timeout=PLACED_S))[0]:
+        notice(f"{member} waits for room on the cluster; `ray status` shows what holds it")
+    await here

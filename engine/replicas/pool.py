@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,8 +17,8 @@ from ..errors import DeadlyError, EngineDiedError, TraitmillError, UsageError
 from ..records import Response, Sample
 from .actor import Answer, Hello, OpenModels, Replica, Seat, full
 from .cluster import Cluster, Needs
-from .member import Agreed, Member, Request, closed, reason
-from .waiting import Waiting
+from .member import Agreed, FaultError, Member, Request, closed, is_fault, placed, reason
+from .waiting import Waiting, refuse
 
 RESTARTS = 3
 """Starts of a replica that may fail or end without one answer, until it is given up."""
@@ -45,7 +45,7 @@ class ReplicaPool:
         self._generates, self._captures, self._closed = True, False, False
         self._waiting = Waiting()
         self._numbers = itertools.count()
-        self._revivals: set[asyncio.Task[None]] = set()
+        self._starts: set[asyncio.Task[None]] = set()
         self._said: set[str] = set()
         self._errors: list[TraitmillError] = []
         self.agreed = Agreed()
@@ -55,13 +55,27 @@ class ReplicaPool:
     # --- start ---
 
     async def start(self) -> None:
-        """Load the models of all replicas. Raise what keeps one from it, named, or all of them."""
-        await asyncio.gather(*map(self._start_member, self.members))
-        live = [member for member in self.members if member.hello is not None]
-        errors = [member for member in self.members if member.hello is None]
-        if not live or (errors and self._all_needed):
+        """Load the models of all replicas, or where not all are needed of one: the others join.
+
+        Raise what keeps one that is needed from it, named.
+        """
+        pending = {self._begin(self._start_member(member)) for member in self.members}
+        while pending and not (self._errors if self._all_needed else self._has_one):
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # a bug is raised
+        if self._errors and (self._all_needed or not self._has_one):
             raise self._errors[0]
-        self.members = live
+
+    @property
+    def _has_one(self) -> bool:
+        return any(member.hello is not None for member in self.members)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._starts.add(task)
+        task.add_done_callback(self._starts.discard)
+        return task
 
     async def _start_member(self, member: Member) -> None:
         try:
@@ -71,6 +85,7 @@ class ReplicaPool:
             self._errors.append(named)
             if not self._all_needed:
                 self._notice(f"{named}; the others go on without it")
+                await self._give_up(member)
 
     async def _bring_up(self, member: Member) -> None:
         """Start an actor for a member and load its models. Raise a TraitmillError."""
@@ -81,7 +96,10 @@ class ReplicaPool:
         try:
             hello = await self._loaded(member)
         except RayError as error:
-            raise EngineDiedError(f"its process died: {reason(error)}") from error
+            if not is_fault(error):
+                raise EngineDiedError(f"its process died: {reason(error)}") from error
+            await self._end(member)
+            raise FaultError(f"{reason(error)}; mend this on its machine") from error
         if isinstance(hello, TraitmillError):
             await self._end(member)
             raise hello
@@ -90,17 +108,19 @@ class ReplicaPool:
             if line not in self._said:
                 self._said.add(line)
                 self._notice(line)
-        member.live, member.captures = self._generates and hello.capacity > 0, self._captures
+        member.captures = self._captures
+        # One that comes when others capture beside generation may have room for one of the two.
+        generates = self._generates and (hello.beside_generation or not member.captures)
+        member.live = generates and hello.capacity > 0
         if member.live:
-            member.talks = [
-                asyncio.create_task(self._talk(member, self._send)),
-                asyncio.create_task(self._talk(member, self._receive)),
-            ]
+            steps = (self._send, self._receive)
+            member.talks = [asyncio.create_task(self._talk(member, step)) for step in steps]
         await self.tell()
         self._waiting.deal(self.members)
 
     async def _loaded(self, member: Member) -> Hello | TraitmillError:
         """Have an actor load its models; return what keeps it from going on as the others do."""
+        await placed(member, self._notice)
         hello: Hello | TraitmillError = await member.actor.load.remote()
         if isinstance(hello, TraitmillError):
             return hello
@@ -117,23 +137,16 @@ class ReplicaPool:
 
     def _place(self, seat: Seat) -> Any:
         """Have Ray place an actor. It holds its engine and its capture, so they share a node."""
-        import ray
-
-        remote = ray.remote(Replica).options(
-            num_cpus=self._needs.cpus,
-            num_gpus=self._needs.gpus,
-            # Started again by us: what it was to do must go to others meanwhile.
-            max_restarts=0,
-            max_task_retries=0,
-        )
-        return remote.remote(seat, self._open_models)
+        return self._cluster.place(self._needs, Replica, seat, self._open_models)
 
     # --- asking ---
 
     @property
     def max_in_flight(self) -> int:
-        """The requests to keep with all engines together."""
-        return sum(member.hello.capacity for member in self.members if member.hello is not None)
+        """The requests to keep with all engines together; those still to join are as the others."""
+        known = [member.hello.capacity for member in self.members if member.hello is not None]
+        joining = sum(member.hello is None and not member.given_up for member in self.members)
+        return sum(known) + joining * max(known, default=0)
 
     async def generate(self, sample: Sample) -> Response:
         """Generate one response, on whichever replica has most room."""
@@ -197,6 +210,8 @@ class ReplicaPool:
             while True:
                 await step(member)
         except RayError as error:
+            if is_fault(error):  # a bug: it ends the run, as it would in the run's own process
+                refuse(member.under_way.values(), error)
             self.lost(member, reason(error))
         except EngineDiedError as error:
             self.lost(member, error.message)
@@ -207,19 +222,14 @@ class ReplicaPool:
         """Start a member that died again; what it was to do goes to the front of the queue."""
         if self._closed or member.actor is None:
             return
-        actor, member.actor = member.actor, None
-        member.up = member.live = member.captures = False
+        actor = member.ended()
         current = asyncio.current_task()
         for talk in member.talks:
             if talk is not current:
                 talk.cancel()
         back = self._waiting.take_back(member, why)
-        member.outbox.clear()
-        member.posted.clear()
         self._notice(f"{member} died: {why}; {back} samples of it are queued again")
-        revival = asyncio.create_task(self._revive(member, actor))
-        self._revivals.add(revival)
-        revival.add_done_callback(self._revivals.discard)
+        self._begin(self._revive(member, actor))
         self._waiting.deal(self.members)
 
     async def _revive(self, member: Member, actor: Any) -> None:
@@ -230,15 +240,20 @@ class ReplicaPool:
                 await self._bring_up(member)
             except TraitmillError as error:
                 self._notice(f"{member} did not start again: {error.message}")
+                if isinstance(error, FaultError):
+                    break
             else:
                 return
-        member.given_up = True
         self._notice(f"{member} is given up: {member.failures} starts brought no answer")
+        await self._give_up(member)
+
+    async def _give_up(self, member: Member) -> None:
+        member.given_up = True
         await self.tell()
         try:
             self.need_one()
         except EngineDiedError as error:
-            self._waiting.refuse(error)
+            self._waiting.refuse_all(error)
 
     # --- capture ---
 
@@ -263,8 +278,7 @@ class ReplicaPool:
 
     async def _end(self, member: Member) -> None:
         actor, member.actor = member.actor, None
-        if actor is not None:
-            await self._kill(actor)
+        await self._kill(actor)
 
     async def _kill(self, actor: Any) -> None:
         import ray
@@ -274,12 +288,13 @@ class ReplicaPool:
     async def close(self) -> None:
         """Take all models down, then the actors. What they are still doing is dropped."""
         self._closed = True
-        tasks = [*self._revivals, *(talk for member in self.members for talk in member.talks)]
+        tasks = [*self._starts, *(talk for member in self.members for talk in member.talks)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         actors = [member.actor for member in self.members if member.actor is not None]
-        closing = asyncio.gather(*map(closed, actors), return_exceptions=True)
+        up = (closed(member.actor) for member in self.members if member.up)
+        closing = asyncio.gather(*up, return_exceptions=True)
         with suppress(TimeoutError):
             await asyncio.wait_for(closing, _CLOSE_S)
         await asyncio.gather(*map(self._kill, actors))

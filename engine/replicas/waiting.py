@@ -8,7 +8,7 @@ it without another, among requests that no engine died with; so a third death ha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isqrt
 
 from ..errors import DeadlyError
@@ -26,6 +26,13 @@ def company(deaths: int, together: int) -> int:
 def deadly(why: str) -> DeadlyError:
     """Return the error of what is not asked again."""
     return DeadlyError(f"{MOST_DEATHS} replicas died with it, the last so: {why}")
+
+
+def refuse(requests: Iterable[Request], error: Exception) -> None:
+    """Answer those of some requests that have no answer yet with an error."""
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_exception(error)
 
 
 class Waiting:
@@ -77,14 +84,12 @@ class Waiting:
             if request.deaths < MOST_DEATHS:
                 self._by_deaths[request.deaths].appendleft(request)
                 again += 1
-            elif not request.answer.done():
-                request.answer.set_exception(deadly(why))
+            else:
+                refuse([request], deadly(why))
         return again
 
-    def refuse(self, error: Exception) -> None:
+    def refuse_all(self, error: Exception) -> None:
         """Answer all with an error."""
         for queue in self._by_deaths:
-            while queue:
-                request = queue.popleft()
-                if not request.answer.done():
-                    request.answer.set_exception(error)
+            refuse(queue, error)
+            queue.clear()

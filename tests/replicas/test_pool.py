@@ -11,13 +11,21 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from tests.support import fakes
 from tests.support.clock import virtually
 from traitmill.engine.errors import DeadlyError, EngineDiedError, ResourceError, UsageError
 from traitmill.engine.records import Activation, Response, Sample
-from traitmill.engine.replicas import Cluster, Hosted, Needs, ReplicaPool, ReplicatedCapturer, Seat
+from traitmill.engine.replicas import (
+    Cluster,
+    Hosted,
+    Needs,
+    ReplicaPool,
+    ReplicatedCapturer,
+    Seat,
+    member,
+)
 from traitmill.engine.replicas import actor as actor_module
 from traitmill.engine.replicas.actor import Replica, _light, full
 from traitmill.engine.replicas.capturer import merged
@@ -292,6 +300,8 @@ async def test_a_replica_that_does_not_start_is_named_and_ends_a_run_that_asked_
 async def test_under_auto_the_others_go_on_without_a_replica_that_does_not_start() -> None:
     pool = Pool(Models(broken=(0, 2)), 3, all_needed=False)
     await pool.start()
+    while sum("did not start" in line for line in pool.notices) < 2:
+        await asyncio.sleep(0.01)
     assert pool.max_in_flight == CAPACITY
     named = [line.partition(" did not")[0] for line in pool.notices if "did not start" in line]
     assert named == ["replica 1", "replica 3"]
@@ -301,6 +311,126 @@ async def test_under_auto_the_others_go_on_without_a_replica_that_does_not_start
     with pytest.raises(ResourceError, match="no room"):
         await nobody.start()
     await nobody.close()
+
+
+class Crowded(Pool):
+    """A cluster without room for the second replica, until there is."""
+
+    def __init__(self, models: Any, **how: Any) -> None:
+        super().__init__(models, 2, **how)
+        self.room = asyncio.Event()
+
+    def _place(self, seat: Seat) -> Handle:
+        handle = super()._place(seat)
+        if seat.index == 1:
+
+            async def here() -> None:
+                await self.room.wait()
+
+            handle.replica.here = here  # type: ignore[method-assign]
+        return handle
+
+
+@pytest.mark.parametrize("captures", [False, True])
+async def test_under_auto_one_is_enough_to_begin_and_one_that_waits_for_room_joins(
+    captures: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "PLACED_S", 0.01)
+    models = Models(delay=0.002)
+    pool = Crowded(models, all_needed=False)
+    await asyncio.wait_for(pool.start(), 5)
+    assert pool.max_in_flight == 2 * CAPACITY  # for it too, when it comes
+    wanted = samples(80)
+    answers = [asyncio.ensure_future(pool.generate(sample)) for sample in wanted]
+    capturer = ReplicatedCapturer(pool, lambda _: None)
+    assert capturer.calls == 4
+    if captures:
+        await capturer.open()
+    while not any("waits for room" in line for line in pool.notices):
+        await asyncio.sleep(0.002)
+    assert "replica 2 waits for room on the cluster; `ray status` shows what holds it" in (
+        pool.notices
+    )
+    pool.room.set()
+    assert await asyncio.gather(*answers) == [await expected(sample) for sample in wanted]
+    assert [bool(generator.calls) for generator in models.generators] == [True, True]
+    assert [each.captures for each in pool.members] == [captures, captures]
+    await pool.close()
+
+
+async def test_a_run_that_asked_for_all_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(member, "PLACED_S", 0.01)
+    pool = Crowded(Models())
+    start = asyncio.ensure_future(pool.start())
+    while not any("replica 2 waits for room" in line for line in pool.notices):
+        await asyncio.sleep(0.002)
+    assert not start.done()
+    pool.room.set()
+    await start
+    await pool.close()
+
+
+async def test_a_pool_with_a_replica_that_waits_for_room_is_closed_at_once() -> None:
+    pool = Crowded(Models(), all_needed=False)
+    await pool.start()
+    await asyncio.wait_for(pool.close(), 5)
+
+
+async def test_an_error_of_a_replicas_own_is_shown_and_not_tried_again() -> None:
+    class Faulty(Models):
+        @asynccontextmanager
+        async def __call__(self, seat: Seat) -> AsyncIterator[Hosted]:
+            if len(self.seats) >= 2:
+                self.seats.append(seat)
+                cause = ModuleNotFoundError("No module named 'vllm'")
+                text = f"\x1b[36mray::Replica.load()\x1b[39m\n{cause}"
+                raise RayTaskError("load", text, cause, pid=1, ip="here")
+            async with super().__call__(seat) as hosted:
+                yield hosted
+
+    models = Faulty()
+    pool = Pool(models)
+    await pool.start()
+    pool.placed[0].die()
+    while not pool.members[0].given_up:
+        await asyncio.sleep(0.01)
+    assert len(models.seats) == 3  # one start, not three
+    [said] = [line for line in pool.notices if "did not start again" in line]
+    assert said.endswith(
+        "did not start again: ModuleNotFoundError: No module named 'vllm'; mend this on its machine"
+    )
+    assert (await pool.generate(samples(1)[0])).status
+    await pool.close()
+
+
+@pytest.mark.parametrize("method", ["capture", "take"])
+async def test_a_bug_in_a_replica_ends_the_run_rather_than_the_replica(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> Any:
+        error = ValueError("a bug")
+        raise RayTaskError(method, f"Traceback\n{error}", error, pid=1, ip="here")
+
+    monkeypatch.setattr(Replica, method, broken)
+    pool = Pool(Models())
+    await pool.start()
+    with pytest.raises(RayTaskError, match="a bug"):
+        if method == "capture":
+            capturer = ReplicatedCapturer(pool, lambda _: None)
+            await capturer.open()
+            await capturer.capture(responses(3))
+        await pool.generate(samples(1)[0])
+    await pool.close()
+
+
+def test_what_ray_says_is_told_without_its_colours() -> None:
+    assert (
+        member.reason(ActorDiedError()) == "The actor died unexpectedly before finishing this task."
+    )
+    coloured = ValueError("\x1b[36mray::Replica\x1b[39m died\nmore")
+    assert member.reason(coloured) == "ray::Replica died"
 
 
 async def test_r21_nodes_with_other_versions_are_refused_by_name(
