@@ -226,13 +226,27 @@ def choose_dtype(config: Any, requested: str, *, bfloat16: bool = True) -> str:
 
 
 def generation_dtype(config: Any, requested: str, *, gpu: bool) -> str:
-    """Return the dtype to ask vLLM for: `auto` is its own choice, but on a CPU without bfloat16.
+    """Return the dtype to ask vLLM for: `auto` is its own choice where that is safe and fast.
 
-    There a model of half precision runs in float32, several times faster.
+    On a CPU without bfloat16 a model of half precision runs in float32, several times faster; on a
+    GPU without it, one that overflows in float16 does, which vLLM knows of some families alone.
     """
-    if requested != "auto" or gpu:
+    if requested != "auto":
         return requested
-    return dtype_on(config, "auto", "cpu")
+    if not gpu:
+        return dtype_on(config, "auto", "cpu")
+    return "auto" if half_dtype(config, bfloat16=computes_bfloat16("cuda")) else "float32"
+
+
+def half_dtype(config: Any, *, bfloat16: bool) -> str:
+    """Return the dtype of two bytes a value that a model can run in; empty where there is none.
+
+    `bfloat16` says whether the device computes in it. Without it only float16 is left.
+    """
+    if bfloat16:
+        return "bfloat16"
+    overflows = str(config.model_type).startswith((*OVERFLOWS_FLOAT16, "glm4"))
+    return "" if overflows else "float16"
 
 
 def itemsize(dtype: str) -> int:

@@ -19,11 +19,12 @@ _HOST_SPARE = 2 * GIB
 
 
 def refuse_generation(
-    shape: Shape, gpus: Sequence[Gpu], tensor_parallel: int, itemsize: int, least_kv: int
+    shape: Shape, gpus: Sequence[Gpu], tensor_parallel: int, itemsize: int, least_kv: int, half: str
 ) -> None:
     """Raise ResourceError where vLLM cannot hold the model on the first `tensor_parallel` cards.
 
-    `least_kv` is the cache of one sequence, in bytes over all cards.
+    `least_kv` is the cache of one sequence, in bytes over all cards; `half` a dtype of two bytes
+    that the model can have there, if any.
     """
     weights = shape.weight_bytes(itemsize)
 
@@ -37,13 +38,12 @@ def refuse_generation(
     splits = [n for n in range(tensor_parallel + 1, 65) if shape.heads % n == 0]
     here = [n for n in splits if n <= len(free) and share(n) <= min(free[:n])]
     smallest = min(free[:tensor_parallel])
+    halved = (weights + least_kv) // 2 // tensor_parallel + CONTEXT_OVERHEAD
     enough = [n for n in splits if share(n) <= smallest]
     if here:
         remedy = f"split it over {here[0]} GPUs with `tensor_parallel_size` {here[0]}"
-    elif itemsize == 4 and (weights + least_kv) // 2 // tensor_parallel + CONTEXT_OVERHEAD <= (
-        smallest
-    ):
-        remedy = "halve it with `dtype` bfloat16, or float16 where the card has no bfloat16"
+    elif half and itemsize == 4 and halved <= smallest:
+        remedy = f"halve it with `dtype` {half}"
     elif enough:
         remedy = f"take a machine with {enough[0]} such GPUs, or a smaller model"
     else:
@@ -64,11 +64,12 @@ def capture_bytes(shape: Shape, itemsize: int, tokens: int) -> int:
 
 
 def refuse_capture(
-    shape: Shape, gpus: Sequence[Gpu], device: str, itemsize: int, free_host: int
+    shape: Shape, gpus: Sequence[Gpu], device: str, itemsize: int, free_host: int, half: str
 ) -> None:
     """Raise ResourceError where `device` cannot hold the capture model and its smallest batch.
 
-    `device` is cpu, cuda (the layers are spread over `gpus`) or cuda:N. `free_host` is in bytes.
+    `device` is cpu, cuda (the layers are spread over `gpus`) or cuda:N. `free_host` is in bytes,
+    `half` a dtype of two bytes that the model can have on the cards, if any.
     """
     kind, _, index = device.partition(":")
     weights = shape.weight_bytes(itemsize)
@@ -89,9 +90,8 @@ def refuse_capture(
     remedy = "take a machine with more GPU memory, or a smaller model"
     if weights + _HOST_SPARE <= free_host:
         remedy = "use `capture_device` cpu (slow), or take a machine with more GPU memory"
-    if itemsize == 4 and needed - weights // 2 <= free:
-        halved = "halve it with `capture_dtype` bfloat16, or float16 on a card without it"
-        remedy = f"{halved}, or {remedy}"
+    if half and itemsize == 4 and needed - weights // 2 <= free:
+        remedy = f"halve it with `capture_dtype` {half}, or {remedy}"
     if index and any(capture_bytes(shape, itemsize, LEAST_TOKENS) <= gpu.free for gpu in gpus):
         remedy = "leave `capture_device` at auto: another GPU here holds it"
     where = "one GPU" if len(cards) == 1 else f"{len(cards)} GPUs"

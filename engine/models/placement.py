@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ..settings import RunSettings
-from .config import OVERFLOWS_FLOAT16, choose_dtype, dtype_on, itemsize, read_config
+from .config import choose_dtype, dtype_on, half_dtype, itemsize, read_config
 from .feasibility import CONTEXT_OVERHEAD, capture_bytes, refuse_capture, refuse_generation
 from .gpus import Gpu, emptiest_first, read_gpus
 from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, free_host_memory
@@ -204,11 +204,12 @@ def choose_placement(
     if ":" not in device:  # a card that is named by its number keeps it
         gpus = emptiest_first(gpus)
     value = generation_itemsize(read, settings.sampling.dtype, gpus)
+    half = half_dtype(read, bfloat16=_all_bfloat16(gpus))
     capture_value = _capture_itemsize(read, settings.capture.dtype, kind, gpus)
     counted = "quantization_config" not in config  # else its weights are not in its shape
     if engine and counted:
         least = least_cache(shape, value, tokens_per_sequence)
-        refuse_generation(shape, gpus, tensor_parallel, value, least)
+        refuse_generation(shape, gpus, tensor_parallel, value, least, half)
     engines, limits = gpus[:tensor_parallel], None
     if engine:
         fixed = asked.batch_size is not None
@@ -232,7 +233,7 @@ def choose_placement(
         alone = _alone_on(shape, gpus, device, capture_value)
         found = Placement("alone", "", alone, gpus=tuple(gpus))
     if counted:
-        refuse_capture(shape, gpus, found.capture_device, capture_value, free_host)
+        refuse_capture(shape, gpus, found.capture_device, capture_value, free_host, half)
     return replace(found, limits=limits)
 
 
@@ -264,10 +265,9 @@ def _alone_on(shape: Shape, gpus: Sequence[Gpu], device: str, itemsize: int) -> 
 def generation_itemsize(config: Any, dtype: str, gpus: Sequence[Gpu]) -> int:
     """Return the bytes of a value in vLLM on some cards; `auto` is half precision where it is safe.
 
-    Without bfloat16 only float16 is left, which overflows in some families; they run in float32.
+    Elsewhere it is float32.
     """
-    overflows = str(config.model_type).startswith((*OVERFLOWS_FLOAT16, "glm4"))
-    if dtype == "auto" and overflows and not _all_bfloat16(gpus):
+    if dtype == "auto" and not half_dtype(config, bfloat16=_all_bfloat16(gpus)):
         return 4
     return itemsize(dtype)
 

@@ -124,8 +124,24 @@ def test_g04_an_8b_on_a_t4_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_g04_float32_that_does_not_fit_is_told_to_halve(monkeypatch: pytest.MonkeyPatch) -> None:
     smi(monkeypatch, card(0, 24))
-    with pytest.raises(ResourceError, match="halve it with `dtype` bfloat16"):
+    with pytest.raises(ResourceError, match="halve it with `dtype` bfloat16$"):
         chosen(LLAMA_8B, dtype="float32")
+    smi(monkeypatch, card(0, 24, capability="7.5"))
+    with pytest.raises(ResourceError, match="halve it with `dtype` float16$"):
+        chosen(LLAMA_8B, dtype="float32")
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_a_model_that_can_have_no_half_precision_on_a_card_is_not_told_to(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi(monkeypatch, card(0, 14.6, capability="7.5"))
+    with pytest.raises(ResourceError, match="take a machine with 4 such GPUs, or a smaller model$"):
+        chosen(shapes.GEMMA_9B, dtype=dtype)
+    smi(monkeypatch, *(card(index, 24, capability="7.5") for index in range(2)))
+    with pytest.raises(ResourceError, match="capture does not fit") as told:
+        chosen(shapes.GEMMA_9B, dtype=dtype, capture_device="cuda:0", tensor_parallel_size=2)
+    assert "halve" not in str(told.value)
 
 
 def test_g04_a_capture_that_cannot_fit_after_generation_is_refused(

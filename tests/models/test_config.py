@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from traitmill.engine.models.config import (
     itemsize,
     length_dependent_rope,
 )
+from traitmill.engine.models.gpus import Gpu
+from traitmill.engine.models.placement import generation_itemsize
 from traitmill.engine.models.shape import Shape
 from traitmill.engine.settings import CaptureSettings
 
@@ -174,6 +177,21 @@ def test_a_cpu_without_bfloat16_computes_in_float32(words, fast, monkeypatch):
         assert generation_dtype(config, "auto", gpu=True) == "auto"
     finally:
         configs.fast_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3n", "gemma4", "vaultgemma", "glm4"])
+def test_what_overflows_in_float16_generates_in_float32_on_a_card_without_bfloat16(
+    family, monkeypatch
+):
+    config = SimpleNamespace(model_type=family)
+    for bfloat16, expected in ((True, "auto"), (False, "float32")):
+        monkeypatch.setattr(configs, "computes_bfloat16", lambda _, has=bfloat16: has)
+        assert generation_dtype(config, "auto", gpu=True) == expected
+        capability = (8, 0) if bfloat16 else (7, 5)
+        card = [Gpu(0, 1, 1, capability=capability)]
+        assert generation_itemsize(config, "auto", card) == (2 if bfloat16 else 4)  # as planned
+    assert generation_dtype(config, "bfloat16", gpu=True) == "bfloat16"  # refused by vLLM itself
+    assert generation_dtype(SimpleNamespace(model_type="llama"), "auto", gpu=True) == "auto"
 
 
 def test_bytes_of_a_value():
