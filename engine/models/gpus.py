@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_FIELDS = "index,uuid,name,memory.total,memory.free,compute_cap,driver_version"
+_FIELDS = "index,uuid,name,memory.total,memory.free,compute_cap,driver_version,mig.mode.current"
 _TIMEOUT_S = 30.0
 """A driver without its persistence daemon takes seconds to wake all cards."""
 _MIB = 1 << 20
@@ -25,6 +25,8 @@ class Gpu:
     uuid: str = ""
     capability: tuple[int, int] = (0, 0)
     driver: str = ""
+    sliced: bool = False
+    """Whether it is in slices (MIG), of which a process has one: then sizes are not the card's."""
 
 
 def read_gpus() -> list[Gpu]:
@@ -34,18 +36,25 @@ def read_gpus() -> list[Gpu]:
     is asked, which takes a context of some hundred MiB on each.
     """
     found = _visible(_from_driver(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return _from_torch() if found is None else found
+    if found is None or any(gpu.sliced for gpu in found):
+        return _from_torch()
+    return found
 
 
 def emptiest_first(gpus: Sequence[Gpu]) -> list[Gpu]:
-    """Return cards by free memory in tenths of the card, the order given deciding among equals."""
+    """Return cards by free memory in tenths of the card, the order given deciding among equals.
+
+    Those that `show_only` cannot show in another order stay in theirs.
+    """
+    if not all(gpu.uuid for gpu in gpus):
+        return list(gpus)
     return sorted(gpus, key=lambda gpu: -(gpu.free * 10 // max(1, gpu.total)))
 
 
 def show_only(gpus: Sequence[Gpu]) -> None:
     """Let processes started from now on see these cards alone, in this order.
 
-    Cards the driver did not name (slices of one) stay as they are.
+    Cards the driver did not name (slices of one, or nvidia-smi is missing) stay as they are.
     """
     if not all(gpu.uuid for gpu in gpus):
         return
@@ -67,7 +76,8 @@ def _from_driver() -> list[Gpu]:
 
 
 def _gpu(line: str) -> Gpu:
-    index, uuid, name, total, free, capability, driver = (part.strip() for part in line.split(","))
+    parts = (part.strip() for part in line.split(","))
+    index, uuid, name, total, free, capability, driver, slices = parts
     major, minor = capability.split(".")
     return Gpu(
         index=int(index),
@@ -77,6 +87,7 @@ def _gpu(line: str) -> Gpu:
         uuid=uuid,
         capability=(int(major), int(minor)),
         driver=driver,
+        sliced=slices == "Enabled",  # else Disabled, or [N/A] on cards that cannot be sliced
     )
 
 

@@ -20,6 +20,7 @@ from .overhead import (
     least_cache,
 )
 from .shape import Shape
+from .support import quantised
 
 _USABLE = 0.95
 _DEFAULT_SHARE = 0.92
@@ -156,10 +157,13 @@ def _place_beside(
 def own_share(gpus: Sequence[Gpu]) -> float | None:
     """Return what vLLM may ask of cards it has to itself; None where its default of 0.92 is free.
 
-    It does not start where less is free than it asks for.
+    It does not start where less is free than it asks for, which it looks at when its own context
+    and what cards talk to each other with are there already.
     """
-    free = min(gpu.free / gpu.total for gpu in gpus) - _SHARE_SPARE
-    return None if free >= _DEFAULT_SHARE else free
+    if min(gpu.free / gpu.total for gpu in gpus) - _SHARE_SPARE >= _DEFAULT_SHARE:
+        return None
+    taken = CONTEXT_OVERHEAD + (GIB if len(gpus) > 1 else 0)
+    return min(_DEFAULT_SHARE, *((gpu.free - taken) / gpu.total for gpu in gpus))
 
 
 def _first_that_holds(gpus: Sequence[Gpu], needed: int, after: int = 0) -> int | None:
@@ -206,7 +210,7 @@ def choose_placement(
     value = generation_itemsize(read, settings.sampling.dtype, gpus)
     half = half_dtype(read, bfloat16=_all_bfloat16(gpus))
     capture_value = _capture_itemsize(read, settings.capture.dtype, kind, gpus)
-    counted = "quantization_config" not in config  # else its weights are not in its shape
+    counted = not quantised(config)  # else its weights are not in its shape
     if engine and counted:
         least = least_cache(shape, value, tokens_per_sequence)
         refuse_generation(shape, gpus, tensor_parallel, value, least, half)

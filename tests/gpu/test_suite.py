@@ -17,7 +17,7 @@ from traitmill.engine.settings import Execution, Sampling
 
 pytestmark = pytest.mark.usefixtures("online")
 
-CARD = "0, GPU-abc, NVIDIA A100-SXM4-80GB, 81920, 81000, 8.0, 580.95.05"
+CARD = "0, GPU-abc, NVIDIA A100-SXM4-80GB, 81920, 81000, 8.0, 580.95.05, Disabled"
 
 
 @pytest.mark.slow
