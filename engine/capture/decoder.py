@@ -105,13 +105,15 @@ def _implementation(config: Any, asked: str, kind: str, dtype: str) -> str:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    text_config = config.get_text_config()
+    capped = attention.has_soft_cap(text_config)
     return attention.choose_attention(
-        config.get_text_config(),
+        text_config,
         asked,
         device=kind,
         dtype=dtype,
         supports_sdpa=getattr(family, "_supports_sdpa", False),
-        flash=kind == "cuda" and attention.flash_with_soft_cap(),
+        flash=kind == "cuda" and capped and attention.flash_with_soft_cap(),
     )
 
 

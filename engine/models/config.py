@@ -59,7 +59,7 @@ def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str)
         )
     check_layers(capture.layers, int(n_layers))
     dtype = dtype_on(config, capture.dtype, device)
-    flash = device == "cuda" and flash_with_soft_cap()
+    flash = device == "cuda" and has_soft_cap(text_config) and flash_with_soft_cap()
     choose_attention(text_config, capture.attention, device=device, dtype=dtype, flash=flash)
 
 
@@ -124,10 +124,16 @@ def length_dependent_rope(text_config: Any) -> tuple[str, int] | None:
 
 
 def flash_with_soft_cap() -> bool:
-    """Return whether flash-attn is installed and knows soft-caps (2.6); an older one drops them."""
+    """Return whether flash-attn can be imported and knows soft-caps (2.6); an older one drops them.
+
+    One that was built for another PyTorch is there and cannot be.
+    """
     if find_spec("flash_attn") is None:
         return False
-    return "softcap" in signature(import_module("flash_attn").flash_attn_func).parameters
+    try:
+        return "softcap" in signature(import_module("flash_attn").flash_attn_func).parameters
+    except (ImportError, OSError, AttributeError):
+        return False
 
 
 def choose_attention(

@@ -194,6 +194,26 @@ def test_what_overflows_in_float16_generates_in_float32_on_a_card_without_bfloat
     assert generation_dtype(SimpleNamespace(model_type="llama"), "auto", gpu=True) == "auto"
 
 
+@pytest.mark.parametrize(
+    "error", [ImportError("undefined symbol"), OSError("libcudart"), AttributeError("no such")]
+)
+def test_a_flash_attn_that_cannot_be_imported_is_none(error, monkeypatch):
+    asked = []
+
+    def broken(name):
+        asked.append(name)
+        raise error
+
+    monkeypatch.setattr(configs, "find_spec", lambda _: object())
+    monkeypatch.setattr(configs, "import_module", broken)
+    assert not configs.flash_with_soft_cap()
+    assert asked.pop() == "flash_attn"
+    for family, wanted in (("llama", []), ("gemma2", ["flash_attn"])):
+        raw = json.loads(FAMILIES[family]().to_json_string())
+        check_capture(raw, CaptureSettings(), "cuda")
+        assert asked == wanted  # of a model without a soft cap it is not even asked
+
+
 def test_bytes_of_a_value():
     assert [itemsize(dtype) for dtype in ("bfloat16", "float16", "float32")] == [2, 2, 4]
 
