@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # An NVIDIA GPU takes the CUDA build of vLLM, any other machine the CPU build; what is exported as
 # FLAVOUR (cpu or cuda) holds instead.
 ifndef FLAVOUR
-FLAVOUR := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && $(PYTHON) tools/driver.py --flavour || echo cpu)
+FLAVOUR := $(or $(shell $(PYTHON) tools/driver.py --flavour),cpu)
 endif
 # A package of the CUDA lock has no build for Python 3.13.
 NEWEST := $(if $(filter cuda,$(FLAVOUR)),(3$(COMMA) 12),(3$(COMMA) 13))

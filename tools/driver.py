@@ -12,11 +12,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 
 DRIVER = 580
 """The oldest that runs CUDA 13, for which the locked torch is built."""
 DEVICES = os.environ.get("TRAITMILL_DEVICES", "/dev/nvidiactl /dev/dxg").split()
 """Where a driver hands out its cards: on Linux, and under Windows."""
+_ANY_VENDOR = "/dev/dxg"
+"""Is there under Windows whoever made the card: only nvidia-smi beside it makes it NVIDIA's."""
 CAPABILITY = (7, 5)
 """The oldest cards the locked torch has code for: Turing (T4); Volta (V100) is not among them."""
 _CPU = "or take the CPU build, for small models only: export FLAVOUR=cpu, then make setup"
@@ -48,7 +51,7 @@ def fault(lines: list[str]) -> str:
 
 
 def cards() -> list[str]:
-    """Return what nvidia-smi says of the cards."""
+    """Return what nvidia-smi says of the cards. Raise OSError where there is none."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     said = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     return [line for line in said.stdout.splitlines() if line.strip()]
@@ -59,11 +62,12 @@ def flavour() -> str:
 
     The program alone makes no GPU: images bring it along to machines that have none.
     """
-    if any(Path(device).exists() for device in DEVICES):
-        return "cuda"
+    for device in DEVICES:
+        if Path(device).exists() and (device != _ANY_VENDOR or which("nvidia-smi")):
+            return "cuda"
     try:
         return "cuda" if fault(cards()) else "cpu"
-    except ValueError:
+    except (OSError, ValueError):
         return "cpu"
 
 
@@ -78,6 +82,12 @@ def main() -> None:
         found = (
             f"nvidia-smi does not say driver and compute capability; the CUDA build needs driver "
             f"{DRIVER} or newer; {_CPU}"
+        )
+    except OSError as error:
+        found = (
+            f"nvidia-smi cannot be run ({error.strerror}), so driver and card are not known: "
+            f"install it (it comes with the driver; in a container, with the capability `utility`) "
+            f"or, where the driver is {DRIVER} or newer, say export DRIVER=compat; {_CPU}"
         )
     if found:
         print(found, file=sys.stderr)

@@ -71,6 +71,30 @@ def test_an_nvidia_smi_that_answers_makes_no_gpu(line: str, tmp_path: Path) -> N
     assert "driver.py" not in done.stdout
 
 
+def test_a_card_without_nvidia_smi_is_no_cpu_machine_and_set_up_says_what_to_do(
+    tmp_path: Path,
+) -> None:
+    """As in a container without the driver's `utility`: the device is there, the program is not."""
+    environment = machine(tmp_path / "bin", "")
+    (tmp_path / "bin" / "nvidia-smi").unlink()
+    without = environment | {"PATH": str(tmp_path / "bin")}
+    command = [sys.executable, "tools/driver.py"]
+    looked = subprocess.run(command, cwd=ROOT, env=without, capture_output=True, text=True)
+    assert looked.returncode == 2
+    assert looked.stderr.startswith("nvidia-smi cannot be run (No such file or directory)")
+    assert "export FLAVOUR=cpu" in looked.stderr
+    assert looked.stderr.count("\n") == 1
+    nobody = without | {"TRAITMILL_DEVICES": str(tmp_path / "none")}
+    for env, flavour in ((without, "cuda"), (nobody, "cpu")):
+        asked = subprocess.run(
+            [*command, "--flavour"], cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        assert (asked.stdout.strip(), asked.stderr) == (flavour, "")
+    planned = ["make", "setup", "-n", f"VENV={tmp_path / 'venv'}", f"PYTHON={sys.executable}"]
+    done = subprocess.run(planned, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "requirements/cuda.txt" in done.stdout
+
+
 def test_g02_a_machine_that_suits_goes_on_to_install(tmp_path: Path) -> None:
     line = "NVIDIA H100 80GB HBM3, 580.95.05, 9.0"
     environment = machine(tmp_path / "bin", line)
