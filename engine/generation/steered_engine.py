@@ -51,6 +51,8 @@ class SteeredEngine(VllmEngine):
         self._names = itertools.count()
         self._vectors: list[tuple[int, np.ndarray]] = []
         self._digest = ""
+        self._keeps_directions: str | None = None
+        """Why no direction can be taken out, empty where one can; None until it is known."""
 
     def _arguments(self) -> Any:
         arguments = super()._arguments()
@@ -69,6 +71,9 @@ class SteeredEngine(VllmEngine):
         refused = await self._engine.collective_rpc("load_steering", args=(packed,))
         for reason in filter(None, refused):
             raise UsageError(f"{self._ref.name} cannot be steered: {reason}")
+        if self._keeps_directions is None:
+            found = await self._engine.collective_rpc("learn_stream")
+            self._keeps_directions = next(filter(None, found), "")
 
     async def steered(self, sample: Sample, shift: Shift | None) -> Response:
         """Generate one response under a shift; None is none. Errors as `generate` has them.
@@ -92,6 +97,11 @@ class SteeredEngine(VllmEngine):
     ) -> Any:
         if shift is None:
             return await self._run(prompt_token_ids, parameters, adapted=True)
+        if shift.ablates and self._keeps_directions:
+            raise UsageError(
+                f"no direction can be taken out of {self._ref.name}: {self._keeps_directions}; "
+                "steer it without `ablate`"
+            )
         name, end = f"s{next(self._names)}", shift.end or _WITHOUT_END
         asked = [name, shift.vector, float(shift.coefficient), shift.first, end, shift.ablates]
         from .steering import ASKED

@@ -2,7 +2,7 @@
 
 Each request says in `extra_args` which vector, how much of it and at which positions, so that one
 batch holds requests of many coefficients beside unsteered ones. A block of vLLM's returns a pair
-`(hidden, residual)` whose sum is the stream, or the stream alone: what is added to the first moves
+`(hidden, residual)` whose sum is the stream, or the stream first: what is added to the first moves
 the stream by as much. A vector is added where its own block ends; a direction is taken out of the
 stream where any block ends, else the next would write it anew. Hooks do not run in compiled or
 captured graphs, so the engine is eager.
@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+from .stream import find_blocks, stream_is_sum
 
 NAME = f"{__name__}.SteeringExtension"
 """What AsyncEngineArgs(worker_extension_cls=...) takes."""
@@ -62,11 +64,13 @@ class Steering:
     """Vectors at some blocks of a model, and what has been added for which request."""
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
-        self._blocks, self._device = blocks, device
+        self.blocks, self._device = blocks, device
         self._vectors = torch.empty(0)
         """float32 `[n_vectors, hidden_dim]`."""
         self._layers: list[int] = []
         """Of each vector: the block that it is added at."""
+        self.sums = True
+        """Whether the stream is the sum of a pair that blocks return; else it is the first."""
         self._step: dict[int, _Addition] = {}
         self._moved: dict[str, dict[int, tuple[int, int, int]]] = {}
         """Of each request by block: the first position moved, the end, how many different ones."""
@@ -94,7 +98,7 @@ class Steering:
 
     def _where(self, asked: Asked) -> Sequence[int]:
         _, vector, _, _, _, ablates = asked
-        return range(len(self._blocks)) if ablates else (self._layers[vector],)
+        return range(len(self.blocks)) if ablates else (self._layers[vector],)
 
     def _addition(self, found: list[tuple[np.ndarray, Asked, int, int]]) -> _Addition:
         counts = [len(rows) for rows, *_ in found]
@@ -121,11 +125,11 @@ class Steering:
             addition = self._step.get(layer)
             if addition is None:
                 return None
-            pair = output if isinstance(output, tuple) else (output, None)
-            moved = self._added(pair[0], pair[1], addition)
+            pair = output if isinstance(output, tuple) else (output,)
+            moved = self._added(pair[0], pair[1] if self.sums and pair[1:] else None, addition)
             for name, low, high in addition.spans:
                 self._note(name, layer, low, high)
-            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+            return (moved, *pair[1:]) if isinstance(output, tuple) else moved
 
         return add
 
@@ -161,7 +165,7 @@ class Steering:
         The request is forgotten.
         """
         moved = self._moved.pop(name, {})
-        if not moved or (ablates and len(moved) < len(self._blocks)):
+        if not moved or (ablates and len(moved) < len(self.blocks)):
             return (0, 0, 0)
         firsts, ends, counts = zip(*moved.values(), strict=True)
         return max(firsts), min(ends), min(counts)
@@ -171,6 +175,7 @@ class SteeringExtension:
     """Mixed into vLLM's worker. What it offers is called on every worker by `collective_rpc`."""
 
     model_runner: Any
+    execute_dummy_batch: Callable[[], None]
 
     def load_steering(self, vectors: list[tuple[int, bytes]]) -> str:
         """Take the vectors of the requests to come: (layer, float32 bytes), by their number.
@@ -191,27 +196,20 @@ class SteeringExtension:
         steering.load([(layer, np.frombuffer(data, np.float32).copy()) for layer, data in vectors])
         return ""
 
+    def learn_stream(self) -> str:
+        """Find out what a direction is to be taken out of, in a trial run; no request may run.
+
+        Return why it cannot be told, in words; empty where it can.
+        """
+        found = stream_is_sum(self._steering.blocks, self.execute_dummy_batch)
+        if isinstance(found, str):
+            return found
+        self._steering.sums = found
+        return ""
+
     def take_steered(self, name: str, ablates: bool) -> list[int]:
         """Return what `Steering.take` does."""
         return list(self._steering.take(name, ablates=ablates))
-
-
-def find_blocks(model: nn.Module, config: Any) -> list[nn.Module] | str:
-    """Return a vLLM model's decoder blocks in order, or why they are not found in words.
-
-    They are the one list of as many modules as the config has layers, nearest the top.
-    """
-    n_layers = int(config.num_hidden_layers)
-    found = [
-        (name.count("."), module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    ]
-    depth = min((depth for depth, _ in found), default=0)
-    nearest = [module for own, module in found if own == depth]
-    if len(nearest) != 1:
-        return f"the decoder blocks of vLLM's {type(model).__name__} were not found"
-    return list(nearest[0])
 
 
 def _attach(runner: Any, steering: Steering) -> str:

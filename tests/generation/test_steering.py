@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tests.support import watching
-from tests.support.oracle import BOS, VOCAB, Oracle, build
+from tests.support.oracle import BOS, VOCAB, WHOLE, Oracle, build
 from traitmill.engine.errors import EngineDiedError, UsageError
 from traitmill.engine.generation import EngineSize, Shift, SteeredEngine, on_gpu
 from traitmill.engine.generation.steering import (
@@ -23,14 +23,14 @@ from traitmill.engine.generation.steering import (
     Rows,
     Steering,
     SteeringExtension,
-    find_blocks,
 )
+from traitmill.engine.generation.stream import find_blocks, stream_is_sum
 from traitmill.engine.models import find_model
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.run.watchdog import tie_children
 from traitmill.engine.settings import Execution, Sampling
 
-FAMILIES = ("llama", "gemma2", "gemma3", "qwen3", "qwen3_moe")
+FAMILIES = ("llama", "gemma2", "gemma3", "qwen3", "qwen3_moe", *WHOLE)
 WIDTH, LAYERS, NEW = 128, (0, 2), 12
 SIZES = {"hidden_size": WIDTH, "head_dim": 32, "query_pre_attn_scalar": 32}
 """vLLM's attention on a CPU knows no smaller heads."""
@@ -169,10 +169,10 @@ class Seen:
 
 async def look(engine: WatchedEngine, folder: Path) -> Seen:
     oracle, cases, loaded = Oracle(str(folder)), crowd(), vectors()
-    n_layers = len(oracle.model.base_model.layers)
-    await engine.call("watch", "before")
+    n_layers, sums = len(oracle.model.base_model.layers), folder.name not in WHOLE
+    await engine.call("watch", "before", sums)
     await engine.load_vectors(loaded)
-    await engine.call("watch", "after")
+    await engine.call("watch", "after", sums)
     run = engine._run
 
     async def noting(ids: Any, parameters: Any, **named: Any) -> Any:
@@ -538,6 +538,73 @@ def test_a_direction_is_taken_out_of_the_whole_stream_at_every_block() -> None:
     steering.begin([Rows(("b", 0, 1.0, 2, 9, True), 0, 5, 0)])
     blocks[0](hidden, residual)
     assert steering.take("b", ablates=True) == (0, 0, 0)
+
+
+class Summing(nn.Module):
+    def forward(self, hidden: Any, residual: Any) -> tuple[Any, Any]:
+        stream = hidden if residual is None else hidden + residual
+        return stream * 0.5, stream
+
+
+class Whole(nn.Module):
+    def forward(self, hidden: Any, residual: Any) -> tuple[Any, Any]:
+        residual = hidden
+        return hidden + 1, residual
+
+
+class Lone(nn.Module):
+    def forward(self, hidden: Any, residual: Any) -> Any:
+        return hidden + 1
+
+
+@pytest.mark.parametrize(
+    ("blocks", "found"),
+    [
+        ([Summing(), Summing(), Summing()], True),
+        ([Whole(), Whole(), Whole()], False),
+        ([Lone(), Lone()], False),
+        ([Block(), Block()], False),
+        ([Summing()], "could not be told"),
+        ([Summing(), Summing(), Whole(), Whole()], "could not be told"),
+    ],
+)
+def test_what_a_block_returns_is_the_stream_or_half_of_it(blocks: Any, found: Any) -> None:
+    """By what the next block does with it; the blocks are left as they were."""
+
+    def run() -> Any:
+        hidden, residual = torch.ones(2, 4), None
+        for block in blocks:
+            output = block(hidden) if isinstance(block, Block) else block(hidden, residual)
+            hidden, residual = output if isinstance(output, tuple) else (output, None)
+        return hidden
+
+    plain = run()
+    told = stream_is_sum(blocks, run)
+    assert found in told if isinstance(told, str) else told is found
+    assert torch.equal(run(), plain)
+    assert not any("forward" in vars(block) for block in blocks)
+
+
+def test_a_direction_is_taken_out_of_a_stream_that_is_no_sum() -> None:
+    block = Whole()
+    steering = Steering([block], torch.device("cpu"))
+    steering.sums = False
+    v = torch.tensor([1.0, 0, 0, 0])
+    steering.load([(0, v.numpy())])
+    steering.begin([Rows(("a", 0, 1.0, 0, 9, True), 0, 2, 0)])
+    moved, _ = block(torch.full((2, 4), 3.0), None)
+    assert torch.equal(moved, torch.tensor([[0.0, 4, 4, 4]] * 2))
+
+
+async def test_no_direction_is_taken_out_where_its_place_cannot_be_told() -> None:
+    async def rpc(name: str, args: Any = ()) -> list[str]:
+        return ["it could not be told"] if name == "learn_stream" else [""]
+
+    engine = SteeredEngine(SimpleNamespace(name="m"), Sampling(), Execution(), SIZE, on_gpu=False)
+    engine._engine = SimpleNamespace(collective_rpc=rpc)
+    await engine.load_vectors([])
+    with pytest.raises(UsageError, match="out of m: it could not be told"):
+        await engine.logprobs((1, 2), (3,), Shift(0, 1.0, ablates=True))
 
 
 def test_bfloat16_states_are_rounded_once() -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     MistralConfig,
     OlmoConfig,
@@ -84,12 +86,34 @@ BY_LENGTH = {
 }
 """Models that turn positions by the length of the longest row of a batch, from 17 tokens on."""
 
+WHOLE = {
+    "cohere2": lambda: Cohere2Config(
+        **{**_GROUPED, "num_hidden_layers": 4},
+        head_dim=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        logit_scale=1.0,
+    ),
+    "granite4": lambda: GraniteMoeHybridConfig(
+        **{**_GROUPED, "hidden_size": 128},
+        layer_types=["mamba", "attention", "mamba"],
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        shared_intermediate_size=48,
+        mamba_n_heads=8,
+        mamba_d_head=32,
+        mamba_d_state=16,
+        mamba_n_groups=1,
+        position_embedding_type="rope",
+    ),
+}
+"""Models whose blocks in vLLM return the whole stream beside a part of it."""
+
 
 def build(family: str, folder, *, dtype=torch.float32, scale=4.0, seed=0, sizes=None):
     """Save a tiny random model; `sizes` replace those of its config. Query and key weights are scaled up, so that attention is far from
     uniform and the outputs depend on who attends to whom."""
     torch.manual_seed(seed)
-    config = (FAMILIES | BY_LENGTH)[family]()
+    config = (FAMILIES | BY_LENGTH | WHOLE)[family]()
     config.dtype = dtype
     for name, value in (sizes or {}).items():
         if hasattr(config, name):

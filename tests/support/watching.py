@@ -6,11 +6,8 @@ from typing import Any
 
 import torch
 
-from traitmill.engine.generation.steering import (
-    ASKED,
-    SteeringExtension,
-    find_blocks,
-)
+from traitmill.engine.generation.steering import ASKED, SteeringExtension
+from traitmill.engine.generation.stream import find_blocks
 
 NAME = f"{__name__}.WatchingExtension"
 
@@ -18,21 +15,22 @@ NAME = f"{__name__}.WatchingExtension"
 class WatchingExtension(SteeringExtension):
     """Keeps the residual stream of each request by its own name, layer and position."""
 
-    def watch(self, when: str) -> None:
-        """Look at every block from now on: before vectors are loaded, or after."""
+    def watch(self, when: str, sums: bool) -> None:
+        """Look at every block from now on: before vectors are loaded, or after. `sums`: the stream
+        is the sum of what a block returns."""
         runner = self.model_runner
         self.__dict__.setdefault("_seen", {"before": {}, "after": {}})
         for layer, block in enumerate(
             find_blocks(runner.get_model(), runner.model_config.hf_text_config)
         ):
-            block.register_forward_hook(self._looking(when, layer))
+            block.register_forward_hook(self._looking(when, layer, sums))
 
-    def _looking(self, when: str, layer: int) -> Any:
+    def _looking(self, when: str, layer: int, sums: bool) -> Any:
         def look(_block: Any, _inputs: Any, output: Any) -> None:
             runner = self.model_runner
             stream = output
             if isinstance(output, tuple):
-                stream = output[0] if output[1] is None else output[0] + output[1]
+                stream = output[0] + output[1] if sums and output[1] is not None else output[0]
             batch, starts = runner.input_batch, runner.query_start_loc.np
             for index in range(batch.num_reqs):
                 extra = runner.requests[batch.req_ids[index]].sampling_params.extra_args or {}
