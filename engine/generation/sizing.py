@@ -11,6 +11,7 @@ from ..models import (
     ModelRef,
     Placement,
     Shape,
+    common_length,
     engine_length,
     generation_dtype,
     itemsize,
@@ -71,6 +72,8 @@ def size_engine(
     sequences = execution.batch_size or sequences
     length = engine_length(longest)
     length = min(length, ref.context_length or length)
+    if longest <= (common := common_length(ref)):
+        length = min(length, common)
     size = EngineSize(sequences, max(batched, length, sequences), length, kv_cache_bytes=None)
     if not on_gpu:
         return replace(size, kv_cache_bytes=_cpu_cache(ref, size, free_bytes, dtype, execution))

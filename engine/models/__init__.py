@@ -26,6 +26,7 @@ from .download import fetch_weights
 from .feasibility import capture_bytes
 from .gpus import Gpu, emptiest_first, read_gpus, show_only
 from .hub import ModelRef, find_model, infer_model
+from .longrope import check_longest, common_length
 from .machine import CPU_TOKENS, GIB, choose_device, free_host_memory, token_budget
 from .overhead import GPU_BATCHED_TOKENS, engine_length, engine_overhead
 from .placement import Placement, choose_placement, generation_itemsize
@@ -56,12 +57,14 @@ __all__ = [
     "check_adapter",
     "check_capture",
     "check_layers",
+    "check_longest",
     "check_split",
     "check_support",
     "check_weights",
     "choose_attention",
     "choose_device",
     "choose_placement",
+    "common_length",
     "cores",
     "dtype_on",
     "embedded_folder",

@@ -17,23 +17,26 @@ from ..judging import (
     JudgeProfile,
     LocalJudge,
     NextTokenEngine,
-    local_prompt,
     need_words,
 )
-from ..models import ModelRef, Thought, check_split, check_support, check_weights, find_model
+from ..models import (
+    ModelRef,
+    Thought,
+    check_split,
+    check_support,
+    check_weights,
+    find_model,
+)
 from ..outputs import measurement
 from ..settings import RunSettings
-from ..traits import fill
 from .backends import Backends
 from .foresight import few_questions, foresee
+from .lengths import longest_sequence
 from .log import append, last_error
 from .models import LocalModels, ModelsWanted
 from .replicated import ReplicatedModels, is_replicated
 from .trait_run import TraitRun
 from .watchdog import tie_children
-
-_CLOSED_THOUGHT = 16
-"""Tokens that close a thought before a local judge answers, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,23 +55,9 @@ class Work:
     """Whether the generator is to be a `SteeredEngine`."""
 
     def longest(self) -> int:
-        """Return the tokens of the longest sequence that the engine will see."""
-        new = behind = self.settings.sampling.max_new_tokens
-        if self.thought is not None:
-            behind += self.settings.sampling.max_thinking_tokens + self.thought.most_spaces
-        longest = 1
-        room = self.ref.context_length  # a prompt that fills it will not be generated from
-        for run in self.runs:
-            for length in run.prompt_lengths():
-                if not room or length < room:
-                    longest = max(longest, length + behind)
-            if self.judges and self.settings.judge.is_local:
-                question = run.trait.longest_question()
-                prompt = fill(local_prompt(run.trait), question=question, answer="")
-                # Judged text may take more tokens than were sampled.
-                asked = len(run.tokenize("", prompt)) + 2 * new + _CLOSED_THOUGHT
-                longest = max(longest, asked)
-        return longest
+        """Return what `longest_sequence` does of this work."""
+        how = (self.ref, self.settings, self.runs, self.thought)
+        return longest_sequence(*how, judges=self.judges)
 
     @property
     def thought(self) -> Thought | None:

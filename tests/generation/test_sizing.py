@@ -55,6 +55,18 @@ def test_an_engine_has_room_for_one_token_more_and_no_more_than_the_context(
     assert size(longest, context=context).max_model_len == length
 
 
+@pytest.mark.parametrize(
+    ("longest", "length"), [(100, 256), (350, 384), (384, 384), (385, 512), (900, 1024)]
+)
+def test_an_engines_spare_room_does_not_change_a_models_rope(longest: int, length: int) -> None:
+    rope = {"rope_type": "longrope"}
+    config = CONFIG | {"max_position_embeddings": 4096, "rope_scaling": rope}
+    config["original_max_position_embeddings"] = 384
+    ref = ModelRef("m", "m", "r", config)
+    found = size_engine(ref, Execution(), longest, on_gpu=True, free_bytes=64 * GIB)
+    assert found.max_model_len == length
+
+
 def test_all_limits_are_set() -> None:
     assert size(300, gpu=True) == EngineSize(512, 8192, 512, None, 0.92)
     on_cpu = size(300)
