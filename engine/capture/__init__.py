@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .fit import check_blocks
 from .process import CaptureFacts, CaptureProcess
 
-__all__ = ["CaptureFacts", "CaptureProcess"]
+__all__ = ["CaptureFacts", "CaptureProcess", "check_blocks"]

@@ -80,7 +80,7 @@ def load(
         raise AccessError(
             f"the weights of model {source} cannot be loaded: {_first_line(error)}"
         ) from None
-    refuse_faulty(source, info)
+    refuse_faulty(source, config, model, info)
     if adapter is not None:
         _add_adapter(model, adapter)
     if spread:

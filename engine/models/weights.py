@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -28,24 +28,27 @@ _HARMLESS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "lm_head.we
 """Ends of what older versions saved: computed buffers, and a head tied to the embedding."""
 
 
-def check_weights(ref: ModelRef) -> None:
+def check_weights(ref: ModelRef, look: Callable[[Any], None] = lambda _: None) -> None:
     """Raise AccessError for weights that are missing, cut off, or not those of the config.
 
-    A hub model that is not in the cache is fetched, and checked, by what loads it.
+    A hub model that is not in the cache is fetched, and checked, by what loads it. What is left of
+    the model without its weights, on the meta device, is shown to `look`.
     """
     quantisation = quantised(ref.config)
     if ref.is_local:
         _check_files(Path(ref.source), quantisation)
     if quantisation:  # its tensors have names of their own
         return
-    info = _loading_info(ref)
-    if info is not None:
-        refuse_faulty(ref.name, info)
+    loaded = _loaded(ref)
+    if loaded is not None:
+        refuse_faulty(ref.name, read_config(ref.config), *loaded)
+        look(loaded[0])
 
 
-def refuse_faulty(name: str, info: Mapping[str, Any]) -> None:
+def refuse_faulty(name: str, config: Any, model: Any, info: Mapping[str, Any]) -> None:
     """Raise AccessError where transformers' loading info tells that weights are not the model's.
 
+    `config` is the folder's, which may be of more than the model.
     Source: `output_loading_info` of transformers' `from_pretrained`.
     """
     faults = {
@@ -55,11 +58,23 @@ def refuse_faulty(name: str, info: Mapping[str, Any]) -> None:
             for key, found, wanted in info["mismatched_keys"]
         ),
         "hold, for no part of this model,": sorted(
-            key for key in info["unexpected_keys"] if not key.endswith(_HARMLESS)
+            key
+            for key in info["unexpected_keys"]
+            if not key.endswith(_HARMLESS) and not _is_beside(key, config, model)
         ),
     }
     for fault, found in faults.items():
         _refuse(fault, found, name)
+
+
+def _is_beside(key: str, config: Any, model: Any) -> bool:
+    """Return whether a weight belongs to what a model of text alone leaves out of a folder of more:
+    in Llama-4 what sees pictures."""
+    text_alone = isinstance(model.config, type(config.get_text_config()))
+    if not text_alone or isinstance(model.config, type(config)):
+        return False
+    parts = {*dict(model.named_children()), model.base_model_prefix}
+    return key.partition(".")[0] not in parts
 
 
 def _refuse(fault: str, found: Sequence[str], name: str) -> None:
@@ -72,8 +87,9 @@ def _refuse(fault: str, found: Sequence[str], name: str) -> None:
     )
 
 
-def _loading_info(ref: ModelRef) -> dict[str, Any] | None:
-    """Load the model without storage; return what was missing, too much or of another shape.
+def _loaded(ref: ModelRef) -> tuple[Any, dict[str, Any]] | None:
+    """Load the model without storage; return it, and what was missing, too much or of another
+    shape.
 
     None where transformers has no such model, or the hub's is not in the cache. Raise AccessError.
     """
@@ -83,7 +99,7 @@ def _loading_info(ref: ModelRef) -> dict[str, Any] | None:
         return None
     try:
         with quiet_libraries():
-            _, info = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(
                 ref.source,
                 revision=ref.hub_revision,
                 device_map="meta",
@@ -97,7 +113,7 @@ def _loading_info(ref: ModelRef) -> dict[str, Any] | None:
             return None
         said = f"the weights of model {ref.name} cannot be loaded: {_reason(error)}"
         raise AccessError(said) from None
-    return dict(info)
+    return model, dict(info)
 
 
 def _reason(error: Exception) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from anyio import to_thread
 
-from ..capture import CaptureProcess
+from ..capture import CaptureProcess, check_blocks
 from ..generation import (
     COMPILED_FROM_S,
     GPU_SEQUENCES,
@@ -123,7 +124,7 @@ class LocalModels:
         if self.placement is not None:
             ref = await asyncio.to_thread(fetch_weights, self.wanted.ref, self._notice)
             if ref != self.wanted.ref:  # of what a hub names, only now are the files here
-                await asyncio.to_thread(check_weights, ref)
+                await asyncio.to_thread(_check_weights, self.wanted, ref)
             self.wanted = replace(self.wanted, ref=ref)
 
     async def load(self) -> None:
@@ -229,4 +230,11 @@ def check_model(wanted: ModelsWanted, *, gpu: bool) -> None:
     """Raise UsageError or AccessError for a model whose files or settings cannot work."""
     if wanted.captures:
         check_capture(wanted.ref.config, wanted.settings.capture, "cuda" if gpu else "cpu")
-    check_weights(wanted.ref)
+    _check_weights(wanted, wanted.ref)
+
+
+def _check_weights(wanted: ModelsWanted, ref: ModelRef) -> None:
+    if wanted.captures:
+        check_weights(ref, partial(check_blocks, path=wanted.settings.execution.blocks))
+    else:
+        check_weights(ref)

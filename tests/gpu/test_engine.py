@@ -117,7 +117,7 @@ async def test_g18_a_failed_engine_does_not_wait_for_the_capture_models_load(
         log=tmp_path / "log",
         notice=lambda _: None,
     )
-    monkeypatch.setattr(models, "check_weights", lambda _: None)
+    monkeypatch.setattr(models, "check_weights", lambda *_: None)
     before = set(multiprocessing.active_children())
     with pytest.raises(EngineDiedError, match="no memory"):
         async with open_backends(work):

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MixtralConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    MixtralConfig,
+    OPTConfig,
+)
 
 from tests.support import oracle
 from traitmill.engine.errors import AccessError
@@ -167,6 +175,45 @@ def test_tensors_that_older_versions_saved_are_no_fault(tmp_path: Path) -> None:
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
     store(tmp_path, tensors | extra)
     check_weights(ref)
+
+
+def test_what_sees_pictures_is_no_fault_of_a_model_that_reads_text_alone(tmp_path: Path) -> None:
+    """Llama-4 as it is published: transformers' causal model is of its text part."""
+    text = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "intermediate_size_mlp": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_hidden_layers": 2,
+        "num_local_experts": 2,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "vision_output_dim": 32,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+    }
+    made = Llama4Config(text_config=text, vision_config=vision)
+    Llama4ForConditionalGeneration(made).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    ref = ModelRef("mine", str(tmp_path), "r", config)
+    check_weights(ref)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = "language_model.model.layers.1.input_layernorm.weight"
+    store(tmp_path, tensors | {"language_model.model.layers.2.extra.weight": tensors[kept]})
+    with pytest.raises(AccessError, match=r"for no part of this model, .*layers\.2\.extra"):
+        check_weights(ref)
+    store(tmp_path, {name: value for name, value in tensors.items() if name != kept})
+    with pytest.raises(AccessError, match=r"lack .*layers\.1\.input_layernorm"):
+        check_weights(ref)
 
 
 def test_t46_an_adapter_beside_its_base_is_refused(tmp_path: Path) -> None:
