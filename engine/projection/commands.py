@@ -86,8 +86,8 @@ def project(
     *,
     methods: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
-    models: Sequence[str] | str | None = None,
-    adapters: Sequence[str] | str | None = None,
+    models: Sequence[Path | str] | Path | str | None = None,
+    adapters: Sequence[Path | str] | Path | str | None = None,
     notice: Callable[[str], None] = lambda _: None,
     progress: Callable[[Progress], None] = lambda _: None,
     **given: Any,
@@ -107,17 +107,11 @@ def project(
     holds 256 texts at a time. Cut off, the same call goes on where it was. Raise UsageError or
     AccessError before a model loads.
     """
-    if isinstance(vectors, str | Path):
-        vectors = [vectors]
-    if isinstance(models, str):
-        models = [models]
-    if isinstance(adapters, str):
-        adapters = [adapters]
     settings = apply(given)
-    directions = choose_directions(vectors, methods, layers)
+    directions = choose_directions(_listed(vectors), methods, layers)
     source = open_texts(texts)
     layout = Layout(tuple(source.columns), tuple(each.name for each in directions.chosen))
-    refs = choose_models(directions, models or (), adapters or ())
+    refs = choose_models(directions, _listed(models), _listed(adapters))
     readers = [
         Reader(ref, label, directions, settings)
         for ref, label in zip(refs, labels_of(refs), strict=True)
@@ -139,6 +133,13 @@ def project(
         summary = _finish(folder, missing, layout, readers, directions)
         shutil.rmtree(folder / "parts", ignore_errors=True)
     return ProjectionResult(folder, summary, len(readers) > 1, reused)
+
+
+def _listed(given: Sequence[Path | str] | Path | str | None) -> list[str]:
+    """Return one or several names or paths as a list, None as an empty one."""
+    if given is None:
+        return []
+    return [str(each) for each in ([given] if isinstance(given, str | Path) else given)]
 
 
 def _remarks(source: Texts, directions: Directions, readers: Sequence[Reader]) -> Iterator[str]:

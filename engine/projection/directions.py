@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..outputs import Metadata
 from ..settings import DEFAULT_POOL
 from ..storage import RunRecord, TraitFolder, made_by
-from ..vectors import TraitVectors, check_methods, open_vectors
+from ..vectors import TraitVectors, check_methods, given_layers, open_vectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +85,7 @@ def choose_directions(
     if not folders:
         raise UsageError("`vectors` names none; give EXPERIMENT/TRAIT")
     names = check_methods(methods) if methods is not None else None
+    layers = given_layers(layers) if layers is not None else None
     # Of this pool alone: others' midpoint and spread are of another place than a turn's mean.
     opened = [open_vectors(folder, DEFAULT_POOL) for folder in folders]
     found: dict[str, Direction] = {}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -158,17 +159,17 @@ def _asked(
             f"`positions` {positions!r} is unknown; choose from {', '.join(POSITIONS)}"
         )
     for name, value in (("n_random", n_random), ("n_examples", n_examples)):
-        if not 1 <= value <= 10_000:
-            raise UsageError(f"`{name}` must be from 1 to 10,000, not {value}")
+        if not isinstance(value, Integral) or not 1 <= value <= 10_000:
+            raise UsageError(f"`{name}` must be a whole number from 1 to 10,000, not {value}")
     if not 0 <= coherence <= 100:
         raise UsageError(f"`coherence` must lie between 0 and 100, not {coherence}")
     chosen = None if coefficients is None else check_coefficients(coefficients)
     return Asked(
         positions=positions,
         coefficients=chosen,
-        n_random=n_random,
-        n_examples=n_examples,
-        coherence=coherence,
+        n_random=int(n_random),
+        n_examples=int(n_examples),
+        coherence=float(coherence),
         ablate=ablate,
     )
 

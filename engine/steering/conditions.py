@@ -133,10 +133,14 @@ def digest(content: object) -> bytes:
 
 def check_coefficients(given: Sequence[float]) -> tuple[float, ...]:
     """Return coefficients in ascending order, 0 left out. Raise UsageError."""
-    found = sorted({float(each) for each in given} - {0.0})
+    try:
+        found = sorted({float(each) for each in given} - {0.0})
+    except (TypeError, ValueError):
+        found = []
     if not found or not all(abs(each) <= _LARGEST for each in found):
         raise UsageError(
-            "`coefficients` must be numbers other than 0, in units of the mean residual norm, from "
-            f"-{_LARGEST:g} to {_LARGEST:g}; 0.5 adds a vector half as long as the residual stream"
+            "`coefficients` must be a list of numbers other than 0, in units of the mean residual "
+            f"norm, from -{_LARGEST:g} to {_LARGEST:g}; 0.5 adds a vector half as long as the "
+            "residual stream"
         )
     return tuple(found)

@@ -15,7 +15,7 @@ from ..outputs import Activations, load_activations
 from ..settings import RunSettings
 from ..storage import TraitFolder
 from ..traits import Trait
-from ..vectors import check_methods, load_vector, read_evaluation
+from ..vectors import check_methods, given_layers, load_vector, read_evaluation
 from .choice import default_layer, default_method
 from .conditions import Target
 from .plan import Vectors
@@ -75,9 +75,10 @@ def _targets(folder: TraitFolder, activations: Activations, which: Which) -> tup
     evaluation = read_evaluation(folder, activations.metadata, activations.pool)
     named = which.methods
     methods = [default_method(evaluation)] if named is None else check_methods(named)
+    layers = () if which.layers is None else given_layers(which.layers)
     found = []
     for method in methods:
-        for layer in which.layers or [default_layer(evaluation, method)]:
+        for layer in layers or [default_layer(evaluation, method)]:
             if layer < 0 or layer not in activations.layers:
                 raise UsageError(f"`layers` {layer}: {folder.path} has no such block captured")
             vector, facts = load_vector(folder, method, layer, activations.pool)

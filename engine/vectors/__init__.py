@@ -5,7 +5,7 @@ from __future__ import annotations
 from .commands import FitResult, FittedTrait, fit_experiment, fit_trait
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
 from .exchange import EXCHANGES, ExportedVectors, export_vectors
-from .fit import Vectors, fit_vectors
+from .fit import Vectors, fit_vectors, given_layers
 from .methods import DEFAULT_METHODS, METHODS, check_methods
 from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, Recommendation
 from .remembered import check_pool, kept_line, kept_pool
@@ -37,6 +37,7 @@ __all__ = [
     "fit_experiment",
     "fit_trait",
     "fit_vectors",
+    "given_layers",
     "kept_line",
     "kept_pool",
     "load_vector",

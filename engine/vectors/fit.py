@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -183,9 +184,10 @@ def check_layers(activations: Activations, layers: Sequence[int] | None) -> tupl
     """
     if layers is None:
         return activations.layers
-    missing = sorted(set(layers) - set(activations.layers))
+    chosen = given_layers(layers)
+    missing = sorted(set(chosen) - set(activations.layers))
     held = f"the activations of {activations.trait} hold layers {_span(activations.layers)}"
-    if not layers:
+    if not chosen:
         raise UsageError(f"`layers` names none: {held}")
     if missing:
         named = ", ".join(map(str, missing[:NAMED]))
@@ -193,7 +195,20 @@ def check_layers(activations: Activations, layers: Sequence[int] | None) -> tupl
             named += f" and {len(missing) - NAMED} more"
         verb = "was" if len(missing) == 1 else "were"
         raise UsageError(f"`layers` {named} {verb} not captured: {held}")
-    return tuple(sorted(set(layers)))
+    return tuple(sorted(set(chosen)))
+
+
+def given_layers(layers: Iterable[int]) -> tuple[int, ...]:
+    """Return layers as Python's own integers, such as can be stored, of whatever list.
+
+    Raise UsageError for what is none.
+    """
+    try:
+        return tuple(operator.index(layer) for layer in layers)
+    except TypeError:
+        raise UsageError(
+            f"`layers` {layers!r} is no list of whole numbers; give one, such as [5, 10]"
+        ) from None
 
 
 def absent(trait: str, available: Mapping[str, Sequence[int]], method: str, layer: int) -> str:

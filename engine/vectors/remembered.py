@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from ..errors import UsageError
 from ..settings import DEFAULT_POOL, POOLS
 from ..storage import Stored, TraitFolder
+from .fit import given_layers
 from .methods import DEFAULT_METHODS, check_methods
 from .vector_files import Format
 
@@ -52,6 +53,13 @@ def wanted_vectors(
     format: Format | None = None,  # noqa: A002 - the option's name
 ) -> Wanted:
     """Return what a trait's vectors are to be. None is not given. Raise UsageError."""
+    if format is not None and format not in get_args(Format):
+        raise UsageError(
+            f"`format` {format!r} is unknown; choose from {', '.join(get_args(Format))} "
+            "(`export_vectors` writes others)"
+        )
+    if layers is not None and not (isinstance(layers, str) and layers == "all"):
+        layers = given_layers(layers)
     own = AskedVectors.load(folder.asked_vectors)
     defaults: dict[str, Any] = {
         "methods": DEFAULT_METHODS,
@@ -64,7 +72,7 @@ def wanted_vectors(
     given: dict[str, Any] = {"methods": methods, "layers": layers, "pool": pool, "format": format}
     named = {name: value for name, value in given.items() if value is not None}
     values = before | named
-    chosen = None if values["layers"] in (None, "all") else tuple(values["layers"])
+    chosen = None if values["layers"] in (None, "all") else values["layers"]
     own_values = {name: before[name] for name in defaults if name not in named}
     return Wanted(
         methods=tuple(check_methods(values["methods"])),

@@ -92,9 +92,7 @@ def test_a_first_token_that_counts_in_no_mean_has_no_colour(tmp_path):
     texts = tmp_path / "t.jsonl"
     texts.write_text(json.dumps({"response": "rain in spring"}))
     said: list[str] = []
-    result = traitmill.project(
-        texts, folder, tmp_path / "out", models=str(model), notice=said.append
-    )
+    result = traitmill.project(texts, folder, tmp_path / "out", models=model, notice=said.append)
     page = Words()
     page.feed(result.page.read_text())
     [article] = page.articles

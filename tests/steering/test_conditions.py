@@ -47,6 +47,6 @@ def test_random_vectors_stand_once_beside_each_positive_coefficient_of_a_layer()
 
 @pytest.mark.parametrize("given", [[], [0.0], [math.inf], [math.nan], [101.0]])
 def test_coefficients_that_add_nothing_or_no_number_are_refused(given: list[float]) -> None:
-    with pytest.raises(UsageError, match="`coefficients` must be numbers other than 0"):
+    with pytest.raises(UsageError, match="`coefficients` must be a list of numbers other than 0"):
         check_coefficients(given)
     assert check_coefficients([0.5, 0, -1, 0.5]) == (-1.0, 0.5)

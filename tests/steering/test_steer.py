@@ -257,7 +257,10 @@ async def test_settings_that_cannot_work_are_refused_before_anything_loads(tmp_p
         ({"positions": "first"}, "`positions` 'first' is unknown"),
         ({"coefficients": [0]}, "other than 0"),
         ({"coefficients": [float("nan")]}, "`coefficients`"),
-        ({"n_random": 0}, "`n_random` must be from 1"),
+        ({"coefficients": 0.5}, "`coefficients` must be a list"),
+        ({"n_random": 0}, "`n_random` must be a whole number from 1"),
+        ({"n_examples": 2.0}, "`n_examples` must be a whole number from 1"),
+        ({"layers": 1}, "`layers` 1 is no list of whole numbers"),
         ({"coherence": 101.0}, "`coherence` must lie"),
         ({"layers": [7]}, "no such block captured"),
         ({"methods": ["probe"]}, "probe_layer1.pt is missing"),
@@ -269,6 +272,19 @@ async def test_settings_that_cannot_work_are_refused_before_anything_loads(tmp_p
             await toy.steer(**{**HOW, **how})
     assert not toy.works
     assert not (toy.folder / "steering").exists()
+
+
+async def test_arrays_of_numbers_and_names_are_taken_as_lists(tmp_path: Path) -> None:
+    toy = await make_toy(tmp_path)
+    result = await toy.steer(
+        methods=np.array([METHOD]),
+        layers=np.array([LAYER]),
+        coefficients=np.array([0.5]),
+        n_examples=np.int64(4),
+        n_random=np.int64(2),
+    )
+    assert result.exit_code == ExitCode.OK, result.errors
+    assert set(figures(toy, "trait_score")) == {0.5}
 
 
 async def test_vectors_of_other_activations_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -36,6 +37,36 @@ def fit(root: Path, *traits: str, **how: object) -> list[str]:
     result = fit_experiment(root, traits or None, notice=said.append, **how)  # type: ignore[arg-type]
     assert not result.errors
     return [line for line in said if "kept" in line]
+
+
+@pytest.mark.parametrize("layers", [np.arange(2), [np.int64(1), np.int64(0)], (0, 1)])
+def test_layers_and_methods_are_taken_of_whatever_list(root, layers):
+    fit(root, "poem", layers=layers, methods=np.array(["mean_diff"]))
+    assert fitted(root) == {("mean_diff", 0), ("mean_diff", 1)}
+    fit(root, "poem")
+    assert fitted(root) == {("mean_diff", 0), ("mean_diff", 1)}
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"layers": 1}, "`layers` 1 is no list of whole numbers"),
+        ({"layers": [1.0]}, r"`layers` \[1.0\] is no list of whole numbers"),
+        ({"layers": "some"}, "`layers` 'some' is no list"),
+        ({"layers": np.array([], int)}, "`layers` names none"),
+        ({"methods": 3}, "`methods` 3 is no list of names"),
+        ({"format": "gguf"}, "`format` 'gguf' is unknown; choose from pt, safetensors"),
+    ],
+)
+def test_what_is_asked_is_looked_at_before_anything_is_written(root, how, said):
+    fit(root, "poem", methods=["mean_diff"], format="safetensors")
+    files = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and p.name[0] != "."}
+    with pytest.raises(UsageError, match=said):
+        result = fit_experiment(root, ["poem"], **how)
+        raise result.errors["poem"]
+    assert files == {
+        p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and p.name[0] != "."
+    }
 
 
 def test_methods_and_layers_that_are_not_named_are_the_folders(root: Path) -> None:
