@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +22,22 @@ STACKED = 100
 
 def solve(matrices: ndarray, right: ndarray) -> ndarray:
     """Return the solutions `[k, p, r]` of positive definite systems `[k, p, p]`."""
+    if matrices.shape[1] <= STACKED:
+        with suppress(np.linalg.LinAlgError):
+            return np.asarray(np.linalg.solve(matrices, right))
+    return np.stack([_solved(matrix, each) for matrix, each in zip(matrices, right, strict=True)])
+
+
+def _solved(matrix: ndarray, right: ndarray) -> ndarray:
     from scipy.linalg.lapack import dposv
 
-    if matrices.shape[1] <= STACKED:
-        return np.asarray(np.linalg.solve(matrices, right))
-    pairs = zip(matrices, right, strict=True)
-    return np.stack([dposv(matrix, each, lower=1)[1] for matrix, each in pairs])
+    solution, failed = dposv(matrix, right, lower=1)[1:]
+    if not failed:
+        return np.asarray(solution)
+    # Of values so large that rounding hides its smallest eigenvalues: they are at least so large.
+    values, vectors = np.linalg.eigh(matrix)
+    values = np.maximum(values, values[-1] * len(values) * np.finfo(float).eps)
+    return np.asarray(vectors @ (vectors.T @ right / values[:, None]))
 
 
 class _Fits(NamedTuple):

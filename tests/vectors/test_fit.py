@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support import planted
+from tests.vectors.helpers import cosine
 from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs import load_activations
 from traitmill.engine.vectors import fit_vectors
@@ -52,3 +53,19 @@ def test_the_adapter_of_the_model_is_told(tmp_path):
     adapted = replace(activations, metadata=metadata)
     facts = fit_vectors(adapted, ["mean_diff"], [0]).metadata["mean_diff", 0]
     assert {name: facts[name] for name in added} == added
+
+
+@pytest.mark.parametrize("scale", [1e8, 1e10])
+def test_a_probe_of_values_however_large(tmp_path, scale):
+    """Rounding hides the smallest eigenvalues of what is solved for them."""
+    folder = planted.write_trait(
+        tmp_path / "exp" / "poem", signal=6.0, dim=400, n_per_side=70, n_layers=1
+    )
+    activations = load_activations(folder)
+    found = []
+    for size in (1e6, scale):
+        scaled = replace(activations, values=activations.values * np.float32(size))
+        vectors = fit_vectors(scaled, ["probe"])
+        assert vectors.metadata["probe", 0]["accuracy"] == 1
+        found.append(vectors.vector("probe", 0).astype(float) * size)
+    assert cosine(*found) > 0.99

@@ -11,6 +11,7 @@ from tests.support import planted
 from tests.vectors.helpers import cosine, rows_of
 from traitmill.engine.outputs import load_activations
 from traitmill.engine.vectors import fit_vectors
+from traitmill.engine.vectors.newton import solve
 
 pytestmark = pytest.mark.usefixtures("space")
 
@@ -56,3 +57,9 @@ def test_probe_of_more_rows_than_dimensions(tmp_path):
     assert (
         cosine(fit_vectors(activations, ["probe"]).vector("probe", 0), oracle.coef_[0]) >= 0.999999
     )
+
+
+@pytest.mark.parametrize("size", [3, 120])
+def test_a_system_that_rounding_has_made_singular_has_a_solution(size):
+    right, systems = np.ones((2, size, 1)), np.stack([np.ones((size, size)), np.eye(size)])
+    np.testing.assert_allclose(systems @ solve(systems, right), right, rtol=1e-6)
