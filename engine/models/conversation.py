@@ -9,7 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import AccessError, UsageError
-from .template import silenced, template_text, thoughtless
+from .harmony import has_channels
+from .template import silenced, template_text, thought_switches, thoughtless, turn_opening
+from .thought import Tags, open_tags, written_tags
 from .typed_tokens import placed_ids
 
 _MARK = "turn{}qzx7"
@@ -45,7 +47,8 @@ class Conversations:
 
     A last turn of the assistant follows the prompt for it, as in generation: the template writes
     all that comes before, thought turned off where it can be, and the words are tokenised by
-    themselves. A text of the assistant alone follows an empty turn of the user, so that it is read
+    themselves. Where they hold their own thought, it is left on, and the turn's words are those
+    behind it. A text of the assistant alone follows an empty turn of the user, so that it is read
     as one that has a prompt. Without a chat template turns stand with a blank line between them,
     and the last of the assistant follows at once. So does a lone text that the template refuses.
     Special tokens that words spell are words.
@@ -80,21 +83,36 @@ class Conversations:
         return self._read(turns, raw=True)
 
     def _read(self, turns: Sequence[Turn], *, raw: bool) -> Conversation:
-        before, reply = list(turns), None
+        before, reply, tags = list(turns), None, None
         if turns[-1].role == "assistant" and len(turns) > 1:
             before, reply = before[:-1], turns[-1].content
-        text, places = self._text(before, reply=reply is not None, raw=raw)
+            tags = self._thought_in(reply)
+        answers, thinks = reply is not None, tags is not None
+        text, places = self._text(before, reply=answers, raw=raw, thinks=thinks)
         says = [turn.role == "assistant" for turn in before]
         ids, spans = self._tokenised(text, places, says, special=raw)
         if reply is not None:
-            everywhere = [(0, len(reply))]
-            words, _ = placed_ids(self._tokenizer, reply, (), everywhere, add_special_tokens=False)
-            spans.append((len(ids), len(ids) + len(words)))
+            reply, begin = (reply, 0) if tags is None else _behind(text, reply, tags)
+            everywhere, how = [(0, len(reply))], {"add_special_tokens": False}
+            words, offsets = placed_ids(self._tokenizer, reply, (), everywhere, **how)
+            first = sum(stop <= begin for _, stop in offsets)
+            spans.append((len(ids) + first, len(ids) + len(words)))
             ids += words
         return Conversation(tuple(map(int, ids)), tuple(spans))
 
+    def _thought_in(self, reply: str) -> Tags | None:
+        """Return the tags of the thought that a reply holds, None where it holds none."""
+        tokenizer = self._tokenizer
+        if not tokenizer.chat_template or has_channels(tokenizer):
+            return None
+        tags = written_tags(str(tokenizer.chat_template))
+        tags = tags or open_tags(turn_opening(tokenizer, self._moment))
+        if tags is None or tags.closing in reply:
+            return tags
+        return tags if reply.lstrip().startswith(tags.opening) else None
+
     def _text(
-        self, turns: Sequence[Turn], *, reply: bool, raw: bool
+        self, turns: Sequence[Turn], *, reply: bool, raw: bool, thinks: bool
     ) -> tuple[str, list[tuple[int, int]]]:
         """Return the text, and where each turn's words stand in it."""
         if raw:
@@ -106,32 +124,34 @@ class Conversations:
                 text += turn.content
             return text, places
         marks = [Turn(turn.role, _MARK.format(number)) for number, turn in enumerate(turns)]
-        pattern = self._rendered(marks, reply=reply)
+        pattern = self._rendered(marks, reply=reply, thinks=thinks)
         for number, mark in enumerate(marks):
             if pattern.count(mark.content) != 1:
                 raise UsageError(
                     f"the chat template does not show turn {number + 1} ({mark.role}) once; its "
                     "place cannot be told"
                 )
-        text = self._rendered(turns, reply=reply)
+        text = self._rendered(turns, reply=reply, thinks=thinks)
         return text, _places(text, pattern, marks, turns)
 
-    def _rendered(self, turns: Sequence[Turn], *, reply: bool) -> str:
+    def _rendered(self, turns: Sequence[Turn], *, reply: bool, thinks: bool) -> str:
         """Return the template's text; a system turn begins the next where there is none for it."""
         if turns[0].role == "system" and len(turns) > 1 and not self._takes_system:
             second = turns[1]
             merged = Turn(second.role, f"{turns[0].content}\n\n{second.content}")
             turns = [merged, *turns[2:]]
-        return self._templated(turns, reply=reply)
+        return self._templated(turns, reply=reply, thinks=thinks)
 
-    def _templated(self, turns: Sequence[Turn], *, reply: bool) -> str:
+    def _templated(self, turns: Sequence[Turn], *, reply: bool, thinks: bool = False) -> str:
         said = [{"role": turn.role, "content": turn.content} for turn in turns]
-        off, closed = thoughtless(self._tokenizer), ""
-        if reply:  # else it would stand inside a thought that the template opens
+        how, closed = thoughtless(self._tokenizer), ""
+        if thinks:
+            how = dict.fromkeys(thought_switches(self._tokenizer, self._moment), True)
+        elif reply:  # else it would stand inside a thought that the template opens
             template = str(self._tokenizer.chat_template)
             more, closed = silenced(self._tokenizer, template, self._moment)
-            off |= more
-        return template_text(self._tokenizer, said, self._moment, reply=reply, **off) + closed
+            how |= more
+        return template_text(self._tokenizer, said, self._moment, reply=reply, **how) + closed
 
     @cached_property
     def _takes_system(self) -> bool:
@@ -164,6 +184,19 @@ class Conversations:
             covering = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and a < b]
             spans.append((covering[0], covering[-1] + 1) if covering else (0, 0))
         return ids, spans
+
+
+def _behind(text: str, reply: str, tags: Tags) -> tuple[str, int]:
+    """Return a reply that holds a thought as it follows a text, and where its words begin in that.
+
+    A text that opens the thought itself is followed by what comes behind the opening tag.
+    """
+    if tags.left_open(text) and reply.lstrip().startswith(tags.opening):
+        reply = reply.lstrip()[len(tags.opening) :]
+        if text[-1].isspace():
+            reply = reply.lstrip()
+    thought, closed, words = reply.partition(tags.closing)
+    return reply, len(thought) + len(closed) + len(words) - len(words.lstrip())
 
 
 def _places(
@@ -205,7 +238,10 @@ def _places(
 def _variants(content: str) -> list[str]:
     """Return the words of a turn as templates show them, as they are first."""
     answer = content.rpartition("</think>")[2]
-    return [content, content.strip(), content.rstrip(), content.lstrip(), answer, answer.strip()]
+    return [
+        *(content, content.strip(), content.rstrip(), content.lstrip()),
+        *(answer, answer.strip(), answer.rstrip(), answer.lstrip(), answer.lstrip("\n")),
+    ]
 
 
 def span_of(tokenizer: Any, token_ids: Sequence[int], words: str) -> tuple[int, int]:

@@ -143,6 +143,63 @@ def test_a_reply_stands_behind_the_thought_that_a_template_opens():
     assert words == "It is rain."
 
 
+TURN_BY_TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ SAID }}<|im_end|>\n{% endfor %}"
+ANSWER = "m.content.split('</think>')[-1].lstrip('\\n')"
+OPENING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+THOUGHTFUL = {
+    "opened by the template": "<think>\n",
+    "opened by the model": "",
+    "with a switch": "{% if not (enable_thinking | default(true)) %}<think>\n\n</think>\n\n{% endif %}",
+}
+
+
+def thoughtful(kind: str):
+    tokenizer = talkers.tokenizer("chatml")
+    opening = OPENING.replace("{% endif %}", THOUGHTFUL[kind] + "{% endif %}")
+    tokenizer.chat_template = TURN_BY_TURN.replace("SAID", ANSWER) + opening
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", THOUGHTFUL)
+@pytest.mark.parametrize("begun", ["<think>\n", "\n<think>\n", ""])
+def test_a_reply_with_its_own_thought_stands_behind_no_other(kind: str, begun: str):
+    tokenizer = thoughtful(kind)
+    turns = [Turn("user", "What falls?"), Turn("assistant", begun + "hm\n</think>\n\nIt is rain.")]
+    found = Conversations(tokenizer, MOMENT)(turns)
+    said = b"".join(talkers.pieces(tokenizer, found.token_ids)).decode()
+    behind = said.partition("<|im_start|>assistant\n")[2]
+    if not begun and kind != "opened by the template":
+        assert behind == "hm\n</think>\n\nIt is rain."
+    else:
+        assert behind.lstrip() == "<think>\nhm\n</think>\n\nIt is rain."
+    start, stop = found.spans[1]
+    assert (
+        b"".join(talkers.pieces(tokenizer, found.token_ids[start:stop])).decode() == "It is rain."
+    )
+
+
+@pytest.mark.parametrize("kind", THOUGHTFUL)
+def test_a_thought_without_an_end_says_nothing(kind: str):
+    turns = [Turn("user", "What falls?"), Turn("assistant", "<think>\nhm")]
+    found = Conversations(thoughtful(kind), MOMENT)(turns)
+    start, stop = found.spans[1]
+    assert start == stop == len(found.token_ids)
+
+
+@pytest.mark.parametrize("end", ["\n", "  ", "\n\n", ""])
+@pytest.mark.parametrize("gap", ["\n\n", "\n", ""])
+@pytest.mark.parametrize("strip", [".lstrip('\\n')", ".lstrip()", ".strip()", ".rstrip()", ""])
+def test_an_answer_behind_a_thought_is_found_as_a_template_trims_it(strip: str, gap: str, end: str):
+    tokenizer = thoughtful("opened by the model")
+    shown = f"m.content.split('</think>')[-1]{strip}"
+    tokenizer.chat_template = TURN_BY_TURN.replace("SAID", shown) + OPENING
+    answer = Turn("assistant", f"<think>\nhm\n</think>{gap}It is rain.{end}")
+    found = Conversations(tokenizer, MOMENT)([Turn("user", "What?"), answer, Turn("user", "And?")])
+    start, stop = found.spans[1]
+    said = b"".join(talkers.pieces(tokenizer, found.token_ids[start:stop])).decode()
+    assert said.strip() == "It is rain."
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
