@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy import ndarray
 
+from ..models import free_host_memory
 from ..outputs import Activations
 from .logistic import Design
 
@@ -73,7 +74,8 @@ def map_layers(
 ) -> list[T]:
     """Return what `function` returns for each layer, in order.
 
-    It is given one layer at a time, or some where rows are few; one call a core. Linear algebra is
+    It is given one layer at a time, or some where rows are few; one call a core, or as many as
+    memory holds. Linear algebra is
     held to one thread each: many small problems side by side beat one at a time on all cores.
     KeyboardInterrupt, or an error at a layer, ends those under way, which can take minutes each.
     """
@@ -102,7 +104,7 @@ def map_layers(
 
     found: list[T] = []
     on_layer(0, len(layers))
-    workers = len(os.sched_getaffinity(0))
+    workers = _workers(*activations.values.shape[::2])
     blocks = _blocks(activations, layers, workers)
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         try:
@@ -122,6 +124,16 @@ def map_layers(
                 _interrupt(thread)
             raise
     return found
+
+
+def _workers(n: int, dim: int) -> int:
+    """Return how many layers are worked on side by side: one a core, where memory holds so many.
+
+    What one takes is a little more than was measured: docs/vectors.md has the peaks.
+    """
+    square = 11 * dim**2 if is_tall(n, dim) else 20 * n**2
+    one = 12 * n * dim + 8 * square
+    return max(1, min(len(os.sched_getaffinity(0)), free_host_memory() // one))
 
 
 def _blocks(activations: Activations, layers: Sequence[int], workers: int) -> list[Sequence[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,7 @@ from tests.support import planted
 from tests.vectors.helpers import cosine
 from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs import load_activations
-from traitmill.engine.vectors import fit_vectors
+from traitmill.engine.vectors import fit_vectors, rows
 
 
 @pytest.fixture
@@ -69,3 +71,32 @@ def test_a_probe_of_values_however_large(tmp_path, scale):
         assert vectors.metadata["probe", 0]["accuracy"] == 1
         found.append(vectors.vector("probe", 0).astype(float) * size)
     assert cosine(*found) > 0.99
+
+
+@pytest.mark.parametrize(("n", "dim"), [(16_000, 2304), (1000, 2304)])
+def test_layers_side_by_side_are_as_many_as_memory_holds(monkeypatch, n, dim):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    found = []
+    for free in (0, 2 << 30, 4 << 30, 1 << 40):
+        monkeypatch.setattr(rows, "free_host_memory", lambda free=free: free)
+        found.append(rows._workers(n, dim))
+    assert (found[0], found[-1]) == (1, 64)
+    assert 1 < found[1] < found[2] < 64
+    assert found[2] * 8 * n * dim < 4 << 30
+
+
+def test_one_layer_is_fitted_where_memory_is_short(activations, monkeypatch):
+    seen, most = [], []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(rows, "free_host_memory", lambda: 0)
+    monkeypatch.setattr(rows, "TOGETHER", 1)
+
+    def function(block):
+        seen.append(1)
+        most.append(len(seen))
+        time.sleep(0.05)
+        seen.pop()
+        return list(block)
+
+    rows.map_layers(function, activations, [0, 1, 2, 3])
+    assert most == [1, 1, 1, 1]
