@@ -25,6 +25,7 @@ from .demo import EMBEDDED, embedded_folder
 from .download import fetch_weights
 from .feasibility import capture_bytes
 from .gpus import Gpu, emptiest_first, read_gpus, show_only
+from .here import device_here
 from .hub import ModelRef, find_model, infer_model
 from .longrope import check_longest, common_length
 from .machine import CPU_TOKENS, GIB, choose_device, free_host_memory, token_budget
@@ -66,6 +67,7 @@ __all__ = [
     "choose_placement",
     "common_length",
     "cores",
+    "device_here",
     "dtype_on",
     "embedded_folder",
     "emptiest_first",

@@ -63,6 +63,17 @@ def show_only(gpus: Sequence[Gpu]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu.index) for gpu in gpus)
 
 
+def number_here(gpu: Gpu) -> int:
+    """Return the number that CUDA gives a card in this process: by default the fastest has 0."""
+    import torch
+
+    for number in range(torch.cuda.device_count()):
+        uuid = str(torch.cuda.get_device_properties(number).uuid).removeprefix("GPU-")
+        if gpu.uuid.removeprefix("GPU-") == uuid:
+            return number
+    return gpu.index  # one that PyTorch named
+
+
 def _from_driver() -> list[Gpu]:
     """Return all cards of the machine, none where nvidia-smi is missing or does not answer."""
     command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]

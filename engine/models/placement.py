@@ -205,8 +205,6 @@ def choose_placement(
     read = read_config(config)
     shape = Shape.from_config(read)
     gpus, kind, free_host = _machine(device, cards)
-    if ":" not in device:  # a card that is named by its number keeps it
-        gpus = emptiest_first(gpus)
     value = generation_itemsize(read, settings.sampling.dtype, gpus)
     half = half_dtype(read, bfloat16=_all_bfloat16(gpus))
     capture_value = _capture_itemsize(read, settings.capture.dtype, kind, gpus)
@@ -251,11 +249,14 @@ def _capture_itemsize(config: Any, asked: str, kind: str, gpus: Sequence[Gpu]) -
 def _machine(device: str, cards: Sequence[Gpu] | None) -> tuple[list[Gpu], str, int]:
     """Return the cards, the kind of device that captures (cpu or cuda) and the free host memory.
 
-    The host of other cards is taken to have as much memory as they.
+    The emptiest card is first, but where one is named by its number, which it keeps. The host of
+    other cards is taken to have as much memory as they.
     """
+    gpus = list(read_gpus() if cards is None else cards)
+    ordered = gpus if ":" in device else emptiest_first(gpus)
     if cards is None:
-        return read_gpus(), choose_device(device).partition(":")[0], free_host_memory()
-    return list(cards), "cpu" if device == "cpu" else "cuda", sum(gpu.total for gpu in cards)
+        return ordered, choose_device(device).partition(":")[0], free_host_memory()
+    return ordered, "cpu" if device == "cpu" else "cuda", sum(gpu.total for gpu in cards)
 
 
 def _alone_on(shape: Shape, gpus: Sequence[Gpu], device: str, itemsize: int) -> str:

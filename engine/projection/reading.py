@@ -20,6 +20,7 @@ from ..models import (
     check_support,
     check_weights,
     choose_device,
+    device_here,
     load_tokenizer,
     span_of,
 )
@@ -91,7 +92,7 @@ class Reader:
         return CaptureModel(
             self.ref.source,
             self._capture,
-            device=how.capture_device,
+            device=device_here(self.ref.config, self._settings),
             revision=self.ref.hub_revision,
             adapter=self.ref.adapter.folder if self.ref.adapter else None,
             self_check="off",

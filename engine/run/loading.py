@@ -187,8 +187,7 @@ class _Loader:
                 notice=work.notice,
                 last_error=lambda: last_error(work.log),
             )
-        execution = replace(self._settings.execution, batch_size=None)
-        return await self._home.start_engine(ref, None, execution)
+        return await self._home.start_judging(ref)
 
     def _refuse_second_model(self, wanted: ModelsWanted, *, gpu: bool) -> None:
         judge = self._settings.judge

@@ -180,6 +180,20 @@ class LocalModels:
         self._engines.append(engine)
         return engine
 
+    async def start_judging(self, ref: ModelRef) -> VllmEngine:
+        """Start the engine of a judge that is another model, and alone where there is a GPU.
+
+        Raise a TraitmillError.
+        """
+        # How many sequences the run's own model is to have at once says nothing of this one.
+        execution = replace(self._settings.execution, batch_size=None)
+        settings = replace(self._settings, execution=execution)
+        wanted = replace(self.wanted, ref=ref, settings=settings, engine=True, captures=False)
+        placement = await asyncio.to_thread(place, wanted, gpu=self.gpu)
+        if placement.gpus:
+            show_only(placement.gpus)
+        return await self.start_engine(ref, placement, execution)
+
     async def _make_capture(self, placement: Placement) -> RunCapture:
         wanted = self.wanted
         beside = placement.mode in ("alone", "apart", "co-resident")

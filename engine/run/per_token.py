@@ -18,6 +18,7 @@ from ..models import (
     check_capture,
     check_support,
     choose_device,
+    device_here,
     dtype_on,
     read_config,
 )
@@ -130,7 +131,7 @@ def _write(
     model = CaptureModel(
         ref.source,
         settings.capture,
-        device=settings.execution.capture_device,
+        device=device_here(ref.config, settings),
         revision=ref.hub_revision,
         adapter=ref.adapter.folder if ref.adapter else None,
         self_check="off",
