@@ -212,9 +212,8 @@ def choose_placement(
     if engine and counted:
         least = least_cache(shape, value, tokens_per_sequence)
         refuse_generation(shape, gpus, tensor_parallel, value, least, half)
-    engines, limits = gpus[:tensor_parallel], None
+    engines, limits, fixed = gpus[:tensor_parallel], None, asked.batch_size is not None
     if engine:
-        fixed = asked.batch_size is not None
         limits = choose_limits(shape, engines, value, tokens_per_sequence, sequences, fixed=fixed)
     if not capture:
         share = own_share(engines)

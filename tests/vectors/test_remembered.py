@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import Traitmill
 from tests.report.pages import responses_of
 from tests.support import planted
+from traitmill.engine.errors import UsageError
 from traitmill.engine.report import page as page_module
 from traitmill.engine.report import write_report
 from traitmill.engine.storage import TraitFolder
