@@ -11,6 +11,8 @@ import numpy as np
 from ..errors import UsageError
 from .config import read_config
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
 
 def _size(text_config: Any, name: str) -> Any:
     """Return a size from a config, as a list over layers where they differ (Gemma-4)."""
@@ -43,11 +45,40 @@ def latent_width(raw: Mapping[str, Any]) -> int:
 
     0 for a model that keeps them by heads.
     """
-    text = read_config(raw).get_text_config()
+    return _latent(read_config(raw).get_text_config())
+
+
+def _latent(text: Any) -> int:
     latent = _size(text, "kv_lora_rank")
     if not latent or text.model_type == "minicpm3":  # vLLM spreads its latents out
         return 0
     return int(latent) + int(_size(text, "qk_rope_head_dim") or 0)
+
+
+def _kv_heads(text: Any) -> int:
+    """Return 1 where all queries share a head and no size says so (Falcon-7B, StarCoder), else
+    0."""
+    shared = _size(text, "multi_query") and not _size(text, "new_decoder_architecture")
+    return 1 if shared else 0
+
+
+def _sparse(text: Any, layers: int) -> int:
+    """Return how many layers have experts: all, those named, or one in a few (Llama-4, Jamba)."""
+    named = _size(text, "moe_layers")
+    if isinstance(named, (list, tuple)):
+        return len(named)
+    return layers // (_size(text, "expert_layer_period") or _size(text, "decoder_sparse_step") or 1)
+
+
+def _beside(text: Any, width: int) -> int:
+    """Return the weights of layers' own embeddings, and of feed-forward parts twice as wide as the
+    others, where keys and values are shared (Gemma-4 E2B)."""
+    own = _size(text, "hidden_size_per_layer_input") or 0
+    words = _size(text, "vocab_size_per_layer_input") or 0
+    hidden = int(text.hidden_size)
+    embedded = int(text.num_hidden_layers) * own * (words + 3 * hidden)
+    doubled = _size(text, "num_kv_shared_layers") if _size(text, "use_double_wide_mlp") else 0
+    return embedded + 3 * hidden * width * (doubled or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +96,13 @@ class Shape:
     """Where layers differ, the largest; so for the width of a head."""
     head_dim: int
     kv_width: int
-    """Key-value heads times their width, summed over layers."""
+    """Key-value heads times their width, summed over layers; of latents half, since one is kept."""
+    kv_parts: int
+    """Over how many cards keys and values can be dealt out; latents stand on each."""
     vocab: int
     tied: bool
+    beside: int = 0
+    """Weights that are no layer's like the others: embeddings of their own (Gemma-3n), say."""
 
     @classmethod
     def from_config(cls, config: Any) -> Shape:
@@ -95,24 +130,31 @@ class Shape:
                 "size or attention heads; take a decoder with attention"
             )
         width = size("intermediate_size") or 4 * hidden
-        active = stored = 1
-        if experts := size("num_experts", "num_local_experts", "n_routed_experts"):
-            width = size("moe_intermediate_size") or width
-            active, stored = size("num_experts_per_tok") or 2, experts
-        kv_heads = found("num_key_value_heads") or heads
-        head_dim = found("head_dim") or hidden // heads
         layers = size("num_hidden_layers")
+        active, stored = width, width
+        if experts := size(*_EXPERTS):
+            own = size("moe_intermediate_size") or width
+            active = own * (size("num_experts_per_tok", "moe_topk") or 2)
+            dense, sparse = size("intermediate_size_mlp") or width, _sparse(text, layers)
+            stored = (own * experts * sparse + dense * (layers - sparse)) // layers
+        kv_heads = _kv_heads(text) or found("num_key_value_heads", "num_kv_heads") or heads
+        head_dim = found("head_dim") or hidden // heads
+        latent = _latent(text)
+        kv_width = int((np.broadcast_to(kv_heads, layers) * head_dim).sum())
+        most = int(np.max(kv_heads))
         return cls(
             n_layers=layers,
             hidden=hidden,
-            ffn=width * active,
-            ffn_stored=width * stored,
+            ffn=active,
+            ffn_stored=stored,
             heads=heads,
-            kv_heads=size("num_key_value_heads") or heads,
-            head_dim=size("head_dim") or hidden // heads,
-            kv_width=int((np.broadcast_to(kv_heads, layers) * head_dim).sum()),
+            kv_heads=most,
+            head_dim=int(np.max(head_dim)),
+            kv_width=layers * latent // 2 if latent else kv_width,
+            kv_parts=1 if latent else most,
             vocab=size("vocab_size"),
             tied=bool(getattr(text, "tie_word_embeddings", True)),
+            beside=_beside(text, width),
         )
 
     @property
@@ -125,7 +167,8 @@ class Shape:
         """Weights: attention 2·d·d_h·(n_q + n_kv), gated feed-forward 3·d·d_ff, embeddings."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         block = attention + 3 * self.hidden * self.ffn_stored
-        return self.n_layers * block + self.vocab * self.hidden * (1 if self.tied else 2)
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2) + self.beside
+        return self.n_layers * block + embeddings
 
     def weight_bytes(self, itemsize: int) -> int:
         return self.parameters * itemsize
@@ -139,7 +182,7 @@ class Shape:
 
         With more cards than key-value heads, vLLM keeps some heads twice.
         """
-        return self.kv_bytes_per_token(itemsize) // min(cards, self.kv_heads)
+        return self.kv_bytes_per_token(itemsize) // min(cards, self.kv_parts)
 
     def block_bytes_per_token(self, itemsize: int) -> int:
         """Memory of one token while one block runs, and of its float32 copy while it is pooled.

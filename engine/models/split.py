@@ -34,9 +34,9 @@ def cores() -> int:
 def kv_share(shape: Shape, workers: int) -> int:
     """Return over how many workers a token's keys and values are dealt out.
 
-    Workers beyond the key-value heads hold copies.
+    Workers beyond the key-value heads hold copies, and all hold latents.
     """
-    return min(workers, shape.kv_heads)
+    return min(workers, shape.kv_parts)
 
 
 def _divides(shape: Shape, workers: int) -> bool:
