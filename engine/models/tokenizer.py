@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError
@@ -16,7 +18,7 @@ def load_tokenizer(ref: ModelRef) -> Any:
 
     try:
         # Said outright: else transformers asks on the terminal whether to run a folder's own code.
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             ref.source, revision=ref.hub_revision, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
@@ -26,6 +28,33 @@ def load_tokenizer(ref: ModelRef) -> Any:
         raise AccessError(
             f"the tokenizer of model {ref.name} cannot be loaded: {reason or type(error).__name__}"
         ) from None
+    if not is_chat(tokenizer):
+        tokenizer.chat_template = _processors_template(ref)
+    return tokenizer
+
+
+def _processors_template(ref: ModelRef) -> str | None:
+    """Return the chat template that only a model's processor reads, as older repositories of models
+    that see have it; None where there is none.
+
+    Raise AccessError for a damaged file.
+    """
+    from transformers.utils import cached_file
+
+    name = "chat_template.json"
+    path = cached_file(
+        ref.source,
+        name,
+        revision=ref.hub_revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return None
+    try:
+        return str(json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise AccessError(f"{name} of model {ref.name} is damaged; copy it again") from None
 
 
 def is_chat(tokenizer: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import talkers
 from traitmill.engine.errors import AccessError, UsageError
 from traitmill.engine.models import (
     ModelRef,
@@ -15,6 +17,7 @@ from traitmill.engine.models import (
     Thought,
     chat,
     chat_token_ids,
+    is_chat,
     lazy_tokenizer,
     load_tokenizer,
 )
@@ -90,6 +93,24 @@ def test_the_tokenizer_is_loaded_when_first_asked_and_asked_once_a_prompt(
     assert tokenize("a", "b") == tokenize("a", "b") == (BOS, *map(ord, "a\n\nb"))
     assert tokenize("a", "c") != tokenize("a", "b")
     assert (loaded, asked) == ([ref], ["a\n\nb", "a\n\nc"])
+
+
+def test_a_template_that_only_the_processors_file_holds_is_taken(tmp_path: Path) -> None:
+    made = talkers.tokenizer("chatml")
+    made.chat_template = None
+    made.save_pretrained(tmp_path)
+    ref = ModelRef("mine", str(tmp_path), "r", {})
+    assert not is_chat(load_tokenizer(ref))
+    older = tmp_path / "chat_template.json"
+    older.write_text(json.dumps({"chat_template": talkers.CHATML}))
+    assert load_tokenizer(ref).chat_template == talkers.CHATML
+    (tmp_path / "chat_template.jinja").write_text(talkers.ZEPHYR)
+    assert load_tokenizer(ref).chat_template == talkers.ZEPHYR
+    (tmp_path / "chat_template.jinja").unlink()
+    for damaged in ("{", "[]", "{}"):
+        older.write_text(damaged)
+        with pytest.raises(AccessError, match="chat_template.json of model mine is damaged"):
+            load_tokenizer(ref)
 
 
 def test_a_model_without_tokenizer_files_is_named(tmp_path: Path) -> None:
