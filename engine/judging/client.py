@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 OPENAI = "https://api.openai.com/v1"
+_NEAR = (".local", ".localhost", ".internal", ".lan")
 _COMPLETIONS = "/chat/completions"
 _LIST_SECONDS = 10.0
 _MOST_CONNECTIONS = 1024
@@ -68,9 +69,9 @@ def is_near(url: str) -> bool:
     """Return whether an address is this machine's, or one of a network of one's own."""
     host = urlsplit(url).hostname or ""
     try:
-        return ipaddress.ip_address(host).is_private
+        return not ipaddress.ip_address(host).is_global
     except ValueError:
-        return host == "localhost" or host.endswith(".local")
+        return "." not in host or host.endswith(_NEAR)
 
 
 class Client:

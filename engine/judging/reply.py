@@ -168,7 +168,7 @@ def _ending(reason: Any) -> Ending:
     said = said.removeprefix("finish_reason_").replace("-", "_").replace(" ", "_")
     if said in _WHOLE:
         return "stop"
-    if _HELD_BACK & {part.strip() for part in said.split(":")}:  # "content_filter: RECITATION"
+    if _HELD_BACK & {part.strip(" _") for part in said.split(":")}:  # "content_filter: RECITATION"
         return "content_filter"
     return "length" if said in _CUT else "broken off"
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import UsageError
-from ..storage import STATUSES, TraitFolder, TraitState, load_state
-from .export import is_exported, require_captured
+from ..storage import STATUSES, Selection, TraitFolder, TraitState, load_state
+from .export import require_captured
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,13 +29,13 @@ def audit_table(folder: TraitFolder | Path) -> pl.DataFrame:
 
 
 def exported_table(folder: TraitFolder) -> pl.DataFrame:
-    """Return the same of a trait whose files hold all that its records do.
+    """Return the same of a trait whose files were written from the rows that are stored now.
 
     Raise UsageError where more was generated, judged or captured since: beside the files' figures
-    those rows would be of another state.
+    those rows would be of another state. Files that a page does not read may be gone.
     """
-    state = load_state(folder)
-    if not is_exported(state):
+    state, selection = load_state(folder), Selection.load(folder.selection)
+    if selection is None or not selection.digest or selection.rows != state.n_rows():
         require_captured(state)
         raise UsageError(
             f"{folder.path}: responses were generated, judged or chosen since its files were "

@@ -62,13 +62,15 @@ async def generate(
     check_machine(folders, _any(settings))
     check_judge(_any(settings), given)
     ref = chosen_model(folders, model, adapter, experiment, listener)
+    if not new_run:
+        settings = _with_own_pools(settings, folders)
     for line in [*remarks, *scale_remarks(definitions.values(), given.get("threshold"))]:
         listener.notice(line)
     wanted = [
         Wanted(
             trait=definitions[name],
             folder=folders[name],
-            settings=_with_own_pools(with_model(settings[name], ref), folders[name], new_run),
+            settings=with_model(settings[name], ref),
             generates=True,
             judges=True,
             new_run=new_run,
@@ -155,8 +157,7 @@ async def capture(
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
     used = ("capture", *remembered.CAPTURE, *remembered.FILTERS)
     settings, remarks = resolve(folders, _capturing(folders, given), used)
-    for name, folder in folders.items():
-        settings[name] = _with_own_pools(settings[name], folder)
+    settings = _with_own_pools(settings, folders)
     check_machine(folders, _any(settings))
     for line in remarks:
         listener.notice(line)
@@ -218,7 +219,10 @@ def chosen_model(
     """Return the model to generate with and its adapter, said to the listener."""
     name, revision, said = model_of(folders, model, Path(experiment).name)
     listener.notice(f"model: {name}{said}")
-    ref = replace(find_model(name, revision), adapter=adapter_of(folders, adapter))
+    ref = replace(
+        find_model(name, revision),
+        adapter=adapter_of(folders, adapter, model_named=model is not None),
+    )
     if ref.adapter is not None:
         listener.notice(f"adapter: {ref.adapter.name}, rank {ref.adapter.rank}")
     return ref
@@ -236,9 +240,15 @@ def with_model(settings: RunSettings, ref: ModelRef) -> RunSettings:
 
 
 def _with_own_pools(
-    settings: RunSettings, folder: TraitFolder, new_run: bool = False
-) -> RunSettings:
-    """Let a pool stand beside those that the run has: none of its files goes."""
-    own = () if new_run else storage.chosen(folder).pools
-    pools = tuple(dict.fromkeys([*own, *settings.capture.pools]))
-    return replace(settings, capture=replace(settings.capture, pools=pools))
+    settings: Mapping[str, RunSettings], folders: Mapping[str, TraitFolder]
+) -> dict[str, RunSettings]:
+    """Let a pool stand beside those that the runs have: no file of theirs goes.
+
+    One pass captures all traits, so each has the pools of all.
+    """
+    own = [pool for folder in folders.values() for pool in storage.chosen(folder).pools]
+    found = {}
+    for name, each in settings.items():
+        pools = tuple(dict.fromkeys([*own, *each.capture.pools]))
+        found[name] = replace(each, capture=replace(each.capture, pools=pools))
+    return found

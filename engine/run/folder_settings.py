@@ -37,6 +37,8 @@ def resolve(
     begun = {} if known else runs_of(folders)
     others = {name: found for name, each in begun.items() if (found := _recorded(each))}
     base = next(iter((known or others).values()), DEFAULTS)
+    if others and names_model:
+        base = _of_another_model(base)
     settings = {
         name: apply(given, _without_extra(known.get(name, base), given)) for name in folders
     }
@@ -111,6 +113,21 @@ def addressed(settings: RunSettings) -> RunSettings:
         return settings
     base_url = os.environ.get("OPENAI_BASE_URL") or OPENAI
     return replace(settings, limits=replace(limits, base_url=base_url))
+
+
+def _of_another_model(settings: RunSettings) -> RunSettings:
+    """Leave out what suits the model that it was chosen for."""
+    sampling, capture, execution = settings.sampling, settings.capture, settings.execution
+    own = DEFAULTS.sampling
+    sampling = replace(
+        sampling,
+        dtype=own.dtype,
+        thinking=own.thinking,
+        chat_template_kwargs=own.chat_template_kwargs,
+    )
+    capture = replace(DEFAULTS.capture, pools=capture.pools)
+    execution = replace(execution, blocks=DEFAULTS.execution.blocks)
+    return replace(settings, sampling=sampling, capture=capture, execution=execution)
 
 
 def _without_model(settings: RunSettings) -> RunSettings:
@@ -215,9 +232,10 @@ def check_judge(settings: RunSettings, given: Mapping[str, Any]) -> None:
     headers = read_headers()
     if base_url not in (None, OPENAI):
         url = read_base_url(str(base_url))
-        named = url in {given.get("judge_base_url"), os.environ.get("OPENAI_BASE_URL")}
+        named = {given.get("judge_base_url"), os.environ.get("OPENAI_BASE_URL")}
+        named = {each.rstrip("/") for each in named if each}
         has_key = os.environ.get("OPENAI_API_KEY") or authorizes(headers)
-        if has_key and not named and not is_near(url):
+        if has_key and url.rstrip("/") not in named and not is_near(url):
             raise AccessError(
                 f"your key for the judge would go to {url}, which nobody named but the folder: add "
                 f"`judge_base_url` {url} to the command, or put OPENAI_BASE_URL={url} into .env"

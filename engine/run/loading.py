@@ -211,7 +211,9 @@ class _Loader:
         except StoppedError as error:  # no quota, say: responses and activations can be had
             return replace(backends, judge=None, judge_error=error)
         for run in work.runs:
-            run.learn(profile=profile.as_json(), endpoint=judge.where)
+            # Of one that has nothing to judge its files would say what no record does.
+            if run.ungenerated() or len(run.unjudged()):
+                run.learn(profile=profile.as_json(), endpoint=judge.where)
         prompts = len({run.state.judge_key for run in work.runs})
         plural = "" if prompts == 1 else "s"
         name = self._settings.judge.model

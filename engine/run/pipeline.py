@@ -187,7 +187,7 @@ class Pipeline:
         if not self.captures or self.settings.capture_rows != "kept" or verdict.score is None:
             return
         kept = run.newly_kept(response.sample, verdict.score)
-        if len(kept) == 1:
+        if kept == [response.sample.id.encode()]:
             self._to_capture.offer(run, response)
         else:  # a pair: one of the two has gone from memory
             self._to_capture.owe(run, kept)

@@ -105,10 +105,20 @@ def model_of(
     return infer_model(experiment), None, said
 
 
-def adapter_of(folders: Mapping[str, TraitFolder], name: str | None) -> Adapter | None:
-    """Return the adapter to generate with: the one named, else the folders' own; "" is none."""
+def adapter_of(
+    folders: Mapping[str, TraitFolder], name: str | None, *, model_named: bool
+) -> Adapter | None:
+    """Return the adapter to generate with: the one named, else the folders' own; "" is none.
+
+    Beside a model that is named, none is taken from another trait's run.
+    """
     if name is None:
-        found = [storage.need_record(folder) for folder in storage.runs_of(folders).values()]
+        runs = storage.runs_of(folders)
+        found = [
+            storage.need_record(folder)
+            for trait, folder in runs.items()
+            if trait in folders or not model_named
+        ]
         first = next(iter(found), None)
         if first is None or not first.adapter_source:
             return None

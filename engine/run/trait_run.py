@@ -105,19 +105,19 @@ class TraitRun:
         return np.flatnonzero(wanted & ~self.state.captured())
 
     def newly_kept(self, sample: Sample, score: float) -> list[bytes]:
-        """Return the ids that pass now that a sample has its score, those of a pair together."""
+        """Return the ids to capture now that a sample has its score, those of a pair together."""
         if not self.state.choice.passes(sample.polarity, score):
             return []
-        if sample.id.encode() in self._captured:
-            return []  # under another judge or threshold, or by an earlier run
-        if not self.settings.paired:
-            return [sample.id.encode()]
-        place = (sample.instruction_index, sample.question_index, sample.rollout)
-        twin = self._halves.pop(place, None)
-        if twin is None:
-            self._halves[place] = sample.id.encode()
-            return []
-        return [twin, sample.id.encode()]
+        passing = [sample.id.encode()]
+        if self.settings.paired:
+            place = (sample.instruction_index, sample.question_index, sample.rollout)
+            twin = self._halves.pop(place, None)
+            if twin is None:
+                self._halves[place] = sample.id.encode()
+                return []
+            passing.insert(0, twin)
+        # Others were captured under another judge or threshold, or by an earlier run.
+        return [id_ for id_ in passing if id_ not in self._captured]
 
     def _waiting_halves(self) -> dict[tuple[int, int, int], bytes]:
         if not self.settings.paired:

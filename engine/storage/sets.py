@@ -9,7 +9,7 @@ from ..traits import DEFINITION_FILE, load_plan
 from .choice import Choice
 from .folder import TraitFolder
 from .parts import PartSet, ids_of
-from .run_record import CaptureFacts, JudgeFacts, Question, RunRecord, Selection
+from .run_record import Asked, CaptureFacts, JudgeFacts, Question, RunRecord, Selection
 from .schemas import Kind
 from .state import TraitState, open_state
 
@@ -39,6 +39,7 @@ def runs_of(folders: Mapping[str, TraitFolder]) -> dict[str, TraitFolder]:
         folder = TraitFolder(path.parent)
         try:
             record = RunRecord.load(folder.run_record)
+            _ = Asked.load(folder.asked), chosen(folder)
         except UsageError:  # damaged: it stands in no other trait's way
             continue
         if record is not None and record.created > newest:

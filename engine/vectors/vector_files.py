@@ -114,10 +114,6 @@ def _remove_stale(folder: Path, vectors: Vectors) -> None:
             tensor = beside.with_name(beside.name.replace("_metadata.json", ".pt"))
             tensor.unlink(missing_ok=True)
             beside.unlink()
-    for _, _, tensor, beside in _pt_files(folder, vectors.pool):
-        if not _read_facts(beside):  # nothing tells what it was fitted to
-            tensor.unlink()
-            beside.unlink(missing_ok=True)
     for method in METHODS:
         path = _packed_path(folder, method, vectors.pool)
         found = _read_packed(path).values()

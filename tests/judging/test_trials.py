@@ -68,7 +68,9 @@ async def test_t33_an_answer_that_was_broken_off_is_not_taken_for_the_whole(
     assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 80.0, 2)
 
 
-@pytest.mark.parametrize("reason", ["SAFETY", "RECITATION", "sensitive", "content_filter"])
+@pytest.mark.parametrize(
+    "reason", ["SAFETY", "RECITATION", "sensitive", "content_filter", "error: SAFETY"]
+)
 async def test_t33_an_answer_that_was_held_back_is_a_refusal(reason: str) -> None:
     with MisbehavingServer(script=[completion("8", finish_reason=reason)]) as server:
         async with known(server) as judge:

@@ -241,6 +241,34 @@ async def test_a_pool_that_is_added_takes_no_tensor_away(tmp_path: Path, model: 
     assert names == {"all_layers.pt", "all_layers.prompt_last.pt"}
 
 
+async def test_traits_of_different_pools_are_captured_in_all_of_them(
+    tmp_path: Path, model: str
+) -> None:
+    root = fakes.make_trait(tmp_path, "a").parent
+    fakes.make_trait(tmp_path, "b")
+    await made(root, model, "a")
+    await made(root, model, "b", pool="prompt_last")
+    result = await go(generate, root, n_examples=30, pool="response_mean")
+    assert result.exit_code == ExitCode.OK
+    for name in "ab":
+        names = {path.name for path in (root / name / "activations").glob("*.pt")}
+        assert names == {"all_layers.pt", "all_layers.prompt_last.pt"}
+
+
+async def test_a_twin_of_a_captured_row_is_captured_too(tmp_path: Path, model: str) -> None:
+    class Sure(fakes.FakeJudge):
+        async def judge(self, trait: Trait, response: Response) -> Verdict:
+            verdict = await super().judge(trait, response)
+            score = 90.0 if response.sample.polarity == "pos" else 10.0
+            return verdict if verdict.score is None else replace(verdict, score=score)
+
+    root = fakes.make_trait(tmp_path).parent
+    await work(root, model, n_examples=20, capture="kept")
+    await work(root, model, n_examples=20, judge_model="two", paired=True, judge=Sure)
+    assert fakes.state(root / "trait").kept_uncaptured() == 0
+    assert (root / "trait/activations/all_layers.pt").exists()
+
+
 async def test_the_newest_activation_set_is_the_one_begun_last(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,8 +330,83 @@ async def test_a_further_trait_goes_on_as_the_experiments_latest_run(
     name, _, said = model_of(folders, None, "exp")
     assert name == model
     assert "as trait one" in said
-    (root / "one/parquet/run.json").write_text("{")
-    assert resolve(folders, {})[1] == []  # a damaged folder stands in no other trait's way
+    other, _ = resolve(folders, {}, names_model=True)
+    assert other["further"].sampling.temperature == 0.5
+    assert other["further"].capture.layers is None
+    for name in ("asked", "selection", "run"):  # a damaged folder stands in no other trait's way
+        path = root / f"one/parquet/{name}.json"
+        content = path.read_bytes()
+        path.write_text("{")
+        assert resolve(folders, {})[1] == []
+        path.write_bytes(content)
+
+
+async def test_another_model_takes_no_adapter_from_another_trait(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    from tests.support.adapters import make_adapter
+    from tests.support.tiny import tiny_qwen3
+    from traitmill.engine.run.selection import adapter_of
+
+    model = str(tiny_qwen3(tmp_path / "tiny", model_folder))
+    adapter = str(make_adapter(tmp_path / "adapter", Path(model)))
+    root = fakes.make_trait(tmp_path, "one").parent
+    fakes.make_trait(tmp_path, "new")
+    await made(root, model, "one", adapter=adapter)
+    new, both = [{name: TraitFolder(root / name) for name in names} for names in (["new"], ["one"])]
+    assert adapter_of(new, None, model_named=True) is None
+    found = [adapter_of(new, None, model_named=False), adapter_of(both, None, model_named=True)]
+    assert [each.source for each in found if each] == [adapter, adapter]
+
+
+async def test_a_trait_with_nothing_to_judge_stays_as_its_files_say(
+    tmp_path: Path, model: str
+) -> None:
+    """The judge of the other one is at another address."""
+    from tests.judging.test_judges import judged
+    from tests.support.misbehaving_server import MisbehavingServer
+    from traitmill.engine.outputs import exported_table, is_exported
+
+    root = fakes.make_trait(tmp_path, "a").parent
+    fakes.make_trait(tmp_path, "b")
+    how = {"model": model, "judge_model": "m", "n_examples": 4, "backends": judged}
+    with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
+        for traits in (["a"], ["a", "b"]):
+            with MisbehavingServer("gpt-5-mini") as server:
+                await generate(root, traits, judge_base_url=server.url, **how)
+    for name in "ab":
+        assert is_exported(fakes.state(root / name))
+        exported_table(TraitFolder(root / name))
+
+
+async def test_a_page_needs_the_rows_that_its_files_are_of_and_no_more(
+    tmp_path: Path, model: str
+) -> None:
+    from traitmill.engine.outputs import exported_table
+
+    folder = fakes.make_trait(tmp_path)
+    await work(folder.parent, model, n_examples=10)
+
+    @asynccontextmanager
+    async def dead(_: Work) -> AsyncIterator[Backends]:
+        raise EngineDiedError("the engine did not start")
+        yield
+
+    with (
+        patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers),
+        pytest.raises(EngineDiedError),
+    ):
+        await generate(folder.parent, n_examples=20, backends=dead)
+    (folder / "activations/all_layers.pt").unlink()
+    assert len(exported_table(TraitFolder(folder))) == 20
+
+    class Stops(fakes.FakeJudge):
+        async def judge(self, trait: Trait, response: Response) -> Verdict:
+            raise StoppedError("no quota left")
+
+    await work(folder.parent, model, n_examples=20, judge=Stops)
+    with pytest.raises(UsageError, match="since its files were written"):
+        exported_table(TraitFolder(folder))
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,17 @@ def test_f28_a_key_goes_to_no_address_that_a_folder_alone_names(
         check_judge(found["trait"], given)
 
 
-@pytest.mark.parametrize("near", ["http://localhost:8000/v1", "http://10.0.0.5/v1", URL])
+@pytest.mark.parametrize(
+    "near",
+    [
+        "http://localhost:8000/v1",
+        "http://10.0.0.5/v1",
+        "http://gpu01:8000/v1",
+        "http://host.docker.internal/v1",
+        "http://100.64.0.3/v1",
+        URL,
+    ],
+)
 def test_f28_an_address_of_ones_own_network_needs_no_second_naming(
     monkeypatch: pytest.MonkeyPatch, near: str
 ) -> None:

@@ -101,13 +101,12 @@ def test_vectors_of_other_activations_do_not_stay(folder):
         ("odd_layer2_metadata.json", b"[1]"),
     ):
         (folder / "vectors" / name).write_bytes(content)  # somebody's own
-    # Cut off while it was written: nothing tells what it was fitted to.
-    (folder / "vectors" / "gradient_layer1_metadata.json").write_bytes(b"")
+    # Nothing tells whose it is, or what it was fitted to; readers pass it over.
     (folder / "vectors" / "mean_diff_layer3_metadata.json").unlink()
     planted.write_trait(folder, signal=2.0, seed=9)
     write_vectors(TraitFolder(folder), fit_vectors(load_activations(folder), ["probe"], [2]))
     left = sorted(path.name for path in (folder / "vectors").iterdir())
-    own = ["mine_layer2_metadata.json", "odd_layer2_metadata.json"]
+    own = ["mean_diff_layer3.pt", "mine_layer2_metadata.json", "odd_layer2_metadata.json"]
     assert left == [*own, "probe_layer2.pt", "probe_layer2_metadata.json"]
 
 
