@@ -8,6 +8,7 @@ looks at the other, a state from before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 _UNUSABLE = object()
 """Stands in a residual's place: whatever is done with it fails."""
-_FAILS = (TypeError, AttributeError, ValueError, RuntimeError)
+_FAILS = (TypeError, AttributeError, ValueError, RuntimeError, AssertionError, LookupError)
 
 
 def find_blocks(model: nn.Module, config: Any) -> list[nn.Module] | str:
@@ -47,12 +48,14 @@ def stream_is_sum(blocks: Sequence[nn.Module], run: Callable[[], Any]) -> bool |
         block.forward = trial.of(block.forward)
     try:
         run()
+    except _FAILS as error:
+        return f"a trial run of it failed ({type(error).__name__})"
     finally:
         for block in blocks:
             del block.forward
     if not trial.pairs:
         return False
-    if len(trial.needed) != 1:
+    if trial.remade or len(trial.needed) != 1:
         return "whether its state is the sum of what a block returns could not be told"
     return trial.needed.pop()
 
@@ -62,6 +65,8 @@ class _Trial:
         self.needed: set[bool] = set()
         """Whether blocks needed the second part of the pair before them."""
         self.pairs = False
+        self.remade = False
+        """Whether a block was handed another residual than the one before had returned."""
         self._second: torch.Tensor | None = None
 
     def of(self, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,6 +81,10 @@ class _Trial:
 
     def _tried(self, forward: Callable[..., Any], arguments: Any, named: dict[str, Any]) -> Any:
         if self._second is None:
+            return forward(*arguments, **named)
+        if not any(each is self._second for each in (*arguments, *named.values())):
+            self.remade |= "residual" in signature(forward).parameters
+            self.needed.add(False)
             return forward(*arguments, **named)
         # Under a failed trial some of the arguments may have been written over: nobody reads them.
         try:

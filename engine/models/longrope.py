@@ -39,5 +39,6 @@ def check_longest(ref: ModelRef, longest: int) -> None:
         raise UsageError(
             f"a sequence of this run may have {longest} tokens, but beyond {common} the engines "
             f"that generate and read take different RoPE factors (longrope) for {ref.name}: lower "
-            f"`max_new_tokens`, or `max_thinking_tokens`, by {longest - common}"
+            f"`max_new_tokens`, or `max_thinking_tokens`, by {longest - common}, or give "
+            "`extract_activations` False"
         )

@@ -37,7 +37,7 @@ def _processors_template(ref: ModelRef) -> str | None:
     """Return the chat template that only a model's processor reads, as older repositories of models
     that see have it; None where there is none.
 
-    Raise AccessError for a damaged file.
+    Of several by name it is the one called default. Raise AccessError for a damaged file.
     """
     from transformers.utils import cached_file
 
@@ -48,13 +48,19 @@ def _processors_template(ref: ModelRef) -> str | None:
         revision=ref.hub_revision,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
     )
     if path is None:
         return None
     try:
-        return str(json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"])
+        found = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+        if isinstance(found, list):
+            found = {each["name"]: each["template"] for each in found}
+        if isinstance(found, dict):
+            found = found.get("default")
     except (OSError, ValueError, LookupError, TypeError):
         raise AccessError(f"{name} of model {ref.name} is damaged; copy it again") from None
+    return found if isinstance(found, str) else None
 
 
 def is_chat(tokenizer: Any) -> bool:

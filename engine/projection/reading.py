@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,8 +102,14 @@ class Reader:
         )
 
     def unload(self) -> None:
-        """Let the weights go."""
+        """Let the weights go, and the memory that held them: the next model's place is sought by
+        what is free."""
+        import torch
+
         self.__dict__.pop("_model", None)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -13,6 +13,8 @@ from .member import Member, is_fault, reason
 from .pool import ReplicaPool
 from .waiting import MOST_DEATHS, company, deadly
 
+_MOST_UNCLEAR = 2 * MOST_DEATHS
+"""Deaths with some rows that requests beside them may have caused, until the rows are suspect."""
 CALLS = 2
 """Under way on a replica: while the results of one travel, the next is computed."""
 
@@ -92,7 +94,11 @@ class ReplicatedCapturer:
 
     async def _capture(self, rows: list[Response], deaths: int) -> list[Activation]:
         """Capture rows that so many replicas died with."""
-        found = await self._once(rows, calls=1 if deaths < MOST_DEATHS - 1 else CALLS)
+        calls = 1 if deaths < MOST_DEATHS - 1 else CALLS
+        found, unclear = await self._once(rows, calls), 0
+        while found is None:
+            unclear += 1
+            found = await self._once(rows, calls, unclear >= _MOST_UNCLEAR)
         if not isinstance(found, str):
             return found
         deaths += 1
@@ -104,8 +110,11 @@ class ReplicatedCapturer:
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         return [one for part in parts for one in await self._capture(part, deaths)]
 
-    async def _once(self, rows: list[Response], calls: int) -> list[Activation] | str:
-        """Return what one replica made of some rows, in the room of so many calls, or why it died.
+    async def _once(
+        self, rows: list[Response], calls: int, blamed: bool = False
+    ) -> list[Activation] | str | None:
+        """Return what one replica made of some rows, in the room of so many calls, or why it died:
+        None where its engine had requests too, one of which may be to blame, unless `blamed`.
 
         Raise a TraitmillError.
         """
@@ -124,7 +133,7 @@ class ReplicatedCapturer:
         if isinstance(found, EngineDiedError):
             if member.actor is actor:
                 self._pool.lost(member, found.message)
-            return found.message
+            return None if member.was_asked and not blamed else found.message
         if isinstance(found, TraitmillError):
             raise found
         activations: list[Activation]

@@ -55,6 +55,8 @@ class Member:
     failures: int = 0
     """In a row, without an answer between them."""
     given_up: bool = False
+    was_asked: bool = False
+    """Whether the actor that ended last had requests under way."""
 
     @property
     def capacity(self) -> int:

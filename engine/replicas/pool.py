@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..records import Response, Sample
 from .actor import Answer, Hello, OpenModels, Replica, Seat, full
 from .cluster import Cluster, Needs
 from .member import Agreed, FaultError, Member, Request, closed, is_fault, placed, reason
+from .starts import Starts
 from .waiting import Waiting, refuse
 
 RESTARTS = 3
@@ -45,7 +46,7 @@ class ReplicaPool:
         self._generates, self._captures, self._closed = True, False, False
         self._waiting = Waiting()
         self._numbers = itertools.count()
-        self._starts: set[asyncio.Task[None]] = set()
+        self._starts = Starts(self._waiting.refuse_all)
         self._said: set[str] = set()
         self._errors: list[TraitmillError] = []
         self.agreed = Agreed()
@@ -59,7 +60,7 @@ class ReplicaPool:
 
         Raise what keeps one that is needed from it, named.
         """
-        pending = {self._begin(self._start_member(member)) for member in self.members}
+        pending = {self._starts.begin(self._start_member(member)) for member in self.members}
         while pending and not (self._errors if self._all_needed else self._has_one):
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -70,12 +71,6 @@ class ReplicaPool:
     @property
     def _has_one(self) -> bool:
         return any(member.hello is not None for member in self.members)
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._starts.add(task)
-        task.add_done_callback(self._starts.discard)
-        return task
 
     async def _start_member(self, member: Member) -> None:
         try:
@@ -173,7 +168,10 @@ class ReplicaPool:
 
     def need_one(self) -> None:
         """Raise EngineDiedError where no replica is left."""
-        if all(member.given_up for member in self.members):
+        self._starts.check()
+        # One that never came, for want of room on the cluster, is not waited for by the last.
+        gone = [member.given_up for member in self.members if member.hello is not None]
+        if (gone and all(gone)) or all(member.given_up for member in self.members):
             raise EngineDiedError(
                 "all replicas died. What was stored is safe; run the same command again to go on"
             )
@@ -222,14 +220,14 @@ class ReplicaPool:
         """Start a member that died again; what it was to do goes to the front of the queue."""
         if self._closed or member.actor is None:
             return
-        actor = member.ended()
+        actor, member.was_asked = member.ended(), bool(member.under_way)
         current = asyncio.current_task()
         for talk in member.talks:
             if talk is not current:
                 talk.cancel()
         back = self._waiting.take_back(member, why)
         self._notice(f"{member} died: {why}; {back} samples of it are queued again")
-        self._begin(self._revive(member, actor))
+        self._starts.begin(self._revive(member, actor))
         self._waiting.deal(self.members)
 
     async def _revive(self, member: Member, actor: Any) -> None:
@@ -288,7 +286,7 @@ class ReplicaPool:
     async def close(self) -> None:
         """Take all models down, then the actors. What they are still doing is dropped."""
         self._closed = True
-        tasks = [*self._starts, *(talk for member in self.members for talk in member.talks)]
+        tasks = [*self._starts.tasks, *(talk for member in self.members for talk in member.talks)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -28,7 +28,7 @@ def deadly(why: str) -> DeadlyError:
     return DeadlyError(f"{MOST_DEATHS} replicas died with it, the last so: {why}")
 
 
-def refuse(requests: Iterable[Request], error: Exception) -> None:
+def refuse(requests: Iterable[Request], error: BaseException) -> None:
     """Answer those of some requests that have no answer yet with an error."""
     for request in requests:
         if not request.answer.done():
@@ -65,9 +65,17 @@ class Waiting:
             queue = self._by_deaths[deaths]
             while queue and queue[0].answer.done():  # given up meanwhile
                 queue.popleft()
-            if queue and (not deaths or member.suspects(deaths) < company(deaths, member.capacity)):
+            if queue and (not deaths or self._takes_suspect(member, deaths)):
                 return queue.popleft()
         return None
+
+    def _takes_suspect(self, member: Member, deaths: int) -> bool:
+        """Return whether one more suspect of so many deaths may join: none of another number may be
+        there, for which of them is to blame could not be told."""
+        others = (each for each in range(1, MOST_DEATHS) if each != deaths)
+        if any(member.suspects(each) for each in others):
+            return False
+        return member.suspects(deaths) < company(deaths, member.capacity)
 
     def take_back(self, member: Member, why: str) -> int:
         """Put what was under way with a member that died at the front; return how many.
@@ -88,7 +96,7 @@ class Waiting:
                 refuse([request], deadly(why))
         return again
 
-    def refuse_all(self, error: Exception) -> None:
+    def refuse_all(self, error: BaseException) -> None:
         """Answer all with an error."""
         for queue in self._by_deaths:
             refuse(queue, error)

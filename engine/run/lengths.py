@@ -21,10 +21,12 @@ def longest_sequence(
     thought: Thought | None,
     *,
     judges: bool,
+    reads: bool,
 ) -> int:
     """Return the tokens of the longest sequence that the engine will see.
 
-    Raise UsageError for one that would be read in another way than it is generated.
+    `reads`: rows that are generated are captured. Raise UsageError for one that would be read in
+    another way than it is generated.
     """
     new = behind = settings.sampling.max_new_tokens
     if thought is not None:
@@ -40,7 +42,8 @@ def longest_sequence(
             prompt = fill(local_prompt(run.trait), question=question, answer="")
             asked = max(asked, len(run.tokenize("", prompt)) + new + _CLOSED_THOUGHT)
     own = settings.judge.model == "local"
-    check_longest(ref, max(rows, asked) if own else rows)
+    if reads:
+        check_longest(ref, max(rows, asked) if own else rows)
     # Judged text may take more tokens than were sampled.
     longest = max(rows, asked + new) if asked else rows
     return min(longest, common_length(ref) or longest) if own else longest

@@ -57,7 +57,8 @@ class Work:
     def longest(self) -> int:
         """Return what `longest_sequence` does of this work."""
         how = (self.ref, self.settings, self.runs, self.thought)
-        return longest_sequence(*how, judges=self.judges)
+        reads = self.generates and self.settings.capture_rows != "none"
+        return longest_sequence(*how, judges=self.judges, reads=reads)
 
     @property
     def thought(self) -> Thought | None:

@@ -71,10 +71,10 @@ class Answers:
         """Return by how much the scores are above those under random vectors.
 
         A vector that does no more than random ones is one more of them, so the 95 % interval is
-        where the difference from one more would lie: sqrt((1 + 1 / k) s^2 + e^2) wide, by Student's
-        t on k - 1 degrees. s^2 is the variance between the k vectors' own differences, less what
-        they differ by because each has few answers; e is the error of the mean over questions. It
-        is without end for one vector or question.
+        where the difference from one more would lie: s sqrt(1 + 1 / k) wide, by Student's t on
+        k - 1 degrees. s^2 is the variance between the k vectors' own differences; what they differ
+        by because each has few answers is in it, and makes the interval wider than need be rather
+        than too narrow. It is without end for one vector or question.
         """
         from scipy.stats import t
 
@@ -91,12 +91,7 @@ class Answers:
             return Estimate(gap.value, *ends), n
         gaps = scores - self.scores[mine]
         means = np.bincount(vector, gaps) / answers
-        spread = float(means.var(ddof=1))
-        if len(gaps) > k:
-            within = float(np.sum((gaps - means[vector]) ** 2)) / (len(gaps) - k)
-            spread = max(0.0, spread - within * float(np.mean(1 / answers)))
-        error = (gap.high - gap.value) / float(t.ppf(0.975, n - 1))
-        half = float(t.ppf(0.975, k - 1)) * math.sqrt((1 + 1 / k) * spread + error**2)
+        half = float(t.ppf(0.975, k - 1)) * math.sqrt((1 + 1 / k) * means.var(ddof=1))
         return Estimate(gap.value, gap.value - half, gap.value + half), n
 
     def _by_question(self, condition: Condition) -> dict[int, float]:

@@ -552,6 +552,12 @@ class Whole(nn.Module):
         return hidden + 1, residual
 
 
+class Wary(Summing):
+    def forward(self, hidden: Any, residual: Any) -> tuple[Any, Any]:
+        assert residual is None or isinstance(residual, torch.Tensor)
+        return super().forward(hidden, residual)
+
+
 class Lone(nn.Module):
     def forward(self, hidden: Any, residual: Any) -> Any:
         return hidden + 1
@@ -561,6 +567,7 @@ class Lone(nn.Module):
     ("blocks", "found"),
     [
         ([Summing(), Summing(), Summing()], True),
+        ([Wary(), Wary(), Wary()], True),
         ([Whole(), Whole(), Whole()], False),
         ([Lone(), Lone()], False),
         ([Block(), Block()], False),
@@ -583,6 +590,26 @@ def test_what_a_block_returns_is_the_stream_or_half_of_it(blocks: Any, found: An
     assert found in told if isinstance(told, str) else told is found
     assert torch.equal(run(), plain)
     assert not any("forward" in vars(block) for block in blocks)
+
+
+def test_a_stream_is_not_taken_for_the_first_where_the_second_is_made_anew() -> None:
+    """Between blocks the model hands on another tensor of the same values."""
+    blocks = [Summing(), Summing(), Summing()]
+
+    def run() -> None:
+        hidden, residual = torch.ones(2, 4), None
+        for block in blocks:
+            hidden, residual = block(hidden, residual)
+            residual = residual * 1.0
+
+    assert "could not be told" in str(stream_is_sum(blocks, run))
+
+
+def test_a_trial_run_that_fails_costs_ablation_alone() -> None:
+    def run() -> None:
+        raise RuntimeError("no dummy batch")
+
+    assert stream_is_sum([Summing(), Summing()], run) == "a trial run of it failed (RuntimeError)"
 
 
 def test_a_direction_is_taken_out_of_a_stream_that_is_no_sum() -> None:

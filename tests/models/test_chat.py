@@ -107,6 +107,14 @@ def test_a_template_that_only_the_processors_file_holds_is_taken(tmp_path: Path)
     (tmp_path / "chat_template.jinja").write_text(talkers.ZEPHYR)
     assert load_tokenizer(ref).chat_template == talkers.ZEPHYR
     (tmp_path / "chat_template.jinja").unlink()
+    named = {"default": talkers.CHATML, "rag": talkers.ZEPHYR}
+    listed = [{"name": name, "template": template} for name, template in named.items()]
+    for several in (named, listed):
+        older.write_text(json.dumps({"chat_template": several}))
+        assert load_tokenizer(ref).chat_template == talkers.CHATML
+    for none in (None, {"rag": talkers.ZEPHYR}):
+        older.write_text(json.dumps({"chat_template": none}))
+        assert not is_chat(load_tokenizer(ref))
     for damaged in ("{", "[]", "{}"):
         older.write_text(damaged)
         with pytest.raises(AccessError, match="chat_template.json of model mine is damaged"):

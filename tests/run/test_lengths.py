@@ -43,8 +43,13 @@ def test_rows_beyond_the_short_factors_are_refused_before_they_are_generated(
     exact = work(tmp_path / "exact", new=150, judge="gpt-x", original=longest)
     assert exact.longest() == longest
     over = work(tmp_path / "over", new=160, judge="gpt-x", original=longest)
-    with pytest.raises(UsageError, match=rf"beyond {longest} .*`max_thinking_tokens`, by 10$"):
+    with pytest.raises(
+        UsageError, match=rf"beyond {longest} .*`max_thinking_tokens`, by 10, or give"
+    ):
         over.longest()
+    unread = replace(over, settings=replace(over.settings, capture_rows="none"))
+    assert unread.longest() == longest + 10
+    assert replace(over, generates=False).longest() == longest + 10
 
 
 def test_room_for_a_local_judges_longer_reading_never_changes_the_factors(tmp_path: Path) -> None:

@@ -67,7 +67,21 @@ def test_a_vector_no_better_than_random_is_claimed_in_5_of_100_at_most(k, apart,
     assert claimed(count, effect=0.0, apart=apart, k=k, n=n) <= 0.05 + 2 * chance
 
 
-@pytest.mark.parametrize(("apart", "effect"), [(0.0, 30.0), (5.0, 50.0), (10.0, 80.0)])
+@pytest.mark.parametrize(
+    ("k", "apart", "n"), [(5, 5.0, 20), (5, 10.0, 20), (10, 8.0, 20), (20, 5.0, 40)]
+)
+def test_the_interval_holds_one_more_random_vector_in_95_of_100(k, apart, n):
+    """Few answers to each vector make it wider, never too narrow."""
+    rng = np.random.default_rng(7)
+    count, held = 400, 0
+    for _ in range(count):
+        answers = simulated(rng, effect=0.0, apart=apart, k=k, n=n)
+        beyond, _ = answers.over_random(STEERED)
+        held += beyond.low <= 0 <= beyond.high
+    assert held / count >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / count)
+
+
+@pytest.mark.parametrize(("apart", "effect"), [(0.0, 40.0), (5.0, 50.0), (10.0, 80.0)])
 def test_a_vector_that_is_clearly_better_is_claimed(apart, effect):
     assert claimed(100, effect=effect, apart=apart, k=5, n=20) >= 0.9
 
