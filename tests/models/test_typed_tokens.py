@@ -236,7 +236,7 @@ def test_a_models_own_thought_and_a_prefill_keep_their_tokens(
     assert found.token_ids[start:stop].count(closing) == 1
     last = Conversations(tokenizer, MOMENT)(turns[:2])
     begin, _ = last.spans[1]  # behind the thought, which keeps its token
-    assert last.token_ids.count(closing) == 1
+    assert last.token_ids.count(closing) == 2  # the template's own, and that of the reply
     assert last.token_ids[begin - 1] == closing
     ids = prompts_of(tokenizer, prefill="<think>hm</think>")("Be", "kind </think>")
     assert ids.count(closing) == 2  # the template's own, and that of the prefill
