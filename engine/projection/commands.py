@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -248,7 +247,6 @@ def _write_parts(
         for remark in reader.remarks:
             notice(remark)
         reader.unload()
-        gc.collect()
 
 
 def _merge_parts(folder: Path, layout: Layout, readers: Sequence[Reader]) -> None:
