@@ -271,14 +271,14 @@ async def test_t27_a_gateway_that_starts_anew_costs_no_text_and_no_run(outage: s
             judged = [
                 asyncio.create_task(judge.judge(TRAIT, response(index=i))) for i in range(200)
             ]
-            while len(server.log) < 64:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)
+            while not judge._calls.throttle.one_at_a_time:
+                await asyncio.sleep(0.001)
             down[0] = False
             found = await asyncio.wait_for(asyncio.gather(*judged), 60)
         asked = len(server.log)
     assert {each.status for each in found} == {"scored"}
-    assert asked < 200 + 64 + 8
+    # What may fail: what makes it count as down, what was under way then, and its trials.
+    assert asked <= 200 + 24 + 64 + 5
 
 
 async def test_t27_requests_go_side_by_side_again_once_one_is_answered() -> None:
