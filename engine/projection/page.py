@@ -134,7 +134,7 @@ def _spread(table: Path, model: str, vector: str, role: str) -> ndarray:
     places, values, start = [], [], 0
     with pq.ParquetFile(table, page_checksum_verification=True) as file:
         for group in range(file.metadata.num_row_groups):
-            rows = file.read_row_group(group, columns=["model", "role", vector])
+            rows = file.read_row_group(group, columns=["model", "role", vector], use_threads=False)
             mine = pc.and_(pc.equal(rows["model"], model), pc.equal(rows["role"], role))
             mine = pc.fill_null(pc.and_(mine, pc.is_valid(rows[vector])), fill_value=False)
             inside = np.flatnonzero(mine.to_numpy())
@@ -156,7 +156,8 @@ def _take(table: Path, places: ndarray, vector: str) -> list[dict[str, Any]]:
             stop = start + file.metadata.row_group(group).num_rows
             inside = places[(places >= start) & (places < stop)]
             if len(inside):
-                rows = file.read_row_group(group, columns=columns).take(pa.array(inside - start))
+                rows = file.read_row_group(group, columns=columns, use_threads=False)
+                rows = rows.take(pa.array(inside - start))
                 found.update(zip(map(int, inside), rows.to_pylist(), strict=True))
             start = stop
     return [

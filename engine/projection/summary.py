@@ -75,7 +75,8 @@ def summarise(table: Path, layout: Layout, differences: Sequence[Difference]) ->
     columns = ["model", "row", "role", "error", *layout.vectors]
     with pq.ParquetFile(table, page_checksum_verification=True) as file:
         for group in range(file.metadata.num_row_groups):
-            for row in file.read_row_group(group, columns=columns).to_pylist():
+            rows_read = file.read_row_group(group, columns=columns, use_threads=False)
+            for row in rows_read.to_pylist():
                 rows += 1
                 if row["error"] is not None:
                     n_failed += 1

@@ -91,7 +91,7 @@ def write_rows(path: Path, layout: Layout, rows: Sequence[dict[str, Any]]) -> No
 def read_part(path: Path) -> pa.Table:
     """Return a part's rows; a damaged page is an error."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read()
+        return file.read(use_threads=False)
 
 
 def merge(folder: Path, layout: Layout, parts: Sequence[Path]) -> None:
@@ -111,7 +111,8 @@ def write_flat(folder: Path, layout: Layout) -> None:
     """Write projections.csv from projections.parquet, a row group at a time."""
     with pq.ParquetFile(folder / TABLE, page_checksum_verification=True) as file:
         groups = range(file.num_row_groups)
-        flat = (file.read_row_group(group, columns=list(layout.flat)) for group in groups)
+        columns = list(layout.flat)
+        flat = (file.read_row_group(group, columns=columns, use_threads=False) for group in groups)
         _write_csv(folder / CSV, layout.flat, (rows.select(layout.flat) for rows in flat))
 
 
@@ -180,7 +181,10 @@ def compare(
         chunks = stored.num_row_groups // len(models)  # each model's, one model after the other
         for chunk in range(chunks):
             groups = [chunk + chunks * number for number in range(len(models))]
-            rows = [stored.read_row_group(group, columns=list(layout.flat)) for group in groups]
+            columns = list(layout.flat)
+            rows = [
+                stored.read_row_group(group, columns=columns, use_threads=False) for group in groups
+            ]
             for cells in _compared(rows, layout, models, gaps):
                 text.write(csv_line(map(_csv_cell, cells)))
         text.flush()

@@ -219,7 +219,8 @@ def split_off(parts: PartSet, known: np.ndarray, before: Callable[[], None] = la
         if good.all():
             continue
         before()
-        whole = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            whole = file.read(use_threads=False)
         target = parts.quarantine_path(f"orphans-{parts.kind}-{path.name}")
         write_part(target, parts.kind, whole.filter(pa.array(~good)))
         if good.any():

@@ -152,7 +152,7 @@ def load_plan(path: Path) -> Plan | None:
 
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
+            table = file.read(use_threads=False)
         columns = {name: np.asarray(table[name], kind) for name, kind in _COLUMNS.items()}
         return Plan(table.schema.metadata[b"key"].decode(), **columns)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):

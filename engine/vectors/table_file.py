@@ -58,7 +58,7 @@ def read_table(
         raise UsageError(f"{path} cannot be read: its checksum differs; make it anew", step)
     data = BytesIO(before + digest + after)
     with pq.ParquetFile(data, page_checksum_verification=True) as file:
-        table = pl.DataFrame(pl.from_arrow(file.read()))
+        table = pl.DataFrame(pl.from_arrow(file.read(use_threads=False)))
         facts = json.loads(file.metadata.metadata[b"traitmill"])
     if table.columns != list(columns):
         raise UsageError(f"{path} cannot be read: it holds another table; make it anew", step)
