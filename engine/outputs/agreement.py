@@ -97,13 +97,13 @@ def _read(path: Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, 2):
         try:
             float(row["score"] or "")
-            known = row["mark"] in _MARKS and row["polarity"] in ("pos", "neg")
+            known = row["mark"] in _MARKS and row["polarity"] in ("pos", "neg") and row["sample_id"]
         except (TypeError, ValueError):
             known = False
         if not known:
             raise UsageError(
-                f"{path}, line {number}: a mark is right or wrong, beside a number as score and a "
-                "side (pos, neg)"
+                f"{path}, line {number}: a mark is right or wrong, beside a sample's id, a number "
+                "as score and a side (pos, neg)"
             )
     seen = [row["sample_id"] for row in rows]
     if len(set(seen)) < len(seen):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ class CsvFile:
         csv.field_size_limit(2**31 - 1)  # a cell may be long; the default stops at 128 kB
         with self._path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            _ = reader.fieldnames  # reads the header, so that lines are counted behind it
+            names = reader.fieldnames or []  # read now, so that lines are counted behind it
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise UsageError(f"{self._path}: two columns are named {twice[0]!r}")
             while True:
                 line = reader.line_num + 1
                 record = next(reader, None)
@@ -95,7 +98,7 @@ class TextFiles:
     def _records(self) -> Iterator[tuple[int, Any]]:
         for number, path in enumerate(self._paths, 1):
             try:
-                yield number, {"file": path.name, "response": path.read_text(encoding="utf-8")}
+                yield number, {"file": path.name, "response": path.read_text(encoding="utf-8-sig")}
             except UnicodeDecodeError:
                 yield number, f"{path.name} is not in UTF-8"
 
@@ -106,6 +109,8 @@ def _parsed(data: bytes) -> Any:
         return json.loads(data)
     except ValueError as error:
         return f"it is no JSON ({error})"
+    except RecursionError:
+        return "it is nested too deep"
 
 
 def _survey(

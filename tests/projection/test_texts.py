@@ -61,7 +61,8 @@ def test_a_folder_of_responses_is_read_by_name(tmp_path):
 def test_one_text_file_is_one_response(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("said by a")
-    (tmp_path / "b.txt").write_text("said by b")
+    (tmp_path / "b.txt").write_text("said by b", encoding="utf-8-sig")
+    assert next(iter(open_texts(tmp_path / "b.txt"))).turns == (Turn("assistant", "said by b"),)
     [text] = open_texts(path)
     assert (text.columns, text.turns) == ({"file": "a.txt"}, (Turn("assistant", "said by a"),))
     path.write_bytes(b"\xff")
@@ -137,6 +138,8 @@ def test_of_many_bad_rows_five_are_named(tmp_path):
         ("t.jsonl", b"", "holds no text"),
         ("t.csv", b"prompt,response\n", "holds no text"),
         ("t.csv", b"response\na,b\n", "line 2: it has more cells than the header"),
+        ("t.csv", b"response,response\na,b\n", "two columns are named 'response'"),
+        ("t.jsonl", b"[" * 9000 + b"\n", "line 1: it is nested too deep"),
         ("t.csv", b"response\n\xff\n", "is no CSV in UTF-8"),
         ("t.csv", b"text\nx\n", "line 2: it has neither"),
         ("t.csv", b"messages\n{\n", "line 2: `messages` is no list of turns"),

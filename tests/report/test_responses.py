@@ -228,6 +228,7 @@ def test_agree_says_what_marks_amount_to(work: lab.Work, tmp_path: Path, traitmi
         ("sample_id,polarity,score,mark\nx,pos,50,right\n", "'x' is no response of"),
         ("sample_id,polarity,score,mark\nx,pos,50,maybe\n", "line 2: a mark is right or wrong"),
         ("sample_id,polarity,score,mark\nx,pos,much,right\n", "line 2"),
+        ("polarity,score,mark,sample_id\npos,50,right\n", "line 2: a mark is right or wrong"),
         ("sample_id,polarity,score,mark\n", "holds no mark that counts"),
     ],
 )
