@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +31,7 @@ def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None
     """Write UTF-8 with LF and minimal quoting; a side with nothing kept is a header."""
     texts = list(CSV_COLUMNS[:-1])
     judged = [state.verdicts.score[positions]]
+    limits = [*state.choice.thresholds.values(), state.choice.coherence or 0.0]
     header = list(CSV_COLUMNS)
     if state.coherence is not None:
         judged.append(state.coherence.score[positions])
@@ -41,11 +43,14 @@ def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None
     for table in state.tables("responses", positions, [*texts, *thoughts]):
         columns = [table[name].to_pylist() for name in [*texts, *thoughts]]
         for cells in zip(*columns, strict=True):
-            said = map(format_score, next(scores))
+            said = [format_score(score, limits) for score in next(scores)]
             line = [*cells[: len(texts)], *said, *cells[len(texts) :]]
             file.write(csv_line(line).encode())
 
 
-def format_score(score: float) -> str:
-    """Return at most two decimals, no trailing zeros."""
-    return f"{score:.2f}".rstrip("0").rstrip(".")
+def format_score(score: float, limits: Sequence[float] = ()) -> str:
+    """Return at most two decimals, no trailing zeros; all of them where two would pass a limit that
+    the score does not."""
+    text = f"{score:.2f}".rstrip("0").rstrip(".")
+    kept = all((float(text) >= limit) == (score >= limit) for limit in limits)
+    return text if kept else str(score)

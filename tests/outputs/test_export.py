@@ -215,6 +215,13 @@ def test_scores_have_two_decimals_at_most(score: float, text: str) -> None:
     assert format_score(score) == text
 
 
+@pytest.mark.parametrize(
+    ("score", "text"), [(49.998, "49.998"), (50.0, "50"), (49.98, "49.98"), (50.001, "50")]
+)
+def test_a_score_in_a_file_is_on_its_side_of_the_threshold(score: float, text: str) -> None:
+    assert format_score(score, [50.0, 30.0]) == text
+
+
 # --- thresholds ---
 
 
