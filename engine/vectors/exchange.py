@@ -22,6 +22,8 @@ from .trait_vectors import TraitVectors, open_vectors
 Exchange = Literal["gguf", "persona", "safetensors"]
 EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)
 
+_WRITTEN = ", written by traitmill."
+"""What tells a card of ours."""
 _CONVENTIONS: Mapping[Exchange, str] = {
     "gguf": (
         "a llama.cpp control vector: float32 tensor direction.N is added to what leaves block N "
@@ -71,6 +73,8 @@ def export_vectors(
     """
     if format not in EXCHANGES:
         raise UsageError(f"`format` {format!r} is unknown; choose from {', '.join(EXCHANGES)}")
+    path = Path(to)
+    card = _card_beside(path)
     vectors = open_vectors(folder, pool)
     chosen = _method(vectors, method)
     by_layer = {layer: vectors.vector(chosen, layer) for layer in vectors.available[chosen]}
@@ -85,11 +89,23 @@ def export_vectors(
                 "other layer; fit more `layers`, or choose another `format`"
             )
     facts = _facts(vectors, chosen, tuple(by_layer), format)
-    path = Path(to)
-    card = path.with_name(f"{path.name}.md")
     write_atomic(path, _WRITERS[format](by_layer, facts))
     write_atomic(card, _card(path, facts).encode())
     return ExportedVectors(path, card, chosen, tuple(by_layer), left_out, vectors.stale)
+
+
+def _card_beside(path: Path) -> Path:
+    """Return where the card goes. Raise UsageError for a file that is not of this command."""
+    if path.is_dir():
+        raise UsageError(f"`to` {path} is a folder; name the file to write")
+    card = path.with_name(f"{path.name}.md")
+    if card.is_file():
+        other = None if _WRITTEN in card.read_text(errors="replace") else card
+    else:
+        other = path if path.exists() else None
+    if other:
+        raise UsageError(f"{other} is there already and no export of vectors; name another file")
+    return card
 
 
 def _method(vectors: TraitVectors, method: str | None) -> str:
@@ -207,7 +223,7 @@ def _card(path: Path, facts: Mapping[str, Any]) -> str:
     said["layers"] = ", ".join(map(str, facts["layers"]))
     model = " + ".join(filter(None, (facts["model"], facts["adapter"])))
     lines = [f"# {facts['trait']}: {facts['method']} vectors of {model}", ""]
-    lines += [f"`{path.name}`, written by traitmill.", "", "| | |", "|---|---|"]
+    lines += [f"`{path.name}`{_WRITTEN}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in said.items()]
     lines += ["", "| layer | norm | midpoint | spread | held-out AUROC |"]
     lines += ["|---:|---:|---:|---:|---:|"]

@@ -152,6 +152,21 @@ def test_what_is_not_there_is_refused_and_nothing_is_written(folder, tmp_path):
     assert not list(tmp_path.glob("v.*"))
 
 
+def test_no_file_but_an_export_is_written_over(folder, tmp_path):
+    definition = tmp_path / "trait_definition.json"
+    definition.write_text("{}")
+    readme = tmp_path / "README.md"
+    readme.write_text("# mine")
+    for to, said in ((definition, definition), (tmp_path / "README", readme)):
+        with pytest.raises(UsageError, match=f"{said} is there already and no export of vectors"):
+            traitmill.export_vectors(folder, to, "safetensors", method="mean_diff")
+    with pytest.raises(UsageError, match="is a folder; name the file"):
+        traitmill.export_vectors(folder, tmp_path, "safetensors", method="mean_diff")
+    assert (definition.read_text(), readme.read_text()) == ("{}", "# mine")
+    for _ in range(2):
+        traitmill.export_vectors(folder, tmp_path / "v", "safetensors", method="mean_diff")
+
+
 @pytest.mark.slow
 def test_the_command_writes_the_file_and_says_where(folder, tmp_path, traitmill: Traitmill):
     on = ["--experiment", "exp", "--experiments_dir", str(folder.parent.parent)]
