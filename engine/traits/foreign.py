@@ -19,6 +19,8 @@ from .source_files import read_json, read_json_lines, read_text, text_of
 KINDS = ("auto", "persona_vectors", "assistant_axis", "scenarios", "pairs")
 _SHARED_QUESTIONS = "extraction_questions.jsonl"
 _DEFAULT_ROLE = "default.json"
+_OWN_NAME = "trait_definition.json"
+"""In a folder that has the trait's name, as here."""
 _MODEL_NAME = "{model_name}"
 _ROLE_SCALE = {"score_min": 0, "score_max": 3}
 _EXTRACTED = "trait_data_"
@@ -54,11 +56,12 @@ def read_foreign(
         if folders and kind in ("auto", "scenarios"):
             return [_scenarios(folder) for folder in folders]
         files = sorted(path for path in source.glob("*.json") if path.name != _DEFAULT_ROLE)
+        files = files or sorted(source.glob(f"*/{_OWN_NAME}"))
         if files and kind not in ("scenarios", "pairs"):
             return [_definition(path, kind, questions, model_name) for path in files]
-    elif source.suffix == ".jsonl" and kind in ("auto", "pairs"):
+    elif source.suffix.lower() == ".jsonl" and kind in ("auto", "pairs"):
         return [_pairs(source)]
-    elif source.suffix == ".json" and kind not in ("scenarios", "pairs"):
+    elif source.suffix.lower() == ".json" and kind not in ("scenarios", "pairs"):
         return [_definition(source, kind, questions, model_name)]
     elif not source.exists():
         raise UsageError(f"{source} does not exist")
@@ -77,7 +80,8 @@ def _definition(path: Path, kind: str, questions: Path | None, model_name: str |
     pairs = raw.get("instruction")
     if not (isinstance(pairs, list) and pairs and all(isinstance(pair, dict) for pair in pairs)):
         raise UsageError(f"{path}: `instruction` must be a list of objects with `pos`")
-    found = Foreign(path.stem, {}, [path])
+    own = path.name == _OWN_NAME
+    found = Foreign(path.resolve().parent.name if own else path.stem, {}, [path])
     is_role = not any("neg" in pair for pair in pairs)
     shared = questions or _shared_questions(path)
     if shared is not None and (is_role or questions is not None or not raw.get("questions")):
@@ -112,11 +116,11 @@ def _as_role(found: Foreign, path: Path, model_name: str | None) -> None:
     if default.is_file():
         found.files.append(default)
         try:
-            texts = [str(pair["pos"]) for pair in read_json(default)["instruction"]]
+            texts = [pair["pos"] for pair in read_json(default)["instruction"]]
         except (KeyError, TypeError):
-            raise UsageError(
-                f"{default}: `instruction` must be a list of objects with `pos`"
-            ) from None
+            texts = []
+        if not (texts and all(isinstance(text, str) for text in texts)):
+            raise UsageError(f"{default}: `instruction` must be a list of objects with `pos`")
         filled = [text.replace(_MODEL_NAME, model_name) if model_name else text for text in texts]
         usable = [text or None for text in filled if _MODEL_NAME not in text]
         if len(usable) < len(texts):
@@ -204,10 +208,10 @@ def _pairs(path: Path) -> Foreign:
     sides: list[list[Asked]] = [[], []]
     for line, row in read_json_lines(path):
         keys = next((keys for keys in _SIDE_KEYS if all(key in row for key in keys)), POLARITIES)
-        question = row.get("question")
+        question = None if row.get("question") is None else text_of(row, "question", path, line)
         for side, key in zip(sides, keys, strict=True):
             text = text_of(row, key, path, line)
-            side.append(("", text) if question is None else (text, str(question)))
+            side.append(("", text) if question is None else (text, question))
     try:
         _arrange(found, sides, str(path))
     except UsageError:  # each line with a question of its own

@@ -39,7 +39,10 @@ def read_scenarios(folder: Path, side: str, read: set[str]) -> list[Asked]:
     if table.is_file():
         read.add(table.name)
         return [
-            (row.get("system_prompt") or "", text_of(row, "prompt", table, line))
+            (
+                text_of(row, "system_prompt", table, line) if row.get("system_prompt") else "",
+                text_of(row, "prompt", table, line),
+            )
             for line, row in read_json_lines(table)
         ]
     if not lines.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,7 @@ from ..errors import UsageError
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return a file's JSON object. Raise UsageError."""
-    try:
-        found = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}: line {error.lineno}: {error.msg}") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: must be a JSON object")
-    return found
+    return _object(read_text(path), str(path))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -30,16 +25,38 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}: line {number}: {error.msg}") from None
-        if not isinstance(found, dict):
-            raise UsageError(f"{path}: line {number}: must be a JSON object")
         some = True
-        yield number, found
+        yield number, _object(line, f"{path}: line {number}")
     if not some:
         raise UsageError(f"{path} is empty")
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    """Return the JSON object that a text holds. Raise UsageError, which begins with `where`."""
+
+    def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [key for key, count in Counter(key for key, _ in items).items() if count > 1]
+        if twice:
+            raise UsageError(f"{where}: `{twice[0]}` appears more than once in one object")
+        return dict(items)
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+        json.dumps(found, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        line = "" if "line " in where else f": line {error.lineno}"
+        raise UsageError(f"{where}{line}: {error.msg}") from None
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{where}: holds a lone surrogate (a broken \\ud... escape), which no file can carry"
+        ) from None
+    except RecursionError:
+        raise UsageError(f"{where}: is nested too deep") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UsageError(f"{where}: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{where}: must be a JSON object")
+    return found
 
 
 def read_lines(path: Path) -> list[str]:
@@ -59,7 +76,7 @@ def text_of(row: dict[str, Any], key: str, path: Path, line: int) -> str:
 def read_text(path: Path) -> str:
     """Return a file's text. Raise UsageError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 (byte {error.start})") from None
     except OSError as error:

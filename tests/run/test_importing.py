@@ -202,6 +202,19 @@ def test_pairs_a_line(
         ("x.jsonl", "", "is empty"),
         ("x.jsonl", '{"pos": "a", "neg": "b"}\n{"pos": "a"}\n', "line 2: `neg` must be a text"),
         ("x.jsonl", '{"pos": "a", "neg": "b"}\n3\n', "line 2: must be a JSON object"),
+        (
+            "x.jsonl",
+            '{"pos": "a", "neg": "b", "question": 5}\n',
+            "line 1: `question` must be a text",
+        ),
+        ("x.jsonl", '{"pos": "a", "neg": "b\\ud83d"}\n', "line 1: holds a lone surrogate"),
+        ("x.jsonl", "[" * 9000 + "\n", "line 1: "),
+        (
+            "x.json",
+            '{"instruction": [], "instruction": []}',
+            "`instruction` appears more than once",
+        ),
+        ("x.json", '{"score_max": ' + "9" * 5000 + "}", "x.json: Exceeds the limit"),
         ("x.csv", "pos,neg", "none of what can be imported"),
         ("a b!.jsonl", '{"pos": "a", "neg": "b"}\n', "trait name 'a b!' is refused"),
     ],
@@ -216,6 +229,50 @@ def test_what_cannot_be_read_is_one_line_and_writes_nothing(
     assert said in out
     assert "Traceback" not in out
     assert not Path("experiments").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    folder = tmp_path / "warm"
+    folder.mkdir()
+    for name, text in (("positive", "hello"), ("negative", "bye"), ("definition", "warmth")):
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8-sig")
+    [found] = import_traits(folder, tmp_path / "exp")
+    assert "\ufeff" not in (found.path / "trait_definition.json").read_text()
+    marked = tmp_path / "cold.JSONL"
+    marked.write_text('{"pos": "a", "neg": "b"}\n', encoding="utf-8-sig")
+    assert [each.path.name for each in import_traits(marked, tmp_path / "exp")] == ["cold"]
+
+
+@pytest.mark.parametrize("default", [{"pos": None}, {"neg": "x"}, None])
+def test_a_default_role_without_instructions_is_refused(tmp_path: Path, default: Any) -> None:
+    source = roles(tmp_path / "data", ["You are a program."])
+    [file] = (tmp_path / "data").rglob("default.json")
+    file.write_text(json.dumps({"instruction": [default] if default else []}))
+    with pytest.raises(TraitmillError, match="must be a list of objects with `pos`"):
+        import_traits(source, tmp_path / "exp")
+
+
+def test_a_system_prompt_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    for side in ("positive", "negative"):
+        file = tmp_path / "warm" / f"{side}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text('{"prompt": "a", "system_prompt": ["x"]}\n')
+    with pytest.raises(TraitmillError, match="line 1: `system_prompt` must be a text"):
+        import_traits(tmp_path / "warm", tmp_path / "exp")
+
+
+def test_traits_of_an_experiment_keep_the_names_of_their_folders(tmp_path: Path) -> None:
+    content = {
+        "instruction": [{"pos": "Be eager.", "neg": "Be calm."}],
+        "questions": ["What now?"],
+        "eval_prompt": EVAL,
+    }
+    for name in ("eager", "keen"):
+        write(tmp_path / f"theirs/{name}/trait_definition.json", content)
+    found = import_traits(tmp_path / "theirs", tmp_path / "exp")
+    assert [each.path.name for each in found] == ["eager", "keen"]
+    [one] = import_traits(tmp_path / "theirs/keen", tmp_path / "two")
+    assert definition(one.path) == content
 
 
 def test_a_trait_that_is_there_is_left_alone_and_none_beside_it_is_written(
