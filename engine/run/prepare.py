@@ -23,11 +23,17 @@ from ..storage import (
 )
 from ..traits import Plan, load_plan
 from . import remembered
-from .capture_set import capture_key, refuse_other_blocks
-from .earlier_run import Notice, earlier_run
-from .plans import first_counts, planned, questions_line
 from .trait_run import TraitRun
-from .wanted import Wanted
+from .wanted import (
+    Notice,
+    Wanted,
+    capture_key,
+    earlier_run,
+    first_counts,
+    planned,
+    questions_line,
+    refuse_other_blocks,
+)
 
 
 def open_run(

@@ -18,8 +18,7 @@ from ..settings import RunSettings
 from ..storage import KINDS, Journal, JudgeFacts, Kind, TraitFolder, TraitState
 from ..traits import Trait
 from .backends import Stage
-from .capture_set import asked, refuse_other
-from .plans import planned
+from .wanted import asked_of_capture, planned, refuse_other_capture
 
 
 @dataclass(slots=True, eq=False)
@@ -239,14 +238,14 @@ class TraitRun:
         """
         known = self.state.capture
         if known is not None and known.layers:
-            refuse_other(self.folder, known, loaded)
+            refuse_other_capture(self.folder, known, loaded)
             pools = tuple(dict.fromkeys([*known.pools, *self.settings.capture.pools]))
             self.state.choose(capture=known.model_copy(update={"pools": pools}))
             return
         capture = self.settings.capture
         self.state.choose(
             capture=storage.CaptureFacts(
-                asked=asked(capture),
+                asked=asked_of_capture(capture),
                 blocks=self.settings.execution.blocks or "",
                 pools=capture.pools,
                 layers=loaded.layers,

@@ -1,14 +1,25 @@
-"""What a command wants of one trait's folder."""
+"""What a command wants of one trait's folder, against the run that it holds: what stands of that
+run's settings, its activation set and its plan, what is moved aside, and what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..settings import RunSettings
-from ..storage import Question, TraitFolder
-from ..traits import Trait
+from .. import storage
+from ..capture import CaptureFacts
+from ..errors import SettingsChangedError, UsageError
+from ..judging import judge_key
+from ..outputs import is_exported
+from ..records import POLARITIES, Polarity
+from ..settings import CaptureSettings, RunSettings
+from ..storage import Question, RunRecord, TraitFolder
+from ..traits import Plan, Tokenize, Trait, make_plan, plan_key
+
+Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,3 +36,186 @@ class Wanted:
     """What the judge is asked; only of the first are files written."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """What the folder is to remember of the command, by name."""
+
+
+def earlier_run(wanted: Wanted, notice: Notice) -> RunRecord | None:
+    """Return the record of the run that goes on here, None for a new one; move aside what is in its
+    way."""
+    folder, name = wanted.folder, wanted.folder.name
+    record = RunRecord.load(folder.run_record)
+    if record is None:
+        if folder.outputs() and not folder.has_records():
+            moved = folder.archive("before", storage.now())
+            notice(f"{name}: files that no run here made were moved to {moved}")
+        return None
+    if not wanted.generates:
+        return record
+    refused, allowed = _changes(record, wanted)
+    if wanted.new_run:
+        if refused or folder.moving.exists() or _is_finished(folder):
+            notice(f"{name}: the old run was moved to {folder.archive('run', record.created)}")
+            return None
+        # The same command again after an interrupt: what was paid for is not paid for twice.
+        notice(f"{name}: the new run has begun already and goes on")
+    if refused and not storage.holds_rows(folder.responses):
+        return None  # nothing was generated with those settings: a model that did not load, say
+    if refused:
+        lines = [f"{folder.path}: these settings define its samples and differ from its run:"]
+        lines += [f"  {line}" for line in refused]
+        lines.append(
+            "go back to the old settings, use another experiment name, or `new_run` to move the "
+            "old run aside"
+        )
+        raise SettingsChangedError("\n".join(lines))
+    folder.moving.unlink(missing_ok=True)  # of a move that is not wanted any more
+    for line in allowed:
+        notice(f"{name}: {line}")
+    return record
+
+
+def _changes(record: RunRecord, wanted: Wanted) -> tuple[list[str], list[str]]:
+    """Return what differs from the folder's run: (refused, allowed), one readable line each."""
+    settings = wanted.settings
+    refused = storage.differing(record.sampling.model_dump(), asdict(settings.sampling))
+    old, new = record.definition, wanted.trait.as_json()
+    counts = {name: getattr(record, name) for name in ("n_examples", "min_kept", "max_examples")}
+    allowed = [
+        f"{line} (the plan is extended, or a part of it selected)"
+        for line in storage.differing(counts, asdict(settings.counts))
+    ]
+    if old["instruction"] != new["instruction"]:
+        refused.append("trait_definition.json: instruction was edited (it is part of every prompt)")
+    if old.get("assistant_name") != new.get("assistant_name"):
+        refused.append(
+            "trait_definition.json: assistant_name was edited (it is part of every prompt)"
+        )
+    if old["questions"] != new["questions"]:
+        before, after = old["questions"] or [""], new["questions"] or [""]
+        if after[: len(before)] != before:
+            refused.append(
+                "trait_definition.json: questions were edited, removed or reordered (appending is "
+                "free)"
+            )
+    chosen = storage.chosen(wanted.folder)
+    if chosen.judge and chosen.judge_key != judge_key(settings.judge, wanted.trait):
+        allowed.append("another judge or judge prompt: a new verdict set beside the old one")
+    captured = settings.capture_rows != "none" and chosen.capture
+    if captured and chosen.capture_key != capture_key(settings.capture):
+        allowed.append("other capture settings: a new activation set beside the old one")
+    return refused, allowed
+
+
+def _is_finished(folder: TraitFolder) -> bool:
+    """Return whether the run that a folder holds came to its end, its files written."""
+    try:
+        return is_exported(storage.load_state(folder))
+    except UsageError:  # its plan cannot be read, and will be made again
+        return False
+
+
+def capture_key(capture: CaptureSettings) -> str:
+    """Return which activation set: 16 hex digits of sha256 over what shapes a row's values.
+
+    Pools are told apart by name, within a set.
+    """
+    content = json.dumps(asked_of_capture(capture), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def asked_of_capture(capture: CaptureSettings) -> dict[str, object]:
+    """Return the settings that choose an activation set, as plain JSON values."""
+    layers = None
+    if capture.layers is not None:
+        layers = list(capture.layers)
+    return {
+        "layers": layers,
+        "include_embeddings": capture.include_embeddings,
+        "dtype": capture.dtype,
+        "attention": capture.attention,
+    }
+
+
+def refuse_other_blocks(
+    folder: TraitFolder, known: storage.CaptureFacts | None, blocks: str | None
+) -> None:
+    """Raise SettingsChangedError where an activation set is of other modules than are named now."""
+    before = known.blocks if known else None
+    if before is not None and before != (blocks or ""):
+        raise SettingsChangedError(
+            f"{folder.path}: its activation set is of the blocks at "
+            f"{before or 'the place that was found'}, and `blocks` names "
+            f"{blocks or 'none'}; name the same, or use another experiment"
+        )
+
+
+def refuse_other_capture(
+    folder: TraitFolder, known: storage.CaptureFacts, loaded: CaptureFacts
+) -> None:
+    names = ("dtype", "attention", "layers", "hidden_dim")
+    found = {name: getattr(loaded, name) for name in names}
+    lines = storage.differing(known.model_dump(include=set(names)), found)
+    if lines:
+        raise SettingsChangedError(
+            f"{folder.path}: capture here would not compute what its activation set holds: "
+            f"{', '.join(lines)}. Capture on a device like the first ({known.device}), or capture "
+            f"all anew as a set of its own, with `capture_dtype` {loaded.dtype} and `attention` "
+            f"{loaded.attention}"
+        )
+
+
+def first_counts(
+    settings: RunSettings, before: RunRecord | None, stored: Plan | None
+) -> dict[Polarity, int]:
+    """Return how many samples a side a run begins with.
+
+    Rounds that `min_kept` added stand, with all that was paid for them: where this run ends early,
+    no row of theirs may be lost to the files. Another `n_examples` makes other rounds.
+    """
+    counts = settings.counts
+    begun = dict.fromkeys(POLARITIES, counts.n_examples)
+    grown = counts.min_kept and before is not None and before.n_examples == counts.n_examples
+    if not grown or stored is None:
+        return begun
+    return {side: max(n, min(stored.n_planned[side], counts.limit)) for side, n in begun.items()}
+
+
+def questions_line(trait: Trait, before: RunRecord, stored: Plan, plan: Plan) -> str:
+    """Return what appended questions make of a plan, empty where there are none."""
+    old = before.definition["questions"] or [""]
+    added = len(trait.questions) - len(old)
+    if added <= 0:
+        return ""
+    line = f"{trait.name}: {added} questions were appended"
+    if int(plan.question_index.max(initial=0)) < len(old):
+        return (
+            f"{line} and no sample asks them: `n_examples` is too small to come to them (questions "
+            "are taken in order)"
+        )
+    leave = int((plan.positions(stored.ids) < 0).sum())
+    join = int((stored.positions(plan.ids) < 0).sum())
+    return (
+        f"{line}: {join} samples join the plan, and {leave} of before leave it (their rows stay "
+        "stored)"
+    )
+
+
+def planned(
+    trait: Trait,
+    settings: RunSettings,
+    n_planned: dict[Polarity, int],
+    tokenize: Tokenize,
+    stored: Plan | None,
+    *,
+    thinks: bool,
+) -> Plan:
+    """Return the plan for so many samples a side: the stored one where it is that."""
+    if stored is not None and stored.key == plan_key(trait, n_planned, settings.sampling):
+        return stored
+    plan = make_plan(trait, n_planned, settings.sampling, tokenize, thinks=thinks)
+    if stored is not None and (moved := plan.moved(stored)):
+        raise SettingsChangedError(
+            f"{trait.name}: {moved} of its {len(stored)} prompts have other tokens by now, and "
+            "would be paid for anew: go on with the versions of transformers and tokenizers that "
+            "began the run (parquet/run.json), or start over with `new_run`"
+        )
+    return plan
