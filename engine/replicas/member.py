@@ -1,10 +1,10 @@
-"""One replica as the driver sees it: its actor, its room, and what is under way with it."""
+"""One replica as the driver sees it: how it is brought up, its room, what is under way with it."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,3 +146,34 @@ async def placed(member: Member, notice: Callable[[str], None]) -> None:
     if not (await asyncio.wait((here,), timeout=PLACED_S))[0]:
         notice(f"{member} waits for room on the cluster; `ray status` shows what holds it")
     await here
+
+
+class Starts:
+    """Replicas that are being brought up, some while others work already.
+
+    Nobody waits for these tasks: a bug in one would else be lost.
+    """
+
+    def __init__(self, on_bug: Callable[[BaseException], None]) -> None:
+        """`on_bug` gets what ended a task without being a fault that it handles."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._bug: BaseException | None = None
+        self._on_bug = on_bug
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something beside all else."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bug = error
+            self._on_bug(error)
+
+    def check(self) -> None:
+        """Raise what ended one of them, if anything did."""
+        if self._bug is not None:
+            raise self._bug

@@ -17,8 +17,7 @@ from ..errors import DeadlyError, EngineDiedError, TraitmillError, UsageError
 from ..records import Response, Sample
 from .actor import Answer, Hello, OpenModels, Replica, Seat, full
 from .cluster import Cluster, Needs
-from .member import Agreed, FaultError, Member, Request, closed, is_fault, placed, reason
-from .starts import Starts
+from .member import Agreed, FaultError, Member, Request, Starts, closed, is_fault, placed, reason
 from .waiting import Waiting, refuse
 
 RESTARTS = 3

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from ..capture import CaptureFacts
 from ..errors import TraitmillError
 from ..judging import Usage
-from ..records import Activation, Response, Sample, Verdict
+from ..records import Response, Verdict
+from ..replicas import Captures, Generates
 from ..traits import Trait
 
 Stage = Literal["generation", "judging", "capture"]
 STAGES: tuple[Stage, ...] = ("generation", "judging", "capture")
-
-
-class Generator(Protocol):
-    """Makes responses; `max_in_flight` is how many calls to keep under way."""
-
-    @property
-    def max_in_flight(self) -> int: ...
-    async def generate(self, sample: Sample) -> Response: ...
 
 
 class Judge(Protocol):
@@ -33,29 +25,12 @@ class Judge(Protocol):
     async def judge(self, trait: Trait, response: Response) -> Verdict: ...
 
 
-class Capturer(Protocol):
+class Capturer(Captures, Protocol):
     """Makes activations, in the order of the responses."""
 
     @property
     def calls(self) -> int:
         """How many calls to keep under way."""
-
-    @property
-    def beside_generation(self) -> bool:
-        """Whether capture may begin before generation has ended."""
-
-    @property
-    def placement(self) -> str:
-        """How capture shares the machine with generation, for the record."""
-
-    @property
-    def self_check(self) -> dict[str, Any]:
-        """What the self-check has seen so far."""
-
-    async def open(self) -> CaptureFacts:
-        """Have the model loaded; where capture follows generation, make room for it first."""
-
-    async def capture(self, responses: Sequence[Response]) -> list[Activation]: ...
 
 
 @dataclass(slots=True)
@@ -93,7 +68,7 @@ def _nothing(*_: object) -> None:
 class Backends:
     """What a run works with; None where no record of that stage is to be made."""
 
-    generator: Generator | None = None
+    generator: Generates | None = None
     judge: Judge | None = None
     capturer: Capturer | None = None
     judge_error: TraitmillError | None = None

@@ -48,7 +48,7 @@ def test_r21_doctor_names_ray_beside_vllm_and_says_when_the_pair_is_untested(
 def test_without_ray_replicas_are_refused_in_a_line_before_anything_is_written(
     traitmill: Traitmill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "ray_version", lambda: None)
+    monkeypatch.setattr(cluster, "installed_versions", lambda names: {})
     folder, model = fakes.make_trait(tmp_path), lab.make_model(tmp_path)
     chosen = ("--experiment", "exp", "--trait", "trait", "--experiments_dir", tmp_path)
     code, said = traitmill("generate", *chosen, "--gen_model", model, "--replicas", "auto")

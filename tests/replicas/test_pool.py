@@ -437,7 +437,7 @@ async def test_r21_nodes_with_other_versions_are_refused_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     numbers = iter(["0.32.0", "0.29.0"])
-    monkeypatch.setattr(actor_module, "installed", lambda: {"vllm": next(numbers)})
+    monkeypatch.setattr(actor_module, "installed_versions", lambda names: {"vllm": next(numbers)})
     pool = Pool(Models())
     with pytest.raises(UsageError, match=r"replica \d on \S+ has vllm 0\.(29|32)\.0, .* on all"):
         await pool.start()
@@ -448,7 +448,7 @@ async def test_r21_a_node_with_other_versions_is_refused_when_a_replica_comes_ba
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     version = ["0.32.0"]
-    monkeypatch.setattr(actor_module, "installed", lambda: {"vllm": version[0]})
+    monkeypatch.setattr(actor_module, "installed_versions", lambda names: {"vllm": version[0]})
     pool = Pool(Models())
     await pool.start()
     version[0] = "0.29.0"
