@@ -9,8 +9,8 @@ from tests.support import fakes, lab
 from traitmill.engine import run
 from traitmill.engine.errors import ExitCode
 from traitmill.engine.run import PreviewRow
-from traitmill.engine.steering.claim import Claim
 from traitmill.engine.steering.commands import SteeredTrait, SteeringResult
+from traitmill.engine.steering.findings import Claim
 from traitmill.engine.storage import TraitFolder
 
 LONGEST = 160

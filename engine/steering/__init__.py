@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .commands import COHERENCE, N_EXAMPLES, N_RANDOM, SteeredTrait, SteeringResult, steer
 from .conditions import GRID, POSITIONS
-from .files import read_study
+from .findings import read_study
 from .glimpse import glimpse
 
 __all__ = [

@@ -32,9 +32,8 @@ from ..run import (
 from ..storage import TraitFolder, lock_traits
 from ..traits import load_traits
 from ..vectors import kept_pool
-from .claim import Claim
 from .conditions import POSITIONS, Positions, check_coefficients
-from .files import write_study
+from .findings import Claim, write_study
 from .making import Which, make_study
 from .study import Asked, Study
 from .working import Outcome, work_on

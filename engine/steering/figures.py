@@ -31,14 +31,6 @@ COLUMNS = (
     "high",
     "n",
 )
-MEASURES = (
-    "trait_score",
-    "coherence",
-    "over_unsteered",
-    "over_random",
-    "over_prompt",
-    "own_logprob",
-)
 Row = dict[str, Any]
 
 

@@ -37,8 +37,8 @@ from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
 from traitmill.engine.run import Progress, RunResult
 from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.settings import DEFAULTS, NAMES, apply, value_of
-from traitmill.engine.steering.claim import Claim
 from traitmill.engine.steering.commands import SteeredTrait, SteeringResult
+from traitmill.engine.steering.findings import Claim
 from traitmill.engine.storage import TraitFolder
 
 COMMANDS = {"judge": judge.command, "show": show.command}

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from traitmill.engine.errors import UsageError
-from traitmill.engine.steering.choice import default_layer, default_method
+from traitmill.engine.steering.making import default_layer, default_method
 from traitmill.engine.vectors import Evaluation, Recommendation
 
 Figures = dict[tuple[str, int], tuple[float | None, float | None]]

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from traitmill.engine.steering.claim import make_claim
 from traitmill.engine.steering.conditions import (
     PROMPT,
     RANDOM,
@@ -17,6 +16,7 @@ from traitmill.engine.steering.conditions import (
     ablated,
 )
 from traitmill.engine.steering.figures import Answers
+from traitmill.engine.steering.findings import make_claim
 
 STEERED = Condition("steered", "mean_diff", 5, 0.5, "response")
 BESIDE = Condition("random", RANDOM, 5, 0.5, "response")
