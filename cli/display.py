@@ -31,7 +31,7 @@ from traitmill.engine.storage import installed_versions
 
 from .output import open_text
 from .render import fitted, options_in
-from .waiting import REDRAW_S, turning, waiting
+from .waiting import REDRAW_S, minutes, turning, waiting
 
 _PLAIN_EVERY_S = 10.0
 _PLAIN_SAME = 6
@@ -188,7 +188,7 @@ def _time_left(progress: Progress, stage: Stage, left: int) -> str:
     if clock.records < 8 or not clock.seconds or left <= 0:
         return ""
     seconds = left * clock.seconds / clock.records
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+    return f"{minutes(seconds)} left"
 
 
 def _judge(progress: Progress) -> str:

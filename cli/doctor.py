@@ -23,7 +23,6 @@ from traitmill.engine.errors import (
 
 from . import options
 from .render import error_text, say
-from .run_checks import check_weight_disk, foretell
 from .session import prepare_environment
 
 _LEAST_DISK = 5 << 30
@@ -99,6 +98,8 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _weights(name: str) -> str:
     from traitmill.engine.models import find_model
 
+    from .checks import check_weight_disk
+
     return check_weight_disk(find_model(name))
 
 
@@ -108,6 +109,8 @@ def _run(settings: Any, name: str, experiments_dir: Path, experiment: str | None
     from traitmill.engine.planning import job_of, typical_job
     from traitmill.engine.storage import select_traits
     from traitmill.engine.traits import load_traits
+
+    from .checks import foretell
 
     job = typical_job(1, settings)
     if experiment is not None:
@@ -142,7 +145,7 @@ def _device() -> str:
     from traitmill.engine.generation import on_gpu, require_cpu_build
     from traitmill.engine.models import GIB, free_host_memory, read_gpus
 
-    from .gpu_checks import describe_gpus
+    from .checks import describe_gpus
 
     memory = f"{free_host_memory() / GIB:.0f} GiB of host memory free"
     if not on_gpu():
@@ -154,7 +157,7 @@ def _device() -> str:
 def _compiler() -> str:
     from traitmill.engine.generation import on_gpu
 
-    from .gpu_checks import check_compiler
+    from .checks import check_compiler
 
     return check_compiler() if on_gpu() else "not needed without a GPU"
 
@@ -163,7 +166,7 @@ def _shared_memory() -> str:
     from traitmill.engine.generation import on_gpu
     from traitmill.engine.models import read_gpus
 
-    from .gpu_checks import check_shared_memory
+    from .checks import check_shared_memory
 
     return check_shared_memory(read_gpus() if on_gpu() else [])
 

@@ -45,8 +45,6 @@ def command(**given: Any) -> int:
 def generate_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the engine's generate. Raise UsageError."""
     arguments = options.arguments(given)
-    if "gen_model" in arguments:
-        arguments["model"] = arguments.pop("gen_model")
     captures = arguments.pop("extract_activations", None)
     if captures is False:
         arguments["capture"] = "none"

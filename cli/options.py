@@ -19,8 +19,7 @@ from traitmill.engine.settings import (
     value_of,
 )
 
-from .resetting import defaults_of
-from .values import AutoInt, Layers
+from .values import AutoInt, Layers, defaults_of
 from .waiting import greet
 
 
@@ -267,6 +266,8 @@ def arguments(options: Mapping[str, Any], *, all_traits: bool = False) -> dict[s
     chosen = {"experiment", "experiments_dir", "trait", "traits"}
     given = {name: options[name] for name in typed - chosen}
     given = {**defaults_of(given.pop("reset", None), options), **given}
+    if "gen_model" in given:
+        given["model"] = given.pop("gen_model")
     name = check_name(options["experiment"], "experiment")  # never a path out of the folder
     given["experiment"] = options["experiments_dir"] / name
     given["traits"] = named_traits(options["trait"], options["traits"], all_traits=all_traits)

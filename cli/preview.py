@@ -49,8 +49,6 @@ def command(**given: Any) -> int:
     traits = arguments.pop("traits")
     if traits is None or len(traits) != 1:
         raise UsageError("a preview is of one trait: name it with --trait")
-    if "gen_model" in arguments:
-        arguments["model"] = arguments.pop("gen_model")
     found = watched(preview, {**arguments, "trait": traits[0]})
     _show(found)
     complain(*found.result.errors)

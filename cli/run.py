@@ -11,10 +11,10 @@ from traitmill.engine.errors import ExitCode
 from traitmill.engine.settings import DEFAULTS
 
 from .generate import PARAMS, generate_arguments
-from .layers import LayerDisplay
 from .options import GroupedCommand
 from .render import command_of, complain, say
 from .session import run_to_end
+from .waiting import LayerDisplay
 
 if TYPE_CHECKING:
     from traitmill.engine.run import TraitResult

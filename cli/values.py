@@ -1,13 +1,15 @@
-"""Kinds of words that options take: a number or auto, a score or off, layers."""
+"""Kinds of words that options take: a number or auto, a score or off, layers, names to reset."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from traitmill.engine.errors import UsageError
+from traitmill.engine.settings import DEFAULTS, NAMES, value_of
 
 _LAYERS = re.compile(r"(-1|[0-9]{1,4})(?:-([0-9]{1,4}))?")
 """An index or a range. No model has 10,000 layers, and a longer number would only fill memory."""
@@ -77,3 +79,23 @@ def parse_layers(text: str) -> tuple[int, ...] | None:
             raise UsageError(f"{said}{part.strip()} runs backwards; write {last}-{first}")
         layers.update(range(first, last + 1))
     return tuple(sorted(layers))
+
+
+def defaults_of(names: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of the settings that --reset names. Raise UsageError."""
+    from traitmill.engine.models import infer_model
+
+    reset: dict[str, Any] = {}
+    for name in (part.strip().removeprefix("--") for part in (names or "").split(",")):
+        if name == "extract_activations" and name in options:
+            reset["capture"] = value_of(DEFAULTS, "capture")
+        elif name == "gen_model" and name in options:
+            reset[name] = infer_model(options["experiment"])
+        elif name in NAMES and name in options:
+            reset[name] = value_of(DEFAULTS, name)
+        elif names is not None:
+            known = [each for each in options if each in NAMES]
+            raise UsageError(
+                f"`reset` {name[:40]!r} is no setting of this command; it has: {', '.join(known)}"
+            )
+    return reset

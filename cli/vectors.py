@@ -10,11 +10,11 @@ import click
 from traitmill.engine.settings import POOLS
 
 from . import options
-from .layers import LayerDisplay
 from .options import Option
 from .render import command as step
 from .render import complain, say
 from .values import Layers
+from .waiting import LayerDisplay
 
 if TYPE_CHECKING:
     from traitmill.engine.vectors import FittedTrait

@@ -1,8 +1,10 @@
-"""The first sign of life: a line at once, and something that moves while libraries are imported."""
+"""What moves while a person waits: a line at once, a spinner while libraries are imported, and the
+layers of stage 3 with the time left."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +19,9 @@ SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 REDRAW_S = 0.5
 LONGEST = 40
 """Characters of what was typed that are said again."""
+PLAIN_EVERY_S = 10.0
+_AFRESH = "\r\x1b[K"
+"""Takes the cursor back and wipes the line."""
 
 
 class Waiting:
@@ -70,3 +75,30 @@ def _short(name: str) -> str:
     obeys."""
     safe = "".join(each if each.isprintable() else "?" for each in name)
     return safe if len(safe) <= LONGEST else f"{safe[: LONGEST - 3]}..."
+
+
+class LayerDisplay:
+    """One line that is written over on a terminal; elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._began = self._told = time.monotonic()
+
+    def __call__(self, trait: str, step: str, done: int, total: int) -> None:
+        """Show how far a step of a trait is; what is over leaves nothing on a terminal."""
+        now = time.monotonic()
+        line = f"{trait}: {step}, {done} of {total} layers"
+        if not done:
+            self._began = now
+        elif done < total:
+            line += f", {minutes((now - self._began) / done * (total - done))} left"
+        if self._terminal:
+            click.echo(_AFRESH + (line if done < total else ""), nl=False)
+        elif done < total and now - self._told >= PLAIN_EVERY_S:
+            click.echo(line)
+            self._told = now
+
+
+def minutes(seconds: float) -> str:
+    """Return minutes and seconds, as 12:05."""
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.models.test_placement import cards
-from traitmill.cli.gpu_checks import check_compiler, check_shared_memory, describe_gpus
+from traitmill.cli.checks import check_compiler, check_shared_memory, describe_gpus
 from traitmill.engine.errors import ResourceError, UsageError
 from traitmill.engine.models import GIB
 

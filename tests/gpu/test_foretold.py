@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Traitmill
 from tests.models.test_placement import GEMMA_2B, LLAMA_70B, cards
 from tests.support import fakes
-from traitmill.cli.run_checks import check_weight_disk, foretell
+from traitmill.cli.checks import check_weight_disk, foretell
 from traitmill.engine.errors import ResourceError
 from traitmill.engine.models import GIB, ModelRef
 from traitmill.engine.planning import typical_job

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, TRAITMILL, clean_environment
 from tests.support import planted
-from traitmill.cli import layers
+from traitmill.cli import waiting
 from traitmill.engine.errors import ExitCode
 from traitmill.engine.outputs import load_activations
 from traitmill.engine.storage import TraitFolder
@@ -90,8 +90,8 @@ def test_every_layer_is_told_in_order(tmp_path):
 
 def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
     now = iter(np.array([0.0, 0.0, 4.0, 12.0, 16.0, 24.0, 40.0]))
-    monkeypatch.setattr(layers.time, "monotonic", lambda: next(now))
-    shown = layers.LayerDisplay()
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: next(now))
+    shown = waiting.LayerDisplay()
     for done in range(6):
         shown("poem", "evaluating", done, 5)
     assert capsys.readouterr().out.splitlines() == [

@@ -1,4 +1,5 @@
-"""What `doctor` looks at where there are NVIDIA GPUs: cards, compiler, shared memory."""
+"""What `doctor` says of a machine and of a run on it: cards, compiler, shared memory, room for the
+weights, and what `run` would do with all that."""
 
 from __future__ import annotations
 
@@ -7,12 +8,21 @@ import shutil
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from traitmill.engine.errors import ResourceError, UsageError
-from traitmill.engine.models import GIB, Gpu
+from traitmill.engine.models import GIB, Shape, choose_placement, emptiest_first
+
+if TYPE_CHECKING:
+    from traitmill.engine.models import Gpu, ModelRef
+    from traitmill.engine.planning import Job
+    from traitmill.engine.settings import RunSettings
 
 _LEAST_SHARED = GIB // 2
 """Of /dev/shm, through which the processes of a split model talk; Docker gives 64 MiB."""
+_HALF = 2
+"""Bytes of a value as weights are published."""
+_INDEXES = ("model.safetensors.index.json", "model.safetensors")
 
 
 def describe_gpus(gpus: Sequence[Gpu]) -> str:
@@ -69,6 +79,52 @@ def check_shared_memory(
             "container with --shm-size=8g or --ipc=host"
         )
     return line
+
+
+def check_weight_disk(ref: ModelRef) -> str:
+    """Return where the weights are, or that there is room for them; raise ResourceError.
+
+    A hub model that is not in the cache is downloaded by the run.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if ref.is_local:
+        return "the weights are in the model's folder"
+    for name in _INDEXES:
+        if isinstance(try_to_load_from_cache(ref.name, name, revision=ref.revision), str):
+            return f"the weights, or a part of them, are in {constants.HF_HUB_CACHE}"
+    needed = Shape.from_config(ref.config).weight_bytes(_HALF)
+    cache = Path(constants.HF_HUB_CACHE)
+    folder = next(path for path in (cache, *cache.parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    said = f"{needed / GIB:.1f} GiB of weights to download, {free / GIB:.1f} GiB free in {folder}"
+    if free < needed:
+        raise ResourceError(f"{said}: free some, or set HF_HOME to a larger disk")
+    return said
+
+
+def foretell(ref: ModelRef, settings: RunSettings, gpus: Sequence[Gpu], job: Job) -> str:
+    """Return what `run` would do: which cards, how much of them, how long.
+
+    No cards: this machine's CPU. Raise ResourceError where the cards cannot hold the model.
+    """
+    from traitmill.engine.generation import GPU_SEQUENCES
+    from traitmill.engine.planning import plan_run
+
+    if not gpus:
+        return "generation on all cores first, capture after it; the first rows will show the speed"
+    placement = choose_placement(
+        ref.config,
+        settings,
+        gpu=True,
+        engine=True,
+        capture=job.captures,
+        sequences=settings.execution.batch_size or GPU_SEQUENCES,
+        tokens_per_sequence=job.tokens_per_sequence,
+        cards=emptiest_first(gpus),
+    )
+    plan = plan_run(ref.name, ref.config, settings, placement, job)
+    return f"{plan.where()}; {plan.memory()}; {plan.time()}"
 
 
 def _capability(name: str) -> tuple[int, int]:
