@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from .capabilities import JudgeProfile
+from .capabilities import JudgeProfile, judge_key, local_prompt
 from .client import OPENAI, is_near, read_base_url
-from .completion import complete
 from .cost import Usage, find_price
 from .endpoint import EndpointJudge
 from .headers import authorizes, read_headers
 from .local import LocalJudge, NextTokenEngine, calibration_positions, need_words
-from .scoring import judge_key, local_prompt
+from .probe import complete
 
 __all__ = [
     "OPENAI",

@@ -23,16 +23,16 @@ from .faults import (
     CallError,
     DeniedError,
     LateError,
+    Outage,
     RejectedError,
     TransientError,
     is_filtered,
     is_too_long,
 )
-from .outage import Outage
+from .pace import wait_asked
 from .rate_limit import Throttle, Ticket
 from .reading import Answer
 from .reply import Reply
-from .waits import wait_asked
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

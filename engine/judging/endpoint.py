@@ -11,7 +11,18 @@ from ..records import REFUSED_TEXT, TEXT_ALONE, Response, Verdict
 from ..settings import JudgeLimits, JudgeSettings
 from ..traits import Scale, Trait, fill
 from .calls import Calls, seconds_for
-from .capabilities import CAP, RAISED_CAP, JudgeProfile, Message, Mode, first_guess
+from .capabilities import (
+    CAP,
+    RAISED_CAP,
+    JudgeProfile,
+    Message,
+    Mode,
+    escape_surrogates,
+    first_guess,
+    judge_key,
+    plain_request,
+    raw_text,
+)
 from .client import Client
 from .cost import Meter, Usage, at_tier, find_price, need_price
 from .faults import (
@@ -32,7 +43,6 @@ from .reading import (
     splits_number,
     spoken,
 )
-from .scoring import escape_surrogates, judge_key, plain_request, raw_text
 
 _MOST_UNMEASURED = 5
 """Answers in a row without the log-probabilities that the verdict set is measured by."""

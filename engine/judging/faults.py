@@ -1,10 +1,12 @@
-"""What can go wrong with a call, and how endpoints say it."""
+"""What can go wrong with a call, how endpoints say it, and whether one is down."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from ..errors import AccessError
+from .rate_limit import Throttle, Ticket
 
 FLAGGED = "flagged_input"
 """Our code for an error that OpenRouter marks so: its moderation refused a text."""
@@ -97,3 +99,47 @@ def is_too_long(status: int, message: str) -> bool:
     if status == 429:
         return re.search(_TOO_LARGE, message, re.IGNORECASE) is not None
     return status == 413 or _TOO_LONG.search(message[:_SAID_FIRST]) is not None
+
+
+_MOST_FAILED = 24
+"""Failures in a row until requests go one at a time."""
+_TRIALS = 5
+"""Such requests until the endpoint counts as down. Their pauses are 2, 4, 8, ... backoffs: half a
+minute in all."""
+
+
+class Outage:
+    """Failures in a row of one endpoint: a moment's trouble, or the end of judging.
+
+    After so many, of all calls together, requests go one at a time, after growing pauses. The first
+    answer ends that. A burst of failures, as of a gateway that starts anew, passes so; where no
+    trial is answered, judging stops, before every text of the run has failed by itself.
+    """
+
+    def __init__(self, throttle: Throttle, backoff: float) -> None:
+        """`backoff`: scale, in seconds, of the pauses."""
+        self._throttle, self._backoff = throttle, backoff
+        self._trials, self._tried_from = 0, 0.0
+        self.failed = 0
+        """Requests in a row without an answer."""
+
+    def over(self) -> None:
+        """An answer came."""
+        self.failed = self._trials = 0
+        self._throttle.one_at_a_time = False
+
+    def goes_on(self, ticket: Ticket) -> bool:
+        """Count a request without an answer; return whether the endpoint is down."""
+        self.failed += 1
+        if self.failed < _MOST_FAILED:
+            return False
+        if self._trials and ticket.sent_at < self._tried_from:
+            return False  # it was under way when the pause began: no trial
+        if self._trials == _TRIALS:
+            return True
+        self._trials += 1
+        pause = self._backoff * 2.0**self._trials
+        self._tried_from = asyncio.get_running_loop().time()
+        self._throttle.one_at_a_time = True
+        self._throttle.hold(pause, "the judge does not answer: trying again")
+        return False

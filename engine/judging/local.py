@@ -24,7 +24,7 @@ from ..models import ModelRef, chat_token_ids, load_tokenizer
 from ..records import POLARITIES, Response, Verdict
 from ..settings import JudgeSettings
 from ..traits import Plan, Trait, counts_per_instruction, fill
-from .scoring import judge_key, local_prompt
+from .capabilities import judge_key, local_prompt
 
 CALIBRATION_PER_SIDE = 16
 _MIN_MASS = 0.05

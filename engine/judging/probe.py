@@ -1,20 +1,21 @@
-"""What is asked of an endpoint beside the texts: what its model can do, and whether it answers."""
+"""What is asked of an endpoint beside the texts: what its model can do, whether it answers, and
+plain answers that are no verdict."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
 
-from ..errors import StoppedError, UsageError
-from ..settings import JudgeSettings
+from ..errors import AccessError, StoppedError, UsageError
+from ..settings import JudgeLimits, JudgeSettings
 from .calls import PROBE_ATTEMPTS, Calls, MendableError
 from .capabilities import CAP, JudgeProfile, Mode, barest
 from .client import Client
 from .cost import Meter
 from .faults import FATAL, CallError, DeniedError, RejectedError, TransientError
+from .pace import wait_asked
 from .reading import Answer, spoken, whole_numbers
 from .reply import Reply
-from .waits import wait_asked
 
 _MAX_PROBES = 8
 _NUMBERS_PROBE = "Repeat this line exactly, with nothing before or after it:\n0 7 42 100"
@@ -138,3 +139,49 @@ class Prober:
                 lacking = "does not write 100 as one token"
             profile = replace(profile, mode="integer")
         raise RejectedError("it rejects every form of request tried")
+
+
+_DEADLINE = 300.0
+"""Seconds: a thinking model writes a page in them."""
+_ATTEMPTS = 3
+
+
+async def complete(judging: JudgeSettings, limits: JudgeLimits, prompt: str) -> str:
+    """Return the text that a model answers to one user turn.
+
+    Transient trouble is tried again. Raise AccessError (key, address, model, no answer) or
+    StoppedError (no quota).
+    """
+    client = Client(judging.model, limits.base_url, _DEADLINE)
+    client.open()
+    try:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return await _answer(client, judging.model, prompt)
+            except TransientError as error:
+                if attempt == _ATTEMPTS:
+                    raise _unusable(client, judging, error) from None
+            except CallError as error:
+                raise _unusable(client, judging, error) from None
+    finally:
+        await client.close()
+    raise AssertionError("every attempt returns or raises")
+
+
+async def _answer(client: Client, model: str, prompt: str) -> str:
+    request = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    reply = await client.complete(request)
+    if reply.status >= 300:
+        raise client.failure(reply)
+    try:
+        answer, _ = reply.completion()
+    except ValueError as error:
+        raise TransientError(str(error)) from None
+    text = spoken(answer.text)
+    if not text:
+        raise CallError(answer.refusal or f"no text (finish_reason {answer.finish_reason})")
+    return text
+
+
+def _unusable(client: Client, judging: JudgeSettings, error: CallError) -> AccessError:
+    return AccessError(f"{judging.model} at {client.where} gave no answer ({error})")

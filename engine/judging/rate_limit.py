@@ -19,8 +19,7 @@ from aiolimiter import AsyncLimiter
 
 from ..errors import StoppedError, TraitmillError
 from ..settings import JudgeLimits
-from .pace import Pace
-from .waits import show_seconds
+from .pace import Pace, show_seconds
 
 # Requests leave evenly at 97 % of the rate: arrival times jitter, and a minute of arrivals must not
 # exceed the rate.

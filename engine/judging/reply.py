@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .capabilities import escape_surrogates
 from .cost import Tokens
 from .faults import FLAGGED, NO_CREDIT, lacks_credit
 from .reading import Answer, Ending, number_place
-from .scoring import escape_surrogates
 
 _MOST_TOKENS = 1 << 26
 """More than any context; all attempts at one verdict together fit 32 bits."""

@@ -8,6 +8,12 @@ import re
 
 import pytest
 
+from traitmill.engine.judging.capabilities import (
+    escape_surrogates,
+    judge_key,
+    local_prompt,
+    raw_text,
+)
 from traitmill.engine.judging.reading import (
     Answer,
     Reading,
@@ -17,12 +23,6 @@ from traitmill.engine.judging.reading import (
     whole_numbers,
 )
 from traitmill.engine.judging.reply import Reply
-from traitmill.engine.judging.scoring import (
-    escape_surrogates,
-    judge_key,
-    local_prompt,
-    raw_text,
-)
 from traitmill.engine.models.thought import _PAIRS
 from traitmill.engine.settings import JudgeSettings
 from traitmill.engine.statistics import auroc, auroc_interval, histogram

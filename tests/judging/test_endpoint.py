@@ -13,9 +13,14 @@ import pytest
 from tests.support.misbehaving_server import MisbehavingServer, Reply, completion, error
 from traitmill.engine.errors import AccessError, StoppedError, UsageError
 from traitmill.engine.judging import cost
-from traitmill.engine.judging.capabilities import CAP, RAISED_CAP, JudgeProfile
+from traitmill.engine.judging.capabilities import (
+    CAP,
+    RAISED_CAP,
+    JudgeProfile,
+    judge_key,
+    plain_request,
+)
 from traitmill.engine.judging.endpoint import EndpointJudge
-from traitmill.engine.judging.scoring import judge_key, plain_request
 from traitmill.engine.records import TEXT_ALONE, Response, Sample
 from traitmill.engine.settings import JudgeLimits, JudgeSettings
 from traitmill.engine.storage import row_table, verdict_row

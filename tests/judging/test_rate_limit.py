@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.clock import virtually
 from traitmill.engine.errors import StoppedError
+from traitmill.engine.judging.pace import parse_duration, show_seconds, wait_asked
 from traitmill.engine.judging.rate_limit import Throttle
-from traitmill.engine.judging.waits import parse_duration, show_seconds, wait_asked
 from traitmill.engine.settings import JudgeLimits
 
 

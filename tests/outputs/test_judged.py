@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import fakes
-from traitmill.engine.judging.scoring import judge_key
+from traitmill.engine.judging.capabilities import judge_key
 from traitmill.engine.records import Response, Verdict
 from traitmill.engine.settings import JudgeSettings
 from traitmill.engine.statistics import auroc_interval

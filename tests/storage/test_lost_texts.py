@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.support import fakes
-from traitmill.engine.judging.scoring import judge_key
+from traitmill.engine.judging.capabilities import judge_key
 from traitmill.engine.outputs import audit_table
 from traitmill.engine.records import Activation, Response, Sample, Verdict
 from traitmill.engine.settings import CaptureSettings, JudgeSettings

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from traitmill.engine.capture.process import CaptureFacts
-from traitmill.engine.judging.scoring import judge_key
+from traitmill.engine.judging.capabilities import judge_key
 from traitmill.engine.models.hub import ModelRef
 from traitmill.engine.outputs import Exported
 from traitmill.engine.records import Activation, Response, Sample, Verdict

@@ -16,7 +16,7 @@ import numpy as np
 from tests.support import fakes, lab
 from traitmill.engine.errors import StoppedError
 from traitmill.engine.generation import Shift
-from traitmill.engine.judging.scoring import judge_key
+from traitmill.engine.judging.capabilities import judge_key
 from traitmill.engine.records import Response, Sample, Verdict
 from traitmill.engine.run import Backends, Work, generate
 from traitmill.engine.settings import JudgeSettings
