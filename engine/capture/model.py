@@ -23,11 +23,10 @@ from ..settings import CaptureSettings
 from . import decoder
 from .batching import Batch, Budget, run_batches
 from .heap import keep_freed_memory
-from .pending import Pending
 from .pooling import EMBEDDINGS, Enough, LayerHooks, Pooler, padded_ids, pool_weights
 from .reference import run_alone
 from .self_check import UNMEASURED_SLACK, Mode, SelfCheck
-from .spread import SharedOnce, devices_of
+from .spread import Pending, SharedOnce, devices_of
 
 
 class CaptureModel:

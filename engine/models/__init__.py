@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .adapter import Adapter
 from .adapter_fit import check_adapter, find_adapter
 from .chat import Prompts, chat_token_ids, lazy_tokenizer
 from .config import (
@@ -26,7 +25,7 @@ from .download import fetch_weights
 from .feasibility import capture_bytes
 from .gpus import Gpu, emptiest_first, read_gpus, show_only
 from .here import device_here
-from .hub import ModelRef, find_model, infer_model
+from .hub import Adapter, ModelRef, find_model, infer_model
 from .longrope import check_longest, common_length
 from .machine import CPU_TOKENS, GIB, choose_device, free_host_memory, token_budget
 from .overhead import GPU_BATCHED_TOKENS, engine_length, engine_overhead

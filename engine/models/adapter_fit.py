@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, UsageError
-from .adapter import RANKS, Adapter
 from .config import read_config
 from .fingerprint import fingerprint
-from .hub import ModelRef, fetch_files
+from .hub import RANKS, Adapter, ModelRef, fetch_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

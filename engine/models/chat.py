@@ -8,9 +8,7 @@ from typing import Any
 
 from ..errors import AccessError, UsageError
 from ..settings import Sampling
-from .harmony import ANALYSIS, FINAL, has_channels, names_channel
 from .hub import ModelRef
-from .mistral import is_mistral
 from .template import (
     THOUGHT_SWITCHES,
     opening_turns,
@@ -19,9 +17,28 @@ from .template import (
     thought_switches,
     turn_opening,
 )
-from .thought import Tags, Thought, open_tags, token_tags, written_tags
-from .tokenizer import is_chat, load_tokenizer
-from .typed_tokens import is_special, marked, marked_ids, spells_special
+from .thought import (
+    ANALYSIS,
+    FINAL,
+    Tags,
+    Thought,
+    has_channels,
+    names_channel,
+    open_tags,
+    token_tags,
+    written_tags,
+)
+from .tokenizer import (
+    is_chat,
+    is_mistral,
+    is_special,
+    load_tokenizer,
+    marked,
+    marked_ids,
+    one_bos,
+    raw_ids,
+    spells_special,
+)
 
 _PROBE, _ASKED = "a turn, tried", "and what is asked"
 
@@ -168,9 +185,9 @@ class Prompts:
         else:
             turns, user = [], [*system, *user]
         if how.prompt_format == "raw":  # as its author typed it, special tokens and all
-            return _ids(tokenizer, tokenizer(_joined(user) + how.prefill)["input_ids"])
+            return one_bos(tokenizer, tokenizer(_joined(user) + how.prefill)["input_ids"])
         if not self._has_template:
-            return _ids(tokenizer, _raw_ids(tokenizer, _joined(user), how.prefill))
+            return one_bos(tokenizer, raw_ids(tokenizer, _joined(user), how.prefill))
         if not turns and opening_turns(tokenizer, self._moment):
             raise UsageError(
                 f"the chat template of {tokenizer.name_or_path} takes no user turn without a "
@@ -178,7 +195,7 @@ class Prompts:
             )
         turns.append({"role": "user", "content": _joined(user)})
         ids = _turn_ids(tokenizer, turns, self._moment, self._prefill, **self._variables)
-        return _ids(tokenizer, ids)
+        return one_bos(tokenizer, ids)
 
     @cached_property
     def _has_template(self) -> bool:
@@ -246,21 +263,14 @@ def chat_token_ids(tokenizer: Any, prompt: str, moment: str) -> tuple[int, ...]:
     is the time for a template that asks. Raise AccessError where the template fails.
     """
     if not is_chat(tokenizer):
-        return _ids(tokenizer, _raw_ids(tokenizer, prompt))
+        return one_bos(tokenizer, raw_ids(tokenizer, prompt))
     turns = [*opening_turns(tokenizer, moment), {"role": "user", "content": prompt}]
     off, closed = silenced(tokenizer, str(tokenizer.chat_template), moment)
-    return _ids(tokenizer, _turn_ids(tokenizer, turns, moment, closed, **off))
+    return one_bos(tokenizer, _turn_ids(tokenizer, turns, moment, closed, **off))
 
 
 def _joined(parts: list[str]) -> str:
     return "\n\n".join(filter(None, parts))
-
-
-def _raw_ids(tokenizer: Any, text: str, prefill: str = "") -> Any:
-    """Return the token ids of words without a template; a special token in the text is words."""
-    if spells_special(tokenizer, text):
-        return marked_ids(tokenizer, marked(tokenizer, text) + prefill)
-    return tokenizer(text + prefill)["input_ids"]
 
 
 def _turn_ids(
@@ -279,14 +289,3 @@ def _turn_ids(
     if typed:
         return marked_ids(tokenizer, text, add_special_tokens=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _ids(tokenizer: Any, found: Any) -> tuple[int, ...]:
-    ids = tuple(map(int, found))
-    bos = tokenizer.bos_token_id
-    # A template that writes BOS itself, tokenized by a tokenizer that adds one.
-    while bos is not None and ids[:2] == (bos, bos):
-        ids = ids[1:]
-    if not ids:
-        raise UsageError("a prompt has no tokens under this model's tokenizer")
-    return ids

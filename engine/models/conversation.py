@@ -9,10 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import AccessError, UsageError
-from .harmony import has_channels
 from .template import silenced, template_text, thought_switches, thoughtless, turn_opening
-from .thought import Tags, open_tags, written_tags
-from .typed_tokens import placed_ids
+from .thought import Tags, has_channels, open_tags, written_tags
+from .tokenizer import placed_ids
 
 _MARK = "turn{}qzx7"
 """Stands for a turn's words while the template's own are looked for."""

@@ -12,9 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import AccessError
-from .harmony import FINAL, has_channels
-from .mistral import is_mistral, refusals
-from .thought import open_tags, written_tags
+from .thought import FINAL, has_channels, open_tags, written_tags
+from .tokenizer import is_mistral, refusals
 
 _PROBE = "a turn, tried"
 _WORDS = f"{_PROBE}: <words> & signs,\n\nand more of them" + " and more" * 40

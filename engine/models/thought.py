@@ -1,5 +1,10 @@
 """A thought before the response: its tags, found in a model's chat template and tokens, and its
-tokens."""
+tokens.
+
+gpt-oss writes its turns in channels: its thought is one, its answer another. Its template ends
+where the model opens a channel. It is opened for it, so that nothing but an answer stands where an
+answer is judged and pooled.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .harmony import ANALYSIS, ANSWERED
-from .mistral import is_mistral
+from .tokenizer import is_mistral
 
+_CHANNEL = "<|channel|>"
+ANALYSIS = f"{_CHANNEL}analysis<|message|>"
+FINAL = f"{_CHANNEL}final<|message|>"
+ANSWERED = f"<|end|><|start|>assistant{FINAL}"
+"""What ends the thought, other channels between the two among it."""
 _PAIRS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -123,3 +132,15 @@ class Thought:
 
     def _shown(self, token_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+
+def has_channels(tokenizer: Any) -> bool:
+    """Return whether a tokenizer's chat template writes turns in channels."""
+    if is_mistral(tokenizer) or _CHANNEL not in str(tokenizer.chat_template):
+        return False
+    return _CHANNEL in tokenizer.get_added_vocab()
+
+
+def names_channel(text: str) -> bool:
+    """Return whether a text opens a channel itself."""
+    return _CHANNEL in text

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .agreement import Agreement, read_agreement
-from .audit import audit_table, exported_table
+from .audit import Agreement, audit_table, exported_table, read_agreement
 from .export import Exported, export_trait, is_exported, note_rows, refuse_lost
 from .judged import judge_summary, measurement
 from .load import Activations, load_activations, load_tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .commands import Progress, ProjectionResult, project
-from .sources import open_texts
+from .stored import open_texts
 
 __all__ = [
     "Progress",

@@ -18,8 +18,7 @@ from .directions import Directions, choose_directions
 from .models import choose_models, foreign, labels_of, name_of
 from .page import write_page
 from .reading import Reader, share_tokens
-from .sources import open_texts
-from .stored import StoredTexts
+from .stored import StoredTexts, open_texts
 from .summary import Difference, Summary, summarise
 from .table import CSV, TABLE, Layout, compare, is_whole, merge, part_path, write_flat, write_rows
 from .texts import Text, Texts

@@ -1,4 +1,5 @@
-"""Responses of a run as texts, with the token ids that were generated."""
+"""Which kind of texts a path holds, and responses of a run as texts, with the token ids that were
+generated."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import numpy as np
 from ..errors import UsageError
 from ..models import Turn
 from ..storage import TraitFolder, has_run, load_state
-from .texts import StoredIds, Text
+from .text_files import CsvFile, JsonLines, TextFiles
+from .texts import StoredIds, Text, Texts
 
 
 def trait_folders(path: Path) -> list[TraitFolder]:
@@ -78,3 +80,27 @@ class StoredTexts:
                         response.response_token_ids[: response.n_pooled],
                     ),
                 )
+
+
+_FORMS = (
+    "a .jsonl or .csv file whose rows have `messages` or `response` (and `prompt`), a .txt "
+    "file or a folder of them, or a trait's or an experiment's folder"
+)
+
+
+def open_texts(source: Path | str) -> Texts:
+    """Return the texts of a file or folder. Raise UsageError with every kind of fault by line."""
+    path = Path(source)
+    if path.is_file() and path.suffix in (".jsonl", ".ndjson"):
+        return JsonLines(path)
+    if path.is_file() and path.suffix == ".csv":
+        return CsvFile(path)
+    if path.is_file() and path.suffix == ".txt":
+        return TextFiles([path])
+    if path.is_dir():
+        if traits := trait_folders(path):
+            return StoredTexts(traits)
+        if files := sorted(path.glob("*.txt")):
+            return TextFiles(files)
+    there = "is none of these" if path.exists() else "does not exist"
+    raise UsageError(f"`texts` {path} {there}: give {_FORMS}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .choice import Choice
 from .folder import TraitFolder, check_name, holds_rows, pool_suffix, select_traits
 from .index import COUNTED, MODES
 from .journal import Journal, replay
@@ -12,6 +11,7 @@ from .run_record import (
     SCHEMA_VERSION,
     Asked,
     CaptureFacts,
+    Choice,
     JudgeFacts,
     Question,
     RunRecord,

@@ -13,8 +13,16 @@ import pyarrow.parquet as pq
 
 from ..errors import ResourceError
 from ..files import atomic_file
-from .part_file import open_writer, read_columns, regrouped, rows_per_group, take_rows, write_part
-from .schemas import Kind, check_schema
+from .schemas import (
+    Kind,
+    check_schema,
+    open_writer,
+    read_columns,
+    regrouped,
+    rows_per_group,
+    take_rows,
+    write_part,
+)
 
 _PART = re.compile(r"part-(\d{8})(?:-(\d{8}))?\.parquet")
 _PART_BYTES = 256 << 20

@@ -1,10 +1,12 @@
-"""The typed files beside the records: what a run was made with, and what each record set is of."""
+"""The typed files beside the records: what a run was made with, what each record set is of, and
+which of them are looked at."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import UsageError
 from ..files import write_atomic
+from ..records import Polarity
 
 SCHEMA_VERSION = 2
 
@@ -246,3 +249,34 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if old.get(name) != value:
             lines.append(f"{name}: {old.get(name)!r} -> {value!r}")
     return lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which of a folder's record sets are looked at."""
+
+    judge_key: str
+    judge: JudgeFacts | None = None
+    """None while no verdict of the set is stored."""
+    capture_key: str | None = None
+    capture: CaptureFacts | None = None
+    pools: tuple[str, ...] = ()
+    threshold: float = 50.0
+    neg_threshold: float | None = None
+    """That of neg; None where it is `threshold`."""
+    paired: bool = False
+    """Whether a response counts only where its twin passes."""
+    coherence: float | None = None
+    """The least score for coherence; None where that is not looked at."""
+    coherence_key: str | None = None
+
+    @property
+    def thresholds(self) -> dict[Polarity, float]:
+        """pos passes at or above its own, neg below its own."""
+        neg = self.threshold if self.neg_threshold is None else self.neg_threshold
+        return {"pos": self.threshold, "neg": neg}
+
+    def passes(self, polarity: Polarity, score: float) -> bool:
+        """Return whether a score lies on its side of the threshold."""
+        limit = self.thresholds[polarity]
+        return score >= limit if polarity == "pos" else score < limit

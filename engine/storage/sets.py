@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 
 from ..errors import UsageError
 from ..traits import DEFINITION_FILE, load_plan
-from .choice import Choice
 from .folder import TraitFolder
 from .parts import PartSet, ids_of
-from .run_record import Asked, CaptureFacts, JudgeFacts, Question, RunRecord, Selection
+from .run_record import Asked, CaptureFacts, Choice, JudgeFacts, Question, RunRecord, Selection
 from .schemas import Kind
 from .state import TraitState, open_state
 

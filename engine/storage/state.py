@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from ..records import POLARITIES, Activation, Polarity, Response
 from ..traits import Plan
-from .choice import Choice
 from .folder import TraitFolder
 from .index import Index, build_index, empty_index, note
 from .parts import PartSet
-from .run_record import CaptureFacts, JudgeFacts, RunRecord, Selection
+from .run_record import CaptureFacts, Choice, JudgeFacts, RunRecord, Selection
 from .schemas import KINDS, RESPONSE_SCHEMA, STATUSES, Kind, activation_table, response_of
 
 

@@ -13,11 +13,10 @@ from .definition import (
     load_traits,
     parse_definition,
 )
-from .finding import Finding
 from .foreign import KINDS as IMPORT_KINDS
 from .foreign import Foreign, definition_bytes, read_foreign
 from .lint import check_bytes, check_definition, definition_errors
-from .lint_texts import FEW_QUESTIONS
+from .lint_texts import FEW_QUESTIONS, Finding
 from .plan import Plan, Tokenize, counts_per_instruction, load_plan, make_plan, plan_key
 from .scaffold import build, scaffold
 from .scale import FULL, Scale, other_scale

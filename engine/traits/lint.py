@@ -14,8 +14,7 @@ from typing import Any
 from ..errors import DefinitionError
 from ..records import POLARITIES
 from .definition import DEFINITION_FILE, DRAFT, KEYS, SCHEMA_KEY, parse_definition
-from .finding import Finding, error, warning
-from .lint_texts import text_findings
+from .lint_texts import Finding, error, text_findings, warning
 
 
 def check_definition(name: str, folder: Path) -> list[Finding]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import combinations
+from typing import Literal
 
 from ..records import POLARITIES
 from .definition import Trait
-from .finding import Finding, error, warning
 from .scaffold import is_scaffold
 from .scale import other_scale
 
@@ -224,3 +225,31 @@ def _words(one: str, other: str) -> float:
     """Return how many times as many words the longer text has."""
     fewer, more = sorted((len(one.split()), len(other.split())))
     return more / max(fewer, 1)
+
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to mend. `where` is a key such as `questions[3]`, empty for the file itself."""
+
+    severity: Severity
+    rule: str
+    where: str
+    said: str
+    remedy: str
+    meant: str = ""
+    """The key that is meant, such as `instruction[1].pos`, where a mistyped one stands."""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.said}; {self.remedy}"
+
+
+def error(rule: str, where: str, said: str, remedy: str, meant: str = "") -> Finding:
+    return Finding("error", rule, where, said, remedy, meant)
+
+
+def warning(rule: str, where: str, said: str, remedy: str) -> Finding:
+    return Finding("warning", rule, where, said, remedy)

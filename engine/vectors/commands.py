@@ -1,24 +1,28 @@
-"""Stage 3 on folders: fit, evaluate and write vectors, and what transfers between traits."""
+"""Stage 3 on folders: fit, evaluate and write vectors, what transfers between traits, and whether
+the vectors that stand there are those that would be fitted now."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from ..errors import ExitCode, TraitmillError, UsageError
 from ..outputs import Activations, load_activations, note_stale
 from ..settings import DEFAULT_POOL
-from ..storage import TraitFolder, lock_traits, select_traits
+from ..storage import TraitFolder, installed_versions, lock_traits, select_traits
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
-from .fit import Vectors, check_layers, fit_vectors
+from .fit import SCHEMA_VERSION, Vectors, check_layers, fit_vectors
 from .methods import DEFAULT_METHODS, check_methods
 from .remembered import Wanted, check_pool, kept_line, wanted_vectors
-from .stored import fingerprint, read_vectors
 from .transfer import update_transfer
-from .vector_files import Format, write_vectors
+from .vector_files import Format, load_vector, stored_format, write_vectors
 
 Step = Literal["fitting", "evaluating"]
 """What is done layer by layer; the second takes nearly all of the time."""
@@ -186,3 +190,53 @@ def _fitted(
         reused=reused,
         stale=tuple(note_stale(folder)),
     )
+
+
+def read_vectors(
+    folder: TraitFolder,
+    activations: Activations,
+    methods: Sequence[str],
+    layers: Sequence[int],
+    format: Format,  # noqa: A002 - the option's name
+) -> Vectors | None:
+    """Return the vectors that stand in a trait's folder; None where one is missing or damaged."""
+    pool = activations.pool
+    values = np.empty((len(methods), len(layers), activations.values.shape[2]), np.float32)
+    metadata = {}
+    for i, method in enumerate(methods):
+        for j, layer in enumerate(layers):
+            if stored_format(folder, method, layer, pool) != format:
+                return None
+            try:
+                vector, facts = load_vector(folder, method, layer, pool)
+            except UsageError:
+                return None
+            if vector.shape != values.shape[2:]:
+                return None
+            values[i, j] = vector
+            metadata[method, layer] = facts
+    return Vectors(activations.trait, pool, tuple(methods), tuple(layers), values, metadata)
+
+
+def fingerprint(
+    activations: Activations,
+    vectors: Vectors,
+    format: Format,  # noqa: A002 - as above
+) -> str:
+    """Return a sha256 of what was asked for, from which rows, by which versions, and the vectors.
+
+    A change of a row's group, of a file of vectors or of the program makes it another.
+    """
+    asked = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": installed_versions(("traitmill", "numpy", "scipy")),
+        "metadata_sha256": activations.metadata.sha256,
+        "pool": vectors.pool,
+        "methods": vectors.methods,
+        "layers": vectors.layers,
+        "format": format,
+        "facts": [facts for _, facts in sorted(vectors.metadata.items())],
+    }
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(vectors.values).tobytes())
+    return digest.hexdigest()

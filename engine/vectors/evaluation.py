@@ -15,8 +15,7 @@ from ..outputs import Activations, Metadata
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder
 from .fit import Vectors
-from .held_out import HeldOut, held_out
-from .kept_folds import KeptFolds
+from .held_out import HeldOut, KeptFolds, held_out
 from .recommendation import MIN_CLAIM_GROUPS, Recommendation, Row, recommend
 from .rows import OnLayer, unheard
 from .splits import Split, make_split

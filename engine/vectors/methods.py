@@ -10,9 +10,8 @@ import numpy as np
 from numpy import ndarray
 
 from ..errors import UsageError
-from .few import Sides, Sums
+from .few import Sides, Sums, probes, solve
 from .krylov import leading
-from .newton import probes, solve
 from .rows import contrast
 
 

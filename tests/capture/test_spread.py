@@ -12,9 +12,8 @@ from torch import nn
 from tests.support import oracle
 from traitmill.engine.capture import model as capture
 from traitmill.engine.capture.model import CaptureModel
-from traitmill.engine.capture.pending import Pending
 from traitmill.engine.capture.pooling import Pooler, pool_weights
-from traitmill.engine.capture.spread import SharedOnce, devices_of
+from traitmill.engine.capture.spread import Pending, SharedOnce, devices_of
 from traitmill.engine.records import Response, Sample
 from traitmill.engine.settings import CaptureSettings
 

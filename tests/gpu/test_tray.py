@@ -14,7 +14,7 @@ from tests.support.oracle import build
 from tests.support.rows import response_row
 from traitmill.engine.capture import CaptureProcess, process
 from traitmill.engine.capture.model import CaptureModel
-from traitmill.engine.capture.tray import Place, Result, Tray
+from traitmill.engine.capture.process import Place, Result, Tray
 from traitmill.engine.errors import EngineDiedError
 from traitmill.engine.records import Activation
 from traitmill.engine.settings import CaptureSettings, Execution

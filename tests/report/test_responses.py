@@ -15,7 +15,7 @@ from tests.report.pages import HOSTILE, responses_of, with_page
 from tests.support import fakes, lab, planted
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.outputs import read_agreement
-from traitmill.engine.report import responses as responses_module
+from traitmill.engine.report import page as page_module
 from traitmill.engine.report import write_trait_report
 from traitmill.engine.statistics import cohens_kappa
 from traitmill.engine.storage import TraitFolder
@@ -104,7 +104,7 @@ def test_marks_outlive_the_page_where_a_browser_stores_nothing(tmp_path, browser
 
 @pytest.mark.slow
 def test_each_file_of_a_trait_keeps_its_own_marks(tmp_path, monkeypatch, browser):
-    monkeypatch.setattr(responses_module, "ROWS_A_FILE", 30)
+    monkeypatch.setattr(page_module, "ROWS_A_FILE", 30)
     folder = with_page(tmp_path / "exp" / "poem", n_layers=1)
     context = browser.new_context()
     first, second = context.new_page(), context.new_page()
@@ -136,7 +136,7 @@ def test_the_page_of_responses_links_to_the_report_that_is_there(tmp_path):
 
 
 def test_many_responses_are_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(responses_module, "ROWS_A_FILE", 30)
+    monkeypatch.setattr(page_module, "ROWS_A_FILE", 30)
     folder = with_page(tmp_path / "exp" / "poem")
     table = responses_of(folder)
     names = sorted(path.name for path in folder.path.glob("responses*.html"))
@@ -149,7 +149,7 @@ def test_many_responses_are_several_files(tmp_path, monkeypatch):
         found += [row["sample_id"] for row in json.loads(data[1])]
         assert f'<a href="{names[-1] if name != names[-1] else names[0]}">' in text
     assert found == table["sample_id"].to_list()
-    monkeypatch.setattr(responses_module, "ROWS_A_FILE", 2000)
+    monkeypatch.setattr(page_module, "ROWS_A_FILE", 2000)
     again = with_page(tmp_path / "exp" / "poem")
     assert [path.name for path in again.path.glob("responses*.html")] == ["responses.html"]
 

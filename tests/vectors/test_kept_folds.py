@@ -10,7 +10,7 @@ import pytest
 from tests.support import planted
 from traitmill.engine.outputs import load_activations
 from traitmill.engine.storage import TraitFolder
-from traitmill.engine.vectors import fit_trait, held_out, kept_folds, read_evaluation
+from traitmill.engine.vectors import fit_trait, held_out, read_evaluation
 
 Fits = list[tuple[int, tuple[str, ...]]]
 
@@ -103,6 +103,6 @@ def test_what_was_kept_of_other_rows_or_is_damaged_is_not_read(tmp_path, fits):
 
 def test_few_rows_leave_no_files(tmp_path):
     folder = make(tmp_path / "exp" / "poem", n_per_side=20)
-    assert kept_folds.KEPT_FROM > 2 * 20
+    assert held_out.KEPT_FROM > 2 * 20
     fit_trait(folder, ["mean_diff"])
     assert not (folder.vectors / ".folds").exists()

@@ -11,7 +11,7 @@ from tests.support import planted
 from tests.vectors.helpers import cosine, rows_of
 from traitmill.engine.outputs import load_activations
 from traitmill.engine.vectors import fit_vectors
-from traitmill.engine.vectors.newton import solve
+from traitmill.engine.vectors.few import solve
 
 pytestmark = pytest.mark.usefixtures("space")
 
