@@ -15,7 +15,6 @@ from ..models import (
     engine_length,
     generation_dtype,
     itemsize,
-    kv_share,
     read_config,
 )
 from ..settings import Execution
@@ -67,9 +66,9 @@ def size_engine(
     sequences, batched = CPU_SEQUENCES, _CPU_BATCHED_TOKENS
     if on_gpu:
         sequences, batched = GPU_SEQUENCES, GPU_BATCHED_TOKENS
-        if placement is not None and placement.limits is not None:
-            sequences, batched = placement.limits.sequences, placement.limits.batched_tokens
     sequences = execution.batch_size or sequences
+    if on_gpu and placement is not None and placement.limits is not None:
+        sequences, batched = placement.limits.sequences, placement.limits.batched_tokens
     length = engine_length(longest)
     length = min(length, ref.context_length or length)
     if longest <= (common := common_length(ref)):
@@ -90,10 +89,14 @@ def _cpu_cache(
     value = itemsize(generation_dtype(config, dtype, gpu=False))
     workers = execution.tensor_parallel_size
     shape = Shape.from_config(config)
-    per_token = shape.kv_bytes_per_token(value) // kv_share(shape, workers)
-    need = size.max_num_seqs * (size.max_model_len + CPU_BLOCK) * per_token
+
+    def bytes_of(tokens: int) -> int:
+        return shape.cache_bytes(value, tokens, workers, CPU_BLOCK)
+
+    empty = shape.state_block(value, workers, CPU_BLOCK)
+    need = size.max_num_seqs * bytes_of(size.max_model_len + CPU_BLOCK) + empty
     cache = max(min(need, free_bytes // (3 * workers)), 64 << 20)
-    least = size.max_model_len * per_token
+    least = bytes_of(size.max_model_len) + empty
     if cache < least:
         raise ResourceError(
             f"one sequence of {size.max_model_len} tokens needs {least / GIB:.1f} GiB of cache, "

@@ -31,7 +31,7 @@ from .machine import CPU_TOKENS, GIB, choose_device, free_host_memory, token_bud
 from .overhead import GPU_BATCHED_TOKENS, engine_length, engine_overhead
 from .placement import Placement, choose_placement, generation_itemsize
 from .shape import Shape
-from .split import check_split, cores, kv_share
+from .split import check_split, cores
 from .support import check_support
 from .thought import Thought
 from .tokenizer import is_chat, load_tokenizer
@@ -85,7 +85,6 @@ __all__ = [
     "is_chat",
     "itemsize",
     "keeps_state",
-    "kv_share",
     "lazy_tokenizer",
     "length_dependent_rope",
     "load_tokenizer",

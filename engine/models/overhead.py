@@ -6,7 +6,7 @@ Estimates from its source; untested on GPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .gpus import Gpu
 from .machine import GIB
@@ -64,13 +64,17 @@ def engine_overhead(
     return overhead + GIB if tensor_parallel > 1 else overhead
 
 
-def least_cache(shape: Shape, itemsize: int, tokens_per_sequence: int, cards: int = 1) -> int:
+def least_cache(
+    shape: Shape, itemsize: int, tokens_per_sequence: int, cards: int = 1, sequences: int = 1
+) -> int:
     """Return the bytes of cache, on each of some cards, without which vLLM does not start.
 
-    One sequence of the engine's length must fit in.
+    One sequence of the engine's length must fit in, and a block of state of each of `sequences`.
     """
-    tokens = engine_length(tokens_per_sequence) + _SPARE_TOKENS
-    return tokens * shape.kv_bytes_of_a_card(itemsize, cards)
+    tokens, block = engine_length(tokens_per_sequence), shape.state_block(itemsize, cards)
+    if block:
+        return block + max(shape.cache_bytes(itemsize, tokens, cards), sequences * block)
+    return shape.cache_bytes(itemsize, tokens + _SPARE_TOKENS, cards)
 
 
 def choose_limits(
@@ -84,9 +88,10 @@ def choose_limits(
 ) -> EngineLimits:
     """Return the limits under which most sequences run at once on `gpus`, the largest among equals.
 
-    Smaller limits leave the cache more of a small card. `fixed`: the user set the `sequences`.
+    Smaller limits leave the cache more of a small card. `fixed`: the user set the `sequences`, of
+    which vLLM takes no more than it has room for the states of.
     """
-    each = max(1, tokens_per_sequence * shape.kv_bytes_of_a_card(itemsize, len(gpus)))
+    each = max(1, shape.cache_bytes(itemsize, tokens_per_sequence, len(gpus)))
 
     def running(limits: EngineLimits) -> int:
         overhead = engine_overhead(
@@ -101,5 +106,8 @@ def choose_limits(
         for count, tokens in _STEPS
     ]
     best = max(steps, key=running)
-    # Nothing may be told apart by the estimate: then the smallest leaves most.
-    return best if running(best) else steps[-1]
+    if not running(best):  # nothing is told apart by the estimate: the smallest leaves most
+        best = steps[-1]
+    if shape.state is not None:
+        best = replace(best, sequences=max(1, running(best)))
+    return best

@@ -125,9 +125,9 @@ def _place_beside(
     usable = int(min(gpu.free for gpu in (*engines, *captures)) * _USABLE)
     weights = shape.weight_bytes(itemsize) // tensor_parallel
     capture_weights = shape.weight_bytes(capture_itemsize) // len(captures)
-    kv_per_token = shape.kv_bytes_of_a_card(itemsize, tensor_parallel)
-    least_kv = least_cache(shape, itemsize, tokens_per_sequence, tensor_parallel)
-    kv = max(sequences * tokens_per_sequence * kv_per_token, least_kv)
+    each = shape.cache_bytes(itemsize, tokens_per_sequence, tensor_parallel)
+    least_kv = least_cache(shape, itemsize, tokens_per_sequence, tensor_parallel, sequences)
+    kv = max(sequences * each, least_kv)
     overhead = engine_overhead(shape, sequences, tensor_parallel, itemsize, batched_tokens)
     engine, capture = weights + overhead, capture_weights + CONTEXT_OVERHEAD + least_batch
     sums = (

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import UsageError
 from .config import read_config
+from .state import GPU_BLOCK, State, read_state
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -103,6 +104,8 @@ class Shape:
     tied: bool
     beside: int = 0
     """Weights that are no layer's like the others: embeddings of their own (Gemma-3n), say."""
+    state: State | None = None
+    """What layers keep of a sequence beside, or instead of, keys and values."""
 
     @classmethod
     def from_config(cls, config: Any) -> Shape:
@@ -142,6 +145,10 @@ class Shape:
         latent = _latent(text)
         kv_width = int((np.broadcast_to(kv_heads, layers) * head_dim).sum())
         most = int(np.max(kv_heads))
+        kv_width = layers * latent // 2 if latent else kv_width
+        state = read_state(text, size)
+        if state is not None:
+            kv_width = kv_width * state.attending // layers
         return cls(
             n_layers=layers,
             hidden=hidden,
@@ -150,11 +157,12 @@ class Shape:
             heads=heads,
             kv_heads=most,
             head_dim=int(np.max(head_dim)),
-            kv_width=layers * latent // 2 if latent else kv_width,
+            kv_width=kv_width,
             kv_parts=1 if latent else most,
             vocab=size("vocab_size"),
             tied=bool(getattr(text, "tie_word_embeddings", True)),
             beside=_beside(text, width),
+            state=state,
         )
 
     @property
@@ -174,15 +182,35 @@ class Shape:
         return self.parameters * itemsize
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Key and value of every layer."""
+        """Key and value of every layer that has them."""
         return 2 * self.kv_width * itemsize
 
     def kv_bytes_of_a_card(self, itemsize: int, cards: int) -> int:
-        """Key and value of every layer on each of some cards, which share heads, not halves of one.
+        """The same on each of some cards, which share heads, not halves of one.
 
         With more cards than key-value heads, vLLM keeps some heads twice.
         """
         return self.kv_bytes_per_token(itemsize) // min(cards, self.kv_parts)
+
+    def cache_bytes(
+        self, itemsize: int, tokens: int, cards: int = 1, block: int = GPU_BLOCK
+    ) -> int:
+        """What a sequence of so many tokens takes of each card's cache, in blocks of `block`."""
+        per_token = self.kv_bytes_of_a_card(itemsize, cards)
+        if self.state is None:
+            return tokens * per_token
+        return self.state.sequence_bytes(tokens, per_token, itemsize, cards, block)
+
+    def state_block(self, itemsize: int, cards: int = 1, block: int = GPU_BLOCK) -> int:
+        """The block that vLLM keeps empty, and wants for each sequence; 0 without a state."""
+        if self.state is None:
+            return 0
+        per_token = self.kv_bytes_of_a_card(itemsize, cards)
+        return self.state.block_bytes(per_token, itemsize, cards, block)
+
+    def state_bytes(self, itemsize: int) -> int:
+        """What is kept of a sequence however long it is."""
+        return self.state.layers * self.state.layer_bytes(itemsize) if self.state else 0
 
     def block_bytes_per_token(self, itemsize: int) -> int:
         """Memory of one token while one block runs, and of its float32 copy while it is pooled.

@@ -31,14 +31,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def kv_share(shape: Shape, workers: int) -> int:
-    """Return over how many workers a token's keys and values are dealt out.
-
-    Workers beyond the key-value heads hold copies, and all hold latents.
-    """
-    return min(workers, shape.kv_parts)
-
-
 def _divides(shape: Shape, workers: int) -> bool:
     # vLLM's rules: query heads and the feed-forward width are dealt out, key-value heads too, or
     # repeated where there are more workers than heads. It pads the vocabulary.

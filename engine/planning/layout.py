@@ -127,8 +127,8 @@ def layout(
         share = placement.gpu_share or _VLLMS_SHARE
         cache = min(int(gpu.total * share) for gpu in engines) - weights - overhead
     cache = max(0, cache)
-    each = job.tokens_per_sequence * shape.kv_bytes_of_a_card(itemsize, tensor_parallel)
-    running = min(limits.sequences, int(cache / each))
+    each = shape.cache_bytes(itemsize, int(job.tokens_per_sequence), tensor_parallel)
+    running = min(limits.sequences, cache // each)
     capture = 0
     if job.captures and placement.capture_device != "cpu":
         over = 1 if ":" in placement.capture_device else len(placement.gpus)

@@ -2,9 +2,10 @@
 
 A decoding step of c sequences reads the weights once and each sequence's keys and values, and
 computes two operations a weight and sequence: it takes at least
-max((W + c L K) / bandwidth, 2 P c / peak). W: bytes of the weights that are read, of experts those
-that some token of the step is routed to; P: weights that a token is multiplied with (blocks and
-output layer); K: bytes of keys and values a token; L: mean tokens of a sequence in the cache. A
+max((W + c (L K + 2 S)) / bandwidth, 2 P c / peak). W: bytes of the weights that are read, of
+experts those that some token of the step is routed to; P: weights that a token is multiplied with
+(blocks and output layer); K: bytes of keys and values a token; L: mean tokens of a sequence in the
+cache; S: bytes of the state that a hybrid model keeps of a sequence, which is read and written. A
 prompt computes 2 P a token; capture the same without the output layer.
 """
 
@@ -45,6 +46,7 @@ def step_seconds(
     """Return the least time of a decoding step with `context` tokens a sequence in the cache."""
     moved = itemsize * read_weights(shape, sequences)
     moved += sequences * context * shape.kv_bytes_per_token(itemsize)
+    moved += 2 * sequences * shape.state_bytes(itemsize)
     return max(moved / device.bandwidth, 2 * passed(shape) * sequences / device.flops)
 
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from traitmill.engine.models import Shape, kv_share
+from traitmill.engine.models import Shape
 
 SIZES = {
     "vocab_size": 32_000,
@@ -93,4 +93,3 @@ def test_a_latent_is_kept_once_and_on_every_card() -> None:
     shape = Shape.from_config(config("DeepseekV3Config", **MLA))
     assert shape.kv_bytes_per_token(2) == 2 * 8 * (512 + 64)
     assert shape.kv_bytes_of_a_card(2, 4) == shape.kv_bytes_per_token(2)
-    assert kv_share(shape, 4) == 1

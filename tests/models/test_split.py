@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from traitmill.engine.errors import UsageError
-from traitmill.engine.models import ModelRef, Shape, check_split, kv_share
+from traitmill.engine.models import ModelRef, Shape, check_split
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -34,7 +34,9 @@ def test_heads_that_divide_are_taken_key_value_heads_repeated_where_they_are_few
     workers: int,
 ) -> None:
     check(QWEN3, workers)
-    assert kv_share(Shape.from_config(QWEN3), workers) == min(4, workers)
+    shape = Shape.from_config(QWEN3)
+    dealt = shape.kv_bytes_per_token(2) // shape.kv_bytes_of_a_card(2, workers)
+    assert dealt == min(4, workers)
 
 
 @pytest.mark.parametrize("workers", [3, 6, 32])
