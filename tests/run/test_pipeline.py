@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.support import fakes
+from tests.support import fakes, lab
 from traitmill.engine.capture import CaptureFacts
 from traitmill.engine.errors import EngineDiedError, SettingsChangedError, StoppedError
 from traitmill.engine.outputs.audit import audit_table
 from traitmill.engine.records import Activation, Response, Sample, Verdict
 from traitmill.engine.settings import Execution, SampleCounts
+from traitmill.engine.traits import Trait
 
 
 def run(folders: list[Path], settings: object = None, **backends: object):
@@ -243,16 +245,52 @@ def test_f05_a_judge_without_quota_stops_alone(tmp_path: Path) -> None:
     assert len(judge.calls) == sum(counts[s]["verdicts"]["unjudged"] for s in ("pos", "neg"))
 
 
-@pytest.mark.slow
 def test_a_slow_judge_delays_neither_generation_nor_capture(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(50)
     runs = fakes.open_runs([folder], settings)
-    work = fakes.pipeline(runs, settings, judge=fakes.FakeJudge(settings.judge, delay=1.0))
-    asyncio.run(work.run())
+    capturer = fakes.FakeCapture(settings.capture)
+
+    class Slow(fakes.FakeJudge):
+        """Answers only once all that can be captured is."""
+
+        async def judge(self, trait: Trait, response: Response) -> Verdict:
+            while len(capturer.rows) < ok:
+                await asyncio.sleep(0.01)
+            return await super().judge(trait, response)
+
+    judge = Slow(settings.judge)
+    work = fakes.pipeline(runs, settings, judge=judge, capturer=capturer)
+    ok = sum(int(sample_id[:4], 16) % 50 > 0 for sample_id in runs[0].state.plan.ids)
+
+    asyncio.run(asyncio.wait_for(work.run(), 60))
     assert runs[0].finished
-    assert work.clocks["generation"].last < work.clocks["judging"].last
-    assert work.clocks["capture"].last < work.clocks["judging"].last
+    assert len(judge.calls) == len(capturer.rows) == ok > 90
+
+
+def test_a_verdict_waits_for_no_thread_before_it_is_safe(tmp_path: Path) -> None:
+    """A kill loses the answers under way, and none that came: the first of a trait as well."""
+    folder = fakes.make_trait(tmp_path)
+    settings = fakes.settings(20)
+    runs = fakes.open_runs([folder], settings)
+    judge = fakes.FakeJudge(settings.judge)
+    work = fakes.pipeline(runs, settings, judge=judge, capturer=None)
+    ok = sum(int(sample_id[:4], 16) % 50 > 0 for sample_id in runs[0].state.plan.ids)
+    writes = threading.Event()
+
+    async def main() -> int:
+        work._writer._thread.submit(writes.wait)
+        running = asyncio.create_task(work.run())
+        try:
+            async with asyncio.timeout(60):
+                while work.clocks["judging"].records < ok:
+                    await asyncio.sleep(0.01)
+            return len(lab.journaled(folder, "verdicts"))
+        finally:
+            writes.set()
+            await running
+
+    assert asyncio.run(main()) == ok
 
 
 def test_f30_an_activation_that_is_not_finite_is_named_and_left_out(tmp_path: Path) -> None:
