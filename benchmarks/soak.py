@@ -17,14 +17,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks.common import (
     JUDGE_PERSONA,
@@ -84,16 +81,7 @@ def start(root: Path, url: str) -> subprocess.Popen[bytes]:
 
 def count(root: Path, kind: str) -> int:
     """Rows of a kind that are stored now, in parts and journals, while the run may be at work."""
-    total = 0
-    for name in TRAITS:
-        with suppress(FileNotFoundError):  # a journal whose rows stand in a part by now
-            total += len(lab.journaled(root / "exp" / name, kind))
-        for path in (root / "exp" / name / "parquet" / kind).rglob("part-*.parquet"):
-            try:
-                total += pq.read_metadata(path).num_rows
-            except (FileNotFoundError, pa.ArrowInvalid):  # merged into another just now
-                continue
-    return total
+    return sum(lab.count(root / "exp" / name, kind) for name in TRAITS)
 
 
 def stage_of(root: Path) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -28,9 +29,9 @@ from traitmill.engine.run.progress import trait_results
 from traitmill.engine.traits.definition import fill, load_traits, parse_definition
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition) -> None:
     """Until a condition holds; a test that waits in vain fails."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + lab.WAIT_S
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
@@ -429,6 +430,9 @@ def test_f24_a_second_run_exits_at_once_naming_the_first(tmp_path: Path) -> None
             and stored(work, "activations") == ok_responses(work)
         )
     )
+    first.signal(signal.SIGSTOP)  # what changes from now on is not its doing
+    held = psutil.Process(first.process.pid)
+    wait_for(lambda: held.status() == psutil.STATUS_STOPPED)
     before = {folder: sorted((folder / "parquet").rglob("*")) for folder in work.folders}
     second = lab.Running(replace(work, traits=("two",)))
     assert second.wait() == ExitCode.LOCKED

@@ -16,7 +16,7 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -57,6 +57,8 @@ FINAL_FILES = (
     "activations/metadata.json",
 )
 SOURCE_DATE_EPOCH = "1700000000"
+WAIT_S = 400.0
+"""Bounds a hang alone: what is waited for comes in seconds, on a busy machine in a minute or two."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ class OpenFakes:
     @asynccontextmanager
     async def __call__(self, seat: Seat) -> AsyncIterator[Hosted]:
         tie_children()
-        (self.work.root / f"replica{seat.index}").write_text(str(os.getpid()))
+        whole = self.work.root / f".replica{seat.index}"
+        whole.write_text(str(os.getpid()))
+        whole.rename(self.work.root / f"replica{seat.index}")
         yield Hosted(Generator(self.work), fakes.FakeCapture(self.capture, self.work.capture_delay))
 
 
@@ -258,7 +262,9 @@ def _child(work: Work, ready: Connection) -> None:
 def _server() -> Any:
     os.environ["SOURCE_DATE_EPOCH"] = SOURCE_DATE_EPOCH  # inherited by every process started here
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.lab", "traitmill.engine.capture.model", "torch"])
+    # The last is what a look at a model's shape imports, for seconds.
+    preloaded = ["tests.support.lab", "traitmill.engine.capture.model", "torch"]
+    context.set_forkserver_preload([*preloaded, "transformers.models.llama.configuration_llama"])
     return context
 
 
@@ -277,13 +283,13 @@ class Running:
 
     def wait_ready(self) -> None:
         """Until the pipeline is about to start (or the process has ended)."""
-        if self.ready.poll(120):
+        if self.ready.poll(WAIT_S):
             try:
                 self.ready.recv()
             except EOFError:
                 return
 
-    def wait(self, seconds: float = 120) -> int | None:
+    def wait(self, seconds: float = WAIT_S) -> int | None:
         """The exit code (negative: a signal), None when the process still runs after `seconds`."""
         self.process.join(seconds)
         return self.process.exitcode
@@ -305,21 +311,44 @@ def run_to_end(work: Work) -> int | None:
 # --- looking at what is on disk, with code of its own ---
 
 
+def _read(folder: Path, kind: str, pattern: str, read: Callable[[Path], list[Any]]) -> list[Any]:
+    """What `read` makes of files that a run at work may take away: those that took a file's place
+    are looked for anew."""
+    while True:
+        paths = sorted((folder / "parquet" / kind).rglob(pattern))
+        try:
+            return [row for path in paths for row in read(path)]
+        except FileNotFoundError:
+            continue
+
+
 def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
     """All stored rows of a kind, in the order they were written, repeats included."""
-    found: list[dict[str, Any]] = []
-    for path in sorted((folder / "parquet" / kind).rglob("part-*.parquet")):
-        found += pq.read_table(path, partitioning=None).to_pylist()
-    return found
+
+    def read(path: Path) -> list[Any]:
+        return list(pq.read_table(path, partitioning=None).to_pylist())
+
+    return _read(folder, kind, "part-*.parquet", read)
 
 
 def journaled(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Rows of a kind that no part holds yet; a line that a kill cut off is none."""
-    found = []
-    for path in sorted((folder / "parquet" / kind).rglob(".journal-*")):
+
+    def read(path: Path) -> list[Any]:
         lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        found += [json.loads(line.partition(" ")[2]) for line in lines]
-    return found
+        return [json.loads(line.partition(" ")[2]) for line in lines]
+
+    return _read(folder, kind, ".journal-*", read)
+
+
+def count(folder: Path, kind: str) -> int:
+    """Rows of a kind in parts and journals, of a run that may be at work: one that is just being
+    moved counts once or twice."""
+
+    def read(path: Path) -> list[Any]:
+        return [pq.read_metadata(path).num_rows]
+
+    return len(journaled(folder, kind)) + sum(_read(folder, kind, "part-*.parquet", read))
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -401,7 +430,10 @@ def soak(
     root: Path, kills: int, seed: int = 0, n: int = 130, traits: Sequence[str] = ("one", "two")
 ) -> Soaked:
     """Kill runs at `kills` seeded random moments, resume each, and compare all they leave with an
-    undisturbed run."""
+    undisturbed run.
+
+    A moment is told by the rows that are stored, so that as much is done by then on any machine.
+    """
     out = Soaked(samples=2 * n * len(traits))
     rng = random.Random(seed)
     template = Work(root, tuple(traits), n)
@@ -413,14 +445,15 @@ def soak(
         delays = {"generation_delay": generation, "judge_delay": judge, "capture_delay": capture}
         work = replace(_prepare(template, root / f"run{out.runs}"), **delays)
         out.runs += 1
-        assert work.judge_log is not None
         stored: dict[str, dict[Any, str]] = {name: {} for name in traits}
         while True:
+            asked = len(_asked(work))
             running = Running(work)
             if out.kills < kills and rng.random() < 0.95:
                 if rng.random() < 0.9:
                     running.wait_ready()
-                code = running.wait(rng.uniform(0.0, 2.5))
+                    _wait_for_rows(running, rng.uniform(0.0, 1.3) * _rows_to_come(work))
+                code = running.wait(rng.uniform(0.0, 0.3))
             else:
                 code = running.wait()
             if code is None:
@@ -434,27 +467,20 @@ def soak(
                     digests.get(key) != digest for key, digest in stored[folder.name].items()
                 )
                 stored[folder.name] = digests
-            calls = (
-                Counter(work.judge_log.read_text().split())
-                if work.judge_log.exists()
-                else Counter()
-            )
-            repeated = calls.total() - len(calls)
             if code is not None:
                 break
-            judged = sum(
-                len(
-                    {
-                        row["sample_id"]
-                        for row in rows(folder, "verdicts") + journaled(folder, "verdicts")
-                    }
-                )
+            # What an earlier kill lost may wait to be asked for again: it is not this one's.
+            answered = {
+                row["sample_id"]
                 for folder in work.folders
-            )
-            out.most_repeated = max(out.most_repeated, len(calls) - judged)
+                for row in rows(folder, "verdicts") + journaled(folder, "verdicts")
+            }
+            lost = set(_asked(work)[asked:]) - answered
+            out.most_repeated = max(out.most_repeated, len(lost))
         assert code == 0, running.said
-        out.judge_calls += calls.total()
-        out.repeated += repeated
+        calls = _asked(work)
+        out.judge_calls += len(calls)
+        out.repeated += len(calls) - len(set(calls))
         for folder in work.folders:
             files, digests = expected[folder.name]
             out.lost += len(digests.keys() - stored[folder.name].keys())
@@ -467,6 +493,24 @@ def soak(
                 str(folder / name) for name, data in files.items() if now[name] != data
             ]
     return out
+
+
+def _asked(work: Work) -> list[str]:
+    """What the judge was asked for, in all starts so far."""
+    assert work.judge_log is not None
+    return work.judge_log.read_text().split() if work.judge_log.exists() else []
+
+
+def _rows_to_come(work: Work) -> int:
+    planned = len(KINDS) * 2 * work.n * len(work.traits)
+    return planned - sum(count(folder, kind) for folder in work.folders for kind in KINDS)
+
+
+def _wait_for_rows(running: Running, more: float) -> None:
+    """Until so many rows more are stored than now, or the process has ended."""
+    last = _rows_to_come(running.work) - more
+    while running.wait(0.05) is None and _rows_to_come(running.work) > last:
+        pass
 
 
 def _prepare(template: Work, root: Path) -> Work:
