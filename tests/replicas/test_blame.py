@@ -12,6 +12,7 @@ import pytest
 
 from tests.replicas.test_pool import Crowded, Models, Pool, responses, samples
 from tests.support import fakes
+from tests.support.clock import VirtualPolicy
 from traitmill.engine.errors import DeadlyError, EngineDiedError
 from traitmill.engine.records import Activation, Sample
 from traitmill.engine.replicas.actor import Hosted, Seat
@@ -21,6 +22,11 @@ from traitmill.engine.replicas.waiting import Waiting
 from traitmill.engine.settings import CaptureSettings
 
 CAPACITY = 64
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> VirtualPolicy:
+    return VirtualPolicy()
 
 
 @pytest.mark.parametrize("n_replicas", [1, 4])

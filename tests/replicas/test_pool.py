@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
@@ -14,7 +15,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from tests.support import fakes
-from tests.support.clock import virtually
+from tests.support.clock import VirtualPolicy, virtually
 from traitmill.engine.errors import DeadlyError, EngineDiedError, ResourceError, UsageError
 from traitmill.engine.records import Activation, Response, Sample
 from traitmill.engine.replicas import (
@@ -119,9 +120,16 @@ class Models:
         yield Hosted(generator, capturer, [f"loaded with {CAPACITY} sequences"])
 
 
+@pytest.fixture(scope="module")
+def event_loop_policy() -> VirtualPolicy:
+    """Nothing here waits for another thread or process, so no machine's speed need decide."""
+    return VirtualPolicy()
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actor_module, "LINGER_S", 0.0)
+    random.seed(0)  # the fakes' delays
 
 
 def samples(count: int) -> list[Sample]:

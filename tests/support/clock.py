@@ -35,3 +35,10 @@ def virtually(main):
     """Run a coroutine on a virtual clock."""
     with asyncio.Runner(loop_factory=VirtualClock) as runner:
         return runner.run(main)
+
+
+class VirtualPolicy(asyncio.DefaultEventLoopPolicy):
+    """For the fixture `event_loop_policy`: every test of a file runs on a virtual clock."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return VirtualClock()
