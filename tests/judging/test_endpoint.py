@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -345,7 +346,10 @@ async def test_f03_nothing_is_sent_before_retry_after_ends():
 
 async def test_f03_one_gate_for_all_tasks():
     limited = error(429, "slow down", code="rate_limit_exceeded", retry_after="0.6")
-    with MisbehavingServer(script=[limited] * 8, latency=0.05) as server:
+    with MisbehavingServer(latency=0.05) as server:
+        # All eight are under way before the first is answered.
+        held = replace(limited, held=lambda: len(server.log) < 8)
+        server._script = lambda _: held if len(server.log) <= 8 else None
         async with known(server, concurrency=8) as judge:
             verdicts = await asyncio.gather(
                 *(judge.judge(TRAIT, response(index=i)) for i in range(30))
@@ -363,6 +367,8 @@ async def test_f04_a_wait_of_minutes_is_counted_down():
     with MisbehavingServer(script=[limited]) as server:
         async with known(server, events=events, patience=600) as judge:
             task = asyncio.create_task(judge.judge(TRAIT, response()))
+            while not events:
+                await asyncio.sleep(0.01)
             await asyncio.wait([task], timeout=0.5)
             assert not task.done()
             task.cancel()
@@ -507,7 +513,7 @@ async def test_f06_a_refused_connection_is_named_at_the_start():
 
 async def test_f07_a_call_that_never_answers_is_given_up_and_repeated():
     with MisbehavingServer(script=[Reply(act="hang")] * 3) as server:
-        async with known(server, deadline=0.4) as judge:
+        async with known(server, deadline=2.0) as judge:
             verdicts = await asyncio.gather(
                 *(judge.judge(TRAIT, response(index=i)) for i in range(6))
             )
@@ -526,7 +532,7 @@ async def test_f07_each_call_that_comes_too_late_is_told_to_the_line(monkeypatch
     with MisbehavingServer(
         script=[Reply(act="hang"), error(500, "oops"), Reply(act="reset"), Reply(act="hang")]
     ) as server:
-        async with known(server, deadline=0.4, concurrency=1) as judge:
+        async with known(server, deadline=2.0, concurrency=1) as judge:
             monkeypatch.setattr(judge._calls.throttle, "late", lambda: late.append(len(server.log)))
             assert (await judge.judge(TRAIT, response())).attempts == 5
     assert late == [1, 4]

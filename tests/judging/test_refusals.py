@@ -124,11 +124,11 @@ async def test_r22_a_thinking_judge_has_the_time_that_its_room_takes() -> None:
             return None
         if seen.body["max_tokens"] < 4096:
             return completion(None, finish_reason="length", usage=(100, 512, 512))
-        return replace(completion("85", usage=(100, 900, 890)), delay=0.9)
+        return replace(completion("85", usage=(100, 900, 890)), delay=3.0)
 
     with MisbehavingServer("plain", script=script) as server:
         limits = JudgeLimits(base_url=server.url, rpm=1e6)
-        judge = EndpointJudge(JudgeSettings(model="m"), limits, deadline=0.3, backoff=0.001)
+        judge = EndpointJudge(JudgeSettings(model="m"), limits, deadline=2.0, backoff=0.001)
         await judge.open()
         verdict = await judge.judge(TRAIT, response())
         await judge.close()
@@ -139,7 +139,7 @@ async def test_r22_a_thinking_judge_has_the_time_that_its_room_takes() -> None:
 async def test_r22_what_comes_too_late_is_asked_for_a_few_times_only() -> None:
     """Each such call may be billed in full."""
     with MisbehavingServer(script=lambda _: Reply(act="hang")) as server:
-        async with known(server, deadline=0.05) as judge:
+        async with known(server, deadline=1.0) as judge:
             verdict = await judge.judge(TRAIT, response())
         assert (verdict.status, len(server.log)) == ("failed", 3)
 

@@ -27,13 +27,15 @@ Body = dict[str, Any]
 
 @dataclass
 class Reply:
-    """One scripted answer. `act`: answer, hang (never answer), or reset (cut the connection)."""
+    """One scripted answer. `act`: answer, hang (never answer), or reset (cut the connection).
+    `held`: as long as this is true, it is not given."""
 
     status: int = 200
     body: Any = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
     act: str = "answer"
+    held: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -350,7 +352,7 @@ class _Connection(asyncio.Protocol):
         if not server.keep_bodies:
             seen.body, seen.headers = {}, {}
         delay = reply.delay or (server.latency if reply.status == 200 else 0.0)
-        if delay:
+        if delay or reply.held():
             task = asyncio.get_running_loop().create_task(self._later(seen, reply, delay))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -359,6 +361,8 @@ class _Connection(asyncio.Protocol):
 
     async def _later(self, seen: Seen, reply: Reply, delay: float) -> None:
         await asyncio.sleep(delay)
+        while reply.held():
+            await asyncio.sleep(0.002)
         self._act(seen, reply)
 
     def _act(self, seen: Seen, reply: Reply) -> None:
