@@ -104,13 +104,14 @@ def work(made: lab.Work, tmp_path: Path) -> lab.Work:
 def in_terminal(
     arguments: list[str], cwd: Path, columns: int, *, interrupt_at: str = ""
 ) -> tuple[int, str]:
-    """Run the command on a terminal of its own; Ctrl-C once it has written `interrupt_at`."""
+    """Run the command on a terminal of its own; Ctrl-C once it has written what `interrupt_at`
+    matches."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(cwd)
         environment = clean_environment(COLUMNS=str(columns), LINES="40", TERM="xterm-256color")
         os.execve(TRAITMILL, [TRAITMILL, *arguments], environment)
-    written, deadline = b"", time.monotonic() + 120
+    written, deadline = b"", time.monotonic() + lab.WAIT_S
     while time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.2)[0]:
             try:
@@ -120,7 +121,7 @@ def in_terminal(
             if not data:
                 break
             written += data
-        if interrupt_at and interrupt_at in written.decode("utf-8", "replace"):
+        if interrupt_at and re.search(interrupt_at, written.decode("utf-8", "replace")):
             os.kill(pid, signal.SIGINT)
             interrupt_at = ""
     _, status = os.waitpid(pid, 0)
@@ -133,7 +134,10 @@ def test_t03_no_markup_is_shown_and_ctrl_c_leaves_no_frame(work: lab.Work, colum
     with MisbehavingServer("gpt-4.1-mini", latency=0.7) as server:
         judge = ["--judge_model", "m", "--judge_base_url", server.url, "--judge_concurrency", "2"]
         code, written = in_terminal(
-            ["judge", *on(work), *judge], work.root, columns, interrupt_at="6/"
+            ["judge", *on(work), *judge],
+            work.root,
+            columns,
+            interrupt_at=r"\b([6-9]|[12]\d)/\d\d\b(?!/)",
         )
     assert code == ExitCode.INTERRUPTED, written
     assert "━" in written, "progress was shown"
@@ -164,8 +168,11 @@ def test_t04_a_resumed_run_begins_with_what_is_stored(tmp_path: Path, capture: s
     async def cut_off() -> None:
         stop = asyncio.Event()
         pipeline = fakes.pipeline(runs, settings, generator=fakes.FakeGenerator(0.05, 4))
-        asyncio.get_running_loop().call_later(0.25, stop.set)
-        await pipeline.run(stop)
+        running = asyncio.create_task(pipeline.run(stop))
+        while pipeline.clocks["generation"].records < 15:
+            await asyncio.sleep(0.01)
+        stop.set()
+        await running
 
     asyncio.run(cut_off())
     stored = {kind: {row["sample_id"] for row in lab.rows(folder, kind)} for kind in lab.KINDS}
@@ -537,11 +544,18 @@ def test_something_moves_until_there_is_something_to_see(tmp_path: Path) -> None
         "import sys, time\n"
         "from traitmill.cli.output import safe_streams\n"
         "from traitmill.cli import waiting\n"
+        "drawn, turning = [], waiting.turning\n"
+        "def noted(seconds):\n"
+        "    drawn.append(turning(seconds))\n"
+        "    return drawn[-1]\n"
+        "waiting.turning = noted\n"
+        "def until(count):\n"  # as one is noted, all before it are drawn
+        "    while len({line[0] for line in drawn}) <= count: time.sleep(0.02)\n"
         "with safe_streams():\n"
         "    waiting.greet('run', {'experiment': 'e', 'traits': 'a,b'})\n"
-        "    time.sleep(1.7)\n"
+        "    until(3)\n"
         "    print('model: m')\n"
-        "    time.sleep(0.7)\n"
+        "    until(len({line[0] for line in drawn}) + 1)\n"
         "    print('no such model', file=sys.stderr)\n"
         "    waiting.waiting.stop()\n"
     )
