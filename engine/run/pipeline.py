@@ -179,7 +179,7 @@ class Pipeline:
         clock.begin(self.elapsed)
         verdict = await judge.judge(run.trait, response)
         if not run.judge_is_saved:  # before the first row that it is of
-            await self._writer.on_thread(run.save_judge)
+            run.save_judge()  # not behind a part being written: a kill would lose the verdict
         clock.count(self.elapsed, verdict.input_tokens + verdict.output_tokens)
         self._writer.add_verdict(run, verdict)
         if verdict.status != "failed":
