@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from traitmill.engine.errors import ResourceError, UsageError
-from traitmill.engine.models import GIB, Shape, choose_placement, emptiest_first
+from traitmill.engine.models import GIB, Shape, choose_placement, count_weights, emptiest_first
 
 if TYPE_CHECKING:
     from traitmill.engine.models import Gpu, ModelRef
@@ -93,7 +93,8 @@ def check_weight_disk(ref: ModelRef) -> str:
     for name in _INDEXES:
         if isinstance(try_to_load_from_cache(ref.name, name, revision=ref.revision), str):
             return f"the weights, or a part of them, are in {constants.HF_HUB_CACHE}"
-    needed = Shape.from_config(ref.config).weight_bytes(_HALF)
+    stored = count_weights(ref)
+    needed = stored.n_bytes if stored else Shape.from_config(ref.config).weight_bytes(_HALF)
     cache = Path(constants.HF_HUB_CACHE)
     folder = next(path for path in (cache, *cache.parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
@@ -122,6 +123,7 @@ def foretell(ref: ModelRef, settings: RunSettings, gpus: Sequence[Gpu], job: Job
         sequences=settings.execution.batch_size or GPU_SEQUENCES,
         tokens_per_sequence=job.tokens_per_sequence,
         cards=emptiest_first(gpus),
+        stored=count_weights(ref),
     )
     plan = plan_run(ref.name, ref.config, settings, placement, job)
     return f"{plan.where()}; {plan.memory()}; {plan.time()}"

@@ -94,7 +94,7 @@ def command(**given: Any) -> int:
     would wait for: from the model's config and the cards' data sheets, without weights or engine.
     """
     from traitmill.engine.generation import GPU_SEQUENCES
-    from traitmill.engine.models import find_model, infer_model
+    from traitmill.engine.models import count_weights, find_model, infer_model
     from traitmill.engine.planning import make_plan
     from traitmill.engine.settings import apply
 
@@ -115,6 +115,7 @@ def command(**given: Any) -> int:
         job,
         sequences=settings.execution.batch_size or GPU_SEQUENCES,
         machines=given["machines"],
+        stored=count_weights(ref),
         **({"splits": (split,)} if split else {}),
     )
     for line in plan.lines():

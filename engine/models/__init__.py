@@ -32,6 +32,7 @@ from .overhead import GPU_BATCHED_TOKENS, engine_length, engine_overhead
 from .placement import Placement, choose_placement, generation_itemsize
 from .shape import Shape
 from .split import check_split, cores
+from .stored import Stored, count_weights, sized
 from .support import check_support
 from .thought import Thought
 from .tokenizer import is_chat, load_tokenizer
@@ -50,6 +51,7 @@ __all__ = [
     "Placement",
     "Prompts",
     "Shape",
+    "Stored",
     "Thought",
     "Turn",
     "capture_bytes",
@@ -66,6 +68,7 @@ __all__ = [
     "choose_placement",
     "common_length",
     "cores",
+    "count_weights",
     "device_here",
     "dtype_on",
     "embedded_folder",
@@ -93,6 +96,7 @@ __all__ = [
     "refuse_faulty",
     "require_causal",
     "show_only",
+    "sized",
     "span_of",
     "token_budget",
 ]

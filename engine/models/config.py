@@ -216,9 +216,7 @@ def choose_dtype(config: Any, requested: str, *, bfloat16: bool = True) -> str:
     chosen and is refused for Gemma, whose residual stream overflows it. Raise UsageError.
     """
     if requested == "auto":
-        # Composite models may name the dtype on the outer config only.
-        own = str(config.get_text_config().dtype or config.dtype).removeprefix("torch.")
-        return "bfloat16" if own in _HALF and bfloat16 else "float32"
+        return "bfloat16" if stored_itemsize(config) == 2 and bfloat16 else "float32"
     fault = ""
     if requested not in (*_HALF, "float32"):
         fault = " is unknown; use auto, bfloat16, float16 or float32"
@@ -253,6 +251,13 @@ def half_dtype(config: Any, *, bfloat16: bool) -> str:
         return "bfloat16"
     overflows = str(config.model_type).startswith((*OVERFLOWS_FLOAT16, "glm4"))
     return "" if overflows else "float16"
+
+
+def stored_itemsize(config: Any) -> int:
+    """Return the bytes of a value in the dtype that a config names; four where it names none."""
+    # Composite models may name the dtype on the outer config only.
+    own = str(config.get_text_config().dtype or config.dtype).removeprefix("torch.")
+    return 2 if own in _HALF else 4
 
 
 def itemsize(dtype: str) -> int:

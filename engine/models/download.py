@@ -40,30 +40,42 @@ def fetch_weights(ref: ModelRef, notice: Callable[[str], None]) -> ModelRef:
     A model that is local stays as it is, and one that the hub does not answer for is left to its
     loaders. Raise AccessError where a file cannot be had, ResourceError where the disk is full.
     """
+    sizes = hub_sizes(ref) or {}
+    wanted = {name: sizes[name] for name in wanted_files(list(sizes))}
+    return replace(ref, source=str(_fetch(ref, wanted, notice))) if wanted else ref
+
+
+def hub_sizes(ref: ModelRef) -> dict[str, int] | None:
+    """Return the bytes of a hub model's files by name; None of a local one, or unanswered."""
     if ref.is_local or not _COMMIT.fullmatch(ref.revision):
-        return ref
+        return None
     from httpx2 import TransportError
     from huggingface_hub import HfApi, errors
 
     try:
         found = HfApi().model_info(ref.source, revision=ref.revision, files_metadata=True)
     except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, TransportError):
-        return ref
-    sizes = {each.rfilename: int(each.size or 0) for each in found.siblings or ()}
-    wanted = {name: sizes[name] for name in wanted_files(list(sizes))}
-    return replace(ref, source=str(_fetch(ref, wanted, notice))) if wanted else ref
+        return None
+    return {each.rfilename: int(each.size or 0) for each in found.siblings or ()}
 
 
 def wanted_files(names: Sequence[str]) -> list[str]:
     """Return the files of a repository that loading the model reads, in order."""
-    top = [name for name in sorted(names) if "/" not in name and not name.startswith(".")]
-    weights = [name for name in top if _is_any(name, _WEIGHTS)]
+    others = [n for n in _top(names) if not _is_any(n, _WEIGHTS) and not _is_any(n, _NEVER)]
+    return [*others, *weight_files(names)]
+
+
+def weight_files(names: Sequence[str]) -> list[str]:
+    """Return those of its files that hold the weights that are loaded, in order."""
     chosen: list[str] = []
     for kind in _WEIGHTS:
-        of_kind = fnmatch.filter(weights, kind)
+        of_kind = fnmatch.filter(_top(names), kind)
         chosen = chosen or [n for n in of_kind if not fnmatch.fnmatch(n, _COPIES)] or of_kind
-    others = [name for name in top if name not in weights and not _is_any(name, _NEVER)]
-    return [*others, *chosen]
+    return chosen
+
+
+def _top(names: Sequence[str]) -> list[str]:
+    return [name for name in sorted(names) if "/" not in name and not name.startswith(".")]
 
 
 def _is_any(name: str, patterns: Sequence[str]) -> bool:

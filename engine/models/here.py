@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ..settings import RunSettings
 from .gpus import number_here
+from .hub import ModelRef
 from .machine import choose_device
 from .placement import choose_placement
+from .stored import count_weights
 
 
-def device_here(config: Mapping[str, Any], settings: RunSettings) -> str:
+def device_here(ref: ModelRef, settings: RunSettings) -> str:
     """Return the device to capture on: under `auto` the emptiest card, where one holds the model.
 
-    `config` is config.json. This process may have seen the cards already, and cannot be shown them
+    This process may have seen the cards already, and cannot be shown them
     in another order: the card is named by its number here. Raise UsageError or ResourceError.
     """
     asked = settings.execution.capture_device
     if not choose_device(asked).startswith("cuda"):
         return asked
     found = choose_placement(
-        config, settings, gpu=True, engine=False, sequences=0, tokens_per_sequence=0
+        ref.config,
+        settings,
+        gpu=True,
+        engine=False,
+        sequences=0,
+        tokens_per_sequence=0,
+        stored=count_weights(ref),
     )
     place = found.capture_device.partition(":")[2]
     if asked != "auto" or not place:

@@ -20,6 +20,7 @@ from .overhead import (
     least_cache,
 )
 from .shape import Shape
+from .stored import Stored, sized
 from .support import quantised
 
 _USABLE = 0.95
@@ -51,6 +52,8 @@ class Placement:
     """The cards in the order in which the run's processes are to see them; none: no GPU is used."""
     limits: EngineLimits | None = None
     """Of vLLM's step, on GPUs."""
+    shape: Shape | None = None
+    """What was counted of the model, on GPUs."""
 
 
 def place_on_gpus(
@@ -188,12 +191,14 @@ def choose_placement(
     tokens_per_sequence: int,
     capture: bool = True,
     cards: Sequence[Gpu] | None = None,
+    stored: Stored | None = None,
 ) -> Placement:
     """Return which devices a run uses, and how much of them.
 
-    `config` is config.json; `gpu` says whether there is one, `engine` and `capture` what is loaded
-    of the model. `cards` are those of another machine; None: this one's. Raise UsageError for a
-    model, dtype or device that cannot work, ResourceError where devices cannot hold what they load.
+    `config` is config.json, `stored` its weights, None where they can but be estimated; `gpu` says
+    whether there is one, `engine` and `capture` what is loaded of the model. `cards` are those of
+    another machine; None: this one's. Raise UsageError for a model, dtype or device that cannot
+    work, ResourceError where devices cannot hold what they load.
     """
     asked = settings.execution
     device, tensor_parallel = asked.capture_device, asked.tensor_parallel_size
@@ -203,12 +208,12 @@ def choose_placement(
         # Sharing the cores gains nothing.
         return Placement("in turn", "generation on all cores first, capture after it", device)
     read = read_config(config)
-    shape = Shape.from_config(read)
+    shape = sized(config, stored)
     gpus, kind, free_host = _machine(device, cards)
     value = generation_itemsize(read, settings.sampling.dtype, gpus)
-    half = half_dtype(read, bfloat16=_all_bfloat16(gpus))
+    half = "" if shape.packed else half_dtype(read, bfloat16=_all_bfloat16(gpus))
     capture_value = _capture_itemsize(read, settings.capture.dtype, kind, gpus)
-    counted = not quantised(config)  # else its weights are not in its shape
+    counted = shape.packed or not quantised(config)  # else its weights are not in its shape
     if engine and counted:
         least = least_cache(shape, value, tokens_per_sequence)
         refuse_generation(shape, gpus, tensor_parallel, value, least, half)
@@ -216,8 +221,8 @@ def choose_placement(
     if engine:
         limits = choose_limits(shape, engines, value, tokens_per_sequence, sequences, fixed=fixed)
     if not capture:
-        share = own_share(engines)
-        return Placement("alone", "", device, gpu_share=share, gpus=tuple(gpus), limits=limits)
+        found = Placement("alone", "", device, gpu_share=own_share(engines), gpus=tuple(gpus))
+        return replace(found, limits=limits, shape=shape)
     if limits is not None:
         found = place_on_gpus(
             shape,
@@ -235,7 +240,7 @@ def choose_placement(
         found = Placement("alone", "", alone, gpus=tuple(gpus))
     if counted:
         refuse_capture(shape, gpus, found.capture_device, capture_value, free_host, half)
-    return replace(found, limits=limits)
+    return replace(found, limits=limits, shape=shape)
 
 
 def _capture_itemsize(config: Any, asked: str, kind: str, gpus: Sequence[Gpu]) -> int:

@@ -106,6 +106,10 @@ class Shape:
     """Weights that are no layer's like the others: embeddings of their own (Gemma-3n), say."""
     state: State | None = None
     """What layers keep of a sequence beside, or instead of, keys and values."""
+    values: int = 0
+    """Weights as counted in their files; 0: they are estimated."""
+    packed: int = 0
+    """Bytes of a quantised model's files, which it takes in any dtype; 0: it is not, or unknown."""
 
     @classmethod
     def from_config(cls, config: Any) -> Shape:
@@ -172,14 +176,18 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights: attention 2·d·d_h·(n_q + n_kv), gated feed-forward 3·d·d_ff, embeddings."""
+        """Weights as counted, else estimated: attention 2·d·d_h·(n_q + n_kv), gated feed-forward
+        3·d·d_ff, embeddings."""
+        if self.values:
+            return self.values
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         block = attention + 3 * self.hidden * self.ffn_stored
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2) + self.beside
         return self.n_layers * block + embeddings
 
     def weight_bytes(self, itemsize: int) -> int:
-        return self.parameters * itemsize
+        """What the weights take in memory."""
+        return self.packed or self.parameters * itemsize
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         """Key and value of every layer that has them."""

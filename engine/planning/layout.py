@@ -12,6 +12,7 @@ from ..models import (
     Gpu,
     Placement,
     Shape,
+    Stored,
     capture_bytes,
     choose_placement,
     engine_overhead,
@@ -65,6 +66,7 @@ def layouts(
     sequences: int,
     splits: Sequence[int] = SPLITS,
     machines: int = 1,
+    stored: Stored | None = None,
 ) -> Iterator[Layout | ResourceError]:
     """Yield each way to use all cards of machines that have `gpus` each, or why it cannot be.
 
@@ -89,6 +91,7 @@ def layouts(
                 sequences=sequences,
                 tokens_per_sequence=job.tokens_per_sequence,
                 cards=seen,
+                stored=stored,
             )
         except ResourceError as error:
             yield error
@@ -113,10 +116,10 @@ def layout(
 ) -> Layout:
     """Return what a placement of generation means in bytes of a card and sequences."""
     read = read_config(config)
-    shape = Shape.from_config(read)
+    shape = placement.shape
     engines = placement.gpus[:tensor_parallel]
     limits = placement.limits
-    assert limits is not None  # noqa: S101 - a placement of an engine on GPUs has them
+    assert limits is not None and shape is not None  # noqa: S101, PT018 - an engine on GPUs has both
     itemsize = generation_itemsize(read, settings.sampling.dtype, placement.gpus)
     weights = shape.weight_bytes(itemsize) // tensor_parallel
     overhead = engine_overhead(

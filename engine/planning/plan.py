@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ResourceError
-from ..models import GIB, Gpu, Placement
+from ..models import GIB, Gpu, Placement, Stored
 from ..settings import RunSettings
 from .cards import Card, card_of, slowest
 from .estimate import Estimate, estimate
@@ -171,16 +171,17 @@ def make_plan(
     sequences: int,
     splits: Sequence[int] = SPLITS,
     machines: int = 1,
+    stored: Stored | None = None,
 ) -> Plan:
     """Return the plan that ends first, of all ways to use machines that have `gpus` each.
 
-    `config` is config.json; `sequences` are wanted at once in an engine. Raise ResourceError where
-    none fits, with the words of the largest split, UsageError for a model or dtype that cannot
-    work.
+    `config` is config.json, `stored` its weights where they are known; `sequences` are wanted at
+    once in an engine. Raise ResourceError where none fits, with the words of the largest split,
+    UsageError for a model or dtype that cannot work.
     """
     plans, refusals = [], []
     kind = slowest(gpus)
-    for found in layouts(config, settings, gpus, job, sequences, splits, machines):
+    for found in layouts(config, settings, gpus, job, sequences, splits, machines, stored):
         if isinstance(found, ResourceError):
             refusals.append(found)
         else:

@@ -93,7 +93,7 @@ class Reader:
         return CaptureModel(
             self.ref.source,
             self._capture,
-            device=device_here(self.ref.config, self._settings),
+            device=device_here(self.ref, self._settings),
             revision=self.ref.hub_revision,
             adapter=self.ref.adapter.folder if self.ref.adapter else None,
             self_check="off",

@@ -23,16 +23,17 @@ from ..models import (
     Gpu,
     ModelRef,
     Placement,
-    Shape,
     Thought,
     check_capture,
     check_weights,
     choose_placement,
+    count_weights,
     fetch_weights,
     free_host_memory,
     generation_dtype,
     read_config,
     show_only,
+    sized,
 )
 from ..settings import Execution, RunSettings
 from .capturing import RunCapture
@@ -77,6 +78,7 @@ def place(wanted: ModelsWanted, *, gpu: bool, cards: Sequence[Gpu] | None = None
         sequences=wanted.settings.execution.batch_size or GPU_SEQUENCES,
         tokens_per_sequence=wanted.longest if gpu and wanted.engine else 0,
         cards=cards,
+        stored=count_weights(wanted.ref) if gpu else None,
     )
 
 
@@ -225,7 +227,8 @@ class LocalModels:
 
     def _fits_beside_engine(self) -> bool:
         """Return whether host memory holds the capture model too, whatever its dtype."""
-        weights = Shape.from_config(self.wanted.ref.config).weight_bytes(4)
+        ref = self.wanted.ref
+        weights = sized(ref.config, count_weights(ref)).weight_bytes(4)
         return 3 * weights < free_host_memory() // self._share - GIB
 
     async def _close_engines(self) -> None:

@@ -131,7 +131,7 @@ def _write(
     model = CaptureModel(
         ref.source,
         settings.capture,
-        device=device_here(ref.config, settings),
+        device=device_here(ref, settings),
         revision=ref.hub_revision,
         adapter=ref.adapter.folder if ref.adapter else None,
         self_check="off",

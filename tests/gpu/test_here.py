@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,17 +42,17 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_model_of_this_process_gets_the_free_card_by_its_number_here() -> None:
-    assert device_here(GEMMA_2B, fakes.settings()) == "cuda:0"
+    assert device_here(REF, fakes.settings()) == "cuda:0"
     for asked in ("cpu", "cuda:1"):
         run = fakes.settings(execution=Execution(capture_device=asked))
-        assert device_here(GEMMA_2B, run) == asked
+        assert device_here(REF, run) == asked
     with pytest.raises(ResourceError, match="capture does not fit on 2 GPUs"):
-        device_here(LLAMA_70B, fakes.settings())
+        device_here(replace(REF, config=LLAMA_70B), fakes.settings())
 
 
 def test_without_a_card_nothing_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device_here({}, fakes.settings()) == "auto"
+    assert device_here(replace(REF, config={}), fakes.settings()) == "auto"
 
 
 class LoadedError(Exception):
