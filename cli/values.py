@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from traitmill.engine.errors import UsageError
-from traitmill.engine.settings import DEFAULTS, NAMES, value_of
-
-_LAYERS = re.compile(r"(-1|[0-9]{1,4})(?:-([0-9]{1,4}))?")
-"""An index or a range. No model has 10,000 layers, and a longer number would only fill memory."""
+from traitmill.engine.settings import DEFAULTS, NAMES, parse_layers, value_of
 
 
 class AutoInt(click.ParamType[int | None]):
@@ -59,26 +55,6 @@ class Layers(click.ParamType[tuple[int, ...] | None]):
         ctx: click.Context | None,  # noqa: ARG002
     ) -> tuple[int, ...] | None:
         return parse_layers(value)
-
-
-def parse_layers(text: str) -> tuple[int, ...] | None:
-    """Return `5,10-15` as ascending indices, -1 being the embeddings, `all` as None.
-
-    Raise UsageError.
-    """
-    if text == "all":
-        return None
-    layers: set[int] = set()
-    for part in text.split(","):
-        found = _LAYERS.fullmatch(part.strip())
-        said = f"`layers` {text[:60]!r}: "
-        if not found:
-            raise UsageError(f"{said}write indices and ranges such as 5,10-15, or all")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise UsageError(f"{said}{part.strip()} runs backwards; write {last}-{first}")
-        layers.update(range(first, last + 1))
-    return tuple(sorted(layers))
 
 
 def defaults_of(names: str | None, options: Mapping[str, Any]) -> dict[str, Any]:

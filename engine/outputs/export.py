@@ -106,8 +106,6 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
         coherence=state.choice.coherence,
         coherence_key=state.choice.coherence_key,
     )
-    # Files are replaced one by one: cut off between two, none may pass as up to date.
-    selection.save(folder.selection)
     uncaptured = 0
     if state.any_captured():
         uncaptured = state.kept_uncaptured()
@@ -116,13 +114,18 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     if with_activations:
         mask = state.in_pairs(mask & ~state.capture_failed())
     kept = np.flatnonzero(mask)
+    described = None
+    if with_activations:  # what cannot be described is refused while the old files stand
+        described = _metadata(state, kept)
+    # Files are replaced one by one: cut off between two, none may pass as up to date.
+    selection.save(folder.selection)
     files, counts = write_csvs(state, kept)
     shape = None
-    if with_activations:
+    if described is not None:
         for pool in state.activations:
             shape = write_tensor(state, pool, kept)
             files.append(folder.tensor(pool))
-        _metadata(state, kept, counts, shape or (), files).write(folder)
+        _completed(described, counts, shape or (), files, folder.path).write(folder)
         files.append(folder.metadata)
     for path in [*(folder.tensor(pool) for pool in POOLS), folder.metadata]:
         if path not in files:  # of another capture setting: it would not fit the new CSVs
@@ -201,13 +204,26 @@ def _judge_name(state: TraitState) -> str:
     return f"{state.judge.model} ({state.judge_key})"
 
 
-def _metadata(
-    state: TraitState,
-    kept: np.ndarray,
+def _completed(
+    metadata: Metadata,
     counts: dict[Polarity, int],
     shape: tuple[int, ...],
     files: list[Path],
+    root: Path,
 ) -> Metadata:
+    """Add what is known once the files it describes are written."""
+    facts = {
+        "n_examples_pos": counts["pos"],
+        "n_examples_neg": counts["neg"],
+        "n_layers": shape[1],
+        "hidden_dim": shape[2],
+        "files_sha256": {str(path.relative_to(root)): sha256_of(path) for path in files},
+    }
+    return metadata.model_copy(update=facts)
+
+
+def _metadata(state: TraitState, kept: np.ndarray) -> Metadata:
+    """Return what is known of an export's files before they are written."""
     facts, sampling = state.capture, state.record.sampling
     if facts is None:
         raise ValueError("metadata needs the facts of its activation set")
@@ -220,17 +236,16 @@ def _metadata(
         storage_type = "token_averaged"
     names = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype")
     given = sampling.model_dump(exclude_defaults=True, exclude={"model", "revision"})
-    root = state.folder.path
     return Metadata(
         model=sampling.model,
         revision=sampling.revision,
         trait=state.name,
         n_examples=len(kept),
-        n_examples_pos=counts["pos"],
-        n_examples_neg=counts["neg"],
+        n_examples_pos=0,
+        n_examples_neg=0,
         n_excluded=int(state.passing().sum()) - len(kept),
-        n_layers=shape[1],
-        hidden_dim=shape[2],
+        n_layers=0,
+        hidden_dim=0,
         layers=list(facts.layers),
         layer_convention=LAYER_CONVENTION,
         storage_type=storage_type,
@@ -251,7 +266,7 @@ def _metadata(
         cost=judge_usage(state),
         self_check=facts.self_check,
         versions=state.record.versions | facts.versions,
-        files_sha256={str(path.relative_to(root)): sha256_of(path) for path in files},
+        files_sha256={},
         sample_ids=[state.plan.ids[position].decode() for position in kept],
         instruction_index=state.plan.instruction_index[kept].tolist(),
         question_index=state.plan.question_index[kept].tolist(),

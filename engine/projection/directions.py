@@ -135,8 +135,9 @@ def _wanted(
 ) -> list[tuple[str, int]]:
     if (methods is None or layers is None) and vectors.recommended is None:
         raise UsageError(
-            f"{vectors.folder.path} recommends no vector; give `methods` and `layers`: it has "
-            f"{', '.join(vectors.methods)}"
+            f"{vectors.folder.path} recommends no vector (it is not evaluated, or its evaluation "
+            "is stale or could not choose); evaluate its vectors again, or give `methods` and "
+            f"`layers`: it has {', '.join(vectors.methods)}"
         )
     method, layer = vectors.recommended or ("", 0)
     return [

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .. import storage
 from ..errors import ExitCode, TraitmillError, UsageError
 from ..outputs import Exported, export_trait, refuse_lost
-from ..settings import check_thresholds
+from ..settings import check_thresholds, plain, plain_value
 from ..storage import TraitFolder, TraitState, lock_traits
 from . import remembered
 from .selection import select
@@ -57,18 +57,15 @@ def export(
     have no run are left out. Raise UsageError or LockedError before anything is written.
     """
     folders = select(experiment, traits)
-    low = None if neg_threshold == "off" else neg_threshold
-    check_thresholds(100.0 if threshold is None else threshold, low)
-    if coherence not in (None, "off"):
-        check_thresholds(float(coherence), name="coherence")
-    given = {
-        "threshold": threshold,
-        "neg_threshold": neg_threshold,
-        "paired": paired,
-        "coherence": coherence,
-    }
-    filters = {name: value for name, value in given.items() if value is not None}
-    if traits is None:
+    given = {"threshold": threshold, "neg_threshold": neg_threshold, "paired": paired}
+    filters = {name: plain_value(name, each) for name, each in given.items() if each is not None}
+    check_thresholds(filters.get("threshold", 100.0), filters.get("neg_threshold"))
+    if isinstance(coherence, str) and coherence == "off":
+        filters["coherence"] = None
+    elif coherence is not None:
+        filters["coherence"] = plain("coherence", coherence, float)
+        check_thresholds(filters["coherence"], name="coherence")
+    if traits is None or traits == "all":
         begun = {name: folder for name, folder in folders.items() if storage.has_run(folder)}
         folders = begun or folders
     for folder in folders.values():
@@ -87,10 +84,14 @@ def export(
 def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str | None) -> Exported:
     state = storage.load_state(folder, use_judge)
     filters = _with_coherence(folder, filters)
-    if filters.get("neg_threshold") == "off":
-        filters["neg_threshold"] = None
     wanted = replace(state.choice, **filters)
-    neg_threshold = check_thresholds(wanted.threshold, wanted.neg_threshold)
+    low = wanted.neg_threshold
+    if "neg_threshold" not in filters and low is not None and low > wanted.threshold:
+        raise UsageError(
+            f"{folder.path} remembers `neg_threshold` {low:g}, which must not be above `threshold` "
+            f"{wanted.threshold:g}: give a lower `neg_threshold`, or off to end it"
+        )
+    neg_threshold = check_thresholds(wanted.threshold, low)
     refuse_lost(state)
     folder.clean()
     storage.replay(state.parts["responses"])
@@ -127,15 +128,15 @@ def _with_coherence(folder: TraitFolder, filters: Mapping[str, Any]) -> dict[str
 
     Raise UsageError where there is none.
     """
-    least = filters.get("coherence")
-    if least is None:
+    if "coherence" not in filters:
         return dict(filters)
-    if least == "off":
-        return {**filters, "coherence": None, "coherence_key": None}
+    least = filters["coherence"]
+    if least is None:
+        return {**filters, "coherence_key": None}
     sets = storage.verdict_sets(folder, "coherence")
     if not sets:
         raise UsageError(
             f"{folder.path}: no response was judged for coherence yet; do it",
             folder.step("judge", ask="coherence"),
         )
-    return {**filters, "coherence": float(least), "coherence_key": next(reversed(sets))}
+    return {**filters, "coherence_key": next(reversed(sets))}

@@ -26,8 +26,10 @@ from ..storage import TraitFolder, select_traits
 def select(experiment: Path | str, traits: Sequence[str] | str | None) -> dict[str, TraitFolder]:
     """Return the folders of traits (None: all) of an experiment's folder. Raise UsageError."""
     folder = Path(experiment)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
     if isinstance(traits, str):
-        traits = [traits]
+        traits = None if traits == "all" else [traits]
     return select_traits(folder.parent, folder.name, traits)
 
 

@@ -7,8 +7,18 @@ Messages name a setting in backquotes, as `temperature`; the command line shows 
 from __future__ import annotations
 
 from .capture import DEFAULT_POOL, POOLS, CaptureSettings
+from .given import parse_layers, plain
 from .judge import JudgeLimits, JudgeSettings, read_extra
-from .run import DEFAULTS, NAMES, Execution, RunSettings, apply, check_thresholds, value_of
+from .run import (
+    DEFAULTS,
+    NAMES,
+    Execution,
+    RunSettings,
+    apply,
+    check_thresholds,
+    plain_value,
+    value_of,
+)
 from .sampling import DTYPES, PROMPT_FORMATS, THINKING, SampleCounts, Sampling
 
 __all__ = [
@@ -28,6 +38,9 @@ __all__ = [
     "Sampling",
     "apply",
     "check_thresholds",
+    "parse_layers",
+    "plain",
+    "plain_value",
     "read_extra",
     "value_of",
 ]

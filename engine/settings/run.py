@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from ..errors import UsageError
 from .capture import CaptureSettings
 from .checks import require
+from .given import plain
 from .judge import JudgeLimits, JudgeSettings, read_extra
 from .sampling import SampleCounts, Sampling
 
@@ -149,6 +150,11 @@ _FLAT: dict[str, tuple[str, str]] = {
 }
 """Each setting by the one name it has everywhere: (class in RunSettings, field)."""
 NAMES = tuple(_FLAT)
+_ELSEWHERE = {
+    "gen_model": "; it is `model` here",
+    "extract_activations": "; it is `capture` here: all, kept or none",
+}
+"""What has another name on the command line, or in the guide."""
 
 
 def value_of(settings: RunSettings, name: str) -> Any:
@@ -157,21 +163,26 @@ def value_of(settings: RunSettings, name: str) -> Any:
     return getattr(getattr(settings, group) if group else settings, field_name)
 
 
+def plain_value(name: str, given: Any) -> Any:
+    """Return what is given for a setting as a plain value of its type. Raise UsageError."""
+    if name not in _FLAT:
+        close = get_close_matches(name, NAMES, 1)
+        hint = f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(NAMES)}"
+        raise UsageError(f"there is no setting {name!r}{_ELSEWHERE.get(name, hint)}")
+    if name == "judge_extra":
+        return read_extra(given)
+    group, field_name = _FLAT[name]
+    owner = type(getattr(DEFAULTS, group)) if group else RunSettings
+    return plain(name, given, get_type_hints(owner)[field_name])
+
+
 def apply(given: Mapping[str, Any], base: RunSettings = DEFAULTS) -> RunSettings:
     """Return `base` with the settings `given` by name. Raise UsageError for unknown names or
     values."""
     groups: dict[str, dict[str, Any]] = {}
-    for name, value in given.items():
-        if name not in _FLAT:
-            close = get_close_matches(name, NAMES, 1)
-            hint = f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(NAMES)}"
-            raise UsageError(f"there is no setting {name!r}{hint}")
+    for name, value in {name: plain_value(name, each) for name, each in given.items()}.items():
         group, field_name = _FLAT[name]
         groups.setdefault(group, {})[field_name] = value
-    if isinstance(pools := groups.get("capture", {}).get("pools"), str):
-        groups["capture"]["pools"] = tuple(pool.strip() for pool in pools.split(","))
-    if "extra" in groups.get("judge", {}):
-        groups["judge"]["extra"] = read_extra(groups["judge"]["extra"])
     direct = groups.pop("", {})
     changed = {group: replace(getattr(base, group), **fields) for group, fields in groups.items()}
     return replace(base, **changed, **direct)

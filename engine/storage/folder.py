@@ -43,12 +43,17 @@ class TraitFolder:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self._named.name
 
     @property
     def experiment(self) -> Path:
         """The folder of the experiment."""
-        return self.path.parent
+        return self._named.parent
+
+    @property
+    def _named(self) -> Path:
+        """The path with the folder's own name at its end, also where it is `.` or ends in `..`."""
+        return self.path.resolve() if self.path.name in ("", "..") else self.path
 
     def step(self, name: str, **settings: object) -> Step:
         """What to do next on this folder, for an error or a hint."""

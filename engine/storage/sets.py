@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from ..errors import UsageError
 from ..traits import DEFINITION_FILE, load_plan
@@ -121,11 +122,13 @@ def _added(facts: JudgeFacts) -> str:
     return f", `judge_extra` {facts.extra}" if facts.extra else ""
 
 
-def load_state(folder: TraitFolder, use_judge: str | None = None) -> TraitState:
+def load_state(folder: TraitFolder | Path | str, use_judge: str | None = None) -> TraitState:
     """Index a trait's records as its files show them, to read. Take no lock, change nothing.
 
     Raise UsageError where no run has been, or a file of the run is damaged.
     """
+    if not isinstance(folder, TraitFolder):
+        folder = TraitFolder(Path(folder))
     record = need_record(folder)
     plan = load_plan(folder.plan)
     if plan is None:

@@ -113,7 +113,9 @@ def _method(vectors: TraitVectors, method: str | None) -> str:
         if vectors.recommended is None:
             there = ", ".join(vectors.methods)
             raise UsageError(
-                f"{vectors.folder.path} recommends no method; give `method`: it has {there}"
+                f"{vectors.folder.path} recommends no method (it is not evaluated, or its "
+                "evaluation is stale or could not choose); evaluate its vectors again, or give "
+                f"`method`: it has {there}"
             )
         return vectors.recommended[0]
     if method not in vectors.available:

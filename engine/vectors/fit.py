@@ -60,6 +60,8 @@ def fit_vectors(
     n above that. The same input gives the same vectors. Raise UsageError for an unknown
     method or a layer that was not captured.
     """
+    if not isinstance(activations, Activations):
+        raise UsageError("`activations` is what load_activations(folder) returns; give that")
     names, chosen = check_methods(methods), check_layers(activations, layers)
     cells = cells_of(activations)
 

@@ -7,13 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tests.conftest import Traitmill
 from tests.support import fakes, lab, planted
 from traitmill.engine.errors import UsageError
+from traitmill.engine.outputs import export_trait, load_activations
+from traitmill.engine.run import export
 from traitmill.engine.settings import RunSettings, apply
-from traitmill.engine.storage import Selection, TraitFolder
+from traitmill.engine.storage import Selection, TraitFolder, load_state
 
 
 def run(folder: Path, settings: RunSettings, **backends: object) -> Any:
@@ -101,6 +105,52 @@ def test_a_folder_remembers_its_filters_and_the_same_number_forgets_one(folder: 
     assert (selection.threshold, selection.neg_threshold) == (60.0, None)
     fakes.export_again(folder, threshold=50.0)
     assert planted.read_metadata(folder)["neg_threshold"] == 50.0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"paired": "off"}, {"paired": 1}, {"threshold": True}, {"coherence": "x"}, {"threshold": "9"}],
+)
+def test_an_export_refuses_what_is_no_such_value_and_writes_nothing(
+    folder: Path, given: dict[str, Any]
+) -> None:
+    before = lab.final_files(folder)
+    with pytest.raises(UsageError, match=f"`{next(iter(given))}`"):
+        export(folder.parent, **given)
+    assert lab.final_files(folder) == before
+
+
+def test_an_export_takes_scalars_of_numpy(folder: Path) -> None:
+    found = export(folder.parent, "all", threshold=np.int64(60), paired=np.bool_(True))
+    assert not found.errors
+    metadata = planted.read_metadata(folder)
+    assert (metadata["threshold"], metadata["paired"]) == (60.0, True)
+
+
+def test_what_cannot_be_described_leaves_the_files(folder: Path) -> None:
+    before = lab.final_files(folder)
+    state = load_state(str(folder))
+    state.choose(paired="off")
+    with pytest.raises(ValidationError):
+        export_trait(state)
+    assert lab.final_files(folder) == before
+
+
+def test_a_remembered_threshold_of_neg_is_called_the_folders(folder: Path) -> None:
+    export(folder.parent, neg_threshold=30)
+    [error] = export(folder.parent, threshold=20).errors.values()
+    assert "remembers `neg_threshold` 30" in str(error)
+    assert "or off to end it" in str(error)
+    assert not export(folder.parent, threshold=20, neg_threshold="off").errors
+
+
+def test_a_folder_may_be_the_one_of_now(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert load_activations(".").trait == folder.name
+    assert TraitFolder(Path()).name == folder.name
+    assert not export("..").errors
+    monkeypatch.chdir(folder.parent)
+    assert not export(".").errors
 
 
 @pytest.mark.parametrize("paired", [False, True])
