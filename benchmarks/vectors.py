@@ -263,10 +263,10 @@ SHIFTS = ("none", "question", "side of a question", "side of an instruction")
 
 
 def simulated(
-    seed: int, n: int, questions: int, signal: float, shift: str
+    seed: int, n: int, questions: int, signal: float, shift: str, dim: int
 ) -> tuple[Activations, np.ndarray]:
-    """A trait of `n` rows a side, 5 instruction pairs, 3 layers of 32 dimensions, unit noise; and
-    the layers' unit directions `[3, 32]` along which its sides differ.
+    """A trait of `n` rows a side, 5 instruction pairs, 3 layers of `dim` dimensions, unit noise;
+    and the layers' unit directions `[3, dim]` along which its sides differ.
 
     The sides lie `signal` apart. Each question, or each side of a question or of an instruction,
     may have a shift of its own as large as the noise; the latter two make sides that differ and
@@ -275,13 +275,13 @@ def simulated(
     rng = np.random.default_rng(seed)
     labels, k = np.repeat([True, False], n), np.tile(np.arange(n), 2)
     pairs, asked = k % 5, k // 5 % questions
-    values = rng.standard_normal((2 * n, 3, 32))
-    direction = rng.standard_normal((3, 32))
+    values = rng.standard_normal((2 * n, 3, dim))
+    direction = rng.standard_normal((3, dim))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     values += np.multiply.outer(labels - 0.5, signal * direction)
     if shift != "none":
         group = pairs if "instruction" in shift else asked
-        shifts = rng.standard_normal((2, max(questions, 5), 3, 32))
+        shifts = rng.standard_normal((2, max(questions, 5), 3, dim))
         values += shifts[labels.astype(int) if "side" in shift else 0, group]
     metadata = {
         "sampling": {},
@@ -305,16 +305,21 @@ def simulated(
 
 
 COVERED = (
-    *((50, 10, 0.0, shift) for shift in SHIFTS),
-    (100, 20, 0.0, "side of a question"),
-    (20, 4, 0.0, "side of a question"),
+    *((50, 10, 0.0, shift, 32) for shift in SHIFTS),
+    (100, 20, 0.0, "side of a question", 32),
+    (20, 4, 0.0, "side of a question", 32),
     *(
-        (n, questions, signal, "question")
+        (n, questions, signal, "question", 32)
         for n, questions in ((50, 10), (100, 20))
         for signal in (1.0, 2.0, 4.0)
     ),
+    # fewer rows than half the dimensions, whose sums are over rows; then many more
+    *((50, 10, 0.0, shift, 512) for shift in SHIFTS),
+    *((50, 10, signal, "question", 512) for signal in (2.0, 4.0)),
+    *((2000, 20, 0.0, shift, 32) for shift in ("none", "side of a question")),
+    *((2000, 20, signal, "question", 32) for signal in (1.0, 2.0)),
 )
-"""Rows a side, questions, gap of the sides, what has a shift of its own."""
+"""Rows a side, questions, gap of the sides, what has a shift of its own, dimensions."""
 
 
 def coverage(traits: int, save: Save) -> None:
@@ -327,10 +332,10 @@ def coverage(traits: int, save: Save) -> None:
     find.
     """
     rows: list[dict[str, Any]] = []
-    for n, questions, signal, shift in COVERED:
+    for n, questions, signal, shift, dim in COVERED:
         found = []
         for seed in range(traits):
-            data, direction = simulated(seed, n, questions, signal, shift)
+            data, direction = simulated(seed, n, questions, signal, shift, dim)
             vectors = fit_vectors(data, ["mean_diff", "gradient"])
             evaluation = evaluate_vectors(data, vectors)
             split = "instruction" if "instruction" in shift else "question"
@@ -346,6 +351,7 @@ def coverage(traits: int, save: Save) -> None:
             {
                 "rows_a_side": n,
                 "questions": questions,
+                "dimensions": dim,
                 "gap": signal,
                 "shift": shift,
                 "mean_auroc": float(value.mean()),
@@ -447,6 +453,7 @@ def coverage_markdown(result: Mapping[str, Any]) -> str:
         "a shift of its own has",
         "rows a side",
         "questions",
+        "dimensions",
         "gap of the sides",
         "mean AUROC",
         "true AUROC",
@@ -457,6 +464,7 @@ def coverage_markdown(result: Mapping[str, Any]) -> str:
             "nothing" if row["shift"] == "none" else f"each {row['shift']}",
             str(row["rows_a_side"]),
             str(row["questions"]),
+            str(row["dimensions"]),
             f"{row['gap']:g}",
             f"{row['mean_auroc']:.2f}",
             f"{row['true_auroc']:.2f}",
