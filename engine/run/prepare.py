@@ -219,6 +219,8 @@ def _set_orphans_aside(state: TraitState, notice: Notice) -> None:
         if selection := storage.Selection.load(folder.selection):
             selection.model_copy(update={"digest": ""}).save(folder.selection)
 
+    if state.lost_rows():
+        unmark()  # what was said of a lost text may be lost with it, and made anew alike
     for kind in ("verdicts", "activations"):
         lost = 0
         for parts in storage.all_sets(folder, kind, notice):
