@@ -4,16 +4,22 @@ generated."""
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy import ndarray
 
 from ..errors import UsageError
 from ..models import Turn
+from ..outputs import refuse_lost
 from ..storage import TraitFolder, has_run, load_state
 from .text_files import CsvFile, JsonLines, TextFiles
 from .texts import StoredIds, Text, Texts
+
+_TOKENS = ("thought_token_ids", "response_token_ids")
 
 
 def trait_folders(path: Path) -> list[TraitFolder]:
@@ -25,6 +31,16 @@ def trait_folders(path: Path) -> list[TraitFolder]:
     return [each for each in below if has_run(each)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A trait's responses as they were looked at, in the order of its plan."""
+
+    folder: TraitFolder
+    ids: ndarray
+    scores: ndarray
+    kept: ndarray
+
+
 class StoredTexts:
     """The responses of some traits, kept or not, in the order of their plans."""
 
@@ -32,7 +48,7 @@ class StoredTexts:
 
     def __init__(self, folders: Sequence[TraitFolder]) -> None:
         """Look at what there is. Raise UsageError where there is no response."""
-        self._folders = folders
+        self._chosen: list[_Chosen] = []
         digest, count = hashlib.sha256(), 0
         self.models: set[str] = set()
         """Whose token ids they are: names and revisions."""
@@ -40,34 +56,45 @@ class StoredTexts:
             state = load_state(folder)
             sampling = state.record.sampling
             self.models.add(f"{sampling.model}@{sampling.revision}")
-            ok = state.responses.having("ok")
-            ids = state.plan.ids[ok]
-            count += len(ids)
+            refuse_lost(state)
+            ok = np.flatnonzero(state.responses.having("ok"))
+            chosen = _Chosen(
+                folder, state.plan.ids[ok], state.verdicts.score[ok], state.passing()[ok]
+            )
+            self._chosen.append(chosen)
+            count += len(ok)
             digest.update(folder.name.encode())
-            for part in (ids, state.verdicts.score[ok], state.passing()[ok]):
+            for part in (chosen.ids, chosen.scores, chosen.kept):
                 digest.update(np.ascontiguousarray(part).tobytes())
+            for table in state.tables("responses", ok, list(_TOKENS)):  # a lost text made anew
+                for name in _TOKENS:
+                    digest.update(json.dumps(table[name].to_pylist()).encode())
         if not count:
             raise UsageError(f"{folders[0].path} holds no response yet")
         self.digest = digest.hexdigest()[:16]
 
     def __iter__(self) -> Iterator[Text]:
+        """Yield the texts that were there at first: a run may add more between two models."""
         row = 0
-        for folder in self._folders:
-            state = load_state(folder)
-            sampling, passing = state.record.sampling, state.passing()
-            positions = np.flatnonzero(state.responses.having("ok"))
+        for chosen in self._chosen:
+            state = load_state(chosen.folder)
+            sampling = state.record.sampling
+            place = {sample_id: at for at, sample_id in enumerate(state.plan.ids.tolist())}
+            positions = np.array([place.get(each, -1) for each in chosen.ids.tolist()])
+            if (positions < 0).any() or not state.responses.having("ok")[positions].all():
+                raise UsageError(f"{chosen.folder.path} lost responses meanwhile; project anew")
             responses = state.read_responses(positions)
-            for position, response in zip(positions, responses, strict=True):
+            for response, score, kept in zip(responses, chosen.scores, chosen.kept, strict=True):
                 row += 1
-                sample, score = response.sample, state.verdicts.score[position]
+                sample = response.sample
                 columns = {
-                    "trait": folder.name,
+                    "trait": chosen.folder.name,
                     "sample_id": sample.id,
                     "polarity": sample.polarity,
                     "instruction": sample.instruction,
                     "question": sample.question,
                     "trait_score": None if np.isnan(score) else f"{score:g}",
-                    "kept": str(bool(passing[position])).lower(),
+                    "kept": str(bool(kept)).lower(),
                 }
                 yield Text(
                     row,

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from tests.support import fakes
+from traitmill.engine.errors import ResourceError
 from traitmill.engine.judging.capabilities import judge_key
 from traitmill.engine.outputs import audit_table
+from traitmill.engine.projection.stored import StoredTexts
 from traitmill.engine.records import Activation, Response, Sample, Verdict
 from traitmill.engine.settings import CaptureSettings, JudgeSettings
 from traitmill.engine.storage import TraitFolder
@@ -130,3 +132,67 @@ def test_files_are_written_anew_though_all_scores_are_as_before(tmp_path: Path) 
     shown = {row["response"][:2] for row in rows(folder)}
     recorded = {text[:2] for text in audit_table(TraitFolder(folder))["response"]}
     assert shown == recorded == {"v2"}
+
+
+def test_texts_and_verdicts_that_were_lost_together_leave_no_old_files(tmp_path: Path) -> None:
+    """Nothing is left over that tells of the loss but that there are fewer rows than in the files."""
+    folder = fakes.make_trait(tmp_path)
+
+    def through(version: int) -> None:
+        settings = fakes.settings(10, capture_rows="none")
+        runs = fakes.open_runs([folder], settings)
+        made = fakes.pipeline(runs, settings, generator=Writer(version), capturer=None)
+        asyncio.run(made.run())
+        assert not made.errors
+
+    through(1)
+    for kind in ("responses", "verdicts"):
+        for part in fakes.part_files(folder, kind):
+            part.write_bytes(b"PAR1 damaged")
+    through(2)
+    assert rows(folder)
+    assert all(row["response"].startswith("v2") for row in rows(folder))
+
+
+def test_stored_texts_are_those_that_were_there_at_first(tmp_path: Path) -> None:
+    """A second model reads the same rows, whatever a run stored meanwhile."""
+    folder = fakes.make_trait(tmp_path)
+
+    class Half(Writer):
+        async def generate(self, sample: Sample) -> Response:
+            if int(sample.id[0], 16) % 3 == 0:
+                return Response(sample, "failed", error="later")
+            return await super().generate(sample)
+
+    def through(generator: Writer) -> None:
+        settings = fakes.settings(20, capture_rows="none")
+        runs = fakes.open_runs([folder], settings)
+        made = fakes.pipeline(runs, settings, generator=generator, capturer=None)
+        asyncio.run(made.run())
+
+    through(Half(1))
+    texts = StoredTexts([TraitFolder(folder)])
+    before = [text.columns["sample_id"] for text in texts]
+    through(Writer(1))
+    assert [text.columns["sample_id"] for text in texts] == before
+    whole = StoredTexts([TraitFolder(folder)])
+    assert len(list(whole)) == 40 > len(before)
+
+
+def test_stored_texts_that_were_made_anew_are_others(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+
+    def through(version: int) -> None:
+        settings = fakes.settings(10, capture_rows="none")
+        runs = fakes.open_runs([folder], settings)
+        made = fakes.pipeline(runs, settings, generator=Writer(version), capturer=None)
+        asyncio.run(made.run())
+
+    through(1)
+    before = StoredTexts([TraitFolder(folder)]).digest
+    assert StoredTexts([TraitFolder(folder)]).digest == before
+    lose_a_part(folder)
+    with pytest.raises(ResourceError, match="is damaged"):
+        StoredTexts([TraitFolder(folder)])
+    through(2)  # the scores are as before
+    assert StoredTexts([TraitFolder(folder)]).digest != before
