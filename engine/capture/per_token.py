@@ -117,7 +117,8 @@ def _layout(model: CaptureModel, revision: str, blocks: str | None) -> dict[str,
 
 
 def _known_rows(folder: Path, layout: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows that a folder holds. Raises UsageError where they are of another layout."""
+    """The rows that a folder holds, without those whose shard is gone. Raises UsageError where they
+    are of another layout."""
     index = read_index(folder)
     if index and {name: index.get(name) for name in layout} != layout:
         raise UsageError(
@@ -125,7 +126,7 @@ def _known_rows(folder: Path, layout: Mapping[str, Any]) -> dict[str, dict[str, 
             "another"
         )
     rows: dict[str, dict[str, Any]] = index.get("rows", {})
-    return rows
+    return {key: row for key, row in rows.items() if (folder / row["shard"]).is_file()}
 
 
 def read_index(folder: Path) -> dict[str, Any]:

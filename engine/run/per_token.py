@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from ..models import (
     dtype_on,
     read_config,
 )
-from ..settings import RunSettings
+from ..outputs import refuse_lost
+from ..settings import RunSettings, check_thresholds
 from ..storage import TraitFolder, TraitState, lock_traits
 from ..threads import wait_briefly
 from .folder_settings import resolve
+from .remembered import CAPTURE, FILTERS
 from .selection import generating_model, select
 
 Notice = Callable[[str], None]
@@ -58,7 +60,7 @@ def capture_tokens(
     """
     folders = select(experiment, traits)
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
-    settings, _ = resolve(folders, given)
+    settings, _ = resolve(folders, given, ("capture", *CAPTURE, *FILTERS))
     first = next(iter(settings.values()))
     layers = first.capture.layers
     if layers is None:
@@ -76,7 +78,7 @@ def capture_tokens(
     for folder in folders.values():
         folder.check_writable()
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
-        chosen = [_chosen(folder, first.capture_rows) for folder in folders.values()]
+        chosen = [_chosen(folder, settings[name]) for name, folder in folders.items()]
         itemsize = 2
         if dtype == "float32":
             itemsize = 4
@@ -93,15 +95,18 @@ def capture_tokens(
         return _write(chosen, first, ref, folders, notice)
 
 
-def _chosen(folder: TraitFolder, rows: str) -> tuple[TraitState, np.ndarray]:
+def _chosen(folder: TraitFolder, settings: RunSettings) -> tuple[TraitState, np.ndarray]:
     """Return which responses to capture. The folder's lock is held."""
     journaled = storage.load_state(folder).parts
     storage.replay(journaled["responses"])
     storage.replay(journaled["verdicts"])
     state = storage.load_state(folder)
+    refuse_lost(state)
     wanted = state.responses.having("ok")
-    if rows == "kept":
-        wanted = state.passing()
+    if settings.capture_rows == "kept":
+        filters = {name: getattr(settings, name) for name in FILTERS}
+        check_thresholds(settings.threshold, settings.neg_threshold)
+        wanted = replace(state, choice=replace(state.choice, **filters)).passing()
     return state, np.flatnonzero(wanted)
 
 

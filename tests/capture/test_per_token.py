@@ -1,5 +1,6 @@
 """Token-level states against the reference, in shards that stay small and survive being cut off."""
 
+import shutil
 import sys
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from traitmill.engine.capture.per_token import read_index, write_per_token
 from traitmill.engine.errors import ExitCode, UsageError
 from traitmill.engine.models.hub import find_model
 from traitmill.engine.settings import CaptureSettings
+from traitmill.engine.storage import load_state
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +203,38 @@ def test_the_command_writes_what_it_estimates_once(generated, tmp_path, monkeypa
     code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0,2")
     assert code == ExitCode.OK
     assert "0 responses written" in said
+
+
+def test_kept_rows_are_those_of_the_threshold_given(generated, tmp_path, monkeypatch, capfd):
+    job, _ = generated
+    state = load_state(job.folder)
+    scores, pos = state.verdicts.score, state.side("pos")
+    index = job.folder.path / "activations" / "per_token"
+    for threshold in ("5", "95"):
+        passing = int(np.where(pos, scores >= float(threshold), scores < float(threshold)).sum())
+        more = ["--layers", "0", "--capture", "kept", "--threshold", threshold]
+        code, said = command(monkeypatch, capfd, tmp_path, *more)
+        assert code == ExitCode.OK, said
+        assert len(read_index(index)["rows"]) == passing < len(scores)
+        shutil.rmtree(index)
+
+
+def test_a_shard_that_is_gone_is_written_again_and_lost_responses_are_said(
+    generated, tmp_path, monkeypatch, capfd
+):
+    job, _ = generated
+    index = job.folder.path / "activations" / "per_token"
+    command(monkeypatch, capfd, tmp_path, "--layers", "0")
+    [shard] = index.glob("*.safetensors")
+    shard.unlink()
+    code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0")
+    assert code == ExitCode.OK, said
+    assert "8 responses written" in said
+    for part in (job.folder.path / "parquet" / "responses").glob("part-*"):
+        part.write_bytes(b"PAR1 damaged")
+    code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0")
+    assert code == ExitCode.RESOURCES, said
+    assert "is damaged" in said
 
 
 def test_the_command_asks_for_layers(generated, tmp_path, monkeypatch, capfd):
