@@ -234,7 +234,16 @@ def generation_dtype(config: Any, requested: str, *, gpu: bool) -> str:
 
     On a CPU without bfloat16 a model of half precision runs in float32, several times faster; on a
     GPU without it, one that overflows in float16 does, which vLLM knows of some families alone.
+    vLLM computes gated delta nets (Qwen3-Next, Qwen3.5) on a CPU in bfloat16 alone. Raise
+    UsageError where another dtype is asked for there.
     """
+    if not gpu and getattr(config.get_text_config(), "linear_num_value_heads", None):
+        if requested not in ("auto", "bfloat16"):
+            raise UsageError(
+                f"`dtype` {requested}: vLLM computes this model on a CPU in bfloat16 alone; use "
+                "auto or bfloat16"
+            )
+        return "bfloat16"
     if requested != "auto":
         return requested
     if not gpu:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 from tests.support.oracle import BY_LENGTH, FAMILIES
 from traitmill.engine.errors import UsageError
@@ -177,6 +178,17 @@ def test_a_cpu_without_bfloat16_computes_in_float32(words, fast, monkeypatch):
         assert generation_dtype(config, "auto", gpu=True) == "auto"
     finally:
         configs.fast_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["Qwen3NextConfig", "Qwen3_5TextConfig"])
+def test_a_gated_delta_net_generates_in_bfloat16_on_a_cpu(kind, monkeypatch):
+    """vLLM's kernel for it takes no other: in float32 the engine died at its first request."""
+    monkeypatch.setattr(configs, "fast_bfloat16", lambda _: False)
+    config = getattr(transformers, kind)(dtype="bfloat16")
+    assert generation_dtype(config, "auto", gpu=False) == "bfloat16"
+    assert generation_dtype(config, "float32", gpu=True) == "float32"
+    with pytest.raises(UsageError, match="on a CPU in bfloat16 alone"):
+        generation_dtype(config, "float32", gpu=False)
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3n", "gemma4", "vaultgemma", "glm4"])
