@@ -23,8 +23,6 @@ from torch import nn
 
 from .stream import find_blocks, stream_is_sum
 
-NAME = f"{__name__}.SteeringExtension"
-"""What AsyncEngineArgs(worker_extension_cls=...) takes."""
 ASKED = "traitmill_steering"
 """The key in `SamplingParams.extra_args` of (name, vector, coefficient, first, end, ablates)."""
 Asked = tuple[str, int, float, int, int, bool]

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ResourceError
 from ..models import GIB, Gpu, Placement, Stored
 from ..settings import RunSettings
-from .cards import Card, card_of, slowest
+from .cards import Card, slowest
 from .estimate import Estimate, estimate
 from .job import Job
 from .layout import SPLITS, Layout, layout, layouts
@@ -242,12 +242,6 @@ def _capture_words(found: Layout) -> str:
     if found.placement.mode == "in turn":
         return f"capture on {where} after it"
     return f"capture on {where} beside it"
-
-
-def kinds(gpus: Sequence[Gpu]) -> str:
-    """Return some cards as `8 x H100`."""
-    known = card_of(gpus[0])
-    return f"{len(gpus)} x {known.name if known else gpus[0].name}"
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
 
-SHOWN = ("trait_score", "over_unsteered", "over_random", "coherence", "own_logprob")
 _PANELS = {
     "trait_score": "trait score",
     "coherence": "coherence",

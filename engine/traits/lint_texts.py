@@ -39,7 +39,6 @@ _SPECIAL = re.compile(
 )
 """What chat models mark their turns with."""
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
-_YES_NO = re.compile(r"\byes\b.{0,20}\bno\b", re.IGNORECASE | re.DOTALL)
 _ENDS_OPEN = re.compile(r"[,;:(]\s*$")
 
 
