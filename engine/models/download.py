@@ -14,6 +14,8 @@ from .hub import ModelRef
 from .machine import GIB
 
 _COMMIT = re.compile("[0-9a-f]{40}")
+_PATIENCE_S = 10.0
+"""A hub that lists no files in so many seconds is left to its loaders."""
 _SIDE_BY_SIDE = 4
 """Files: each is fetched in several parts already."""
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -49,13 +51,15 @@ def hub_sizes(ref: ModelRef) -> dict[str, int] | None:
     """Return the bytes of a hub model's files by name; None of a local one, or unanswered."""
     if ref.is_local or not _COMMIT.fullmatch(ref.revision):
         return None
-    from httpx2 import TransportError
+    from httpx2 import RequestError
     from huggingface_hub import HfApi, errors
 
     try:
-        found = HfApi().model_info(ref.source, revision=ref.revision, files_metadata=True)
-    except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, TransportError):
-        return None
+        found = HfApi().model_info(
+            ref.source, revision=ref.revision, files_metadata=True, timeout=_PATIENCE_S
+        )
+    except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, RequestError, ValueError):
+        return None  # ValueError: a page that is no JSON, as of a hotel's network
     return {each.rfilename: int(each.size or 0) for each in found.siblings or ()}
 
 

@@ -108,6 +108,6 @@ def choose_limits(
     best = max(steps, key=running)
     if not running(best):  # nothing is told apart by the estimate: the smallest leaves most
         best = steps[-1]
-    if shape.state is not None:
-        best = replace(best, sequences=max(1, running(best)))
+    elif shape.state is not None:
+        best = replace(best, sequences=running(best))
     return best

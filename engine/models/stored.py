@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -37,7 +38,7 @@ def count_weights(ref: ModelRef) -> Stored | None:
     if sizes is None and folder is not None:
         files = (path for path in folder.iterdir() if path.is_file())
         sizes = {path.name: path.stat().st_size for path in files}
-    names = weight_files(list(sizes or ()))
+    names = _indexed(folder, weight_files(list(sizes or ())))
     total = sum((sizes or {})[name] for name in names)
     if not total:
         return None
@@ -53,6 +54,20 @@ def sized(config: Mapping[str, Any], stored: Stored | None) -> Shape:
     if quantised(config):
         return replace(shape, packed=stored.n_bytes)
     return replace(shape, values=stored.values)
+
+
+def _indexed(folder: Path | None, names: list[str]) -> list[str]:
+    """Return those files that the index beside them names, all where there is none: a folder may
+    hold shards of an older split, or an optimiser's state."""
+    if folder is not None:
+        for index in sorted(folder.glob("*.index.json")):
+            try:
+                mapped = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            except (OSError, ValueError, KeyError, AttributeError, TypeError):
+                continue
+            if found := [name for name in names if name in mapped]:
+                return found
+    return [name for name in names if name.startswith("pytorch_model")] or names
 
 
 def _cached(ref: ModelRef) -> Path | None:

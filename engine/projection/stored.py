@@ -56,7 +56,7 @@ class StoredTexts:
             state = load_state(folder)
             sampling = state.record.sampling
             self.models.add(f"{sampling.model}@{sampling.revision}")
-            refuse_lost(state)
+            refuse_lost(state, {"activations"})
             ok = np.flatnonzero(state.responses.having("ok"))
             chosen = _Chosen(
                 folder, state.plan.ids[ok], state.verdicts.score[ok], state.passing()[ok]

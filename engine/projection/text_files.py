@@ -63,7 +63,7 @@ class CsvFile:
         with self._path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             names = reader.fieldnames or []  # read now, so that lines are counted behind it
-            if twice := [name for name, count in Counter(names).items() if count > 1]:
+            if twice := [name for name, count in Counter(names).items() if name and count > 1]:
                 raise UsageError(f"{self._path}: two columns are named {twice[0]!r}")
             while True:
                 line = reader.line_num + 1

@@ -101,9 +101,10 @@ def _chosen(folder: TraitFolder, settings: RunSettings) -> tuple[TraitState, np.
     storage.replay(journaled["responses"])
     storage.replay(journaled["verdicts"])
     state = storage.load_state(folder)
-    refuse_lost(state)
+    kept = settings.capture_rows == "kept"
+    refuse_lost(state, {"activations"} if kept else {"activations", "verdicts"})
     wanted = state.responses.having("ok")
-    if settings.capture_rows == "kept":
+    if kept:
         filters = {name: getattr(settings, name) for name in FILTERS}
         check_thresholds(settings.threshold, settings.neg_threshold)
         wanted = replace(state, choice=replace(state.choice, **filters)).passing()

@@ -24,8 +24,7 @@ _NAMED = {bool: "True or False", int: "a whole number", float: "a number", str: 
 
 def plain(name: str, given: Any, kind: Any) -> Any:
     """Return what is given for a setting as a plain value of its type. Raise UsageError."""
-    # Scalars and arrays of numpy and torch.
-    value = given.tolist() if hasattr(given, "tolist") else given
+    value = given.tolist() if hasattr(given, "tolist") else given  # numpy's and torch's
     words = _WORDS.get(name, {})
     if isinstance(value, str):
         if value in words:
@@ -36,7 +35,7 @@ def plain(name: str, given: Any, kind: Any) -> Any:
             value = tuple(pool.strip() for pool in value.split(","))
     try:
         if name == "chat_template_kwargs" and isinstance(value, Mapping):
-            value = json.dumps(dict(value), allow_nan=False)
+            value = json.dumps(dict(value), allow_nan=False) if value else ""
         return _fitting(value, kind)
     except (TypeError, ValueError, OverflowError):
         shown = repr(given)[:60]
@@ -49,8 +48,12 @@ def plain(name: str, given: Any, kind: Any) -> Any:
 
 def _fitting(value: Any, kind: Any) -> Any:
     """Return a value as `kind`. Raise TypeError where it is none."""
+    value = value.tolist() if hasattr(value, "tolist") else value
     origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
+    if kind is bool and isinstance(value, int):
+        if value in (0, 1):  # older folders remember them so
+            return bool(value)
+    elif origin in (Union, UnionType):
         if value is None:
             return None
         [kind] = [each for each in inner if each is not NoneType]

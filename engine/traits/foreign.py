@@ -208,7 +208,8 @@ def _pairs(path: Path) -> Foreign:
     sides: list[list[Asked]] = [[], []]
     for line, row in read_json_lines(path):
         keys = next((keys for keys in _SIDE_KEYS if all(key in row for key in keys)), POLARITIES)
-        question = None if row.get("question") is None else text_of(row, "question", path, line)
+        asked = row.get("question") not in (None, "")
+        question = text_of(row, "question", path, line) if asked else None
         for side, key in zip(sides, keys, strict=True):
             text = text_of(row, key, path, line)
             side.append(("", text) if question is None else (text, question))

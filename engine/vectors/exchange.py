@@ -89,8 +89,9 @@ def export_vectors(
                 "other layer; fit more `layers`, or choose another `format`"
             )
     facts = _facts(vectors, chosen, tuple(by_layer), format)
-    write_atomic(path, _WRITERS[format](by_layer, facts))
-    write_atomic(card, _card(path, facts).encode())
+    data = _WRITERS[format](by_layer, facts)
+    write_atomic(card, _card(path, facts).encode())  # first: it says whose the file is
+    write_atomic(path, data)
     return ExportedVectors(path, card, chosen, tuple(by_layer), left_out, vectors.stale)
 
 

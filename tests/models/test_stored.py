@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import huggingface_hub
 import pytest
 import torch
@@ -71,6 +73,46 @@ def test_other_files_hold_values_of_the_configs_dtype(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 1000)
     assert count_weights(local(tmp_path)) == Stored(1000, 500)
     assert count_weights(local(tmp_path, dtype="float32")) == Stored(1000, 250)
+
+
+def test_the_index_tells_which_files_are_the_models(tmp_path: Path) -> None:
+    """Shards of an older split, or an optimiser's state, are none of its weights."""
+    for name, size in (("model-1-of-2", 6), ("model-2-of-2", 4), ("model-1-of-3", 5)):
+        save_file({f"{name}.weight": torch.zeros(size, 10)}, tmp_path / f"{name}.safetensors")
+    mapped = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": mapped}))
+    found = count_weights(local(tmp_path))
+    assert found is not None
+    assert found.values == 100
+    index.write_text("[")
+    found = count_weights(local(tmp_path))
+    assert found is not None
+    assert found.values == 150
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "pytorch_model.bin").write_bytes(b"x" * 1000)
+    (other / "optimizer.bin").write_bytes(b"x" * 2000)
+    assert count_weights(local(other)) == Stored(1000, 500)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no JSON"), httpx2.TooManyRedirects("on and on"), httpx2.ReadTimeout("")]
+)
+def test_a_hub_that_lists_nothing_leaves_the_estimate(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    asked = {}
+
+    def model_info(*_: Any, **how: Any) -> None:
+        asked.update(how)
+        raise error
+
+    api = SimpleNamespace(model_info=model_info)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    assert count_weights(ModelRef("o/m", "o/m", "a" * 40, CONFIG)) is None
+    assert asked["timeout"] <= 10
 
 
 def test_a_folder_without_weights_leaves_the_estimate(tmp_path: Path) -> None:

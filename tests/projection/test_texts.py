@@ -50,6 +50,13 @@ def test_csv_is_read_as_our_own_files_are_written(tmp_path):
     assert second.turns == (Turn("user", "hello"),)
 
 
+def test_columns_without_a_name_are_what_a_spreadsheet_leaves(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("prompt,response,,\nhi,hello,,\n")
+    [text] = open_texts(path)
+    assert text.turns[-1] == Turn("assistant", "hello")
+
+
 def test_a_folder_of_responses_is_read_by_name(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.txt").write_text(f"said by {name}")

@@ -50,7 +50,7 @@ def test_ordinary_values_are_made_plain(name: str, given: Any, plain: Any) -> No
         ("judge_retry", "x"),
         ("include_embeddings", "no"),
         ("paired", "off"),
-        ("paired", 1),
+        ("paired", 2),
         ("threshold", True),
         ("threshold", "60"),
         ("threshold", None),
@@ -70,6 +70,12 @@ def test_ordinary_values_are_made_plain(name: str, given: Any, plain: Any) -> No
 def test_other_values_are_refused_by_the_settings_name(name: str, given: Any) -> None:
     with pytest.raises(UsageError, match=f"`{name}`"):
         apply({name: given})
+
+
+def test_what_older_folders_remember_is_taken() -> None:
+    assert apply({"paired": 1, "include_embeddings": 0}).paired is True
+    assert apply({"chat_template_kwargs": {}}) == apply({"chat_template_kwargs": ""})
+    assert apply({"layers": (np.int64(1), np.int64(3))}).capture.layers == (1, 3)
 
 
 def test_the_command_lines_other_names_are_told() -> None:

@@ -165,6 +165,8 @@ def test_no_file_but_an_export_is_written_over(folder, tmp_path):
     assert (definition.read_text(), readme.read_text()) == ("{}", "# mine")
     for _ in range(2):
         traitmill.export_vectors(folder, tmp_path / "v", "safetensors", method="mean_diff")
+    (tmp_path / "v").unlink()  # as where it was killed behind the card
+    traitmill.export_vectors(folder, tmp_path / "v", "safetensors", method="mean_diff")
 
 
 @pytest.mark.slow
