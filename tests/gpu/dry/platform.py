@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from traitmill.engine.planning import CARDS
@@ -22,6 +23,13 @@ def show(name: str, count: int) -> None:
     """Let the machine have so many cards of a kind from now on."""
     _machine.card = next(card for card in CARDS if card.name == name)
     _machine.count = count
+
+
+def _properties() -> SimpleNamespace:
+    major, minor = _machine.card.capability
+    name, total = f"NVIDIA {' '.join(_machine.card.words)}", int(_machine.card.total)
+    sizes = {"total_memory": total, "multi_processor_count": 108}
+    return SimpleNamespace(major=major, minor=minor, name=name, **sizes)
 
 
 def install() -> None:
@@ -71,3 +79,6 @@ def install() -> None:
     platforms._current_platform = Fake()
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: _machine.count
+    # what the product asks of it where nvidia-smi is missing, as here
+    torch.cuda.mem_get_info = lambda _=0: (_machine.card.total, _machine.card.total)
+    torch.cuda.get_device_properties = lambda _=0: _properties()
