@@ -66,6 +66,8 @@ def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str)
 def require_causal(text_config: Any) -> None:
     """Raise UsageError where tokens see later ones: right padding is not exact without a mask."""
     looks_ahead = getattr(text_config, "use_bidirectional_attention", None) in (True, "all")
+    if getattr(text_config, "is_decoder", None) is False:  # BERT's kind; GPT-NeoX never reads it
+        looks_ahead = not text_config.model_type.startswith("gpt_neox")
     if looks_ahead or not getattr(text_config, "is_causal", True):
         raise UsageError(
             f"model type {text_config.model_type} attends to later tokens; capture works on causal "

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from tests.support.oracle import BOS, BY_LENGTH, FAMILIES, VOCAB, Oracle, build
 from tests.support.rows import response_row
@@ -379,6 +380,11 @@ def test_a_model_that_looks_ahead_is_refused():
     config.use_bidirectional_attention = True
     with pytest.raises(UsageError, match="later tokens"):
         require_causal(config)
+    for kind in (transformers.BertConfig, transformers.RobertaConfig):
+        with pytest.raises(UsageError, match="later tokens"):
+            require_causal(kind())
+        require_causal(kind(is_decoder=True))
+    require_causal(transformers.GPTNeoXConfig())
 
 
 def test_a_model_with_a_vision_tower_is_captured_at_its_text_blocks(tmp_path):
