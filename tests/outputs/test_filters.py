@@ -109,7 +109,7 @@ def test_a_folder_remembers_its_filters_and_the_same_number_forgets_one(folder: 
 
 @pytest.mark.parametrize(
     "given",
-    [{"paired": "off"}, {"paired": 1}, {"threshold": True}, {"coherence": "x"}, {"threshold": "9"}],
+    [{"paired": "off"}, {"paired": 2}, {"threshold": True}, {"coherence": "x"}, {"threshold": "9"}],
 )
 def test_an_export_refuses_what_is_no_such_value_and_writes_nothing(
     folder: Path, given: dict[str, Any]
