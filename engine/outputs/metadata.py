@@ -122,6 +122,11 @@ class Metadata(BaseModel):
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror})") from None
         except ValidationError as error:
+            if _foreign(error):
+                raise UsageError(
+                    f"{path} was not written by traitmill, which keeps in parquet/ what rows were "
+                    "made with; make them in another experiment, from the same definition"
+                ) from None
             raise UsageError(f"{path} {_faults(error)}; write it anew", anew) from None
         if found.sha256 != found.checksum():
             raise UsageError(
@@ -129,6 +134,13 @@ class Metadata(BaseModel):
                 anew,
             )
         return found
+
+
+def _foreign(error: ValidationError) -> bool:
+    """Whether a file was never ours: it ties its rows to nothing."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    lacks = {fault["loc"][0] for fault in faults if fault["type"] == "missing"}
+    return {"files_sha256", "sample_ids"} <= lacks
 
 
 def _faults(error: ValidationError) -> str:

@@ -119,7 +119,7 @@ def layout(
     shape = placement.shape
     engines = placement.gpus[:tensor_parallel]
     limits = placement.limits
-    assert limits is not None and shape is not None  # noqa: S101, PT018 - an engine on GPUs has both
+    assert limits is not None and shape is not None  # noqa: S101, PT018 - GPUs have both
     itemsize = generation_itemsize(read, settings.sampling.dtype, placement.gpus)
     weights = shape.weight_bytes(itemsize) // tensor_parallel
     overhead = engine_overhead(

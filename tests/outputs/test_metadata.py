@@ -129,6 +129,17 @@ def test_faults_of_several_kinds_are_named_together(folder):
         assert said in caught.value.message
 
 
+def test_what_other_tools_wrote_is_refused_in_one_sentence(tmp_path):
+    """The guide's own scripts write five keys, and no records."""
+    folder = TraitFolder(tmp_path / "exp" / "poem")
+    folder.metadata.parent.mkdir(parents=True)
+    keys = {"model": "m", "trait": "poem", "n_examples": 4, "n_layers": 2, "hidden_dim": 8}
+    folder.metadata.write_text(json.dumps(keys))
+    with pytest.raises(UsageError, match=r"was not written by traitmill.*another experiment") as e:
+        Metadata.read(folder)
+    assert "lacks" not in str(e.value)
+
+
 def test_without_activations_the_next_step_depends_on_the_records(folder):
     folder.metadata.unlink()
     with pytest.raises(UsageError, match="has no activations; make them") as caught:
