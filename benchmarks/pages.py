@@ -108,6 +108,12 @@ BENCHES = (
     Bench("soak", page="reliability.md"),
     Bench("soak-real", page="reliability.md", writer="real_markdown"),
     Bench("soak_replicas", page="scaling.md"),
+    Bench(
+        "soak-real-split-2",
+        "--kills 0 --real_kills 5 --tensor_parallel_size 2",
+        page="scaling.md",
+        writer="real_markdown",
+    ),
     Bench("cluster", page="scaling.md"),
     Bench("steering", page="steering.md"),
     Bench("steering_effect", page="steering.md"),

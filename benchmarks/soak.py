@@ -4,7 +4,8 @@ benchmarks.soak`.
 (a) Deterministic backends: SIGKILL at seeded random moments, then ids, verdicts, CSVs and tensors
 byte for byte against an undisturbed run. (b) The real command on real vLLM with an HTTP judge and
 real capture: SIGKILL in every stage in turn, then exact ids, no row twice, stored rows unchanged,
-and no process of the run left 10 seconds after the kill.
+and no process of the run left 10 seconds after the kill. With `--tensor_parallel_size 2` its model
+is split over two worker processes; then it is a tiny one, since the embedded one's heads cannot be.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from benchmarks.common import (
     table,
 )
 from tests.support import lab
+from tests.support.tiny import tiny_qwen3
 from traitmill.engine.models import EMBEDDED
+from traitmill.engine.models.demo import embedded_folder
 from traitmill.engine.run.watchdog import marked_pids
 
 TRAITMILL = str(Path(sys.executable).with_name("traitmill"))
@@ -68,10 +71,23 @@ def answered(url: str) -> int:
     return sum(status == 200 for _, status in served(url))
 
 
-def start(root: Path, url: str) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Model:
+    """What real runs generate with."""
+
+    name: str
+    workers: int
+    """Processes that it is split over."""
+
+
+WHOLE = Model(EMBEDDED, 1)
+
+
+def start(root: Path, url: str, model: Model = WHOLE) -> subprocess.Popen[bytes]:
     command: list[object] = [TRAITMILL, "generate", "--experiment", "exp"]
     command += ["--traits", ",".join(TRAITS)]
-    command += ["--experiments_dir", root, "--gen_model", EMBEDDED, "--judge_base_url", url]
+    command += ["--experiments_dir", root, "--gen_model", model.name, "--judge_base_url", url]
+    command += ["--tensor_parallel_size", model.workers]
     command += ["--n_examples", N_EXAMPLES, "--judge_concurrency", CONCURRENCY]
     command += ["--judge_rpm", 6000, "--max_new_tokens", 32, "--batch_size", 4]
     with (root / "out").open("ab") as out:
@@ -96,11 +112,11 @@ def stage_of(root: Path) -> str:
     return "generation" if responses < planned else "judging"
 
 
-def kill_in(root: Path, stage: str, url: str) -> tuple[str | None, int]:
+def kill_in(root: Path, stage: str, url: str, model: Model = WHOLE) -> tuple[str | None, int]:
     """Run until `stage` (not of an earlier run's rows), then SIGKILL. Returns the stage it was
     killed in (None: it ended first) and the survivors."""
     before = _stored(root)
-    run = start(root, url)
+    run = start(root, url, model)
     loading_since = time.monotonic()
     while run.poll() is None:
         now = stage_of(root)
@@ -141,13 +157,13 @@ def prepare(root: Path) -> list[Path]:
     return folders
 
 
-def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
+def soak_real(root: Path, kills: int, model: Model, stages: tuple[str, ...] = STAGES) -> Real:
     """Kill real runs, each experiment once in every stage, until `kills` were done."""
     out = Real()
     with serving(persona=JUDGE_PERSONA, latency=_JUDGE_S) as url:
         calm = root / "calm"
         folders = prepare(calm)
-        assert start(calm, url).wait() in (0, 7), (calm / "out").read_text()
+        assert start(calm, url, model).wait() in (0, 7), (calm / "out").read_text()
         planned = {
             folder.name: {row["sample_id"] for row in lab.rows(folder, "responses")}
             for folder in folders
@@ -161,10 +177,10 @@ def soak_real(root: Path, kills: int, stages: tuple[str, ...] = STAGES) -> Real:
             stored: dict[str, dict[Any, str]] = {folder.name: {} for folder in folders}
             for stage in (*stages, "end"):
                 if stage == "end":
-                    code = start(work, url).wait()
+                    code = start(work, url, model).wait()
                     assert code in (0, 7), (work / "out").read_text()
                 elif out.kills < kills:
-                    killed_in, survivors = kill_in(work, stage, url)
+                    killed_in, survivors = kill_in(work, stage, url, model)
                     out.survivors += survivors
                     if killed_in is not None:
                         out.kills += 1
@@ -223,8 +239,10 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def real_markdown(result: Mapping[str, Any]) -> str:
     """Real vLLM."""
+    split = result.get("workers", 1)
+    over = f", a tiny model split over {split} workers" if split > 1 else ""
     return (
-        f"The command itself on real vLLM, a judge over HTTP, real capture: "
+        f"The command itself on real vLLM{over}, a judge over HTTP, real capture: "
         f"{result['runs_finished']} runs, SIGKILL in every stage in turn "
         f"({_phases(result['stages'])}). Processes left are those alive {GRACE_S:.0f} s after a "
         f"kill; a kill may repeat {result['bound_per_kill']} judge calls.\n\n"
@@ -236,6 +254,13 @@ def _phases(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} in {name}" for name, count in counts.items())
 
 
+def _model(root: Path, workers: int) -> Model:
+    """Return the model of real runs, made under `root` where it is split."""
+    if workers == 1:
+        return WHOLE
+    return Model(str(tiny_qwen3(root / "tiny", embedded_folder())), workers)
+
+
 def main() -> None:
     options = parser("soak", __doc__)
     options.add_argument(
@@ -245,6 +270,7 @@ def main() -> None:
         "--real_kills", type=int, default=12, help="on real vLLM; 0 leaves (b) out"
     )
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--tensor_parallel_size", type=int, default=1, help="of the real runs")
     chosen = options.parse_args()
     facts = machine()
     ok = True
@@ -265,12 +291,15 @@ def main() -> None:
         )
     if chosen.real_kills:
         with tempfile.TemporaryDirectory() as folder:
-            real = soak_real(Path(folder), chosen.real_kills)
+            model = _model(Path(folder), chosen.tensor_parallel_size)
+            real = soak_real(Path(folder), chosen.real_kills, model)
         result = asdict(real) | {
             "stages": dict(real.stages),
             "bound_per_kill": CONCURRENCY + 50 * len(TRAITS),
+            "workers": model.workers,
         }
-        record(chosen.out, "soak", facts, result, "real")
+        name = f"real-split-{model.workers}" if model.workers > 1 else "real"
+        record(chosen.out, "soak", facts, result, name)
         print(f"(b) {real_markdown(result)}", flush=True)
         ok &= not (real.lost or real.duplicated or real.changed or real.survivors)
     sys.exit(not ok)
