@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from traitmill.engine.errors import ExitCode
+from traitmill.engine.errors import ExitCode, UsageError
 
 from .waiting import waiting
 
@@ -24,7 +24,11 @@ def prepare_environment() -> None:
     """Read .env (HF_TOKEN, OPENAI_API_KEY, OPENAI_BASE_URL and the like); turn telemetry off."""
     from dotenv import find_dotenv, load_dotenv
 
-    load_dotenv(find_dotenv(usecwd=True))
+    found = find_dotenv(usecwd=True)
+    try:
+        load_dotenv(found)
+    except ValueError:  # UnicodeDecodeError is one
+        raise UsageError(f"{found} is not in UTF-8, or holds a zero byte; save it anew") from None
     for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS"):
         os.environ.setdefault(name, "1")
 

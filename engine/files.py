@@ -11,9 +11,10 @@ from pathlib import Path
 from threading import get_ident
 from typing import BinaryIO
 
-from .errors import ResourceError
+from .errors import ResourceError, UsageError
 
 TEMP_SUFFIX = ".tmp"
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
@@ -81,11 +82,24 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def require_utf8(path: Path) -> None:
+    """Raise UsageError for a path that is no text in UTF-8: Arrow opens no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the path {str(path)!a} is not in UTF-8; rename that folder, or use another"
+        ) from None
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:  # there a rename is as durable as it gets
+            raise
     finally:
         os.close(descriptor)
 

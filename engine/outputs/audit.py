@@ -142,7 +142,7 @@ def _read(path: Path) -> list[dict[str, str]]:
     """Return the rows of a file of marks, checked. Raise UsageError."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             rows = list(reader)
             names = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,9 @@ class CsvFile:
     def _records(self) -> Iterator[tuple[int, Any]]:
         csv.field_size_limit(2**31 - 1)  # a cell may be long; the default stops at 128 kB
         with self._path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             names = reader.fieldnames or []  # read now, so that lines are counted behind it
+            _require_columns(self._path, names)
             if twice := [name for name, count in Counter(names).items() if name and count > 1]:
                 raise UsageError(f"{self._path}: two columns are named {twice[0]!r}")
             while True:
@@ -78,6 +79,17 @@ class CsvFile:
                 else:
                     record.pop("messages", None)
                     yield line, record
+
+
+def _require_columns(path: Path, names: Sequence[str]) -> None:
+    """Raise UsageError where a header has no column of texts: then every row would be faulty."""
+    if not names or {"response", "messages"} & set(names):
+        return
+    how = ""
+    if len(names) == 1 and (apart := [mark for mark in ";\t|" if mark in names[0]]):
+        how = f"; its cells seem to be apart by {apart[0]!r}: save it with commas"
+    columns = ", ".join(repr(name) for name in names[:_NAMED])
+    raise UsageError(f"{path} has no column `response` or `messages`, but {columns}{how}")
 
 
 class TextFiles:

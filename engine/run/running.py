@@ -115,7 +115,7 @@ def _work(
     settings = runs[0].settings
     unjudged = any(len(run.unjudged()) for run in runs)
     pending = any(run.ungenerated() for run in runs)
-    grows = any(len(run.unjudged()) and run.may_grow for run in runs)
+    grows = any(len(run.unjudged()) and run.may_grow and run.falls_short for run in runs)
     needs_generator = generates and (pending or grows)
     needs_judge = judges and (needs_generator or unjudged)
     captures = any(len(run.uncaptured()) for run in runs)

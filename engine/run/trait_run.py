@@ -156,16 +156,8 @@ class TraitRun:
 
         Decided by finished rounds only.
         """
-        counts, state = self.settings.counts, self.state
-        n_planned: dict[Polarity, int] = {}
-        for polarity in POLARITIES:
-            side = state.side(polarity)
-            n_planned[polarity] = n = int(side.sum())
-            # Coherence is judged after a run: no round waits for it.
-            passing = state.in_pairs(state.passing_alone())
-            if int((passing & side).sum()) < counts.min_kept:
-                n_planned[polarity] = max(n, min(n + counts.n_examples, counts.limit))
-        if not counts.min_kept or n_planned == state.plan.n_planned:
+        n_planned = self._wanted()
+        if n_planned == self.state.plan.n_planned:
             self.decided = True
             return False
         plan = planned(
@@ -173,13 +165,31 @@ class TraitRun:
             self.settings,
             n_planned,
             self.tokenize,
-            state.plan,
-            thinks=state.record.thinks,
+            self.state.plan,
+            thinks=self.state.record.thinks,
         )
         plan.save(self.folder.plan)
-        self.state = state.with_plan(plan)
+        self.state = self.state.with_plan(plan)
         self.count()
         return True
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether a round would be added by the verdicts there are; more of them only keep more."""
+        return self._wanted() != self.state.plan.n_planned
+
+    def _wanted(self) -> dict[Polarity, int]:
+        """Return how many samples of each side `min_kept` asks for by now."""
+        counts, state = self.settings.counts, self.state
+        n_planned: dict[Polarity, int] = {}
+        for polarity in POLARITIES:
+            side = state.side(polarity)
+            n_planned[polarity] = n = int(side.sum())
+            # Coherence is judged after a run: no round waits for it.
+            passing = state.in_pairs(state.passing_alone())
+            if counts.min_kept and int((passing & side).sum()) < counts.min_kept:
+                n_planned[polarity] = max(n, min(n + counts.n_examples, counts.limit))
+        return n_planned
 
     # --- the judge ---
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Step, UsageError
-from ..files import remove_leftovers
+from ..files import remove_leftovers, require_utf8
 from ..records import Polarity
 from ..settings import DEFAULT_POOL, POOLS
 from ..traits import DEFINITION_FILE
@@ -263,6 +263,7 @@ def select_traits(
     """
     check_name(experiment, "experiment")
     root = experiments_dir / experiment
+    require_utf8(root)
     if not root.is_dir():
         known = sorted(path.name for path in experiments_dir.glob("*") if path.is_dir())
         raise UsageError(

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import LockedError, UsageError
@@ -39,7 +39,7 @@ def _lock(folder: TraitFolder, *, force_unlock: bool) -> Iterator[None]:
     from filelock import FileLock, SoftFileLock, Timeout
 
     path = folder.lock
-    holder = _read_holder(path)
+    held, holder = path.with_suffix(".held"), _read_holder(path)
     lock = FileLock(path, timeout=0, is_singleton=False, fallback_to_soft=False)
     try:
         with naming_full_disk(path):
@@ -48,14 +48,13 @@ def _lock(folder: TraitFolder, *, force_unlock: bool) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in _NO_KERNEL_LOCKS:
                     raise
-                held = path.with_suffix(".held")
-                if force_unlock and _is_elsewhere(holder):
+                if force_unlock and (_is_elsewhere(holder) or not holder):
                     held.unlink(missing_ok=True)
                 lock = SoftFileLock(held, timeout=0, is_singleton=False)
                 lock.acquire()
     except Timeout:
         remedy = "wait for it, or stop it and run again"
-        if _is_elsewhere(holder):
+        if _is_elsewhere(holder) or (not holder and held.exists()):
             remedy = "if that run is dead, run again with `force_unlock`"
         raise _locked(folder, holder, remedy) from None
     except OSError as error:
@@ -72,7 +71,8 @@ def _lock(folder: TraitFolder, *, force_unlock: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            path.write_text("")
+            with suppress(FileNotFoundError):  # the folder was moved away or deleted meanwhile
+                path.write_text("")
     finally:
         lock.release()
 

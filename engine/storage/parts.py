@@ -92,7 +92,9 @@ class PartSet:
 
     def _deal_with(self, path: Path, error: Exception) -> None:
         """Set a damaged part aside, or list it. Raise ResourceError for other faults."""
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
+        # A path that Arrow cannot spell says nothing of what the file holds.
+        fault_elsewhere = isinstance(error, MemoryError | UnicodeEncodeError)
+        if fault_elsewhere or (isinstance(error, OSError) and error.errno):
             raise ResourceError(
                 f"{path} cannot be read: {error}; what is stored is safe, run again"
             ) from error

@@ -23,8 +23,9 @@ from tests.conftest import ROOT, TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab, oracle
 from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
+from traitmill.cli import session
 from traitmill.engine import run
-from traitmill.engine.errors import AccessError, ExitCode
+from traitmill.engine.errors import AccessError, ExitCode, UsageError
 from traitmill.engine.models.hub import find_model
 from traitmill.engine.models.weights import check_weights
 from traitmill.engine.run import Backends, Work
@@ -650,6 +651,17 @@ def test_f27_every_load_is_weights_only_and_nothing_unpickles() -> None:
 )
 def test_f27_the_reader_of_the_source_sees_what_it_should(source: str) -> None:
     assert unsafe_loads(source)
+
+
+@pytest.mark.parametrize("content", ["OPENAI_API_KEY=sk-1".encode("utf-16"), b"A=\xff", b"A=\0b"])
+def test_an_env_file_that_is_no_text_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """As PowerShell's `>` writes it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(UsageError, match=r"\.env is not in UTF-8"):
+        session.prepare_environment()
 
 
 # --- 28: secrets ---

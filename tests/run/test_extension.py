@@ -81,6 +81,24 @@ def unjudged(root: Path) -> int:
     return sum(counts[side]["verdicts"]["unjudged"] for side in SIDES)
 
 
+async def test_a_verdict_that_is_owed_loads_no_generator_where_enough_are_kept(
+    tmp_path: Path, model: str
+) -> None:
+    class FailsOne(fakes.FakeJudge):
+        async def judge(self, trait: Trait, response: Response) -> Verdict:
+            verdict = await super().judge(trait, response)
+            if response.sample.id == self.calls[0]:
+                return replace(verdict, status="failed", score=None, error="HTTP 500")
+            return verdict
+
+    root = fakes.make_trait(tmp_path).parent
+    await work(root, model, n_examples=20, min_kept=5, judge=FailsOne)
+    again = await work(root, model, n_examples=20, min_kept=5)
+    assert len(again["judge"].calls) == 1
+    assert "generator" not in again
+    assert unjudged(root) == 0
+
+
 async def test_another_judge_of_a_grown_run_judges_what_is_there(
     tmp_path: Path, model: str
 ) -> None:

@@ -84,6 +84,30 @@ def test_a_lock_file_that_says_nothing_is_taken(tmp_path: Path, content: str) ->
         pass
 
 
+def test_a_folder_that_moved_while_it_was_held_is_no_error_of_its_own(tmp_path: Path) -> None:
+    [folder] = folders(tmp_path, "a")
+    with pytest.raises(ValueError, match="what the run says"), lock_traits([folder]):
+        folder.path.rename(tmp_path / "moved")
+        raise ValueError("what the run says")
+
+
+def test_a_lock_without_kernel_that_names_nobody_can_be_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder was killed between making the file and writing into it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    [folder] = folders(tmp_path, "a")
+    folder.lock.with_suffix(".held").touch()
+    with pytest.raises(LockedError, match="run again with `force_unlock`"), lock_traits([folder]):
+        pytest.fail("held")
+    with lock_traits([folder], force_unlock=True):
+        assert json.loads(folder.lock.read_text())["pid"] == os.getpid()
+
+
 def test_f26_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     [folder] = folders(tmp_path, "a")
     outside = tmp_path / "outside"

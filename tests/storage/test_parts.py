@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -20,7 +21,15 @@ from traitmill.engine.errors import ResourceError, UsageError
 from traitmill.engine.records import Response, Verdict
 from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.settings import SampleCounts
-from traitmill.engine.storage import KINDS, Kind, PartSet, response_row, row_table, verdict_row
+from traitmill.engine.storage import (
+    KINDS,
+    Kind,
+    PartSet,
+    response_row,
+    row_table,
+    select_traits,
+    verdict_row,
+)
 from traitmill.engine.storage import parts as parts_module
 from traitmill.engine.traits.plan import load_plan
 
@@ -343,6 +352,20 @@ def test_a_file_that_cannot_be_opened_is_not_taken_for_damaged(
     with pytest.raises(ResourceError, match="Too many open files"):
         fakes.open_runs([folder], fakes.settings())
     assert not (folder / "parquet/quarantine").exists()
+
+
+def test_a_path_that_arrow_cannot_spell_is_no_damage(tmp_path: Path) -> None:
+    """Healthy parts were set aside and all was paid for again, in each run."""
+    folder = fakes.make_trait(tmp_path / "experiments")
+    run(folder)
+    moved = tmp_path / os.fsdecode("M\xfcller".encode("latin-1"))
+    folder.parents[1].rename(moved)
+    with pytest.raises(UsageError, match=r"M.udcfcller.* is not in UTF-8"):
+        select_traits(moved, folder.parent.name, None)
+    trait = moved / folder.parent.name / folder.name
+    with pytest.raises(ResourceError, match="what is stored is safe"):
+        part_set(trait, "verdicts").paths()
+    assert not (trait / "parquet/quarantine").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"created": 1}'])
