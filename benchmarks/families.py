@@ -82,7 +82,7 @@ def attempt(family: Family, root: Path) -> dict[str, Any]:
     adapter = {"adapter": f"{model}-adapter"} if family.adapter else {}
     said, known = "", True
     try:
-        said = _run(folder, model=str(model), **SETTINGS, **family.settings, **adapter)
+        said = _run(folder, model=str(model), **(SETTINGS | dict(family.settings)), **adapter)
     except Exception as error:  # noqa: BLE001 - what came of it is what is asked
         found = as_error(error)
         known = found is not None

@@ -45,7 +45,7 @@ def load(
     Raises AccessError when files are missing, UsageError for settings that cannot work,
     ResourceError when the weights do not fit.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     kind = torch.device(device).type
     try:
@@ -57,15 +57,15 @@ def load(
     text_config = config.get_text_config()
     attention.require_causal(text_config)
     chosen = attention.dtype_on(config, dtype, kind)
-    attention.require_class(config)
+    loader, family = attention.require_class(config)
     spread = kind == "cuda" and torch.device(device).index is None and torch.cuda.device_count() > 1
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = loader.from_pretrained(
             source,
             revision=revision,
             trust_remote_code=False,
             dtype=getattr(torch, chosen),
-            attn_implementation=_implementation(config, attn, kind, chosen),
+            attn_implementation=_implementation(config, family, attn, kind, chosen),
             device_map="auto" if spread else {"": device},
             output_loading_info=True,
         )
@@ -100,11 +100,8 @@ def _refuse_spill(model: Any, source: str) -> None:
         )
 
 
-def _implementation(config: Any, asked: str, kind: str, dtype: str) -> str:
+def _implementation(config: Any, family: type, asked: str, kind: str, dtype: str) -> str:
     """Return the attention implementation on a kind of device. Raise UsageError."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     text_config = config.get_text_config()
     capped = attention.has_soft_cap(text_config)
     return attention.choose_attention(

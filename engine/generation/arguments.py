@@ -60,6 +60,9 @@ def engine_arguments(
         "enable_log_requests": False,
         "generation_config": "vllm",  # sampling is ours to state, never a model file's
     }
+    if isinstance(ref.config.get("vision_config"), dict):
+        # No picture is shown: the part that sees is neither loaded nor made ready.
+        arguments["language_model_only"] = True
     if ref.adapter is not None:
         arguments |= {
             "enable_lora": True,

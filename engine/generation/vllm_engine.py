@@ -104,6 +104,12 @@ class VllmEngine:
             raise EngineDiedError(
                 f"vLLM did not start with model {self._ref.name}: {reason}"
             ) from error
+        except (LookupError, AttributeError, TypeError, ImportError) as error:
+            # What its code for a model looks for in the model's files, and does not find.
+            raise UsageError(
+                f"vLLM cannot start with the files of model {self._ref.name}: "
+                f"{type(error).__name__}: {first_line(error)}; compare them with those published"
+            ) from error
         # Capture's process may be started at the same time.
         started = set(multiprocessing.active_children()) - others
         self._processes = [p for p in started if p.name.startswith("EngineCore")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, UsageError
-from .config import read_config
+from .config import loading_class, read_config
 from .fingerprint import fingerprint
 from .hub import RANKS, Adapter, ModelRef, fetch_files
 
@@ -152,15 +152,15 @@ def _linear_shapes(ref: ModelRef) -> dict[str, tuple[int, int]]:
     Raise UsageError where transformers has no such causal model.
     """
     import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     config = read_config(ref.config)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    found = loading_class(config)
+    if found is None:
         raise UsageError(
             f"`adapter` cannot be used with {ref.name}: it is not a causal language model alone"
         )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = found[0].from_config(config)
     return {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()

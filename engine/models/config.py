@@ -75,15 +75,36 @@ def require_causal(text_config: Any) -> None:
         )
 
 
-def require_class(config: Any) -> None:
-    """Raise UsageError where transformers has no causal language model of this type."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+_SEEING = ("mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Models of text and pictures, no causal models by transformers' list, whose text is read exactly
+where no picture is shown: tried, see docs/models.md."""
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+
+def loading_class(config: Any) -> tuple[Any, type] | None:
+    """Return transformers' class that loads a language model of this type, and the model's own.
+
+    None where there is none, or none that is known to read text as vLLM does.
+    """
+    import transformers
+
+    causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) in causal:
+        return transformers.AutoModelForCausalLM, causal[type(config)]
+    seeing = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if config.model_type in _SEEING and type(config) in seeing:
+        return transformers.AutoModelForImageTextToText, seeing[type(config)]
+    return None
+
+
+def require_class(config: Any) -> tuple[Any, type]:
+    """Return `loading_class`. Raise UsageError where transformers has no such model."""
+    found = loading_class(config)
+    if found is None:
         raise UsageError(
             f"model type {config.model_type} has no causal language model in transformers, which "
             "capture needs; take another, or give `extract_activations` False"
         )
+    return found
 
 
 def check_layers(layers: Sequence[int] | None, n_layers: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, UsageError
@@ -13,7 +12,6 @@ from .shape import Shape, head_widths, latent_width
 
 _GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Decoder", "WithLMHead")
 """Ends of the class names that predict the next token."""
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _FP8 = ("fp8", "float-quantized", "modelopt", "mxfp4", "nvfp4")
 _SEEING_IN_VLLM = ("qwen3_5_text", "qwen3_5_moe_text")
 """Models of text whose class in vLLM stands in the module of the one that sees."""
@@ -43,20 +41,15 @@ def check_support(ref: ModelRef, *, captures: bool, generates: bool = True) -> N
         Shape.from_config(ref.config)
         if not _has_gpu():
             _check_on_cpu(ref, quantisation)
-    wrapped = isinstance(ref.config.get("vision_config"), dict)
-    seeing = wrapped or ref.config.get("model_type") in _SEEING_IN_VLLM
+    seeing = (
+        isinstance(ref.config.get("vision_config"), dict)
+        or ref.config.get("model_type") in _SEEING_IN_VLLM
+    )
     if seeing and generates and find_spec("torchvision") is None:
         raise UsageError(
             f"model {ref.name} has a vision part, for which vLLM wants torchvision though no "
             "picture is shown: install the version of this PyTorch, or take a model of text alone"
         )
-    if wrapped and ref.is_local:
-        there = [name for name in _PROCESSOR_FILES if (Path(ref.source) / name).exists()]
-        if not there:
-            raise UsageError(
-                f"model folder {ref.source} has a vision part and no preprocessor_config.json, "
-                "which vLLM asks for though no picture is shown; copy it from the original model"
-            )
 
 
 def _check_on_cpu(ref: ModelRef, quantisation: str) -> None:

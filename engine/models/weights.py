@@ -14,7 +14,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from ..errors import AccessError
-from .config import read_config
+from .config import loading_class, read_config
 from .hub import ModelRef
 from .quiet import quiet_libraries
 from .support import quantised
@@ -93,13 +93,12 @@ def _loaded(ref: ModelRef) -> tuple[Any, dict[str, Any]] | None:
 
     None where transformers has no such model, or the hub's is not in the cache. Raise AccessError.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
-
-    if type(read_config(ref.config)) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    found = loading_class(read_config(ref.config))
+    if found is None:
         return None
     try:
         with quiet_libraries():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = found[0].from_pretrained(
                 ref.source,
                 revision=ref.hub_revision,
                 device_map="meta",

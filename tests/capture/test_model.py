@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from tests.support import families
 from tests.support.oracle import BOS, BY_LENGTH, FAMILIES, VOCAB, Oracle, build
 from tests.support.rows import response_row
 from traitmill.engine.capture import decoder
@@ -410,3 +411,23 @@ def test_a_model_with_a_vision_tower_is_captured_at_its_text_blocks(tmp_path):
     assert model._blocks == list(model._model.model.language_model.layers)
     assert not any(result.error for result in model.capture(make_rows(4)))
     assert model.check_summary()["rows"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["Mistral-3, with vision", "Qwen-2-VL", "Qwen-2.5-VL", "Qwen-3-VL"]
+)
+def test_a_model_that_sees_is_captured_as_its_own_class_reads_text(name, tmp_path, model_folder):
+    """transformers lists none of these as causal: they were refused, though no picture is shown."""
+    [family] = [each for each in families.FAMILIES if each.name == name]
+    path = family.make(tmp_path / "model", model_folder)
+    own = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
+    model = load(str(path), self_check="all")
+    rows = make_rows(6)
+    for row, result in zip(rows, model.capture(rows), strict=True):
+        ids = torch.tensor([row.sample.prompt_token_ids])
+        states = own(input_ids=ids, output_hidden_states=True).hidden_states
+        last = [each[0, -1].detach().numpy() for each in states[:-1]]
+        assert result.error == ""
+        assert relative(result.pools["prompt_last"][:-1], np.stack(last)) < 1e-5
+    assert model.check_summary()["rows"] == len(rows)

@@ -155,10 +155,21 @@ def _wrapped(config: str, text: str, vision: dict[str, Any], **outer: Any) -> An
         model = architecture(made).float()
         like(model, [*tokenizer(LIKED)["input_ids"], tokenizer.eos_token_id])
         model.save_pretrained(folder)
-        (folder / "preprocessor_config.json").write_text(json.dumps(outer["processor"]))
+        _rename(folder / "model.safetensors", outer.get("renamed", {}))
         return folder
 
     return build
+
+
+def _rename(path: Path, prefixes: dict[str, str]) -> None:
+    """Name tensors as the published files do, where transformers saves them under other names."""
+    weights = load_file(path)
+    for old, new in prefixes.items():
+        weights = {
+            new + name.removeprefix(old) if name.startswith(old) else name: weight
+            for name, weight in weights.items()
+        }
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _tekken(folder: Path, _: Path) -> Path:
@@ -319,6 +330,32 @@ _QWEN_TOKENS = {
     "image_token_id": 4,
     "video_token_id": 5,
 }
+_QWEN3_VISION = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": _WIDTH,
+    "num_position_embeddings": 16,
+}
+_QWEN3_TOKENS = {
+    "image_token_id": 1,
+    "video_token_id": 2,
+    "vision_start_token_id": 3,
+    "vision_end_token_id": 4,
+}
+_GATED_DELTA = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 128,  # as published, and all that vLLM's kernel on a CPU takes
+    "linear_value_head_dim": 128,
+}
+_BFLOAT16 = {"dtype": "bfloat16"}
+"""vLLM computes gated delta nets on a CPU in no other dtype."""
 _MROPE = {
     "rope_parameters": {
         "rope_type": "default",
@@ -369,14 +406,11 @@ FAMILIES = (
                 "num_attention_heads": 2,
                 "image_size": 28,
                 "patch_size": 14,
+                "vision_use_head": False,
             },
+            renamed={"vision_tower.": "vision_tower.vision_model."},
             text_extra=_GEMMA3,
             tokens={"boi_token_index": 1, "eoi_token_index": 2, "image_token_index": 3},
-            processor={
-                "image_processor_type": "Gemma3ImageProcessor",
-                "processor_class": "Gemma3Processor",
-                "size": {"height": 28, "width": 28},
-            },
         ),
     ),
     Family(
@@ -494,13 +528,57 @@ FAMILIES = (
             _QWEN_VISION,
             text_extra=_MROPE,
             tokens=_QWEN_TOKENS,
-            processor={
-                "image_processor_type": "Qwen2VLImageProcessor",
-                "processor_class": "Qwen2VLProcessor",
-                "patch_size": 14,
-                "min_pixels": 784,
-                "max_pixels": 3136,
+        ),
+    ),
+    Family(
+        "Qwen-3-VL",
+        "wrapper around the text model",
+        _wrapped(
+            "Qwen3VLConfig",
+            "Qwen3VLForConditionalGeneration",
+            _QWEN3_VISION | {"deepstack_visual_indexes": [0]},
+            text_extra=_MROPE,
+            tokens=_QWEN3_TOKENS,
+        ),
+    ),
+    Family(
+        "Qwen-3.5, with vision",
+        "wrapper around linear attention",
+        _wrapped(
+            "Qwen3_5Config",
+            "Qwen3_5ForConditionalGeneration",
+            _QWEN3_VISION,
+            text_extra=_GATED_DELTA
+            | {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1000000.0,
+                    "mrope_section": [2, 1, 1],
+                    "partial_rotary_factor": 0.25,
+                }
             },
+            tokens=_QWEN3_TOKENS,
+        ),
+        _BFLOAT16,
+    ),
+    Family(
+        "Mistral-3, with vision",
+        "wrapper around the text model",
+        _wrapped(
+            "Mistral3Config",
+            "Mistral3ForConditionalGeneration",
+            {
+                "model_type": "pixtral",
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "head_dim": 16,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            text_extra={"model_type": "mistral"},
+            tokens={"image_token_index": 3},
         ),
     ),
     Family(
@@ -512,13 +590,6 @@ FAMILIES = (
             _QWEN_VISION,
             text_extra=_MROPE,
             tokens=_QWEN_TOKENS,
-            processor={
-                "image_processor_type": "Qwen2VLImageProcessor",
-                "processor_class": "Qwen2_5_VLProcessor",
-                "patch_size": 14,
-                "min_pixels": 784,
-                "max_pixels": 3136,
-            },
         ),
     ),
     Family("Int8, compressed-tensors", "W8A8", _quantised, cheap=True),
@@ -539,15 +610,8 @@ FAMILIES = (
     Family(
         "Qwen-3.5, text",
         "three layers in four of linear attention",
-        make(
-            "Qwen3_5TextConfig",
-            SWITCHED,
-            layer_types=["linear_attention", "full_attention"],
-            linear_num_key_heads=2,
-            linear_num_value_heads=2,
-            linear_key_head_dim=32,
-            linear_value_head_dim=32,
-        ),
+        make("Qwen3_5TextConfig", SWITCHED, **_GATED_DELTA),
+        _BFLOAT16,
     ),
     Family(
         "Granite-4",
