@@ -14,6 +14,7 @@ from traitmill.engine.errors import ExitCode, UsageError
 from . import options
 from .options import Option
 from .render import say
+from .values import Words
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,7 +42,7 @@ PARAMS = (
         "plan, score (lowest first), or -score (highest first).",
         "How",
         common=True,
-        type=click.Choice(["plan", "score", "-score"]),
+        type=Words(["plan", "score", "-score"]),
         default="plan",
         show_default=True,
     ),

@@ -11,6 +11,14 @@ from traitmill.engine.errors import UsageError
 from traitmill.engine.settings import DEFAULTS, NAMES, parse_layers, value_of
 
 
+class Words(click.Choice[str]):
+    """One of some words, shown as they are: a dash stays one, which in an option's name is as good
+    as an underscore."""
+
+    def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:  # noqa: ARG002
+        return str(choice)
+
+
 class AutoInt(click.ParamType[int | None]):
     """A whole number from 1, or `auto`, which stands for `auto`'s value."""
 

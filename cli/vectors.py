@@ -107,6 +107,9 @@ def say_fitted(name: str, fitted: FittedTrait) -> None:
             say(f"  {line}")
     for note in evaluation.notes:
         say(f"  {note}")
+    if fitted.removed:
+        which = "a vector" if fitted.removed == 1 else f"{fitted.removed} vectors"
+        say(f"  removed {which} of rows that are exported no more; fit them with the others anew")
     if fitted.dropped:
         say(
             f"  the evaluation no longer covers {fitted.dropped}, measured before; to compare all, "

@@ -114,9 +114,9 @@ def _work(
                 break
     settings = runs[0].settings
     unjudged = any(len(run.unjudged()) for run in runs)
-    pending = any(run.ungenerated() for run in runs)
+    pending = generates and any(run.ungenerated() for run in runs)
     grows = any(len(run.unjudged()) and run.may_grow and run.falls_short for run in runs)
-    needs_generator = generates and (pending or grows)
+    needs_generator = pending or (generates and grows)
     needs_judge = judges and (needs_generator or unjudged)
     captures = any(len(run.uncaptured()) for run in runs)
     captures |= needs_generator and settings.capture_rows == "all"

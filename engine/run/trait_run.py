@@ -203,7 +203,7 @@ class TraitRun:
     @property
     def offset(self) -> float | None:
         """The logit difference that a local judge's scores are measured from, once it is fixed."""
-        return self.judge.offset
+        return self.state.judge.offset if self.state.judge else None
 
     def learn(self, **facts: object) -> None:
         """Note what was learned of the judge: `profile` and `endpoint`, or `offset`."""

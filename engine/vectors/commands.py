@@ -22,7 +22,7 @@ from .fit import SCHEMA_VERSION, Vectors, check_layers, fit_vectors
 from .methods import DEFAULT_METHODS, check_methods
 from .remembered import Wanted, check_pool, kept_line, wanted_vectors
 from .transfer import update_transfer
-from .vector_files import Format, load_vector, stored_format, write_vectors
+from .vector_files import Format, load_vector, stored_facts, stored_format, write_vectors
 
 Step = Literal["fitting", "evaluating"]
 """What is done layer by layer; the second takes nearly all of the time."""
@@ -40,6 +40,8 @@ class FittedTrait:
     """Where the vectors stand."""
     dropped: str
     """What an evaluation that was there covered and this one does not, in words."""
+    removed: int = 0
+    """Vectors of rows that are exported no more, which are gone and not fitted anew."""
     reused: bool = False
     """Whether the same had been fitted before and stood there unchanged."""
     stale: tuple[str, ...] = ()
@@ -154,13 +156,26 @@ def fit_trait(
         on_layer=partial(on_layer, "evaluating"),
         keep_in=folder,
     )
+    removed = _outlived(folder, vectors)
     write_vectors(folder, vectors, format, evaluation.held_out())
     stored = read_vectors(folder, activations, names, chosen, format)
     if stored:
         evaluation = replace(evaluation, fingerprint=fingerprint(activations, stored, format))
     write_evaluation(folder, evaluation)
     dropped = before.beyond(vectors) if before else ""
-    return _fitted(folder, activations, vectors, evaluation, dropped=dropped)
+    fitted = _fitted(folder, activations, vectors, evaluation, dropped=dropped)
+    return replace(fitted, removed=removed)
+
+
+def _outlived(folder: TraitFolder, vectors: Vectors) -> int:
+    """Return how many vectors of other rows stand in a folder that are not fitted anew."""
+    current = next(iter(vectors.metadata.values()))["activations_sha256"]
+    there = stored_facts(folder.vectors, vectors.pool)
+    return sum(
+        facts.get("activations_sha256", current) != current
+        for key, facts in there.items()
+        if key not in vectors.metadata
+    )
 
 
 def _evaluation(folder: TraitFolder, activations: Activations) -> Evaluation | None:

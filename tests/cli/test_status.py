@@ -109,6 +109,7 @@ def test_show_lists_the_rejected_of_a_side_by_score(
     made: lab.Work, traitmill: Traitmill, rows: list[dict[str, Any]]
 ) -> None:
     where = [*on(made), "--limit", "0"]
+    assert "--sort [plan|score|-score]" in traitmill("show", "--help")[1]
     code, said = traitmill("show", *where, "--side", "neg", "--rejected", "--sort", "-score")
     assert code == ExitCode.OK
     wanted = [row for row in rows if row["polarity"] == "neg" and not row["kept"]]

@@ -81,6 +81,33 @@ def unjudged(root: Path) -> int:
     return sum(counts[side]["verdicts"]["unjudged"] for side in SIDES)
 
 
+async def test_responses_that_no_judge_has_seen_can_be_captured(tmp_path: Path, model: str) -> None:
+    """A run with a local judge that was stopped before its first verdict names that very command."""
+
+    class Dies(fakes.FakeGenerator):
+        async def generate(self, sample: Sample) -> Response:
+            if len(self.calls) == 5:
+                raise EngineDiedError("the engine died")
+            return await super().generate(sample)
+
+    class Silent(fakes.FakeJudge):
+        async def judge(self, trait: Trait, response: Response) -> Verdict:
+            raise StoppedError("before the first verdict")
+
+    root = fakes.make_trait(tmp_path).parent
+    parts = {"generator": Dies, "judge": Silent}
+    await work(root, model, judge_model="local", judge_base_url=None, capture="none", **parts)
+    state = fakes.state(root / "trait")
+    stored = int(state.responses.having("ok").sum())
+    assert stored
+    assert not state.verdicts.having("scored").any()
+    opened, seen = watched()
+    with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
+        await capture(root, "trait", backends=opened)
+    assert list(seen) == ["capturer"]
+    assert int(fakes.state(root / "trait").captured().sum()) == stored
+
+
 async def test_a_verdict_that_is_owed_loads_no_generator_where_enough_are_kept(
     tmp_path: Path, model: str
 ) -> None:

@@ -45,7 +45,10 @@ def test_what_a_new_evaluation_no_longer_covers_is_said(folder):
     fit_trait(folder, FAST)
     assert fit_trait(folder, ["gradient"], [1]).dropped == "mean_diff, 1 layer"
     planted.write_trait(folder.path, n_layers=2, seed=3)
-    assert fit_trait(folder, ["gradient"]).dropped == ""  # that one was of other activations
+    anew = fit_trait(folder, ["gradient"])
+    assert anew.dropped == ""  # that one was of other activations
+    assert anew.removed == 2  # mean_diff of both layers, fitted to the rows before
+    assert fit_trait(folder, ["gradient"]).removed == 0
 
 
 def contents(folder: TraitFolder) -> dict:
