@@ -15,7 +15,7 @@ from ..errors import ResourceError, UsageError
 from ..files import sha256_of
 from ..records import POLARITIES, Polarity
 from ..settings import POOLS
-from ..storage import Kind, Selection, TraitState, unfinished_sets
+from ..storage import Selection, TraitState, unfinished_sets
 from .csv_files import write_csvs
 from .judged import coherence_summary, judge_summary, judge_usage
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
@@ -47,30 +47,33 @@ class Exported:
         return f"Exported({self.kept['pos']} pos + {self.kept['neg']} neg, shape {self.shape})"
 
 
-def refuse_lost(state: TraitState, redone: Collection[Kind] = ()) -> None:
+def refuse_lost(state: TraitState, redone: Collection[str] = ()) -> None:
     """Raise ResourceError, with nothing changed, where rows that were stored are gone.
 
     Good files would shrink where a part file is damaged, or was deleted since they were written.
     `redone` are the kinds of rows that the caller makes again.
     """
     said, kinds = [], set()
-    for kind, parts in state.parts.items():
+    for kind, parts in state.sets.items():
         if kind not in redone and parts.damaged:
             said += parts.damaged
             kinds.add(kind)
     for kind, lost, before in state.lost_rows():
         if kind not in redone:
-            said.append(f"{lost} of the {before} {kind} that the files show are gone")
+            what = "verdicts on coherence" if kind == "coherence" else kind
+            said.append(f"{lost} of the {before} {what} that the files show are gone")
             kinds.add(kind)
     if not said:
         return
-    step = "generate"
+    step = state.folder.step("generate")
     if kinds == {"activations"}:
-        step = "activations"
+        step = state.folder.step("activations")
+    elif kinds == {"coherence"}:
+        step = state.folder.step("judge", ask="coherence")
     raise ResourceError(
         f"{state.folder.path}: {'; '.join(said)}. The files in place stay as they are; make the "
         "lost rows again",
-        state.folder.step(step),
+        step,
     )
 
 

@@ -69,7 +69,8 @@ def export(
         begun = {name: folder for name, folder in folders.items() if storage.has_run(folder)}
         folders = begun or folders
     for folder in folders.values():
-        storage.need_record(folder)
+        if not storage.has_run(folder):
+            storage.need_record(folder)
     exported: dict[str, Exported] = {}
     errors: dict[str, TraitmillError] = {}
     with lock_traits(list(folders.values()), force_unlock=force_unlock):

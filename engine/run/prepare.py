@@ -14,7 +14,6 @@ from ..settings import Sampling, check_thresholds
 from ..storage import (
     Choice,
     JudgeFacts,
-    Kind,
     RunRecord,
     SamplingRecord,
     TraitFolder,
@@ -136,11 +135,11 @@ def _refuse_lost(wanted: Wanted, record: RunRecord | None) -> None:
 
     if record is None or load_plan(wanted.folder.plan) is None:
         return
-    redone: set[Kind] = set()
+    redone: set[str] = set()
     if wanted.generates:
         redone |= {"responses", "verdicts"}
     if wanted.judges:
-        redone.add("verdicts")
+        redone |= {"verdicts", "coherence"} if wanted.question == "coherence" else {"verdicts"}
     if wanted.settings.capture_rows != "none":
         redone.add("activations")
     refuse_lost(storage.load_state(wanted.folder), redone)

@@ -181,14 +181,15 @@ class TraitRun:
     def _wanted(self) -> dict[Polarity, int]:
         """Return how many samples of each side `min_kept` asks for by now."""
         counts, state = self.settings.counts, self.state
-        n_planned: dict[Polarity, int] = {}
-        for polarity in POLARITIES:
-            side = state.side(polarity)
-            n_planned[polarity] = n = int(side.sum())
-            # Coherence is judged after a run: no round waits for it.
-            passing = state.in_pairs(state.passing_alone())
-            if counts.min_kept and int((passing & side).sum()) < counts.min_kept:
-                n_planned[polarity] = max(n, min(n + counts.n_examples, counts.limit))
+        n_planned = {side: int(state.side(side).sum()) for side in POLARITIES}
+        # In pairs, a side that is ahead has samples whose twins are not planned yet.
+        fewest = min(n_planned.values())
+        # Coherence is judged after a run: no round waits for it.
+        passing = state.in_pairs(state.passing_alone())
+        for polarity, n in n_planned.items():
+            if int((passing & state.side(polarity)).sum()) < counts.min_kept:
+                start = fewest if state.choice.paired else n
+                n_planned[polarity] = max(n, min(start + counts.n_examples, counts.limit))
         return n_planned
 
     # --- the judge ---

@@ -14,7 +14,7 @@ from ..records import POLARITIES, Activation, Polarity, Response
 from ..traits import Plan
 from .folder import TraitFolder
 from .index import Index, build_index, empty_index, note
-from .parts import PartSet
+from .parts import PartSet, coherence_parts
 from .run_record import CaptureFacts, Choice, JudgeFacts, RunRecord, Selection
 from .schemas import KINDS, RESPONSE_SCHEMA, STATUSES, Kind, activation_table, response_of
 
@@ -34,6 +34,8 @@ class TraitState:
     """By pool."""
     coherence: Index | None = None
     """Verdicts on coherence, where they are looked at."""
+    coherence_set: PartSet | None = None
+    """Where those stand."""
 
     def __repr__(self) -> str:
         kept = {side: n["kept"] for side, n in self.counts().items()}
@@ -205,27 +207,34 @@ class TraitState:
     @property
     def damaged(self) -> list[str]:
         """Part files that cannot be read, one line each; a run that owns the folder has none."""
-        return [line for parts in self.parts.values() for line in parts.damaged]
+        return [line for parts in self.sets.values() for line in parts.damaged]
+
+    @property
+    def sets(self) -> dict[str, PartSet]:
+        """All record sets that files are made from, by kind; `coherence` where it is looked at."""
+        found = {str(kind): parts for kind, parts in self.parts.items()}
+        return found | ({"coherence": self.coherence_set} if self.coherence_set else {})
 
     def n_rows(self) -> dict[str, int]:
         """Return the stored rows of each kind."""
-        return {kind: parts.n_rows() for kind, parts in self.parts.items()}
+        return {kind: parts.n_rows() for kind, parts in self.sets.items()}
 
-    def lost_rows(self) -> list[tuple[Kind, int, int]]:
+    def lost_rows(self) -> list[tuple[str, int, int]]:
         """Return (kind, lost, before) where fewer rows are stored than when files were written."""
         selection = Selection.load(self.folder.selection)
         if selection is None:
             return []
-        shown: dict[Kind, bool] = {
+        shown = {
             "responses": True,
             "verdicts": selection.judge == self.judge_key,
             "activations": selection.capture == self.capture_key,
+            "coherence": selection.coherence_key == self.choice.coherence_key,
         }
         found = []
-        for kind, same in shown.items():
+        for kind, now in self.n_rows().items():
             before = selection.rows.get(kind, 0)
-            lost = before - self.parts[kind].n_rows()
-            if same and lost > 0:
+            lost = before - now
+            if shown[kind] and lost > 0:
                 found.append((kind, lost, before))
         return found
 
@@ -273,9 +282,8 @@ def _indexed(
         captured = {pool: empty_index("activations", len(plan)) for pool in choice.pools}
     else:
         captured = {pool: build_index(activations, plan, pool) for pool in choice.pools}
-    coherence = None
-    if choice.coherence_key is not None and choice.coherence is not None:
-        coherence = build_index(coherence_parts(folder, choice.coherence_key), plan)
+    looked_at = choice.coherence_key if choice.coherence is not None else None
+    coherence_set = coherence_parts(folder, looked_at) if looked_at else None
     return TraitState(
         folder=folder,
         record=record,
@@ -285,11 +293,6 @@ def _indexed(
         responses=build_index(parts["responses"], plan),
         verdicts=build_index(parts["verdicts"], plan),
         activations=captured,
-        coherence=coherence,
+        coherence=build_index(coherence_set, plan) if coherence_set else None,
+        coherence_set=coherence_set,
     )
-
-
-def coherence_parts(folder: TraitFolder, key: str, *, owned: bool = False) -> PartSet:
-    """Return the verdicts on coherence under a key, beside those of the judge in use."""
-    where = folder.verdicts(key)
-    return PartSet(where, "verdicts", folder.quarantine, lambda _: None, owned=owned)

@@ -124,6 +124,33 @@ def test_another_prompt_is_another_set(traitmill: Traitmill, folder: Path) -> No
     assert own["coherence_prompt"] in {facts.prompt for facts in sets.values()}
 
 
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_lost_verdicts_on_coherence_empty_no_files_and_are_asked_for_again(
+    traitmill: Traitmill, folder: Path, how: str
+) -> None:
+    """They were taken for texts without a score: good files were written anew without rows."""
+    ask(traitmill, folder)
+    assert traitmill("export", *where(folder), "--coherence", 50)[0] == ExitCode.OK
+    before = lab.final_files(folder)
+    [key] = verdict_sets(TraitFolder(folder), "coherence")
+    [part] = TraitFolder(folder).verdicts(key).glob("part-*.parquet")
+    if how == "cut":
+        part.write_bytes(part.read_bytes()[:100])
+    else:
+        part.unlink()
+    code, said = traitmill("export", *where(folder))
+    assert code == ExitCode.RESOURCES
+    assert "verdicts on coherence" in said
+    assert "traitmill judge" in said
+    assert "--ask coherence" in said
+    assert lab.final_files(folder) == before
+    code, said, calls = ask(traitmill, folder)
+    assert code == ExitCode.OK, said
+    assert calls > 100
+    assert traitmill("export", *where(folder))[0] == ExitCode.OK
+    assert lab.final_files(folder) == before
+
+
 def test_what_has_no_score_for_coherence_is_not_kept_and_said(
     traitmill: Traitmill, folder: Path
 ) -> None:
