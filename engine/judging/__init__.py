@@ -7,6 +7,7 @@ from .client import OPENAI, is_near, read_base_url
 from .cost import Usage, find_price
 from .endpoint import EndpointJudge
 from .headers import authorizes, read_headers
+from .headers import secrets as header_secrets
 from .local import LocalJudge, NextTokenEngine, calibration_positions, need_words
 from .probe import complete
 
@@ -21,6 +22,7 @@ __all__ = [
     "calibration_positions",
     "complete",
     "find_price",
+    "header_secrets",
     "is_near",
     "judge_key",
     "local_prompt",

@@ -54,7 +54,8 @@ def read_base_url(url: str) -> str:
         good = (
             plain and parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
         )
-    except ValueError:  # a port or an address that is none
+        good = good and url.isascii() and bool(str(parts.hostname).encode("idna"))
+    except ValueError:  # a port, an address or a name that is none; UnicodeError is one
         good = False
     if not good:
         raise UsageError(
@@ -71,7 +72,8 @@ def is_near(url: str) -> bool:
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:
-        return "." not in host or host.endswith(_NEAR)
+        # Resolvers read a number without dots as an address anywhere.
+        return ("." not in host and host[:1].isalpha()) or host.endswith(_NEAR)
 
 
 class Client:

@@ -89,6 +89,8 @@ class EndpointJudge:
         self._proven = self._calls.known
         """Whether a text was answered in an earlier run."""
         self._asked_short = self._cut_short = self._unmeasured = 0
+        self._room: bool | None = None
+        """Whether an answer may be RAISED_CAP long; None while that was not tried."""
 
     @property
     def usage(self) -> Usage:
@@ -197,19 +199,27 @@ class EndpointJudge:
         messages: list[Message] = [{"role": "user", "content": prompt}]
         # where a tenth of the answers needs more room, asking with less first would be paying twice
         often = self._cut_short * 10 > self._asked_short + 10
-        cap = RAISED_CAP if often or self._calls.caps_itself else CAP
+        cap = RAISED_CAP if (often and self._room) or self._calls.caps_itself else CAP
         self._asked_short += cap == CAP
-        asked_again = False
+        asked_again, cut = False, None
         while True:
-            answer = await self._calls.answer(messages, cap, tally, scale)
+            try:
+                answer = await self._calls.answer(messages, cap, tally, scale)
+            except RejectedError as error:
+                if cut is None or isinstance(error, DeniedError):
+                    raise
+                self._room = False  # the text was taken, so it is the room that is refused
+                return cut
+            if cap == RAISED_CAP:
+                self._room = True
             if self._calls.profile.mode == "expected":
                 self._check_measured(answer)
                 reading = read_expected(answer, scale)
             else:
                 reading = read_integer(answer, scale)
-            if reading.status == "truncated" and cap < RAISED_CAP:
+            if reading.status == "truncated" and cap < RAISED_CAP and self._room is not False:
                 self._cut_short += 1
-                cap = RAISED_CAP
+                cap, cut = RAISED_CAP, (answer, reading)
             elif reading.status == "unparsable" and not asked_again:
                 asked_again = True
                 said = raw_text(spoken(answer.text)) or "(no answer)"

@@ -233,6 +233,9 @@ def _tokens(usage: Any) -> Tokens | None:
         _count(prompt.get("cached_tokens")) or 0,
         _count(completion.get("reasoning_tokens")) or 0,
     )
+    # Some count what was thought in the total alone (xAI, Gemini through gateways), or beside.
+    total = _count(usage.get("total_tokens")) or 0
+    made = max(made, total - given, made + hidden if hidden > made else 0)
     return Tokens(given, min(cached, given), made, min(hidden, made))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import storage
 from ..errors import AccessError, UsageError
-from ..judging import OPENAI, authorizes, is_near, read_base_url, read_headers
+from ..judging import OPENAI, authorizes, header_secrets, is_near, read_base_url, read_headers
 from ..models import ModelRef
 from ..settings import DEFAULTS, CaptureSettings, JudgeSettings, RunSettings, Sampling, apply
 from ..storage import RunRecord, TraitFolder, runs_of
@@ -234,7 +234,7 @@ def check_judge(settings: RunSettings, given: Mapping[str, Any]) -> None:
         url = read_base_url(str(base_url))
         named = {given.get("judge_base_url"), os.environ.get("OPENAI_BASE_URL")}
         named = {each.rstrip("/") for each in named if each}
-        has_key = os.environ.get("OPENAI_API_KEY") or authorizes(headers)
+        has_key = os.environ.get("OPENAI_API_KEY") or header_secrets(headers)
         if has_key and url.rstrip("/") not in named and not is_near(url):
             raise AccessError(
                 f"your key for the judge would go to {url}, which nobody named but the folder: add "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -791,6 +792,41 @@ async def test_f11_where_answers_are_often_cut_the_room_is_asked_for_at_once():
     assert [seen.body["max_tokens"] for seen in server.log[-25:]] == [RAISED_CAP] * 25
 
 
+async def test_room_that_the_endpoint_refuses_is_not_the_texts_fault():
+    """vLLM with a short --max-model-len: after two answers cut off every text was given up."""
+
+    def short(seen):
+        cap = seen.body["max_tokens"]
+        if cap > 2048:
+            return error(400, f"max_tokens={cap} cannot be greater than max_model_len=2048.")
+        cut = int(re.search(r"A: t(\d+)", seen.prompt)[1]) % 3 == 0
+        return completion("", finish_reason="length") if cut else None
+
+    with MisbehavingServer(script=short) as server:
+        async with known(server, concurrency=1) as judge:
+            found = [await judge.judge(TRAIT, response(f"t{i}", i)) for i in range(30)]
+    statuses = ["truncated" if i % 3 == 0 else "scored" for i in range(30)]
+    assert [verdict.status for verdict in found] == statuses
+    caps = [seen.body["max_tokens"] for seen in server.log]
+    assert caps.count(RAISED_CAP) == 1
+
+
+@pytest.mark.parametrize("total", [{"total_tokens": 1102}, {"total_tokens": 102}, {}])
+async def test_thinking_that_is_counted_beside_the_answer_is_paid_for(total):
+    """xAI, and Gemini through gateways: `completion_tokens` are those of the answer alone."""
+
+    def grok(_):
+        reply = completion('{"score": 80}')
+        details = {"completion_tokens_details": {"reasoning_tokens": 1000}}
+        reply.body["usage"] = {"prompt_tokens": 100, "completion_tokens": 2, **details, **total}
+        return reply
+
+    with MisbehavingServer(script=grok) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.input_tokens, verdict.output_tokens, verdict.hidden_tokens) == (100, 1002, 1000)
+
+
 # --- access, cost, counts ---
 
 
@@ -918,6 +954,11 @@ async def test_a_key_that_stops_working_stops_everything():
         "http://h:99999/v1",
         "http://h:port/v1",
         "http://h:0/v1",
+        "http://a..b/v1",
+        "http://.x/v1",
+        f"http://{'x' * 64}/v1",
+        "http://evil\u3002com/v1",
+        "http://127\uff0e0\uff0e0\uff0e1/v1",
         "http://[::1/v1",
         "http://h/v1?api-key=hunter2",
         "http://h/v1#hunter2",

@@ -204,6 +204,30 @@ def test_f28_a_key_goes_to_no_address_that_a_folder_alone_names(
 
 
 @pytest.mark.parametrize(
+    "name", ["x-goog-api-key", "Ocp-Apim-Subscription-Key", "cf-aig-authorization", "Cookie"]
+)
+def test_f28_a_key_in_a_header_goes_no_further_than_one_of_openai(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("TRAITMILL_JUDGE_HEADERS", json.dumps({name: "mine-0123456789"}))
+    with pytest.raises(AccessError, match="which nobody named but the folder"):
+        check_judge(apply({"judge_base_url": FOREIGN}), {})
+    monkeypatch.setenv("TRAITMILL_JUDGE_HEADERS", json.dumps({"X-Title": "my study"}))
+    check_judge(apply({"judge_base_url": FOREIGN}), {})
+
+
+@pytest.mark.parametrize("far", ["http://0x08080808/v1", "http://134744072/v1"])
+def test_f28_a_number_is_an_address_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, far: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine-0123456789")
+    with pytest.raises(AccessError, match="which nobody named but the folder"):
+        check_judge(apply({"judge_base_url": far}), {})
+
+
+@pytest.mark.parametrize(
     "near",
     [
         "http://localhost:8000/v1",
