@@ -105,6 +105,12 @@ class SettingsChangedError(TraitmillError):
     exit_code = ExitCode.SETTINGS_CHANGED
 
 
+class FailedSamplesError(TraitmillError):
+    """Some samples failed, and what is made of all of them waits until they are tried again."""
+
+    exit_code = ExitCode.FAILED_SAMPLES
+
+
 class NothingKeptError(TraitmillError):
     """One side has no response that passes the threshold."""
 

@@ -79,7 +79,10 @@ class SteeringResult:
         """The exit code that the command ends with."""
         if self.interrupted:
             return ExitCode.INTERRUPTED
-        return max((error.exit_code for error in self.errors.values()), default=ExitCode.OK)
+        if self.errors:
+            return max(error.exit_code for error in self.errors.values())
+        missing = any(trait.claim.n_missing for trait in self.traits.values())
+        return ExitCode.FAILED_SAMPLES if missing else ExitCode.OK
 
 
 async def steer(

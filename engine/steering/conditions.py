@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -91,15 +92,15 @@ def ablated(method: str, layer: int) -> Condition:
 def refined(coherence: Mapping[float, float], least: float) -> list[float]:
     """Return the coefficients to try next: on each side, the middle of where coherence breaks.
 
-    `coherence` is the mean by coefficient. A side on which it never breaks, or breaks nowhere
-    above its smallest, is left as it is.
+    `coherence` is the mean by coefficient, NaN where it is not known. A side on which it never
+    breaks, or is not known where it may, is left as it is.
     """
     found = []
     for sign in (-1, 1):
         side = sorted(abs(c) for c in coherence if c * sign > 0)
         holds = largest_coherent(coherence, least, sign)
         beyond = [size for size in side if size > abs(holds)]
-        if beyond and side:
+        if beyond and math.isfinite(coherence[sign * beyond[0]]):
             found.append(sign * round((abs(holds) + beyond[0]) / 2, 4))
     return [coefficient for coefficient in found if coefficient not in coherence]
 

@@ -156,3 +156,11 @@ def furthest(answers: Answers, place: tuple[str, int], least: float) -> Conditio
     means = {c.coefficient: answers.mean(answers.coherence, c)[0].value for c in mine}
     coefficient = largest_coherent(means, least)
     return next((c for c in mine if c.coefficient == coefficient), None)
+
+
+def known(answers: Answers, place: tuple[str, int], coefficient: float) -> bool:
+    """Return whether the coherence of a target at a coefficient is known."""
+    mine = [c for c in answers.conditions if c.kind == "steered" and (c.method, c.layer) == place]
+    return any(
+        c.coefficient == coefficient and answers.mean(answers.coherence, c)[1] > 0 for c in mine
+    )

@@ -6,7 +6,7 @@ steering.parquet has its figures, responses.csv its texts.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..statistics import Estimate
 from ..storage import SCHEMA_VERSION, TraitFolder
 from ..vectors import read_table, write_table
 from .conditions import PROMPT, UNSTEERED, Condition, ablated
-from .figures import COLUMNS, Answers, furthest, read_answers, rows
+from .figures import COLUMNS, Answers, furthest, known, read_answers, rows
 from .study import Study
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ class Claim:
     it: both intervals lie above 0."""
     sentence: str
     why: tuple[str, ...] = ()
-    """What it rests on, a figure each."""
+    """What it rests on, a figure each, and what is missing."""
+    n_missing: int = 0
+    """Responses and verdicts that were given up."""
 
     @property
     def text(self) -> str:
@@ -75,6 +77,11 @@ def make_claim(study: Study, answers: Answers) -> Claim:
         )
         if not smallest:
             said = f"No effect can be stated: no positive coefficient of {name} was tried."
+        elif not known(answers, place, smallest):
+            said = (
+                f"No effect can be stated: the coherence of {name} at the smallest coefficient "
+                f"tried, {smallest:g}, is not known; none of its answers has a score of it."
+            )
         return Claim(*place, None, has_effect=False, sentence=said)
     over, _ = answers.difference(best, UNSTEERED)
     beyond, _ = answers.over_random(best)
@@ -95,6 +102,9 @@ def write_study(study: Study) -> tuple[Claim, Samples]:
     """Write a study's figures and texts; return what it says, and answers side by side."""
     answers = read_answers(study)
     claim = make_claim(study, answers)
+    given_up = study.given_up()
+    missing = tuple(f"{n} {what}: no figure counts them" for what, n in given_up.items())
+    claim = replace(claim, why=(*claim.why, *missing), n_missing=sum(given_up.values()))
     texts = _texts(study)
     write_atomic(study.folder.path / "responses.csv", _csv(study, answers, texts))
     samples = _side_by_side(study, answers, texts)

@@ -176,6 +176,29 @@ class Study:
         judged = [run] if coherence is None else [run, coherence]
         return bool(run.ungenerated()) or any(len(each.unjudged()) for each in judged)
 
+    def failed(self) -> str:
+        """Return in words what of the round failed and is tried again; empty where nothing is."""
+        run = self.open()
+        coherence = self.open_coherence()
+        judged = [run.state] if coherence is None else [run.state, coherence.state]
+        counts = {
+            "responses": len(run.ungenerated()),
+            "verdicts": sum(int(state.unjudged().sum()) for state in judged),
+        }
+        return " and ".join(f"{n} {what}" for what, n in counts.items() if n)
+
+    def given_up(self) -> dict[str, int]:
+        """Return how many responses, and verdicts on what, are missing for good."""
+        run = self.open()
+        coherence = self.open_coherence()
+        judged = {"on the trait": run, "on coherence": coherence}
+        lost = {"responses are too long": int(run.state.responses.having("overlong").sum())}
+        for what, each in judged.items():
+            if each is not None:
+                count = int(each.state.verdicts.having("failed").sum())
+                lost[f"verdicts {what} are given up"] = count
+        return {what: count for what, count in lost.items() if count}
+
     def refine(self) -> bool:
         """Add coefficients where coherence breaks; return whether there are any."""
         if self.asked.coefficients is not None or self.rounds >= REFINEMENTS:

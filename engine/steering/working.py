@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import TraitmillError
+from ..errors import FailedSamplesError, TraitmillError
 from ..generation import Shift
 from ..records import Response, Sample
 from ..run import Backends, Pipeline, Progress
@@ -101,20 +101,33 @@ def _said(study: Study) -> str:
 async def _round(
     study: Study, run: StudyRun, backends: Backends, progress: Progress, stop: asyncio.Event
 ) -> Outcome:
-    """Generate what the round lacks, and have it judged."""
+    """Generate what the round lacks, and have it judged.
+
+    What failed is an error: coefficients chosen by the rest would be others than those of all.
+    """
     engine: Any = backends.generator
     own = replace(backends, generator=SteeredGenerator(engine, study, study.plan))
     outcome = await _through(study, run, own, progress, stop)
     if outcome.over:
         return outcome
     coherence = await asyncio.to_thread(study.open_coherence)
+    if coherence is not None:
+        judged = run.judge
+        if coherence.judge.profile is None:
+            coherence.learn(profile=judged.profile, endpoint=judged.endpoint)
+        own = replace(backends, generator=None)
+        outcome = await _through(study, coherence, own, progress, stop)
+        if outcome.over:
+            return outcome
+    failed = await asyncio.to_thread(study.failed)
+    if failed:
+        raise FailedSamplesError(
+            f"{study.owner.name}: {failed} failed, so its figures wait; they are tried once more "
+            "when the same command is run again"
+        )
     if coherence is None:
         await _measure_scale(study, engine)
-        return outcome
-    judged = run.judge
-    if coherence.judge.profile is None:
-        coherence.learn(profile=judged.profile, endpoint=judged.endpoint)
-    return await _through(study, coherence, replace(backends, generator=None), progress, stop)
+    return outcome
 
 
 async def _through(

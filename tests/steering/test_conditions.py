@@ -24,7 +24,12 @@ def test_the_middle_of_where_coherence_breaks_is_tried_next() -> None:
     assert refined(MEASURED, 75) == [-0.75, 0.375]
     assert refined(MEASURED, 0) == []
     assert refined({0.5: 10.0, 1.0: 5.0}, 75) == [0.25]
-    assert refined({0.5: math.nan, 1.0: 90.0}, 75) == [0.25]
+
+
+def test_where_coherence_is_not_known_nothing_is_tried_next() -> None:
+    assert refined({0.5: math.nan, 1.0: 90.0}, 75) == []
+    assert refined({0.25: 80.0, 0.5: math.nan, 1.0: 10.0}, 75) == []
+    assert refined({0.25: 80.0, 0.5: 10.0, 1.0: math.nan}, 75) == [0.375]
 
 
 def test_a_coefficient_holds_only_where_every_smaller_one_does() -> None:
