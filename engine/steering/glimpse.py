@@ -26,7 +26,8 @@ from ..storage import lock_traits
 from .conditions import UNSTEERED, check_coefficients
 from .making import Which, make_study
 from .plan import shift_of
-from .study import Asked, Study, StudyRun
+from .study import Asked, Study
+from .study_run import StudyRun
 
 Answers = list[tuple[str, list[str]]]
 """A question, and an answer to it for each coefficient, 0 first."""

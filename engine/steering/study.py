@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from .. import storage
-from ..errors import SettingsChangedError, UsageError
+from ..errors import UsageError
 from ..files import write_atomic
 from ..models import Prompts
 from ..records import Response
-from ..run import TraitRun, Wanted, recovered
+from ..run import Wanted, recovered
 from ..settings import RunSettings
 from ..statistics import grouped_mean
 from ..storage import RunRecord, SamplingRecord, TraitFolder
@@ -31,22 +31,10 @@ from .conditions import (
 )
 from .fluency import Scale, make_scale
 from .plan import StudyPlan, Vectors, make_plan
+from .study_run import StudyRun, refuse_moved
 
 ANSWERS = 16
 """Unsteered answers whose log-probability is looked at under each condition, at most."""
-
-
-class StudyRun(TraitRun):
-    """A study's responses in a run: what fixes a local judge's offset is the trait's own run."""
-
-    def calibration(self) -> list[int]:
-        """Return none: the offset is known."""
-        return []
-
-    def prompt_lengths(self) -> list[int]:
-        """Return the tokens of each prompt of the plan: later rounds ask the same."""
-        samples = self.samples(list(range(len(self.state.plan))))
-        return sorted({len(sample.prompt_token_ids) for sample in samples})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +51,6 @@ class Asked:
     """The least mean coherence that holds."""
     ablate: bool = False
     """Whether the vectors' directions are also taken out, under a pos instruction."""
-
-
-def _refuse_moved(offset: float | None, run: StudyRun) -> None:
-    """Raise SettingsChangedError where the trait was judged anew since its texts were steered."""
-    if offset != run.judge.offset:
-        where = run.folder.verdicts(run.state.judge_key)
-        raise SettingsChangedError(
-            f"{run.folder.path}: its verdicts are placed by the judge's offset "
-            f"{run.judge.offset:g}, and the trait's own by {offset:g} since it was judged anew; "
-            f"move {where} away to have the steered texts judged anew too"
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,10 +136,15 @@ class Study:
             exports=False,
         )
         own = self.own_judge
-        if own is not None and None not in (own.offset, run.judge.offset):
-            _refuse_moved(own.offset, run)
+        if own is not None:
+            refuse_moved(own, run)
         if own is not None and run.judge.profile is None and run.judge.offset is None:
-            run.learn(profile=own.profile, endpoint=own.endpoint, offset=own.offset)
+            run.learn(
+                profile=own.profile,
+                endpoint=own.endpoint,
+                offset=own.offset,
+                revision=own.revision,
+            )
         if question == "trait":
             self.state = state
         return run

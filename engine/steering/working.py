@@ -16,7 +16,8 @@ from ..run import Backends, Pipeline, Progress
 from .conditions import Condition
 from .fluency import shuffled
 from .plan import StudyPlan, Vectors, shift_at, shift_of
-from .study import Study, StudyRun
+from .study import Study
+from .study_run import StudyRun
 
 
 class Steerable(Protocol):

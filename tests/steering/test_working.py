@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +16,11 @@ import pytest
 
 from tests.support import fakes
 from tests.support.toy import LAYER, METHOD, ToyEngine, make_toy
-from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.errors import ExitCode, SettingsChangedError, UsageError
 from traitmill.engine.generation import Shift
 from traitmill.engine.judging import judge_key
 from traitmill.engine.records import Response, Sample
+from traitmill.engine.run import Backends, Work
 from traitmill.engine.settings import JudgeSettings, RunSettings, SampleCounts, Sampling
 from traitmill.engine.steering import read_study
 from traitmill.engine.steering.making import _own_judge, _questions
@@ -59,6 +64,34 @@ def test_a_local_judges_offset_is_that_of_the_prompt_it_is_asked(
         return
     with pytest.raises(UsageError, match="has not judged them by the trait's judge prompt yet"):
         _own_judge(replace(asks, yes_no_prompt="B {answer}?"), folder, settings)
+
+
+async def test_a_local_judge_whose_files_changed_places_no_steered_text(tmp_path: Path) -> None:
+    """Its scores are placed by the offset of the files that judged the trait."""
+    toy = await make_toy(tmp_path, judge="local")
+    [own] = (toy.folder / "parquet" / "verdicts").glob("*/facts.json")
+    facts = json.loads(own.read_bytes())
+    own.write_text(json.dumps(facts | {"revision": "A" * 16}))
+    loaded, open_backends = "B" * 16, toy.backends
+
+    @asynccontextmanager
+    async def begun(work: Work) -> AsyncIterator[Backends]:
+        for run in work.runs:
+            run.begin_judging(SimpleNamespace(hub_revision=None, revision=loaded, name="j"))  # type: ignore[arg-type]
+        async with open_backends(work) as opened:
+            yield opened
+
+    toy.backends = begun  # type: ignore[method-assign]
+    how = {**HOW, "n_examples": 4, "coefficients": [0.5], "judge_model": "local"}
+    with pytest.raises(SettingsChangedError, match=re.escape(str(own.parent))):
+        await toy.steer(**how)
+    assert not toy.engine.calls
+    loaded = "A" * 16
+    assert (await toy.steer(**how)).exit_code == ExitCode.OK
+    # The trait is judged anew by other files, and its offset happens to be the same.
+    own.write_text(json.dumps(facts | {"revision": "B" * 16}))
+    with pytest.raises(SettingsChangedError, match="have the steered texts judged anew too"):
+        await toy.steer(**how)
 
 
 def test_a_copy_of_a_question_that_vectors_have_seen_is_not_unseen() -> None:
