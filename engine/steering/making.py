@@ -57,7 +57,8 @@ def make_study(
 ) -> Study:
     """Return a trait's study. The trait's lock is held.
 
-    Raise UsageError where vectors are missing or stale, or the judge cannot place its scores.
+    Raise UsageError where vectors are missing or stale, there is nothing to ask, or the judge
+    cannot place its scores.
     """
     activations = load_activations(folder, which.pool)
     targets = _targets(folder, activations, which)
@@ -149,10 +150,18 @@ def _held_out(evaluation: Evaluation, method: str) -> pl.DataFrame:
 
 
 def _questions(trait: Trait, activations: Activations) -> tuple[Trait, str]:
-    """Return the trait with the questions to ask, and in words which those are."""
+    """Return the trait with the questions to ask, and in words which those are.
+
+    Raise UsageError where there are none.
+    """
     if trait.steering_questions:
         count = len(trait.steering_questions)
         return replace(trait, questions=trait.steering_questions), f"{count} steering_questions"
+    if not any(trait.questions):
+        raise UsageError(
+            f"{trait.name}: the definition has no questions to ask a steered model; write "
+            "`steering_questions` into it"
+        )
     indices = set(activations.metadata.question_index)
     seen = {text for index, text in enumerate(trait.questions) if index in indices}
     unseen = tuple(text for text in trait.questions if text not in seen)

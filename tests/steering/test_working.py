@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -101,6 +102,23 @@ def test_a_copy_of_a_question_that_vectors_have_seen_is_not_unseen() -> None:
     found, said = _questions(trait, seen)
     assert found.questions == texts[1:]
     assert said == "5 questions that no vector has seen"
+
+
+async def test_without_questions_a_steered_model_is_asked_steering_questions(
+    tmp_path: Path,
+) -> None:
+    toy = await make_toy(tmp_path, fakes.definition(n_questions=10) | {"questions": None})
+    how = {**HOW, "n_examples": 2, "coefficients": [0.5]}
+    with pytest.raises(UsageError, match="write `steering_questions`"):
+        await toy.steer(**how)
+    assert not toy.works
+    definition = next(toy.folder.glob("*.json"))
+    asked = json.loads(definition.read_bytes()) | {"steering_questions": ["One?", "Two?"]}
+    definition.write_text(json.dumps(asked))
+    assert (await toy.steer(**how)).exit_code == ExitCode.OK
+    rows = list(csv.DictReader((toy.folder / "steering/responses.csv").open()))
+    assert {row["question"] for row in rows} == {"One?", "Two?"}
+    assert all(row["instruction"] for row in rows if row["kind"] == "prompt")
 
 
 async def test_copies_of_a_question_count_as_one(tmp_path: Path) -> None:
