@@ -105,7 +105,8 @@ def _targets(folder: TraitFolder, activations: Activations, which: Which) -> tup
             length = float(np.linalg.norm(vector))
             if not (np.isfinite(vector).all() and length > 0):
                 raise UsageError(f"{folder.vectors}: {method} at layer {layer} has no direction")
-            found.append(Target(method, layer, (vector * (norm / length)).astype(np.float32)))
+            scaled = (vector * (norm / length)).astype(np.float32)
+            found.append(Target(method, layer, scaled, norm))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from traitmill.engine.outputs.stale import stale_files
 from traitmill.engine.steering import read_study
 from traitmill.engine.steering.conditions import random_vectors
 from traitmill.engine.storage import TraitFolder
-from traitmill.engine.vectors import write_table
+from traitmill.engine.vectors import fit_experiment, write_table
 
 HOW = {"methods": [METHOD], "layers": [LAYER]}
 
@@ -143,6 +143,19 @@ async def test_what_is_added_is_as_long_as_was_asked_wherever_it_points(tmp_path
     assert sorted(by_coefficient[-0.5]) == [0] * 6, "random vectors stand beside positive ones"
     assert sorted(by_coefficient[0.25]) == [0] * 6 + [1, 1, 2, 2, 3, 3]
     assert sum(shift is None for _, shift in toy.engine.calls) == 12
+
+
+async def test_another_method_at_a_layer_finds_its_baselines_made(tmp_path: Path) -> None:
+    toy = await make_toy(tmp_path)
+    methods = ["probe", "gradient", "pca"]
+    fit_experiment(toy.root / "exp", ["trait"], methods=[METHOD, *methods])
+    how = {"layers": [LAYER], "n_examples": 4, "coefficients": [0.25]}
+    await toy.steer(methods=[METHOD], **how)
+    for method in methods:
+        toy.engine.calls.clear()
+        await toy.steer(methods=[method], **how)
+        assert {shift and shift.vector for _, shift in toy.engine.calls} == {0}
+        assert len(toy.engine.calls) == 4
 
 
 @pytest.mark.parametrize("positions", ["response", "prompt", "all"])
