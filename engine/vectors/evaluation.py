@@ -94,7 +94,11 @@ def evaluate_vectors(
     where a claim has to hold as well before it is made for unseen instructions.
 
     What the folds of many rows score is kept in the folder `keep_in`, and not fitted again.
+    Raise UsageError where `vectors` were not fitted to these activations.
     """
+    _require_fitted_to(activations, vectors)
+    if not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"`seed` must be a whole number from 0, not {seed!r}")
     splits, notes, rows = _make_splits(activations, seed)
     kept = KeptFolds.of(keep_in, activations, seed) if keep_in else None
     held = held_out(activations, vectors, splits, seed, on_layer, kept)
@@ -118,6 +122,21 @@ def evaluate_vectors(
         notes=tuple(notes),
         activations_sha256=activations.sha256,
     )
+
+
+def _require_fitted_to(activations: Activations, vectors: Vectors) -> None:
+    if not isinstance(activations, Activations) or not isinstance(vectors, Vectors):
+        raise UsageError(
+            "`activations` is what load_activations(folder) returns, `vectors` what "
+            "fit_vectors(activations) does; give those"
+        )
+    facts = next(iter(vectors.metadata.values()))
+    mine = (activations.trait, activations.pool, activations.sha256)
+    if (vectors.trait, vectors.pool, facts["activations_sha256"]) != mine:
+        raise UsageError(
+            f"the vectors of {vectors.trait} ({vectors.pool}) were fitted to other rows than these "
+            f"of {activations.trait} ({activations.pool}): fit them to these"
+        )
 
 
 def _table(activations: Activations, rows: Sequence[Row]) -> pl.DataFrame:

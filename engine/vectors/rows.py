@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy import ndarray
 
+from ..errors import UsageError
 from ..models import free_host_memory
 from ..outputs import Activations
 from .logistic import Design
@@ -89,6 +90,8 @@ def map_layers(
     def rows_at(layer: int) -> LayerRows:
         centred = activations.rows_at(layer)
         mean = centred.mean(axis=0)
+        if not np.isfinite(mean).all():
+            raise UsageError(f"the activations at layer {layer} hold NaN or infinity")
         centred -= mean
         return LayerRows(layer, centred, mean)
 

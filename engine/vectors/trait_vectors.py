@@ -99,11 +99,23 @@ class TraitVectors:
         """Return `[n]`: projections of rows `[n, hidden_dim]` at that layer, in training spreads.
 
         0 is the midpoint of the two training sides, and pos lies above it: the units in which the
-        evaluation has its held-out scores.
+        evaluation has its held-out scores. Raise UsageError for rows of another shape, or that hold
+        NaN.
         """
         vector = self.vector(method, layer).astype(np.float64)
         midpoint, spread = self.scale(method, layer)
-        return np.asarray((np.asarray(rows, np.float64) @ vector - midpoint) / spread)
+        if hasattr(rows, "detach"):  # a tensor, which may want gradients or be bfloat16
+            rows = rows.detach().double().cpu().numpy()
+        try:
+            values = np.asarray(rows, np.float64)
+        except (TypeError, ValueError):
+            values = np.full(1, np.nan)
+        if values.ndim != 2 or values.shape[1] != len(vector) or not np.isfinite(values).all():
+            raise UsageError(
+                f"`rows` must be finite numbers [n, {len(vector)}] at one layer, as "
+                f"activations.values[:, i] has them; these have the shape {np.shape(rows)}"
+            )
+        return np.asarray((values @ vector - midpoint) / spread)
 
     def _load(self, method: str, layer: int) -> tuple[ndarray, Facts]:
         if layer not in self.available.get(method, ()):

@@ -10,9 +10,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy import ndarray
 
-from ..errors import UsageError
+from ..errors import Step, UsageError
 from ..files import write_atomic
 from ..outputs import load_tensor
 from ..settings import DEFAULT_POOL
@@ -200,13 +201,21 @@ def load_vector(
     path, beside = _pt_paths(folder.vectors, method, layer, pool)
     facts = _read_facts(beside)
     if path.is_file() and facts:
-        return load_tensor(path).numpy(), facts
-    packed = _read_packed(_packed_path(folder.vectors, method, pool))
+        return _finite(path, load_tensor(path).numpy(), step), facts
+    packed_path = _packed_path(folder.vectors, method, pool)
+    packed = _read_packed(packed_path)
     if layer in packed:
-        return packed[layer]
+        return _finite(packed_path, packed[layer][0], step), packed[layer][1]
     if path.is_file():
         raise UsageError(f"{beside} is missing or damaged; make it anew", step)
     raise UsageError(f"{path} is missing; make it", step)
+
+
+def _finite(path: Path, vector: ndarray, step: Step) -> ndarray:
+    """Return a vector. Raise UsageError where it is none, or holds NaN."""
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise UsageError(f"{path} holds NaN or infinity, or no vector; make it anew", step)
+    return vector
 
 
 def stored_format(folder: TraitFolder, method: str, layer: int, pool: str) -> Format:

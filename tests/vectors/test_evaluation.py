@@ -13,7 +13,7 @@ from tests.vectors.helpers import FAST, evaluated, row
 from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs import Metadata, load_activations
 from traitmill.engine.storage import TraitFolder
-from traitmill.engine.vectors import fit_vectors, read_evaluation
+from traitmill.engine.vectors import evaluate_vectors, fit_vectors, read_evaluation
 
 
 def test_cosines_are_those_of_the_vectors(tmp_path):
@@ -121,3 +121,20 @@ def test_what_a_narrower_evaluation_no_longer_covers_is_said(tmp_path):
     narrow = fit_vectors(activations, ["gradient"], [1, 2])
     assert evaluation.beyond(narrow) == "mean_diff, 2 layers"
     assert evaluation.beyond(fit_vectors(activations, FAST, [1, 2, 3])) == "1 layer"
+
+
+def test_vectors_of_other_rows_are_not_evaluated(tmp_path):
+    """Cosines were those given and AUROCs of the other rows, under one trait's name."""
+    folders = [planted.write_trait(tmp_path / "exp" / name, seed=i) for i, name in enumerate("ab")]
+    a, b = map(load_activations, folders)
+    vectors = fit_vectors(a, FAST, [1])
+    evaluate_vectors(a, vectors)
+    with pytest.raises(
+        UsageError, match="vectors of a .* were fitted to other rows than these of b"
+    ):
+        evaluate_vectors(b, vectors)
+    for wrong in ((a, None), (None, vectors), (a, folders[0])):
+        with pytest.raises(UsageError, match="`vectors` what fit_vectors"):
+            evaluate_vectors(*wrong)
+    with pytest.raises(UsageError, match="`seed` must be a whole number from 0, not -1"):
+        evaluate_vectors(a, vectors, seed=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -130,3 +132,33 @@ def test_vectors_that_do_not_say_their_spread_are_to_be_fitted_anew(folder):
     with pytest.raises(UsageError, match="does not say its spread; fit it anew") as refused:
         traitmill.load_vectors(folder).score(np.zeros((1, 48)), "probe", 1)
     assert refused.value.step.name == "vectors"
+
+
+def test_scores_of_anything_but_rows_of_one_layer_are_refused(folder):
+    """All layers at once gave numbers of a shape that looked right."""
+    values = np.array(load_activations(folder).values)
+    vectors = traitmill.load_vectors(folder)
+    right = vectors.score(values[:, 1], "mean_diff", 1)
+    lazy = torch.from_numpy(values[:, 1]).requires_grad_()
+    assert (vectors.score(lazy, "mean_diff", 1) == right).all()
+    for wrong in (values, values[0, 1], values[:, 1, :5], values[:, 1] * np.nan, "rows", None):
+        with pytest.raises(UsageError, match=r"`rows` must be finite numbers \[n, 48\]"):
+            vectors.score(wrong, "mean_diff", 1)
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_a_stored_vector_with_nan_is_named_before_it_is_used(folder, kind):
+    """An export wrote it on, and projecting blamed the model."""
+    vectors = fit_vectors(load_activations(folder), ["mean_diff"], [1])
+    vectors.values[0, 0, 3] = np.nan
+    write_vectors(TraitFolder(folder), vectors, kind)
+    with pytest.raises(UsageError, match=r"mean_diff.* holds NaN or infinity.*make it anew"):
+        traitmill.load_vectors(folder).vector("mean_diff", 1)
+
+
+def test_activations_with_nan_are_not_fitted(folder):
+    activations = load_activations(folder)
+    values = np.array(activations.values)
+    values[2, 1, 0] = np.inf
+    with pytest.raises(UsageError, match="activations at layer 1 hold NaN or infinity"):
+        fit_vectors(replace(activations, values=values), ["mean_diff"])
