@@ -34,6 +34,7 @@ from ..traits import load_traits
 from ..vectors import kept_pool
 from .conditions import POSITIONS, Positions, check_coefficients
 from .findings import Claim, write_study
+from .history import whole
 from .making import Which, make_study
 from .study import Asked, Study
 from .working import Outcome, work_on
@@ -228,7 +229,8 @@ def _is_left(study: Study) -> bool:
         if not study.refine():
             break
     conditions = [c for c in study.plan.conditions if c.kind != "prompt"]
-    return any(study.side_effects(condition) is None for condition in conditions)
+    shown = whole(study)
+    return any(shown.side_effects(condition) is None for condition in conditions)
 
 
 def _result(

@@ -36,6 +36,12 @@ class Target:
     last bit, and random vectors as long as that would be others for each."""
 
 
+def make_target(method: str, layer: int, vector: np.ndarray, norm: float) -> Target:
+    """Return a vector's direction as long as a layer's mean residual norm."""
+    length = float(np.linalg.norm(vector))
+    return Target(method, layer, (vector * (norm / length)).astype(np.float32), norm)
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """Under what responses are generated."""

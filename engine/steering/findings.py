@@ -17,6 +17,7 @@ from ..storage import SCHEMA_VERSION, TraitFolder
 from ..vectors import read_table, write_table
 from .conditions import PROMPT, UNSTEERED, Condition, ablated
 from .figures import COLUMNS, Answers, furthest, known, read_answers, rows
+from .history import remember, whole
 from .study import Study
 
 if TYPE_CHECKING:
@@ -93,13 +94,18 @@ def make_claim(study: Study, answers: Answers) -> Claim:
     why = _figures(answers, best, over, beyond, least)
     if not has_effect:
         why += _of_judge(answers)
-    if study.asked.ablate:
+    if ablated(*place) in answers.conditions:
         why += _ablated(answers, ablated(*place))
     return Claim(*place, best.coefficient, has_effect=has_effect, sentence=sentence, why=why)
 
 
 def write_study(study: Study) -> tuple[Claim, Samples]:
-    """Write a study's figures and texts; return what it says, and answers side by side."""
+    """Write a study's figures and texts, those of earlier commands among them.
+
+    Return what it says, and answers side by side.
+    """
+    remember(study)
+    study = whole(study)
     answers = read_answers(study)
     claim = make_claim(study, answers)
     given_up = study.given_up()
@@ -185,10 +191,11 @@ def _shown_conditions(study: Study, answers: Answers) -> list[Condition]:
 def _side_by_side(study: Study, answers: Answers, texts: dict[int, str]) -> Samples:
     """Return answers to a few questions, spread over the study's, under the shown conditions."""
     plan, found = study.plan, []
-    count = min(_SHOWN, len(study.trait.questions), study.asked.n_examples)
-    spread = np.linspace(0, min(len(study.trait.questions), study.asked.n_examples) - 1, count)
     shown = _shown_conditions(study, answers)
-    for k in spread.round().astype(int).tolist():
+    asked = range(min(len(study.trait.questions), study.asked.n_examples))
+    answered = [k for k in asked if all(int(plan.of(c)[k]) in texts for c in shown)]
+    spread = np.linspace(0, len(answered) - 1, min(_SHOWN, len(answered)))
+    for k in (answered[i] for i in spread.round().astype(int).tolist()):
         beside = tuple(texts.get(int(plan.of(c)[k]), "") for c in shown)
         found.append((study.trait.questions[k % len(study.trait.questions)], beside))
     return tuple(found)

@@ -25,7 +25,7 @@ from ..settings import RunSettings
 from ..storage import TraitFolder
 from ..traits import Trait
 from ..vectors import Evaluation, check_methods, given_layers, load_vector, read_evaluation
-from .conditions import Target
+from .conditions import Target, make_target
 from .plan import Vectors
 from .study import Asked, Study
 
@@ -102,11 +102,9 @@ def _targets(folder: TraitFolder, activations: Activations, which: Which) -> tup
                     folder.step("vectors", pool=activations.pool),
                 )
             norm = float(np.linalg.norm(activations.rows_at(layer), axis=1).mean())
-            length = float(np.linalg.norm(vector))
-            if not (np.isfinite(vector).all() and length > 0):
+            if not (np.isfinite(vector).all() and np.linalg.norm(vector) > 0):
                 raise UsageError(f"{folder.vectors}: {method} at layer {layer} has no direction")
-            scaled = (vector * (norm / length)).astype(np.float32)
-            found.append(Target(method, layer, scaled, norm))
+            found.append(make_target(method, layer, vector, norm))
     return tuple(found)
 
 

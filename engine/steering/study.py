@@ -75,6 +75,8 @@ class Study:
     asked: Asked
     notice: Callable[[str], None]
     grid: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
+    shown: tuple[Condition, ...] = ()
+    """Of what its plan is, where it is not of the grid."""
     rounds: int = 0
     state: Any = None
     _plans: dict[tuple[Condition, ...], StudyPlan] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Study:
     @property
     def plan(self) -> StudyPlan:
         """The planned responses of all rounds so far."""
-        wanted = conditions(self.grid, self.asked.positions, ablate=self.asked.ablate)
+        wanted = self.shown or conditions(self.grid, self.asked.positions, ablate=self.asked.ablate)
         if wanted not in self._plans:
             how = (self.vectors, self.asked.n_examples, self.settings.sampling)
             self._plans[wanted] = make_plan(self.trait, wanted, *how, self.prompts)

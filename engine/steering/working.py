@@ -15,6 +15,7 @@ from ..records import Response, Sample
 from ..run import Backends, Pipeline, Progress
 from .conditions import Condition
 from .fluency import shuffled
+from .history import whole
 from .plan import StudyPlan, Vectors, shift_at, shift_of
 from .study import Study
 from .study_run import StudyRun
@@ -87,7 +88,7 @@ async def work_on(
             study.notice(f"{study.owner.name}: a round of {_said(study)}")
             run = await asyncio.to_thread(study.open)
         if not outcome.over:
-            await _side_effects(study, engine, stop)
+            await _side_effects(study, await asyncio.to_thread(whole, study), engine, stop)
             outcome.interrupted = stop.is_set()
     except TraitmillError as error:
         return Outcome(error=error)
@@ -157,11 +158,14 @@ async def _measure_scale(study: Study, engine: Steerable) -> None:
     study.note_scale(own, lost, [each.response_token_ids for each in answers])
 
 
-async def _side_effects(study: Study, engine: Steerable, stop: asyncio.Event) -> None:
-    """Measure how likely the model's own unsteered answers are under each condition."""
-    answers = await asyncio.to_thread(study.answers)
+async def _side_effects(study: Study, shown: Study, engine: Steerable, stop: asyncio.Event) -> None:
+    """Measure how likely the model's own unsteered answers are under each condition.
+
+    Those of what is `shown`: with fewer examples than before, the same as before.
+    """
+    answers = await asyncio.to_thread(shown.answers)
     for condition in study.plan.conditions:
-        known = condition.kind == "prompt" or study.side_effects(condition) is not None
+        known = condition.kind == "prompt" or shown.side_effects(condition) is not None
         if known or stop.is_set():
             continue
         found = await asyncio.gather(
@@ -170,7 +174,7 @@ async def _side_effects(study: Study, engine: Steerable, stop: asyncio.Event) ->
                 for k, answer in enumerate(answers)
             )
         )
-        study.note_side_effects(condition, list(found))
+        shown.note_side_effects(condition, list(found))
 
 
 async def _likelihood(
