@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -19,7 +20,13 @@ def render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["options"] = options_in
     return environment.get_template(template).render(**context)
+
+
+def options_in(text: str) -> str:
+    """Return a sentence with its `names` of settings as options, as a command line has them."""
+    return re.sub(r"`(\w+)`", r"--\1", text)
 
 
 def inline_script(name: str) -> tuple[str, str]:

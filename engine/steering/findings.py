@@ -126,7 +126,7 @@ def write_study(study: Study) -> tuple[Claim, Samples]:
         "coherence_least": study.asked.coherence,
         "n_examples": study.asked.n_examples,
         "n_random": study.asked.n_random,
-        "n_questions": len(study.trait.questions),
+        "n_questions": min(len(study.trait.questions), study.asked.n_examples),
         "norms": {f"{t.method} {t.layer}": t.norm for t in study.vectors.targets},
         "schema_version": SCHEMA_VERSION,
     }
@@ -225,6 +225,12 @@ def _of_judge(answers: Answers) -> tuple[str, ...]:
     control, _ = answers.difference(PROMPT, UNSTEERED)
     if control.low > 0:
         return ()
+    if control.high < 0:
+        opposite = (
+            "the judge scores answers under the pos instruction below unsteered ones "
+            f"({_ranged(control)}): it measures something else; take another judge"
+        )
+        return (opposite,)
     said = (
         "the judge does not tell the pos instruction itself from unsteered answers "
         f"({_ranged(control)}): it could not have shown an effect of that size; take another "

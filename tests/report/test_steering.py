@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import Environment, PackageLoader
 
 from tests.report.pages import HOSTILE
 from tests.support.toy import LAYER, METHOD, Toy, make_toy
@@ -14,6 +16,7 @@ from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs import exported_table
 from traitmill.engine.report import page as page_module
 from traitmill.engine.report import steering, write_trait_report
+from traitmill.engine.report.render import options_in
 from traitmill.engine.steering import read_study
 from traitmill.engine.storage import TraitFolder
 from traitmill.engine.vectors import write_table
@@ -116,3 +119,14 @@ async def test_steering_with_vectors_of_other_activations_is_not_shown(toy: Toy)
     page = write_trait_report(folder).read_text()
     assert "with vectors of earlier rows" in page
     assert 'id="picture-steering"' not in page
+
+
+def test_a_sentence_on_a_page_names_options_as_a_command_does() -> None:
+    assert options_in("take more (`n_random`, `x`)") == "take more (--n_random, --x)"
+
+
+def test_a_figure_without_an_interval_shows_none() -> None:
+    environment = Environment(loader=PackageLoader("traitmill.engine.report"), autoescape=True)
+    ranged = environment.get_template("macros.html").module.ranged
+    assert "inf" not in ranged({"value": 3.0, "low": -math.inf, "high": math.inf})
+    assert "2.00 to 4.00" in ranged({"value": 3.0, "low": 2.0, "high": 4.0})

@@ -127,3 +127,14 @@ def test_the_interval_is_of_one_more_random_vector():
     half = 3.182446 * levels.std(ddof=1) * math.sqrt(1 + 1 / 4)
     assert (found.value, n) == (25.0, 10)
     assert found.high - found.value == pytest.approx(half, rel=1e-6)
+
+
+def test_a_judge_that_scores_the_other_way_round_is_said_to_do_so() -> None:
+    """Its interval excludes 0: it was said not to tell the instruction from unsteered answers."""
+    rng = np.random.default_rng(0)
+    answers = simulated(rng, effect=0, apart=1, k=5, n=40)
+    answers.scores[answers.of == 1] -= 60
+    claim = make_claim(study(), answers)
+    [said] = [line for line in claim.why if line.startswith("the judge")]
+    assert "scores answers under the pos instruction below unsteered ones (-" in said
+    assert "does not tell" not in said
