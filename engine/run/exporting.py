@@ -83,6 +83,7 @@ def export(
 
 
 def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str | None) -> Exported:
+    folder.check_writable()
     state = storage.load_state(folder, use_judge)
     filters = _with_coherence(folder, filters)
     wanted = replace(state.choice, **filters)

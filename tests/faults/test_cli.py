@@ -7,6 +7,7 @@ import ast
 import http.server
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -664,6 +665,50 @@ def test_an_env_file_that_is_no_text_is_named(
         session.prepare_environment()
 
 
+# --- closed folders ---
+
+
+def _without_rights(command: list[str]) -> list[str]:
+    """A command to which permissions apply, also where root runs it."""
+    if os.geteuid():
+        return command
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--", *command]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("setpriv") is None,
+    reason="root without setpriv may write into every folder",
+)
+@pytest.mark.parametrize("closed", ["responses", "activations", "parquet", "."])
+def test_t30_a_closed_folder_is_named_before_anything_is_written(
+    copy: lab.Work, closed: str
+) -> None:
+    before = lab.final_files(copy.folders[0])
+    folder = copy.folders[0] / closed
+    folder.chmod(0o555)
+    for command in (["export", "--threshold", "60"], ["vectors"], ["report"]):
+        result = subprocess.run(
+            _without_rights([str(TRAITMILL), *command, *on(copy)]),
+            capture_output=True,
+            text=True,
+            env=clean_environment(),
+        )
+        assert result.returncode == ExitCode.USAGE, result.stderr
+        assert f"{folder} cannot be read or written; check its permissions" in result.stderr
+    folder.chmod(0o755)
+    assert lab.final_files(copy.folders[0]) == before
+
+
+@pytest.mark.slow
+def test_t30_a_file_where_a_folder_belongs_is_named(traitmill: Traitmill, copy: lab.Work) -> None:
+    (copy.folders[0] / "vectors").write_text("")
+    for command in ("export", "vectors", "report"):
+        code, said = traitmill(command, *on(copy))
+        assert code == ExitCode.USAGE
+        assert "vectors is a file where a folder belongs; move it away" in said
+
+
 # --- 28: secrets ---
 
 
@@ -744,7 +789,7 @@ def test_f12_status_names_a_damaged_run_record(traitmill: Traitmill, copy: lab.W
         ("ulimit -v 2000000;", ExitCode.RESOURCES, "may have only 1.9 GiB of addresses"),
     ],
 )
-def test_surroundings_that_libraries_choke_on_are_one_clear_line(
+def test_t44_surroundings_that_libraries_choke_on_are_one_clear_line(
     tmp_path: Path, prefix: str, code: ExitCode, said: str
 ) -> None:
     """Arrow raises for such a date; below 4 GiB of addresses PyTorch or OpenBLAS abort or hang."""

@@ -350,7 +350,7 @@ def test_t34_digits_behind_a_label_are_split_too() -> None:
 
 
 @pytest.mark.parametrize("thought", THOUGHTS)
-async def test_r17_a_thought_costs_no_second_call(thought: str) -> None:
+async def test_r17_t28_a_thought_costs_no_second_call(thought: str) -> None:
     with MisbehavingServer(script=lambda _: completion(thought + "85")) as server:
         async with known(server) as judge:
             verdict = await judge.judge(TRAIT, response())
