@@ -28,6 +28,10 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+_COROUTINES = frozenset({"run", "generate", "activations", "judge", "steer"})
+"""Steps that a program has to await."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What to do next on a trait's folder: a function of the package, which is a command too.
@@ -50,7 +54,9 @@ class Step:
         }
         named = "".join(f", {name}={value!r}" for name, value in self.settings)
         experiment, trait = str(self.folder.parent), self.folder.name
-        return f"traitmill.{call.get(self.name, self.name)}({experiment!r}, {trait!r}{named})"
+        wait = "await " if self.name in _COROUTINES else ""
+        name = call.get(self.name, self.name)
+        return f"{wait}traitmill.{name}({experiment!r}, {trait!r}{named})"
 
 
 class TraitmillError(Exception):

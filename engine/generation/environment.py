@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+
+from ..errors import UsageError
 
 _ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -42,3 +45,12 @@ def binding(cores: list[int], workers: int) -> str:
     each = len(cores) // workers
     shares = [cores[place * each : (place + 1) * each] for place in range(workers)]
     return "|".join(",".join(map(str, share)) for share in shares)
+
+
+def require_main_guard() -> None:
+    """Raise UsageError where a process that was started runs the user's script once more."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(
+            'a script that generates needs `if __name__ == "__main__":` around what it does: the '
+            "engine's process reads the script anew, and would run it a second time"
+        )

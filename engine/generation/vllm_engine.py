@@ -19,7 +19,7 @@ from .arguments import engine_arguments
 from .checked import is_checked
 from .detokenizer import Detokenizer
 from .device import require_cpu_build
-from .environment import set_environment
+from .environment import require_main_guard, set_environment
 from .reasons import first_line, killed, own_words
 from .sizing import EngineSize
 from .thinking import write, write_behind_thought
@@ -81,6 +81,7 @@ class VllmEngine:
 
     def start(self) -> None:
         """Load the model (blocking, minutes for large ones). Raise EngineDiedError, AccessError."""
+        require_main_guard()
         wait_briefly()
         if not self._on_gpu:
             require_cpu_build()

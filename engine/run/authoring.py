@@ -85,11 +85,12 @@ async def new_trait(
     Without a sentence it is a scaffold: texts that say what belongs in their place, which no run
     takes. With one, a judge's model drafts it: `given`'s (`judge_model` and `judge_base_url`), else
     the judge of the experiment's other traits; `notice` is told which. It is marked as a draft
-    until its author has read it.
+    until its author has read it. A coroutine: await it.
 
     Raise UsageError where the trait has a definition already, or nothing names a model; AccessError
     where the model gives none.
     """
+    apply(given)  # what is misspelt is said, a scaffold or not
     root = Path(experiment)
     check_name(root.name, "experiment")
     check_name(trait, "trait")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .. import storage
 from ..errors import DefinitionError, UsageError
@@ -44,6 +44,7 @@ async def generate(
 ) -> RunResult:
     """Generate responses, judge each as it is finished, capture activations, write the files.
 
+    A coroutine: await it, or `asyncio.run` it under `if __name__ == "__main__":`.
     `experiment` is the folder `experiments/<name>`, `traits` names in it (None: all). `given` are
     settings by name (see `settings.NAMES`); what is not given on a folder with a run is that run's.
     `adapter` is a LoRA adapter over the model, a folder or a hub name.
@@ -94,11 +95,14 @@ async def judge(
 ) -> RunResult:
     """Judge stored responses: another judge or an edited prompt adds a verdict set beside the old.
 
+    A coroutine: await it.
     Nothing is generated, and no verdict is paid for twice. The files are written from the new set;
     `export(use_judge=...)` goes back to another. Without a judge given, the folder's own is asked.
     `ask` "coherence" asks how coherent each response is, in a set of its own, and writes no files:
     `export(coherence=...)` does. Parameters and errors as `generate` has them.
     """
+    if ask not in get_args(storage.Question):
+        raise UsageError(f"`ask` must be trait or coherence, not {ask!r}")
     listener = listener or Listener()
     folders = select(experiment, traits)
     edited = {trait.name: trait for trait in load_traits(_paths(folders))}
@@ -149,6 +153,7 @@ async def capture(
 ) -> RunResult:
     """Capture activations of stored responses, and write the files. Nothing is generated or judged.
 
+    A coroutine: await it.
     `pool` adds to the pools that are there; another filter exports anew. Parameters and errors as
     `generate` has them.
     """

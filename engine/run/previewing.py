@@ -50,7 +50,10 @@ class Preview:
     """How it went; its folder is gone."""
 
     def __repr__(self) -> str:
-        said = [f"{row.polarity} {row.score or row.status}" for row in self.rows[:6]]
+        said = [
+            f"{row.polarity} {row.status if row.score is None else row.score}"
+            for row in self.rows[:6]
+        ]
         return f"Preview({len(self.rows)} responses: {', '.join(said)})"
 
 
@@ -68,6 +71,7 @@ async def preview(
 ) -> Preview:
     """Generate and judge the first questions under the first instruction pair; keep nothing.
 
+    A coroutine: await it.
     `given` are settings by name, as for `generate`. Costs one judge's call a response. Raise what
     `generate` raises.
     """

@@ -107,6 +107,7 @@ async def steer(
 ) -> SteeringResult:
     """Generate answers with a trait's vectors added, judge them, and say what the vectors do.
 
+    A coroutine: await it.
     The vectors are those of `methods` at `layers`, by default the difference of means at the layer
     nearest the middle that reads the trait as well as the best (`choice`), of the pool that the
     folder was last fitted on. `coefficients` are in units of the layer's mean residual norm; None

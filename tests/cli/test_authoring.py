@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import traitmill
 from tests.conftest import TRAITMILL, clean_environment
 from tests.support import fakes
 from tests.support.misbehaving_server import MisbehavingServer, completion, error
 from traitmill.cli import preview
-from traitmill.engine.errors import AccessError, DefinitionError, ExitCode, UsageError
+from traitmill.engine.errors import AccessError, DefinitionError, ExitCode, Step, UsageError
 from traitmill.engine.run import Preview, PreviewRow, check_traits, generate, new_trait
 
 DRAFT = {
@@ -194,3 +196,29 @@ def test_f26_a_definition_is_written_nowhere_but_among_the_experiments(
         assert ended.returncode == ExitCode.USAGE
         assert "is refused" in ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+async def test_what_is_misspelt_writes_no_scaffold_and_asks_no_judge(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="judge_modle"):
+        await new_trait(tmp_path / "mine", "tea", judge_modle="x")
+    assert not (tmp_path / "mine").exists()
+    with pytest.raises(UsageError, match="`ask` must be trait or coherence, not 'foo'"):
+        await traitmill.judge(tmp_path / "mine", ask="foo")
+
+
+def test_a_score_of_0_is_a_score(tmp_path: Path) -> None:
+    rows = tuple(PreviewRow("q", side, "text", "scored", score) for side, score in SCORES)
+    assert repr(Preview({}, rows, None)).endswith("pos 90.0, neg 0.0)")  # type: ignore[arg-type]
+
+
+def test_what_an_error_advises_can_be_pasted_into_a_program(tmp_path: Path) -> None:
+    made = {name: str(Step(name, tmp_path / "exp/t")) for name in ("generate", "vectors", "steer")}  # type: ignore[arg-type]
+    assert made["generate"].startswith("await traitmill.generate(")
+    assert made["vectors"].startswith("traitmill.fit_experiment(")
+    assert made["steer"].startswith("await traitmill.steer(")
+    for name, call in made.items():
+        function = getattr(traitmill, call.partition("traitmill.")[2].partition("(")[0])
+        assert inspect.iscoroutinefunction(function) == call.startswith("await "), name
+
+
+SCORES = (("pos", 90.0), ("neg", 0.0))

@@ -355,3 +355,16 @@ async def test_an_adapter_writes_and_its_base_judges() -> None:
     assert written == checked
     assert (written.lora_name, written.lora_path) == ("mine", "/somewhere/mine")
     assert judged is None
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
+    """It ran itself a second time, writes included, and ended in vLLM's words."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from traitmill.engine.generation.environment import require_main_guard\n"
+        "require_main_guard()\n"
+        "multiprocessing.get_context('spawn').Process(target=print).start()\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert 'needs `if __name__ == "__main__":`' in done.stderr
