@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ResourceError, UsageError
+from ..errors import ResourceError, Step, UsageError
 from ..files import sha256_of
 from ..records import POLARITIES, Polarity
 from ..settings import POOLS
-from ..storage import Selection, TraitState, unfinished_sets
+from ..storage import KINDS, Selection, TraitState, lost_rows, unfinished_sets, verdict_sets
 from .csv_files import write_csvs
 from .judged import coherence_summary, judge_summary, judge_usage
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
@@ -51,30 +51,34 @@ def refuse_lost(state: TraitState, redone: Collection[str] = ()) -> None:
     """Raise ResourceError, with nothing changed, where rows that were stored are gone.
 
     Good files would shrink where a part file is damaged, or was deleted since they were written.
-    `redone` are the kinds of rows that the caller makes again.
+    `redone` are the sets, as `TraitState.sets` names them, whose rows the caller makes again.
     """
-    said, kinds = [], set()
-    for kind, parts in state.sets.items():
-        if kind not in redone and parts.damaged:
+    said, lost_of = [], set()
+    for name, parts in state.sets.items():
+        if name not in redone and parts.damaged:
             said += parts.damaged
-            kinds.add(kind)
-    for kind, lost, before in state.lost_rows():
-        if kind not in redone:
-            what = "verdicts on coherence" if kind == "coherence" else kind
+            lost_of.add(name)
+    for name, lost, before in lost_rows(state):
+        if name not in redone:
+            what = "verdicts on coherence" if name == "coherence" else name
             said.append(f"{lost} of the {before} {what} that the files show are gone")
-            kinds.add(kind)
-    if not said:
-        return
-    step = state.folder.step("generate")
-    if kinds == {"activations"}:
-        step = state.folder.step("activations")
-    elif kinds == {"coherence"}:
-        step = state.folder.step("judge", ask="coherence")
-    raise ResourceError(
-        f"{state.folder.path}: {'; '.join(said)}. The files in place stay as they are; make the "
-        "lost rows again",
-        step,
-    )
+            lost_of.add(name)
+    if said:
+        raise ResourceError(
+            f"{state.folder.path}: {'; '.join(said)}. The files in place stay as they are; make "
+            "the lost rows again",
+            _redoing(state, lost_of),
+        )
+
+
+def _redoing(state: TraitState, lost_of: Collection[str]) -> Step:
+    """Return what makes the lost rows of some sets again, or the first of several such steps."""
+    folder = state.folder
+    if "coherence" in lost_of and "responses" not in lost_of:
+        facts = verdict_sets(folder, "coherence").get(state.choice.coherence_key or "")
+        model = {"judge_model": facts.model} if facts else {}
+        return folder.step("judge", ask="coherence", **model)
+    return folder.step("activations" if set(lost_of) == {"activations"} else "generate")
 
 
 def require_captured(state: TraitState) -> None:
@@ -94,21 +98,14 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     Then note in selection.json what the files show, and in STALE.txt which vectors and pages show
     others. Raise UsageError, with nothing written, when
     kept responses were not captured (`without_uncaptured`: write the CSVs, remove activations of
-    another selection); ResourceError when the disk is full or a part file is damaged.
+    another selection); ResourceError when the disk is full, a part file is damaged or verdicts on
+    coherence are gone.
     """
+    refuse_lost(state, KINDS)  # what a run lost of these it has made again by now
     if not without_uncaptured:
         require_captured(state)
     folder = state.folder
-    selection = Selection(
-        judge=state.judge_key,
-        capture=state.capture_key,
-        pools=state.choice.pools,
-        threshold=state.threshold,
-        neg_threshold=state.choice.neg_threshold,
-        paired=state.choice.paired,
-        coherence=state.choice.coherence,
-        coherence_key=state.choice.coherence_key,
-    )
+    selection = _selection(state)
     uncaptured = 0
     if state.any_captured():
         uncaptured = state.kept_uncaptured()
@@ -150,6 +147,19 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     )
 
 
+def _selection(state: TraitState) -> Selection:
+    return Selection(
+        judge=state.judge_key,
+        capture=state.capture_key,
+        pools=state.choice.pools,
+        threshold=state.threshold,
+        neg_threshold=state.choice.neg_threshold,
+        paired=state.choice.paired,
+        coherence=state.choice.coherence,
+        coherence_key=state.choice.coherence_key,
+    )
+
+
 def _incoherent(state: TraitState) -> list[str]:
     unknown = state.coherence_unknown()
     if not unknown:
@@ -173,11 +183,18 @@ def note_rows(state: TraitState) -> None:
     """Note how many rows are stored, where the files are what an export would write.
 
     Rows of repeated attempts may be fewer than at the export: what a damaged part held was made
-    again, in one attempt.
+    again, in one attempt. So may those of a run that asked of coherence, and wrote no files.
     """
-    selection = Selection.load(state.folder.selection)
-    if selection is not None and selection.rows != state.n_rows():
-        selection.model_copy(update={"rows": state.n_rows()}).save(state.folder.selection)
+    selection, rows = Selection.load(state.folder.selection), state.n_rows()
+    if selection is None:
+        return
+    if selection.judge == state.judge_key and selection.rows != rows:
+        selection.model_copy(update={"rows": rows}).save(state.folder.selection)
+    elif selection.coherence_key == state.judge_key:
+        asked = {"coherence": rows["verdicts"]}
+        if asked["coherence"] < selection.rows.get("coherence", 0):
+            again = {"rows": selection.rows | asked, "digest": ""}  # the answers may be others
+            selection.model_copy(update=again).save(state.folder.selection)
 
 
 def digest(state: TraitState) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,9 +84,9 @@ def export(
 
 def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str | None) -> Exported:
     folder.check_writable()
-    state = storage.load_state(folder, use_judge)
     filters = _with_coherence(folder, filters)
-    wanted = replace(state.choice, **filters)
+    state = storage.load_state(folder, use_judge, filters)
+    wanted = state.choice
     low = wanted.neg_threshold
     if "neg_threshold" not in filters and low is not None and low > wanted.threshold:
         raise UsageError(
@@ -100,7 +100,7 @@ def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str 
     storage.replay(state.parts["verdicts"])
     if wanted.coherence_key is not None:
         storage.replay(storage.coherence_parts(folder, wanted.coherence_key, owned=True))
-    state.choose(**{**filters, "neg_threshold": neg_threshold})
+    state.choose(neg_threshold=neg_threshold)
     exported = export_trait(state.with_plan(state.plan))
     _remember(state, judge=use_judge is not None)
     return exported

@@ -102,7 +102,7 @@ def _chosen(folder: TraitFolder, settings: RunSettings) -> tuple[TraitState, np.
     storage.replay(journaled["verdicts"])
     state = storage.load_state(folder)
     kept = settings.capture_rows == "kept"
-    refuse_lost(state, {"activations"} if kept else {"activations", "verdicts"})
+    refuse_lost(state, {"activations"} if kept else {"activations", "verdicts", "coherence"})
     wanted = state.responses.having("ok")
     if kept:
         filters = {name: getattr(settings, name) for name in FILTERS}

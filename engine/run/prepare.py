@@ -135,14 +135,19 @@ def _refuse_lost(wanted: Wanted, record: RunRecord | None) -> None:
 
     if record is None or load_plan(wanted.folder.plan) is None:
         return
-    redone: set[str] = set()
+    state, redone = storage.load_state(wanted.folder), set[str]()
+    lost = {name for name, _, _ in storage.lost_rows(state)}
     if wanted.generates:
         redone |= {"responses", "verdicts"}
+        if "responses" in lost or state.parts["responses"].damaged:
+            redone.add("coherence")  # not here, but only once the texts are there to be asked about
     if wanted.judges:
-        redone |= {"verdicts", "coherence"} if wanted.question == "coherence" else {"verdicts"}
+        redone.add("verdicts")
     if wanted.settings.capture_rows != "none":
         redone.add("activations")
-    refuse_lost(storage.load_state(wanted.folder), redone)
+    if wanted.question == "coherence":  # no export ends it
+        redone |= {"verdicts", "activations", "coherence"}
+    refuse_lost(state, redone)
 
 
 def _choice(wanted: Wanted) -> Choice:
@@ -218,7 +223,7 @@ def _set_orphans_aside(state: TraitState, notice: Notice) -> None:
         if selection := storage.Selection.load(folder.selection):
             selection.model_copy(update={"digest": ""}).save(folder.selection)
 
-    if state.lost_rows():
+    if storage.lost_rows(state):
         unmark()  # what was said of a lost text may be lost with it, and made anew alike
     for kind in ("verdicts", "activations"):
         lost = 0

@@ -13,12 +13,12 @@ from ..errors import SettingsChangedError, TraitmillError
 from ..judging import calibration_positions
 from ..models import ModelRef, Prompts
 from ..outputs import Exported, export_trait, is_exported, note_rows
-from ..records import POLARITIES, Polarity, Sample
+from ..records import Sample
 from ..settings import RunSettings
 from ..storage import KINDS, Journal, JudgeFacts, Kind, TraitFolder, TraitState
 from ..traits import Trait
 from .backends import Stage
-from .wanted import asked_of_capture, planned, refuse_other_capture
+from .wanted import asked_of_capture, grown_counts, planned, refuse_other_capture
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +43,8 @@ class TraitRun:
     _saved: JudgeFacts | None = None
     _captured: frozenset[bytes] = frozenset()
     """Ids that were captured before this run, where what is kept is captured."""
+    _incoherent: frozenset[bytes] = frozenset()
+    """Ids that are known not to be coherent enough, where what is kept is captured."""
     _halves: dict[tuple[int, int, int], bytes] = field(default_factory=dict)
     """Ids that pass and whose twins have not, by instruction, question and repeat."""
 
@@ -72,6 +74,7 @@ class TraitRun:
         self.done["capture"] = int((ok & state.captured()).sum())
         if self.settings.capture_rows == "kept":
             self._captured = frozenset(state.plan.ids[state.captured()].tolist())
+            self._incoherent = frozenset(state.plan.ids[state.incoherent()].tolist())
 
     def ungenerated(self) -> list[int]:
         """Return positions to generate: samples that fix a local judge's offset, then the plan's
@@ -98,16 +101,16 @@ class TraitRun:
         rows = self.settings.capture_rows
         if rows == "none":
             return np.zeros(0, np.int64)
-        wanted = self.state.passing()
+        wanted = self.state.passing_so_far()
         if rows == "all":
             wanted = self.state.responses.having("ok")
         return np.flatnonzero(wanted & ~self.state.captured())
 
     def newly_kept(self, sample: Sample, score: float) -> list[bytes]:
         """Return the ids to capture now that a sample has its score, those of a pair together."""
-        if not self.state.choice.passes(sample.polarity, score):
-            return []
         passing = [sample.id.encode()]
+        if passing[0] in self._incoherent or not self.state.choice.passes(sample.polarity, score):
+            return []
         if self.settings.paired:
             place = (sample.instruction_index, sample.question_index, sample.rollout)
             twin = self._halves.pop(place, None)
@@ -122,7 +125,8 @@ class TraitRun:
         if not self.settings.paired:
             return {}
         state, plan = self.state, self.state.plan
-        alone = np.flatnonzero(state.passing_alone() & ~state.passing())
+        alone = state.passing_alone() & ~state.incoherent()
+        alone = np.flatnonzero(alone & ~state.passing_so_far())
         places = zip(
             plan.instruction_index[alone].tolist(),
             plan.question_index[alone].tolist(),
@@ -156,7 +160,7 @@ class TraitRun:
 
         Decided by finished rounds only.
         """
-        n_planned = self._wanted()
+        n_planned = grown_counts(self.settings, self.state)
         if n_planned == self.state.plan.n_planned:
             self.decided = True
             return False
@@ -176,21 +180,7 @@ class TraitRun:
     @property
     def falls_short(self) -> bool:
         """Whether a round would be added by the verdicts there are; more of them only keep more."""
-        return self._wanted() != self.state.plan.n_planned
-
-    def _wanted(self) -> dict[Polarity, int]:
-        """Return how many samples of each side `min_kept` asks for by now."""
-        counts, state = self.settings.counts, self.state
-        n_planned = {side: int(state.side(side).sum()) for side in POLARITIES}
-        # In pairs, a side that is ahead has samples whose twins are not planned yet.
-        fewest = min(n_planned.values())
-        # Coherence is judged after a run: no round waits for it.
-        passing = state.in_pairs(state.passing_alone())
-        for polarity, n in n_planned.items():
-            if int((passing & state.side(polarity)).sum()) < counts.min_kept:
-                start = fewest if state.choice.paired else n
-                n_planned[polarity] = max(n, min(start + counts.n_examples, counts.limit))
-        return n_planned
+        return grown_counts(self.settings, self.state) != self.state.plan.n_planned
 
     # --- the judge ---
 
@@ -291,10 +281,10 @@ class TraitRun:
 
         Where kept responses were not captured, and this run was not to, there are CSVs alone.
         """
-        if self.exports and is_exported(self.state):
-            note_rows(self.state)
-        elif self.exports:
+        if self.exports and not is_exported(self.state):
             self.exported = export_trait(self.state, without_uncaptured=True)
+        else:
+            note_rows(self.state)
         for kind in KINDS:
             self.state.parts[kind].compact()
         self.finished = True

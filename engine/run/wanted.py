@@ -16,7 +16,7 @@ from ..judging import judge_key
 from ..outputs import is_exported
 from ..records import POLARITIES, Polarity
 from ..settings import CaptureSettings, RunSettings
-from ..storage import Question, RunRecord, TraitFolder
+from ..storage import Question, RunRecord, TraitFolder, TraitState
 from ..traits import Plan, Tokenize, Trait, make_plan, plan_key
 
 Notice = Callable[[str], None]
@@ -177,6 +177,24 @@ def first_counts(
     if not grown or stored is None:
         return begun
     return {side: max(n, min(stored.n_planned[side], counts.limit)) for side, n in begun.items()}
+
+
+def grown_counts(settings: RunSettings, state: TraitState) -> dict[Polarity, int]:
+    """Return how many samples of each side `min_kept` asks for by the verdicts there are.
+
+    In pairs both sides grow to the same number: a sample without a twin could never count.
+    """
+    counts, n_planned = settings.counts, state.plan.n_planned
+    # Coherence is judged after a run: what is not asked about yet holds no round up.
+    passing = state.passing_so_far()
+    fewest = min(n_planned.values())
+    wanted = {}
+    for side, n in n_planned.items():
+        wanted[side] = n
+        if counts.min_kept and int((passing & state.side(side)).sum()) < counts.min_kept:
+            begun = fewest if settings.paired else n
+            wanted[side] = max(n, min(begun + counts.n_examples, counts.limit))
+    return wanted
 
 
 def questions_line(trait: Trait, before: RunRecord, stored: Plan, plan: Plan) -> str:

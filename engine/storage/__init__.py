@@ -6,7 +6,7 @@ from .folder import TraitFolder, check_name, holds_rows, pool_suffix, select_tra
 from .index import COUNTED, MODES
 from .journal import Journal, replay
 from .lock import lock_traits
-from .parts import PartSet, coherence_parts, ok_ids, split_off
+from .parts import PartSet, ok_ids, split_off
 from .run_record import (
     SCHEMA_VERSION,
     Asked,
@@ -30,12 +30,13 @@ from .sets import (
     chosen,
     has_run,
     load_state,
+    lost_rows,
     need_record,
     runs_of,
     unfinished_sets,
     verdict_sets,
 )
-from .state import TraitState, open_state
+from .state import TraitState, coherence_parts, open_state
 
 __all__ = [
     "COUNTED",
@@ -68,6 +69,7 @@ __all__ = [
     "installed_versions",
     "load_state",
     "lock_traits",
+    "lost_rows",
     "made_by",
     "need_record",
     "now",

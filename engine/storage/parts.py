@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from ..errors import ResourceError
 from ..files import atomic_file
-from .folder import TraitFolder
 from .schemas import (
     Kind,
     check_schema,
@@ -253,9 +252,3 @@ def ok_ids(parts: PartSet) -> np.ndarray:
 def ids_of(table: pa.Table) -> np.ndarray:
     """Return the sample ids of a table, `S32`."""
     return np.asarray(table["sample_id"].to_numpy(), dtype="S32")
-
-
-def coherence_parts(folder: TraitFolder, key: str, *, owned: bool = False) -> PartSet:
-    """Return the verdicts on coherence under a key, beside those of the judge in use."""
-    where = folder.verdicts(key)
-    return PartSet(where, "verdicts", folder.quarantine, lambda _: None, owned=owned)

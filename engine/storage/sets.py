@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
 from ..traits import DEFINITION_FILE, load_plan
@@ -122,10 +124,15 @@ def _added(facts: JudgeFacts) -> str:
     return f", `judge_extra` {facts.extra}" if facts.extra else ""
 
 
-def load_state(folder: TraitFolder | Path | str, use_judge: str | None = None) -> TraitState:
+def load_state(
+    folder: TraitFolder | Path | str,
+    use_judge: str | None = None,
+    filters: Mapping[str, Any] | None = None,
+) -> TraitState:
     """Index a trait's records as its files show them, to read. Take no lock, change nothing.
 
-    Raise UsageError where no run has been, or a file of the run is damaged.
+    `filters` take the place of those of the files. Raise UsageError where no run has been, or a
+    file of the run is damaged.
     """
     if not isinstance(folder, TraitFolder):
         folder = TraitFolder(Path(folder))
@@ -136,7 +143,26 @@ def load_state(folder: TraitFolder | Path | str, use_judge: str | None = None) -
             f"{folder.path} has no readable plan; generate again (no stored row is redone)",
             folder.step("generate"),
         )
-    return open_state(folder, record, plan, chosen(folder, use_judge))
+    return open_state(folder, record, plan, replace(chosen(folder, use_judge), **(filters or {})))
+
+
+def lost_rows(state: TraitState) -> list[tuple[str, int, int]]:
+    """Return (set, lost, before) where fewer rows are stored than when files were written."""
+    selection = Selection.load(state.folder.selection)
+    if selection is None:
+        return []
+    shown = {
+        "responses": True,
+        "verdicts": selection.judge == state.judge_key,
+        "activations": selection.capture == state.capture_key,
+        "coherence": selection.coherence_key == state.choice.coherence_key,
+    }
+    found = []
+    for name, stored in state.n_rows().items():
+        before = selection.rows.get(name, 0)
+        if shown[name] and stored < before:
+            found.append((name, before - stored, before))
+    return found
 
 
 def unfinished_sets(state: TraitState) -> list[str]:

@@ -14,8 +14,8 @@ from ..records import POLARITIES, Activation, Polarity, Response
 from ..traits import Plan
 from .folder import TraitFolder
 from .index import Index, build_index, empty_index, note
-from .parts import PartSet, coherence_parts
-from .run_record import CaptureFacts, Choice, JudgeFacts, RunRecord, Selection
+from .parts import PartSet
+from .run_record import CaptureFacts, Choice, JudgeFacts, RunRecord
 from .schemas import KINDS, RESPONSE_SCHEMA, STATUSES, Kind, activation_table, response_of
 
 
@@ -35,7 +35,6 @@ class TraitState:
     coherence: Index | None = None
     """Verdicts on coherence, where they are looked at."""
     coherence_set: PartSet | None = None
-    """Where those stand."""
 
     def __repr__(self) -> str:
         kept = {side: n["kept"] for side, n in self.counts().items()}
@@ -83,12 +82,23 @@ class TraitState:
         """Return the mask of responses that pass, in pairs where pairs are asked for."""
         return self.in_pairs(self.passing_alone() & self.coherent())
 
+    def passing_so_far(self) -> np.ndarray:
+        """Return the mask of responses that pass where one not asked about counts as coherent."""
+        return self.in_pairs(self.passing_alone() & ~self.incoherent())
+
     def coherent(self) -> np.ndarray:
         """Return the mask of responses that are coherent enough; all where none are asked to be."""
         least = self.choice.coherence
         if least is None or self.coherence is None:
             return np.ones(len(self.plan), bool)
         return np.asarray(self.coherence.having("scored") & (self.coherence.score >= least))
+
+    def incoherent(self) -> np.ndarray:
+        """Return the mask of responses that are known not to be coherent enough."""
+        if self.coherence is None:
+            return np.zeros(len(self.plan), bool)
+        open_ = self.coherence.having("failed") & ~self.coherence.given_up()
+        return np.asarray(~self.coherent() & ~self.coherence.pending() & ~open_)
 
     def coherence_unknown(self) -> int:
         """Return how many responses pass but for a score of their coherence, which they lack."""
@@ -205,38 +215,16 @@ class TraitState:
     # --- what is wrong ---
 
     @property
-    def damaged(self) -> list[str]:
-        """Part files that cannot be read, one line each; a run that owns the folder has none."""
-        return [line for parts in self.sets.values() for line in parts.damaged]
-
-    @property
     def sets(self) -> dict[str, PartSet]:
-        """All record sets that files are made from, by kind; `coherence` where it is looked at."""
-        found = {str(kind): parts for kind, parts in self.parts.items()}
-        return found | ({"coherence": self.coherence_set} if self.coherence_set else {})
+        """The record sets whose rows the files show: by kind, and `coherence`."""
+        found: dict[str, PartSet] = {kind: self.parts[kind] for kind in KINDS}
+        if self.coherence_set is not None:
+            found["coherence"] = self.coherence_set
+        return found
 
     def n_rows(self) -> dict[str, int]:
-        """Return the stored rows of each kind."""
-        return {kind: parts.n_rows() for kind, parts in self.sets.items()}
-
-    def lost_rows(self) -> list[tuple[str, int, int]]:
-        """Return (kind, lost, before) where fewer rows are stored than when files were written."""
-        selection = Selection.load(self.folder.selection)
-        if selection is None:
-            return []
-        shown = {
-            "responses": True,
-            "verdicts": selection.judge == self.judge_key,
-            "activations": selection.capture == self.capture_key,
-            "coherence": selection.coherence_key == self.choice.coherence_key,
-        }
-        found = []
-        for kind, now in self.n_rows().items():
-            before = selection.rows.get(kind, 0)
-            lost = before - now
-            if shown[kind] and lost > 0:
-                found.append((kind, lost, before))
-        return found
+        """Return the stored rows of each set."""
+        return {name: parts.n_rows() for name, parts in self.sets.items()}
 
     # --- changes ---
 
@@ -282,8 +270,10 @@ def _indexed(
         captured = {pool: empty_index("activations", len(plan)) for pool in choice.pools}
     else:
         captured = {pool: build_index(activations, plan, pool) for pool in choice.pools}
-    looked_at = choice.coherence_key if choice.coherence is not None else None
-    coherence_set = coherence_parts(folder, looked_at) if looked_at else None
+    coherence, beside = None, None
+    if choice.coherence_key is not None and choice.coherence is not None:
+        beside = coherence_parts(folder, choice.coherence_key)
+        coherence = build_index(beside, plan)
     return TraitState(
         folder=folder,
         record=record,
@@ -293,6 +283,12 @@ def _indexed(
         responses=build_index(parts["responses"], plan),
         verdicts=build_index(parts["verdicts"], plan),
         activations=captured,
-        coherence=build_index(coherence_set, plan) if coherence_set else None,
-        coherence_set=coherence_set,
+        coherence=coherence,
+        coherence_set=beside,
     )
+
+
+def coherence_parts(folder: TraitFolder, key: str, *, owned: bool = False) -> PartSet:
+    """Return the verdicts on coherence under a key, beside those of the judge in use."""
+    where = folder.verdicts(key)
+    return PartSet(where, "verdicts", folder.quarantine, lambda _: None, owned=owned)

@@ -6,7 +6,9 @@ import asyncio
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,13 @@ import pytest
 from tests.conftest import Traitmill
 from tests.support import fakes, lab, planted
 from tests.support.misbehaving_server import MisbehavingServer, Reply, Seen, completion
-from traitmill.engine.errors import ExitCode
+from traitmill.engine.errors import ExitCode, ResourceError, TraitmillError
+from traitmill.engine.projection.stored import open_texts
+from traitmill.engine.records import Response, Verdict
+from traitmill.engine.run import Backends, Work, judge
+from traitmill.engine.settings import CaptureSettings, JudgeSettings, SampleCounts
 from traitmill.engine.storage import TraitFolder, verdict_sets
-from traitmill.engine.traits import coherence_of
+from traitmill.engine.traits import Trait, coherence_of
 from traitmill.engine.traits.definition import load_traits, parse_definition
 
 COLUMNS = "question,instruction,prompt,response,trait_score"
@@ -124,33 +130,6 @@ def test_another_prompt_is_another_set(traitmill: Traitmill, folder: Path) -> No
     assert own["coherence_prompt"] in {facts.prompt for facts in sets.values()}
 
 
-@pytest.mark.parametrize("how", ["cut", "gone"])
-def test_lost_verdicts_on_coherence_empty_no_files_and_are_asked_for_again(
-    traitmill: Traitmill, folder: Path, how: str
-) -> None:
-    """They were taken for texts without a score: good files were written anew without rows."""
-    ask(traitmill, folder)
-    assert traitmill("export", *where(folder), "--coherence", 50)[0] == ExitCode.OK
-    before = lab.final_files(folder)
-    [key] = verdict_sets(TraitFolder(folder), "coherence")
-    [part] = TraitFolder(folder).verdicts(key).glob("part-*.parquet")
-    if how == "cut":
-        part.write_bytes(part.read_bytes()[:100])
-    else:
-        part.unlink()
-    code, said = traitmill("export", *where(folder))
-    assert code == ExitCode.RESOURCES
-    assert "verdicts on coherence" in said
-    assert "traitmill judge" in said
-    assert "--ask coherence" in said
-    assert lab.final_files(folder) == before
-    code, said, calls = ask(traitmill, folder)
-    assert code == ExitCode.OK, said
-    assert calls > 100
-    assert traitmill("export", *where(folder))[0] == ExitCode.OK
-    assert lab.final_files(folder) == before
-
-
 def test_what_has_no_score_for_coherence_is_not_kept_and_said(
     traitmill: Traitmill, folder: Path
 ) -> None:
@@ -219,3 +198,145 @@ def test_a_definition_without_the_key_is_as_before(tmp_path: Path) -> None:
     assert coherence_of(parsed).eval_prompt == own["coherence_prompt"]
     assert "{question}" in coherence_of(trait).eval_prompt
     assert "{answer}" in coherence_of(trait).eval_prompt
+
+
+def damage(folder: Path, loss: str) -> None:
+    """Take the last verdicts on coherence from the records."""
+    [key] = verdict_sets(TraitFolder(folder), "coherence")
+    part = max(TraitFolder(folder).verdicts(key).glob("part-*.parquet"))
+    if loss == "cut":
+        part.write_bytes(part.read_bytes()[:-1])
+    else:
+        part.unlink()
+
+
+def again(folder: Path) -> TraitmillError | None:
+    settings = fakes.settings(60)
+    runs = fakes.open_runs([folder], settings)
+    asyncio.run(fakes.pipeline(runs, settings).run())
+    return runs[0].error
+
+
+@pytest.mark.parametrize("loss", ["cut", "deleted"])
+def test_lost_verdicts_leave_the_files_and_are_asked_for_again(
+    traitmill: Traitmill, folder: Path, loss: str
+) -> None:
+    ask(traitmill, folder)
+    traitmill("export", *where(folder), "--coherence", 50)
+    files = lab.final_files(folder)
+    damage(folder, loss)
+    for options in ((), ("--paired",), ("--coherence", 40)):
+        code, said = traitmill("export", *where(folder), *options)
+        assert code == ExitCode.RESOURCES, said
+        assert "stay as they are" in said
+        assert "--ask coherence --judge_model gpt-5-mini" in " ".join(said.split())
+    for generates in (True, False):
+        with pytest.raises(ResourceError, match="ask='coherence'"):
+            fakes.open_runs([folder], fakes.settings(60), generates=generates)
+    with pytest.raises(ResourceError, match="ask='coherence'"):
+        open_texts(folder)
+    code, said = traitmill("status", *where(folder))
+    assert code == ExitCode.RESOURCES, said
+    assert lab.final_files(folder) == files
+
+    code, said, calls = ask(traitmill, folder)
+    assert code == ExitCode.OK, said
+    assert calls > 1
+    code, said = traitmill("export", *where(folder))
+    assert code == ExitCode.OK, said
+    assert lab.final_files(folder) == files
+
+
+def test_without_coherence_its_lost_verdicts_hold_nothing_up(
+    traitmill: Traitmill, folder: Path
+) -> None:
+    files = lab.final_files(folder)
+    ask(traitmill, folder)
+    traitmill("export", *where(folder), "--coherence", 50)
+    damage(folder, "cut")
+    code, said = traitmill("export", *where(folder), "--coherence", "off")
+    assert code == ExitCode.OK, said
+    assert lab.final_files(folder) == files
+    code, said = traitmill("export", *where(folder), "--coherence", 50)
+    assert code == ExitCode.RESOURCES, said
+    assert lab.final_files(folder) == files
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_texts_and_their_verdicts_are_made_again_one_after_the_other(
+    traitmill: Traitmill, folder: Path, damaged: bool
+) -> None:
+    ask(traitmill, folder)
+    traitmill("export", *where(folder), "--coherence", 50)
+    files = lab.final_files(folder)
+    for part in fakes.part_files(folder, "responses"):
+        part.write_bytes(part.read_bytes()[:-1])
+    if damaged:
+        damage(folder, "cut")
+    error = again(folder)
+    assert isinstance(error, ResourceError)
+    assert "ask='coherence'" in str(error)
+    assert lab.final_files(folder) == files
+    code, said, _ = ask(traitmill, folder)
+    assert code == ExitCode.OK, said
+    assert again(folder) is None
+    assert lab.final_files(folder) == files
+
+
+class Coherent(fakes.FakeJudge):
+    """Says of half of the responses that they hold together."""
+
+    async def judge(self, trait: Trait, response: Response) -> Verdict:
+        score = 90.0 if int(response.sample.id[0], 16) < 8 else 10.0
+        return replace(await super().judge(trait, response), status="scored", score=score)
+
+
+def incoherent(folder: Path) -> set[str]:
+    ids = {row["sample_id"] for row in lab.rows(folder, "responses")}
+    return {each for each in ids if int(each[0], 16) >= 8}
+
+
+async def judged(folder: Path) -> None:
+    """Ask of coherence, and let the files show what the answers keep."""
+
+    @asynccontextmanager
+    async def open_judge(work: Work) -> AsyncIterator[Backends]:
+        yield Backends(judge=Coherent(work.settings.judge))
+
+    url = "http://127.0.0.1:9/v1"
+    await judge(folder.parent, ask="coherence", backends=open_judge, judge_base_url=url)
+    fakes.export_again(folder, coherence=50.0)
+
+
+def test_rounds_do_not_count_what_is_known_to_be_incoherent(folder: Path) -> None:
+    asyncio.run(judged(folder))
+    kept = min(len(rows(folder, side)) for side in ("pos", "neg"))
+    assert kept < 30
+    settings = fakes.settings(counts=SampleCounts(n_examples=60, min_kept=30))
+    runs = fakes.open_runs([folder], settings)
+    asyncio.run(fakes.pipeline(runs, settings).run())
+    assert runs[0].state.plan.n_planned["pos"] == 120
+    assert runs[0].decided  # what is not asked about yet holds nothing up
+    for _ in range(3):
+        asyncio.run(judged(folder))
+        runs = fakes.open_runs([folder], settings)
+        asyncio.run(fakes.pipeline(runs, settings).run())
+    assert all(len(rows(folder, side)) >= 30 for side in ("pos", "neg"))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_capture_of_what_is_kept_leaves_out_what_is_known_to_be_incoherent(
+    folder: Path, paired: bool
+) -> None:
+    asyncio.run(judged(folder))
+    other = JudgeSettings(model="another")
+    settings = fakes.settings(80, judge=other, capture_rows="kept", paired=paired)
+    settings = replace(settings, capture=CaptureSettings(pools=("response_last",)))
+    known, capturer = incoherent(folder), fakes.FakeCapture(settings.capture)
+    runs = fakes.open_runs([folder], settings)
+    asyncio.run(fakes.pipeline(runs, settings, capturer=capturer).run())
+    captured = {response.sample.id for response in capturer.rows}
+    assert captured
+    assert not captured & known
+    assert captured & (incoherent(folder) - known)  # of the new ones nobody knows yet
+    assert fakes.open_runs([folder], settings)[0].uncaptured().size == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.support import fakes, lab, planted
 from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs import export_trait, load_activations
 from traitmill.engine.run import export
-from traitmill.engine.settings import RunSettings, apply
+from traitmill.engine.settings import RunSettings, SampleCounts, apply
 from traitmill.engine.storage import Selection, TraitFolder, load_state
 
 
@@ -215,8 +216,6 @@ def test_a_pair_goes_when_one_of_it_could_not_be_captured(tmp_path: Path) -> Non
 
 
 def test_rounds_count_pairs(tmp_path: Path) -> None:
-    from traitmill.engine.settings import SampleCounts
-
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(counts=SampleCounts(n_examples=10, min_kept=25), paired=True)
     work = run(folder, settings)
@@ -224,6 +223,28 @@ def test_rounds_count_pairs(tmp_path: Path) -> None:
     assert len(kept["pos"]) == len(kept["neg"]) >= 25
     assert work.runs[0].state.plan.n_planned["pos"] < 100
     assert shown(folder) == kept
+
+
+class Mild(fakes.FakeJudge):
+    """Finds every response of pos right, and of neg each third."""
+
+    async def judge(self, trait: Any, response: Any) -> Any:
+        score = 90.0 if int(response.sample.id[:2], 16) % 3 else 10.0
+        if response.sample.polarity == "pos":
+            score = 90.0
+        return replace(await super().judge(trait, response), status="scored", score=score)
+
+
+def test_a_side_that_fell_behind_catches_up_before_pairs_grow(tmp_path: Path) -> None:
+    folder = fakes.make_trait(tmp_path)
+    settings = fakes.settings(counts=SampleCounts(n_examples=20, min_kept=15, max_examples=200))
+    alone = run(folder, settings, judge=Mild(settings.judge)).runs[0].state.plan.n_planned
+    assert alone["pos"] == 20 < alone["neg"]
+    settings = replace(settings, paired=True)
+    work = run(folder, settings, judge=Mild(settings.judge))
+    state = work.runs[0].state
+    assert state.plan.n_planned["pos"] == state.plan.n_planned["neg"] == alone["neg"]
+    assert state.counts()["pos"]["kept"] >= 15
 
 
 @pytest.mark.parametrize(
@@ -276,3 +297,13 @@ def test_the_commands_know_the_filters(traitmill: Traitmill, folder: Path) -> No
         code, said = traitmill(command, "--help_all")
         assert "--neg_threshold" in said
         assert "--paired / --no_paired" in said
+
+
+def test_one_damaged_record_keeps_no_other_trait_from_being_exported(tmp_path: Path) -> None:
+    folders = [fakes.make_trait(tmp_path, name) for name in ("a", "b")]
+    settings = fakes.settings(20)
+    asyncio.run(fakes.pipeline(fakes.open_runs(folders, settings), settings).run())
+    (folders[0] / "parquet/run.json").write_text("{")
+    result = export(folders[0].parent)
+    assert list(result.exported) == ["b"]
+    assert "run.json is damaged" in str(result.errors["a"])

@@ -375,28 +375,6 @@ def test_min_kept_adds_whole_rounds_until_enough_pass(tmp_path: Path) -> None:
     assert not generator.calls, "finished rounds decide; a second run adds none"
 
 
-def test_rounds_in_pairs_let_the_side_that_is_behind_catch_up(tmp_path: Path) -> None:
-    """Both grew by as many: what the other side was ahead had no twins, and never would have."""
-
-    class Strict(fakes.FakeJudge):
-        async def judge(self, trait: Trait, response: Response) -> Verdict:
-            verdict = await super().judge(trait, response)
-            passes = response.sample.polarity == "pos" or int(response.sample.id[:2], 16) % 4 == 0
-            right = 90.0 if response.sample.polarity == "pos" else 10.0
-            return replace(verdict, status="scored", score=right if passes else 60.0)
-
-    def planned() -> dict[str, int]:
-        return {side: each["planned"] for side, each in fakes.state(folder).counts().items()}
-
-    folder = fakes.make_trait(tmp_path)
-    settings = fakes.settings(counts=SampleCounts(n_examples=20, min_kept=15, max_examples=200))
-    run([folder], settings, judge=Strict(settings.judge))
-    assert planned()["neg"] > planned()["pos"] == 20
-    settings = replace(settings, paired=True)
-    run([folder], settings, judge=Strict(settings.judge))
-    assert planned()["neg"] == planned()["pos"]
-
-
 def test_capture_kept_captures_only_what_passes(tmp_path: Path) -> None:
     folder = fakes.make_trait(tmp_path)
     settings = fakes.settings(capture_rows="kept")
