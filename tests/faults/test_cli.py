@@ -479,7 +479,7 @@ def test_f25_what_cannot_be_is_refused_before_anything_is_written(
     ("config", "words"),
     [
         ({"model_type": "mamba", "num_attention_heads": 0}, "attention heads"),
-        ({"model_type": "qwen2_vl", "text_config": {}}, "has no causal language model"),
+        ({"model_type": "llava", "text_config": {}}, "has no causal language model"),
         ({"model_type": "llama", "is_causal": False}, "attends to later tokens"),
     ],
 )
