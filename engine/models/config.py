@@ -42,10 +42,11 @@ def read_config(raw: Mapping[str, Any]) -> Any:
         raise UsageError(f"config.json of model type {kind} cannot be used: {reason}") from None
 
 
-def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str) -> None:
-    """Raise UsageError for capture settings that a model cannot be loaded with. Load nothing.
+def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str) -> tuple[str, str]:
+    """Return the dtype and attention that settings come to on a device. Load nothing.
 
-    `raw` is its config.json, `device` cpu or cuda.
+    `raw` is its config.json, `device` cpu or cuda. Where a model's class has no sdpa, it takes
+    eager for it. Raise UsageError for settings that a model cannot be loaded with.
     """
     config = read_config(raw)
     text_config = config.get_text_config()
@@ -60,7 +61,8 @@ def check_capture(raw: Mapping[str, Any], capture: CaptureSettings, device: str)
     check_layers(capture.layers, int(n_layers))
     dtype = dtype_on(config, capture.dtype, device)
     flash = device == "cuda" and has_soft_cap(text_config) and flash_with_soft_cap()
-    choose_attention(text_config, capture.attention, device=device, dtype=dtype, flash=flash)
+    attention = capture.attention
+    return dtype, choose_attention(text_config, attention, device=device, dtype=dtype, flash=flash)
 
 
 def require_causal(text_config: Any) -> None:

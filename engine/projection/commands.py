@@ -120,11 +120,12 @@ def project(
         notice(remark)
     folder = Path(to)
     with _held(folder):
-        _take_up(folder, _facts(source, directions, readers, settings))
+        whole = is_whole(folder / TABLE, layout)
+        _take_up(folder, _facts(source, directions, readers, settings), whole=whole)
         outputs = [CSV, PAGE, SUMMARY] + [COMPARISON] * (len(readers) > 1)
         missing = [name for name in outputs if not (folder / name).is_file()]
-        reused = not missing and is_whole(folder / TABLE, layout)
-        if not is_whole(folder / TABLE, layout):
+        reused = not missing and whole
+        if not whole:
             _write_parts(folder, source, readers, layout, notice, progress)
             _merge_parts(folder, layout, readers)
             missing = outputs
@@ -167,13 +168,14 @@ def _facts(
         "models": [name_of(reader.ref, revision=True) for reader in readers],
         "capture_dtype": settings.capture.dtype,
         "attention": settings.capture.attention,
+        "computed": [reader.computes for reader in readers],
     }
 
 
-def _take_up(folder: Path, facts: Mapping[str, Any]) -> None:
+def _take_up(folder: Path, facts: Mapping[str, Any], *, whole: bool) -> None:
     """Note what the folder is for, where that is not noted yet.
 
-    Raise UsageError where it holds another.
+    Raise UsageError where it holds another. What is `whole` is computed nowhere any more.
     """
     record = folder / "project.json"
     try:
@@ -189,8 +191,16 @@ def _take_up(folder: Path, facts: Mapping[str, Any]) -> None:
         return
     except ValueError:
         known = {}
+    before, now = known.get("computed"), facts["computed"]
+    if whole or before is None:  # of a version that did not note it
+        known = {**known, "computed": now}
+    differing = [name for name, value in facts.items() if known.get(name) != value]
+    if differing == ["computed"]:
+        raise UsageError(
+            f"`to` {folder} was begun in {'; '.join(before)}, and this device would go on in "
+            f"{'; '.join(now)}; go on with a device like the first, or give another folder"
+        )
     if known != facts:
-        differing = [name for name, value in facts.items() if known.get(name) != value]
         raise UsageError(
             f"`to` {folder} holds projections of other {', '.join(differing)}; give another "
             "folder, or remove it"

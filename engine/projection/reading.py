@@ -72,7 +72,9 @@ class Reader:
         )
         check_support(ref, captures=True, generates=False)
         device = choose_device(settings.execution.capture_device).partition(":")[0]
-        check_capture(ref.config, self._capture, device)
+        dtype, attention = check_capture(ref.config, self._capture, device)
+        self.computes = f"{dtype} with {attention}"
+        """What `auto` comes to on this device."""
         width = Shape.from_config(ref.config).hidden
         if width != directions.hidden_dim:
             raise UsageError(

@@ -39,6 +39,7 @@ from traitmill.engine.models import (
     span_of,
 )
 from traitmill.engine.projection import commands as commands_module
+from traitmill.engine.projection import reading as reading_module
 from traitmill.engine.projection.directions import choose_directions
 from traitmill.engine.projection.reading import Reader, share_tokens
 from traitmill.engine.projection.stored import StoredTexts
@@ -503,6 +504,38 @@ def test_killed_it_goes_on_where_it_was(talker, trait, tmp_path, monkeypatch):
         traitmill.project(many(texts, 45), trait, to, models=str(talker))
 
 
+def test_a_table_is_of_one_dtype_though_its_parts_are_of_two_devices(
+    talker, trait, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(commands_module, "CHUNK", 4)
+    texts, to = many(tmp_path / "many.jsonl", 10), tmp_path / "out"
+    write = commands_module.write_rows
+
+    def cut_off(path, *arguments):
+        if path.name.endswith("000001.parquet"):
+            raise KeyboardInterrupt
+        write(path, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(commands_module, "write_rows", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            traitmill.project(texts, trait, to, models=str(talker))
+    record = to / "project.json"
+    noted = json.loads(record.read_bytes())
+    assert noted["computed"] == ["float32 with sdpa"]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(reading_module, "check_capture", lambda *_: ("bfloat16", "sdpa"))
+        said = "begun in float32 with sdpa, and this device would go on in bfloat16 with sdpa"
+        with pytest.raises(UsageError, match=said):
+            traitmill.project(texts, trait, to, models=str(talker))
+        assert json.loads(record.read_bytes()) == noted
+    del noted["computed"]
+    record.write_text(json.dumps(noted))  # of a version that did not note it
+    assert not traitmill.project(texts, trait, to, models=str(talker)).reused
+    record.write_text(json.dumps({**noted, "computed": ["bfloat16 with sdpa"]}))
+    assert traitmill.project(texts, trait, to, models=str(talker)).reused
+
+
 @pytest.mark.slow
 def test_a_file_that_was_removed_is_made_from_the_table(talker, trait, tmp_path, monkeypatch):
     monkeypatch.setattr(commands_module, "CHUNK", 4)
@@ -531,15 +564,15 @@ def test_what_a_killed_first_write_left_is_no_other_file(tmp_path):
     to.mkdir()
     for name in (".lock", ".project.json.77-88.tmp"):
         (to / name).write_text("{")
-    commands_module._take_up(to, {"texts": "a"})
+    commands_module._take_up(to, {"texts": "a", "computed": []}, whole=False)
     assert sorted(path.name for path in to.iterdir()) == [".lock", "project.json"]
     (to / ".summary.json.77-88.tmp").write_text("{")
-    commands_module._take_up(to, {"texts": "a"})
+    commands_module._take_up(to, {"texts": "a", "computed": []}, whole=False)
     assert sorted(path.name for path in to.iterdir()) == [".lock", "project.json"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".notes.tmp").write_text("mine")
     with pytest.raises(UsageError, match="holds other files"):
-        commands_module._take_up(tmp_path / "mine", {"texts": "a"})
+        commands_module._take_up(tmp_path / "mine", {"texts": "a", "computed": []}, whole=False)
     assert (tmp_path / "mine" / ".notes.tmp").is_file()
 
 
