@@ -107,7 +107,6 @@ async def steer(
 ) -> SteeringResult:
     """Generate answers with a trait's vectors added, judge them, and say what the vectors do.
 
-    A coroutine: await it.
     The vectors are those of `methods` at `layers`, by default the difference of means at the layer
     nearest the middle that reads the trait as well as the best (`choice`), of the pool that the
     folder was last fitted on. `coefficients` are in units of the layer's mean residual norm; None
@@ -117,7 +116,7 @@ async def steer(
     of every state, under a pos instruction. `given` are settings by name.
 
     Raise UsageError, AccessError, LockedError or DefinitionError before anything loads. What goes
-    wrong later stands in the result.
+    wrong later stands in the result. A coroutine: await it.
     """
     listener = listener or Listener()
     asked = _asked(positions, coefficients, n_random, n_examples, coherence, ablate=ablate)
