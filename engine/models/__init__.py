@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .adapter_fit import check_adapter, find_adapter
+from .adapter_fit import adapter_here, check_adapter, find_adapter
 from .chat import Prompts, chat_token_ids, lazy_tokenizer
 from .config import (
     check_capture,
@@ -54,6 +54,7 @@ __all__ = [
     "Stored",
     "Thought",
     "Turn",
+    "adapter_here",
     "capture_bytes",
     "chat_token_ids",
     "check_adapter",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,24 @@ def find_adapter(name: str, revision: str | None = None) -> Adapter:
     if not isinstance(config, dict):
         raise AccessError(f"{CONFIG} of `adapter` {name} is not a JSON object")
     return Adapter(name, str(folder), source, revision, config, _shapes(folder / WEIGHTS))
+
+
+def adapter_here(adapter: Adapter) -> Adapter:
+    """Return an adapter that another machine found, as this one has it.
+
+    A hub's is fetched into this machine's own cache. Raise UsageError where a local folder is not
+    here or has other files, AccessError as `find_adapter` does.
+    """
+    folder = Path(adapter.folder)
+    if adapter.source != adapter.folder:
+        return adapter if folder.is_dir() else find_adapter(adapter.source, adapter.revision)
+    if not folder.is_dir() or fingerprint(folder) != adapter.revision:
+        fault = "has other files" if folder.is_dir() else "is not there"
+        raise UsageError(
+            f"`adapter` {folder} {fault} on {socket.gethostname()}; copy it there under the same "
+            "path, or name one of the hub"
+        )
+    return adapter
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -6,13 +6,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..generation import on_gpu
-from ..models import Placement, cores, emptiest_first, read_gpus
+from ..models import Placement, adapter_here, cores, emptiest_first, read_gpus
 from ..replicas import Cluster, Hosted, Needs, ReplicaPool, ReplicatedCapturer, Seat
 from ..settings import Execution
 from .capturing import doubt_of
@@ -51,6 +51,9 @@ class OpenReplica:
             os.sched_setaffinity(0, own_cores(sorted(os.sched_getaffinity(0)), seat))
         hosted = Hosted()
         wanted = self.wanted
+        if wanted.ref.adapter is not None:  # its folder is the one of the machine that sent it
+            adapter = await asyncio.to_thread(adapter_here, wanted.ref.adapter)
+            wanted = replace(wanted, ref=replace(wanted.ref, adapter=adapter))
         if not seat.generates:
             wanted = ModelsWanted(
                 ref=wanted.ref,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,18 @@ from tests.support.oracle import build
 from tests.support.rows import response_row
 from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.errors import AccessError, UsageError
-from traitmill.engine.models import ModelRef, check_adapter, find_adapter, find_model
-from traitmill.engine.settings import CaptureSettings
+from traitmill.engine.models import (
+    ModelRef,
+    adapter_fit,
+    adapter_here,
+    check_adapter,
+    find_adapter,
+    find_model,
+)
+from traitmill.engine.replicas import Seat
+from traitmill.engine.run import replicated
+from traitmill.engine.run.models import LocalModels, ModelsWanted
+from traitmill.engine.settings import CaptureSettings, RunSettings, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +108,57 @@ def test_an_adapter_of_the_embedding_is_refused(base: Path, tmp_path: Path) -> N
     ref = replace(find_model(str(base)), adapter=find_adapter(str(folder)))
     with pytest.raises(UsageError, match="changes lm_head"):
         check_adapter(ref)
+
+
+async def test_a_replica_takes_a_hub_adapter_from_its_own_machine(
+    adapted: Callable[..., ModelRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = adapted()
+    assert ref.adapter is not None
+    cached = shutil.copytree(ref.adapter.folder, tmp_path / "own" / "commit")
+    sent = replace(ref.adapter, source="who/what", folder="/there/commit", revision="commit")
+    asked: list[object] = []
+
+    def fetch(name: str, _: object, revision: str | None, kind: str) -> Path:
+        asked.append((name, revision, kind))
+        return cached
+
+    monkeypatch.setattr(adapter_fit, "fetch_files", fetch)
+    monkeypatch.setattr(replicated, "tie_children", lambda: None)
+    seen: list[ModelRef] = []
+
+    async def prepare(models: LocalModels) -> None:
+        seen.append(models.wanted.ref)
+
+    monkeypatch.setattr(LocalModels, "prepare", prepare)
+    wanted = ModelsWanted(
+        ref=replace(ref, adapter=sent),
+        settings=RunSettings(sampling=Sampling(model="m", revision="r")),
+        engine=True,
+        captures=True,
+        longest=9,
+    )
+    for generates in (True, False):
+        opened = replicated.OpenReplica(wanted, share_cores=False)
+        async with opened(Seat(0, 1, generates)):
+            pass
+    assert asked == [("who/what", "commit", "adapter")] * 2
+    assert [each.adapter and each.adapter.folder for each in seen] == [str(cached)] * 2
+    here = replace(sent, folder=str(cached))
+    assert adapter_here(here) is here  # no hub is asked for what is there
+
+
+def test_a_local_adapter_is_the_same_on_every_machine(adapted: Callable[..., ModelRef]) -> None:
+    adapter = adapted().adapter
+    assert adapter is not None
+    assert adapter_here(adapter) is adapter
+    folder = Path(adapter.folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match=f"has other files on {socket.gethostname()}; copy it"):
+        adapter_here(adapter)
+    shutil.rmtree(folder)
+    with pytest.raises(UsageError, match=f"`adapter` {folder} is not there on"):
+        adapter_here(adapter)
 
 
 def test_folders_that_are_none_are_named(base: Path, tmp_path: Path) -> None:
