@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AccessError, StoppedError, TraitmillError
 from ..traits import FULL, Scale
-from .capabilities import CAP, JudgeProfile, Message, plainer, refine
+from .capabilities import CAPS, JudgeProfile, Message, caps_of, plainer, refine, seconds_for
 from .client import Client
 from .cost import Meter, Tokens
 from .faults import (
     FATAL,
     PASSING,
+    UNANSWERED,
     CallError,
     DeniedError,
     LateError,
     Outage,
     RejectedError,
     TransientError,
+    UnansweredError,
     is_filtered,
     is_too_long,
 )
@@ -48,23 +50,10 @@ _NO_ROUTE = re.compile(r"requested parameters", re.IGNORECASE)
 """In a 404 of OpenRouter's: no provider of the model takes the request in this form."""
 _MOST_LIMITED = 12
 """429s of one call, while so many others are answered, until it fails alone."""
-_CAPS = frozenset({"max_tokens", "max_completion_tokens"})
-_SLOWEST = 25.0
-"""Tokens a second of a judge that is given room for a thought, at least."""
-_MOST_LATE = 3
-"""Attempts of one call that may end at their deadline: each may be billed, and takes so long."""
+_MOST_UNANSWERED = 3
+"""Attempts of one call that may be taken and not answered: each may be billed, and takes long."""
 _MOST_CHANGES = 3
 """Other forms of a request that one call may try."""
-
-
-def seconds_for(request: Mapping[str, Any]) -> float:
-    """Return the seconds that an answer may take where a request gives it room for a thought."""
-    room = max(_caps(request), default=0)
-    return room / _SLOWEST if room > CAP else 0.0
-
-
-def _caps(request: Mapping[str, Any]) -> list[int]:
-    return [request[name] for name in _CAPS if isinstance(request.get(name), int)]
 
 
 class MendableError(CallError):
@@ -113,12 +102,13 @@ class Calls:
         pauses."""
         from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-        late = 0
+        unanswered = 0
 
         def over(state: RetryCallState) -> bool:
-            nonlocal late
-            late += state.outcome is not None and isinstance(state.outcome.exception(), LateError)
-            return state.attempt_number >= attempts or late >= _MOST_LATE
+            nonlocal unanswered
+            error = state.outcome.exception() if state.outcome is not None else None
+            unanswered += isinstance(error, UnansweredError)
+            return state.attempt_number >= attempts or unanswered >= _MOST_UNANSWERED
 
         retrying = AsyncRetrying(
             stop=over,
@@ -158,6 +148,8 @@ class Calls:
                 if (used := reply.usage()) is not None:  # a failure may be billed
                     tally.add(used)
                     self.meter.add(used, estimated=False)
+                elif reply.status in UNANSWERED:
+                    self._estimate(prompt_tokens, cap)
                 if reply.status >= 500 or reply.status in PASSING:
                     self._failed(ticket, f"HTTP {reply.status}: {fault.message}")
                 elif reply.status != 429:
@@ -184,7 +176,7 @@ class Calls:
     @property
     def caps_itself(self) -> bool:
         """Whether what is added to requests says how long an answer may be."""
-        return not _CAPS.isdisjoint(self._extra)
+        return not CAPS.isdisjoint(self._extra)
 
     def _request(
         self, profile: JudgeProfile, messages: Sequence[Message], cap: int, scale: Scale
@@ -249,7 +241,7 @@ class Calls:
     async def _send(
         self, request: dict[str, Any], prompt_tokens: float, cap: int, tally: Meter
     ) -> Reply:
-        dollars = self.meter.expected(prompt_tokens, max(_caps(request), default=cap))
+        dollars = self.meter.expected(prompt_tokens, max(caps_of(request), default=cap))
         if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
             raise self.stop(
                 StoppedError(
@@ -264,13 +256,18 @@ class Calls:
         with self.meter.expecting(dollars):
             try:
                 reply = await self._client.complete(request, seconds_for(request))
-            except LateError:  # it may be billed all the same
-                self.throttle.late()
-                guess = Tokens(round(prompt_tokens), 0, round(self.meter.mean_output or cap))
-                self.meter.add(guess, estimated=True)
+            except UnansweredError as error:
+                if isinstance(error, LateError):
+                    self.throttle.late()
+                self._estimate(prompt_tokens, cap)
                 raise
         self.throttle.learn(reply.headers)
         return reply
+
+    def _estimate(self, prompt_tokens: float, cap: int) -> None:
+        """Count what was taken and not answered: it may be billed all the same."""
+        guess = Tokens(round(prompt_tokens), 0, round(self.meter.mean_output or cap))
+        self.meter.add(guess, estimated=True)
 
     def _receive(self, reply: Reply, ticket: Ticket, prompt_tokens: float, tally: Meter) -> Answer:
         """The answer in a reply, counted. Raises TransientError where it holds none."""

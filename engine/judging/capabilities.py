@@ -20,6 +20,10 @@ CAP = 512
 """
 RAISED_CAP = 4096
 """The cap after an answer that was cut off."""
+CAPS = frozenset({"max_tokens", "max_completion_tokens"})
+"""Names under which a request says how long its answer may be."""
+_SLOWEST = 25.0
+"""Tokens a second of a judge that is given room for a thought, at least."""
 _EXPECTED_CAP = 16
 """One token is measured; a few more let a stored answer be read, such as a refusal."""
 _NEXT_EFFORT: dict[str | None, str | None] = {"minimal": "none", "none": "low", "low": None}
@@ -76,6 +80,17 @@ class JudgeProfile:
             content = f"{messages[-1]['content']}\n\n{plain_request(scale)}"
             out["messages"] = [*messages[:-1], {"role": "user", "content": content}]
         return out
+
+
+def seconds_for(request: Mapping[str, Any]) -> float:
+    """Return the seconds that an answer may take where a request gives it room for a thought."""
+    room = max(caps_of(request), default=0)
+    return room / _SLOWEST if room > CAP else 0.0
+
+
+def caps_of(request: Mapping[str, Any]) -> list[int]:
+    """Return the limits that a request sets to its answer."""
+    return [request[name] for name in CAPS if isinstance(request.get(name), int)]
 
 
 def first_guess(model: str, base_url: str | None) -> JudgeProfile:

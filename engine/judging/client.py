@@ -16,12 +16,12 @@ from .faults import (
     BAD_KEY,
     NO_MODEL,
     NO_QUOTA,
-    PASSING,
     CallError,
     LateError,
-    RejectedError,
     TransientError,
+    UnansweredError,
     UnknownModelError,
+    kind_of,
 )
 from .headers import authorizes, read_headers, secrets
 from .reply import Reply
@@ -174,7 +174,10 @@ class Client:
         except TimeoutError:
             raise LateError(f"no answer within {deadline:g} s") from None
         except (openai.APIConnectionError, aiohttp.ClientError) as error:
-            raise TransientError(f"no connection: {self.redact(_root_cause(error))}") from None
+            said = self.redact(_root_cause(error))
+            if _is_lost(error):
+                raise UnansweredError(f"the connection was lost: {said}") from None
+            raise TransientError(f"no connection: {said}") from None
         return Reply(raw.status_code, raw.headers, raw.text)
 
     def failure(
@@ -204,8 +207,7 @@ class Client:
             return AccessError(f"{self.where} refuses judge {model} to this key: {said}")
         if reply.status < 400:
             return self._sent_on(reply)
-        passing = reply.status >= 500 or reply.status in PASSING
-        return (TransientError if passing else RejectedError)(what, reply.text)
+        return kind_of(reply.status)(what, reply.text)
 
     def _sent_on(self, reply: Reply) -> AccessError:
         target = " ".join(reply.headers.get("location", "elsewhere").split())
@@ -255,6 +257,19 @@ class Client:
         if self._key:
             text = text.replace(self._key, "[redacted]")
         return _KEY_LIKE.sub("[redacted]", self.without_key(text))
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Return whether a connection broke after it stood, so with a request on its way.
+
+    The client names both kinds alike; what it rests on does not.
+    """
+    import aiohttp
+
+    lost = aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | aiohttp.ClientOSError
+    while error is not None and not isinstance(error, lost):
+        error = error.__cause__
+    return error is not None and not isinstance(error, aiohttp.ClientConnectorError)
 
 
 def _root_cause(error: BaseException) -> str:

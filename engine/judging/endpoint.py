@@ -10,7 +10,7 @@ from ..errors import AccessError, StoppedError
 from ..records import REFUSED_TEXT, TEXT_ALONE, Response, Verdict
 from ..settings import JudgeLimits, JudgeSettings
 from ..traits import Scale, Trait, fill
-from .calls import Calls, seconds_for
+from .calls import Calls
 from .capabilities import (
     CAP,
     RAISED_CAP,
@@ -22,6 +22,7 @@ from .capabilities import (
     judge_key,
     plain_request,
     raw_text,
+    seconds_for,
 )
 from .client import Client
 from .cost import Meter, Usage, at_tier, find_price, need_price

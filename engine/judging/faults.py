@@ -25,6 +25,8 @@ FATAL = NO_QUOTA | BAD_KEY | NO_MODEL
 """Codes that end all judging, whatever the status they come under."""
 PASSING = {408, 409, 423, 424, 425, 499}
 """Statuses below 500 that are about the moment, not about what was sent."""
+UNANSWERED = {408, 499, 504, 524}
+"""Statuses of a gateway that waited in vain for an answer to what it had passed on."""
 _WANTS_CREDIT = re.compile(
     r"credit balance is too low|budget has been exceeded|exceeded budget"
     r"|insufficient (?:account )?(?:balance|credits?\b|funds|quota)"
@@ -64,7 +66,11 @@ class TransientError(CallError):
     answer."""
 
 
-class LateError(TransientError):
+class UnansweredError(TransientError):
+    """A request that was taken and not answered: it may be billed all the same."""
+
+
+class LateError(UnansweredError):
     """No answer within the deadline."""
 
 
@@ -78,6 +84,13 @@ class DeniedError(RejectedError):
 
 class UnknownModelError(AccessError):
     """An endpoint that has no such model, or that is no endpoint."""
+
+
+def kind_of(status: int) -> type[CallError]:
+    """Return what a failing status says of one call, where it says nothing of all of them."""
+    if status in UNANSWERED:
+        return UnansweredError
+    return TransientError if status >= 500 or status in PASSING else RejectedError
 
 
 def lacks_credit(status: int, codes: frozenset[str], message: str) -> bool:

@@ -105,6 +105,38 @@ async def test_t27_a_status_about_the_moment_is_no_refusal_of_the_text(status: i
     assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 80.0, 2)
 
 
+@pytest.mark.parametrize("lost", [408, 499, 504, 524, "reset", "half an answer"])
+async def test_a_call_that_was_taken_and_not_answered_is_paid_for_three_times_at_most(
+    monkeypatch: pytest.MonkeyPatch, lost: int | str
+) -> None:
+    """A text that a gateway waits for in vain is thought about, and billed, at every attempt."""
+    monkeypatch.setattr(cost, "load_prices", lambda _: {"m": cost.Price(10.0, 10.0, 10.0)})
+    short = Reply(200, b"{}", {"content-length": "50"}, act="break off")
+    replies = {"reset": Reply(act="reset"), "half an answer": short}
+    reply = Reply(lost, b"<html>Time-out</html>") if isinstance(lost, int) else replies[lost]
+    late = []
+    with MisbehavingServer(script=lambda seen: reply if "calm" in seen.prompt else None) as server:
+        async with known(server) as judge:
+            monkeypatch.setattr(judge._calls.throttle, "late", lambda: late.append(1))
+            verdict = await judge.judge(TRAIT, response())
+            usage = judge.usage
+        assert sum("calm" in seen.prompt for seen in server.log) == 3
+    assert (verdict.status, verdict.attempts, usage.estimated) == ("failed", 3, 3)
+    assert usage.dollars is not None
+    assert usage.dollars > 3 * 512 * 10 / 1e6
+    assert not late  # it says nothing of how many requests the endpoint bears
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+async def test_what_was_not_taken_is_tried_to_the_end_and_costs_nothing(status: int) -> None:
+    with MisbehavingServer(script=lambda _: error(status, "down")) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+            usage = judge.usage
+    assert (verdict.status, verdict.attempts) == ("failed", 8)
+    assert (usage.estimated, usage.input_tokens) == (0, 0)
+
+
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 async def test_t02_nothing_follows_an_endpoint_that_sends_on(
     monkeypatch: pytest.MonkeyPatch, status: int
@@ -231,6 +263,8 @@ async def test_t45_out_of_money_inside_a_200_stops_at_once() -> None:
 OUTAGES = {
     "500": error(500, "oops"),
     "502 of a gateway": Reply(502, "<html>Bad Gateway</html>", {}),
+    "504 of a gateway": Reply(504, "<html>Gateway Time-out</html>", {}),
+    "connections lost": Reply(act="reset"),
     "no completion": Reply(200, "<html>We are back soon</html>", {}),
     "error in a 200": in_choice(code=503),
 }

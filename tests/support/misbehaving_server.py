@@ -27,7 +27,8 @@ Body = dict[str, Any]
 
 @dataclass
 class Reply:
-    """One scripted answer. `act`: answer, hang (never answer), or reset (cut the connection).
+    """One scripted answer. `act`: answer, hang (never answer), reset (cut the connection), or
+    break off (answer, then cut it).
     `held`: as long as this is true, it is not given."""
 
     status: int = 200
@@ -373,6 +374,8 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
             return
         self._write(reply)
+        if reply.act == "break off":
+            self._transport.close()
 
     def _write(self, reply: Reply) -> None:
         body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
