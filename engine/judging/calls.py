@@ -21,9 +21,9 @@ from .faults import (
     FATAL,
     PASSING,
     UNANSWERED,
-    CallError,
     DeniedError,
     LateError,
+    MendableError,
     Outage,
     RejectedError,
     TransientError,
@@ -54,14 +54,6 @@ _MOST_UNANSWERED = 3
 """Attempts of one call that may be taken and not answered: each may be billed, and takes long."""
 _MOST_CHANGES = 3
 """Other forms of a request that one call may try."""
-
-
-class MendableError(CallError):
-    """A rejected probe; asking with the profile `better`, where there is one, may help."""
-
-    def __init__(self, error: CallError, better: JudgeProfile | None) -> None:
-        super().__init__(str(error), error.raw)
-        self.better = better
 
 
 class Calls:
@@ -139,7 +131,9 @@ class Calls:
                     reply = await self._send(request, prompt_tokens, cap, tally)
                     if reply.status < 300:
                         answer = self._receive(reply, ticket, prompt_tokens, tally)
-                        self.profile = profile if self.profile in rejected else self.profile
+                        before = self.profile
+                        self.profile = profile if before in rejected else before
+                        self.tell_sampled(before)
                         return answer
                 except TransientError as error:
                     self._failed(ticket, str(error))
@@ -172,6 +166,14 @@ class Calls:
                     return Answer("", "content_filter", self._client.redact(fault.message))
             rejected.append(profile)
             form = self._other_form(reply, rejected)
+
+    def tell_sampled(self, before: JudgeProfile) -> None:
+        """Say so where the profile has given up the temperature 0 that the one `before` had."""
+        if before.temperature and not self.profile.temperature:
+            self.throttle.say(
+                f"judge {self.profile.model} takes no temperature 0: its verdicts are sampled, and "
+                "the same text may score otherwise when it is judged again"
+            )
 
     @property
     def caps_itself(self) -> bool:

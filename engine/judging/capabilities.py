@@ -32,7 +32,14 @@ _UNSUPPORTED = re.compile(
     re.IGNORECASE,
 )
 _QUOTED = re.compile(r"['\"`]([a-z_]+)[.'\"`]")
-_FEWER_LOGPROBS = {20: 5, 5: 0}
+_LEAST_LOGPROBS = 5
+"""With fewer alternatives too little of the probability may be seen."""
+_ALLOWED = re.compile(
+    r"(?:\bmax\w*(?:\s+\w+){0,3}[:\s]\s*|at most\s+|up to\s+|equal to\s+|[<\u2264]=?\s*"
+    r"|between \d+ and\s+)(\d{1,2})\b",
+    re.IGNORECASE,
+)
+"""How an endpoint says how many alternatives may be asked for."""
 
 Mode = Literal["integer", "expected"]
 Message = dict[str, str]
@@ -101,7 +108,7 @@ def first_guess(model: str, base_url: str | None) -> JudgeProfile:
     )
     if re.match(r"gpt-5\.\d", name):
         return _reasoning(JudgeProfile(model=model), "none")
-    if re.match(r"gpt-5(-|$)", name):
+    if re.match(r"gpt-5(-(?!chat)|$)", name):
         return _reasoning(JudgeProfile(model=model), "minimal")
     if re.match(r"o\d(-|$)", name):
         return _reasoning(JudgeProfile(model=model), "low")
@@ -138,13 +145,11 @@ def refine(
     if profile.cap_name in named and not _UNSUPPORTED.search(message):
         return None  # the cap's size is rejected, for example for a prompt that leaves no room
     change: dict[str, Any] = {}
-    if (profile.cap_name == "max_tokens" and "max_tokens" in named) or (
-        profile.temperature and "temperature" in named
-    ):
-        # models that reason in hidden tokens reject these two, and logprobs with them
+    if profile.temperature and "temperature" in named:
+        # models that reason in hidden tokens reject it, and logprobs with it
         return _reasoning(profile, "minimal")
     if profile.top_logprobs and named & {"logprobs", "top_logprobs"}:
-        fewer = _FEWER_LOGPROBS.get(profile.top_logprobs, 0) if "top_logprobs" in named else 0
+        fewer = _fewer_logprobs(profile.top_logprobs, "top_logprobs" in named, message)
         change = {"top_logprobs": fewer, "mode": profile.mode if fewer else "integer"}
     elif profile.effort is not None and named & {"reasoning_effort", "reasoning"}:
         change = {"effort": _NEXT_EFFORT.get(profile.effort)}
@@ -156,31 +161,38 @@ def refine(
     }:
         change = {"schema": False}
     elif profile.cap_name in named:
-        change = {"cap_name": "max_tokens"}
+        other = "max_tokens" if profile.cap_name != "max_tokens" else "max_completion_tokens"
+        change = {"cap_name": other}
     return replace(profile, **change) if change else None
+
+
+def _fewer_logprobs(asked: int, by_number: bool, message: str) -> int:
+    """Return how many alternatives to ask for instead, 0 for none: as many as the message allows.
+
+    `by_number`: it names the parameter that says how many.
+    """
+    found = _ALLOWED.search(message)
+    allowed = int(found[1]) if found else _LEAST_LOGPROBS if by_number else 0
+    return allowed if _LEAST_LOGPROBS <= allowed < asked else 0
 
 
 def plainer(profile: JudgeProfile) -> JudgeProfile | None:
     """The profile after a rejection that names no parameter of several: first without
-    log-probabilities, then without a schema, then the barest; None where there is nothing left."""
+    log-probabilities, then without a schema, then the barest; None where there is nothing left.
+
+    Temperature 0 goes last: without it verdicts are sampled.
+    """
     if profile.top_logprobs:
         return replace(profile, top_logprobs=0, mode="integer")
     if profile.schema:
         return replace(profile, schema=False)
-    bare = barest(profile)
-    return bare if bare != profile else None
-
-
-def barest(profile: JudgeProfile) -> JudgeProfile:
-    """The profile that any chat endpoint understands: for rejections that name no parameter."""
-    return JudgeProfile(
-        model=profile.model,
-        cap_name="max_tokens",
-        temperature=False,
-        top_logprobs=0,
-        schema=False,
-        effort=None,
-    )
+    for temperature in (profile.temperature, False):
+        bare = JudgeProfile(
+            model=profile.model, temperature=temperature, top_logprobs=0, schema=False
+        )
+        if bare != profile:
+            return bare
+    return None
 
 
 _MAX_RAW = 4000

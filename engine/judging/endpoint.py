@@ -117,8 +117,10 @@ class EndpointJudge:
                 self._calls.known, self._mode = False, self._calls.profile.mode
                 self._calls.profile = first_guess(self._judging.model, self._client.base_url)
             if not self._calls.known:
+                guess = self._calls.profile
                 self._calls.profile = await self._prober.find_profile(self._mode)
                 self._calls.known = True
+                self._calls.tell_sampled(guess)
         except UnknownModelError as error:
             raise await self._client.unknown_model(error) from None
         except CallError as error:

@@ -6,6 +6,7 @@ import asyncio
 import re
 
 from ..errors import AccessError
+from .capabilities import JudgeProfile
 from .rate_limit import Throttle, Ticket
 
 FLAGGED = "flagged_input"
@@ -80,6 +81,14 @@ class RejectedError(CallError):
 
 class DeniedError(RejectedError):
     """Asking the same again will not help now, and may later."""
+
+
+class MendableError(CallError):
+    """A rejected probe; asking with the profile `better`, where there is one, may help."""
+
+    def __init__(self, error: CallError, better: JudgeProfile | None) -> None:
+        super().__init__(str(error), error.raw)
+        self.better = better
 
 
 class UnknownModelError(AccessError):

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from ..errors import AccessError, StoppedError, UsageError
 from ..settings import JudgeLimits, JudgeSettings
-from .calls import PROBE_ATTEMPTS, Calls, MendableError
-from .capabilities import CAP, JudgeProfile, Mode, barest
+from .calls import PROBE_ATTEMPTS, Calls
+from .capabilities import CAP, JudgeProfile, Mode, plainer
 from .client import Client
 from .cost import Meter
-from .faults import FATAL, CallError, DeniedError, RejectedError, TransientError
+from .faults import FATAL, CallError, DeniedError, MendableError, RejectedError, TransientError
 from .pace import wait_asked
 from .reading import Answer, spoken, whole_numbers
 from .reply import Reply
@@ -105,6 +105,7 @@ class Prober:
         profile = self._calls.profile
         if asked != "integer" and profile.top_logprobs:
             profile = replace(profile, mode="expected")
+        rejected = list[JudgeProfile]()
         for _ in range(_MAX_PROBES):
             if asked == "expected" and profile.mode == "integer":
                 remedy = "use `judge_mode` auto"
@@ -122,9 +123,12 @@ class Prober:
             try:
                 answer = await self._ask(prompt)
             except MendableError as error:
-                if error.better is None and profile == barest(profile):
+                rejected.append(profile)
+                better = error.better if error.better not in rejected else None
+                better = better or plainer(profile)
+                if better is None:
                     raise
-                profile = error.better or barest(profile)
+                profile = better
                 continue
             if profile.mode == "integer":
                 plain = (

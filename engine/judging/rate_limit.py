@@ -91,7 +91,7 @@ class Throttle:
         self._grows_from = 0.0
         """Loop time before which no more requests are put in flight than now."""
         self._patience = limits.patience
-        self._on_event = on_event
+        self.say = on_event
         self._line = asyncio.Lock()
         self._wake = asyncio.Event()
         self._gate, self._why = 0.0, ""
@@ -163,7 +163,7 @@ class Throttle:
         while (left := self._gate - loop.time()) > 0:
             self.check()
             if left >= _ANNOUNCED_SECONDS and loop.time() >= next_line:
-                self._on_event(f"{self._why} in {show_seconds(left)}")
+                self.say(f"{self._why} in {show_seconds(left)}")
                 next_line = loop.time() + _COUNTDOWN_SECONDS
             await self._woken(min(left, _COUNTDOWN_SECONDS))
         self.check()

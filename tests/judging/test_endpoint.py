@@ -97,9 +97,9 @@ def known(server, **options):
     ("persona", "model", "calls", "mode", "effort"),
     [
         ("gpt-5-mini", "gpt-5-mini", 1, "integer", "minimal"),
-        ("gpt-5-mini", "a-reasoner-nobody-knows", 2, "integer", "minimal"),
+        ("gpt-5-mini", "a-reasoner-nobody-knows", 3, "integer", "minimal"),
         ("gpt-5.1", "gpt-5.1", 1, "integer", "none"),
-        ("gpt-5.1", "a-reasoner-nobody-knows", 3, "integer", "none"),
+        ("gpt-5.1", "a-reasoner-nobody-knows", 4, "integer", "none"),
         ("gpt-4.1-mini", "gpt-4.1-mini", 1, "expected", None),
         ("vllm-small", "HuggingFaceTB/SmolLM2", 2, "integer", None),
         ("plain", "old", 2, "integer", None),
@@ -145,9 +145,9 @@ async def test_a_stored_profile_that_no_longer_fits_mends_itself_once():
     with MisbehavingServer("gpt-5-mini") as server:
         async with opened(server, "m", profile=stored, concurrency=1) as judge:
             verdicts = [await judge.judge(TRAIT, response(index=i)) for i in range(5)]
-        assert server.statuses == [400, 200, 200, 200, 200, 200]
+        assert server.statuses == [400, 400, 200, 200, 200, 200, 200]
     assert [v.score for v in verdicts] == [80.0] * 5
-    assert verdicts[0].attempts == 2
+    assert verdicts[0].attempts == 3
 
 
 async def test_a_stored_profile_never_changes_the_measurement():
@@ -324,8 +324,92 @@ async def test_a_server_that_rejects_without_saying_why_is_asked_plainly():
     with MisbehavingServer(script=fussy) as server:
         async with opened(server, "m") as judge:
             verdict = await judge.judge(TRAIT, response())
-        assert server.statuses == [400, 200, 200]
+        assert server.statuses == [400, 400, 400, 200, 200]
     assert verdict.score == 80.0
+
+
+NAMELESS = {
+    "a schema that is not taken": lambda body: "response_format" in body,
+    "log-probabilities that are not taken": lambda body: "logprobs" in body,
+    "neither": lambda body: body.keys() & {"response_format", "logprobs"},
+    "a name of the limit": lambda body: "max_tokens" not in body,
+}
+
+
+@pytest.mark.parametrize("refused", NAMELESS)
+async def test_a_complaint_that_names_nothing_leaves_temperature_0(refused):
+    """Without it verdicts are sampled: it is the last thing to go, and that is said."""
+    events = []
+    with MisbehavingServer(
+        "plain",
+        script=lambda seen: error(400, "Bad request") if NAMELESS[refused](seen.body) else None,
+    ) as server:
+        async with opened(server, "m", events=events) as judge:
+            if refused == "a name of the limit":  # as for OpenAI's own address
+                judge._calls.known = False
+                judge._calls.profile = JudgeProfile(model="m", cap_name="max_completion_tokens")
+                await judge.open()
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+        assert server.log[-1].body["temperature"] == 0
+    assert events == []
+
+
+@pytest.mark.parametrize("profile", [None, PROFILE], ids=["at the probe", "during the run"])
+async def test_a_temperature_that_is_given_up_is_said_once(profile):
+    events = []
+    with MisbehavingServer("gpt-5-mini") as server:
+        async with opened(server, "m", profile=profile, events=events, concurrency=1) as judge:
+            for index in range(3):
+                await judge.judge(TRAIT, response(index=index))
+    assert len(events) == 1
+    assert "takes no temperature 0: its verdicts are sampled" in events[0]
+
+
+async def test_a_model_of_whose_family_the_others_reason_is_told_by_what_it_refuses():
+    """gpt-5-chat-latest takes temperature 0 and no effort; one name of the limit says nothing."""
+
+    def chat(seen):
+        for name in ("reasoning_effort", "max_tokens"):
+            if name in seen.body:
+                return error(400, f"Unsupported parameter: '{name}' is not supported.", param=name)
+        return None
+
+    for profile in (None, JudgeProfile(model="gpt-5-chat-latest", top_logprobs=0)):
+        with MisbehavingServer("plain", script=chat) as server:
+            async with opened(server, "gpt-5-chat-latest", profile=profile) as judge:
+                assert (await judge.judge(TRAIT, response())).status == "scored"
+            body = server.log[-1].body
+        assert (body["temperature"], body["max_completion_tokens"]) == (0, CAP)
+        assert "reasoning_effort" not in body
+
+
+@pytest.mark.parametrize(
+    ("said", "allowed"),
+    [
+        ("Requested sample logprobs of 20, which is greater than max allowed: 5", 5),
+        ("logprobs must be between 0 and 8", 8),
+        ("top_logprobs: Input should be less than or equal to 10", 10),
+        ("Invalid value: 'top_logprobs' is too large, the maximum value is 6.", 6),
+        ("top_logprobs is too large", 5),
+        ("Requested sample logprobs of 20, which is greater than max allowed: 1", 0),
+        ("logprobs are not supported", 0),
+    ],
+)
+async def test_as_many_log_probabilities_are_asked_for_as_are_allowed(said, allowed):
+    def limited(seen):
+        many = seen.body.get("top_logprobs", 0) > allowed
+        return (
+            error(400, said, code="400", param="logprobs" if "sample" in said else None)
+            if many
+            else None
+        )
+
+    with MisbehavingServer("gpt-4.1-mini", script=limited) as server:
+        async with opened(server, "Qwen/Q") as judge:
+            verdict = await judge.judge(TRAIT, response())
+        assert server.log[-1].body.get("top_logprobs", 0) == allowed
+        assert server.statuses == [400, 200, 200]
+    assert verdict.mode == ("expected" if allowed else "integer")
 
 
 # --- faults ---
