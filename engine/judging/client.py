@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 _NEAR = (".local", ".localhost", ".internal", ".lan")
+_LONGEST_URL = 2000
+_FOUR_NUMBERS = re.compile(r"\d+(?:\.\d+){3}")
 _COMPLETIONS = "/chat/completions"
 _LIST_SECONDS = 10.0
 _MOST_CONNECTIONS = 1024
@@ -49,12 +51,16 @@ def read_base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         if parts.scheme and parts.hostname:
-            shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
+            shown = f"{parts.scheme}://{parts.hostname}{parts.path}"[:_MESSAGE_CHARS]
         plain = not any(mark in url for mark in "@?#\\") and url.isprintable() and " " not in url
         good = (
             plain and parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
         )
-        good = good and url.isascii() and bool(str(parts.hostname).encode("idna"))
+        good = good and url.isascii() and len(url) <= _LONGEST_URL
+        host = str(parts.hostname)
+        host.encode("idna")
+        if "[" in parts.netloc or _FOUR_NUMBERS.fullmatch(host):
+            ipaddress.ip_address(host)
     except ValueError:  # a port, an address or a name that is none; UnicodeError is one
         good = False
     if not good:
@@ -173,7 +179,8 @@ class Client:
             return Reply(error.status_code, error.response.headers, error.response.text)
         except TimeoutError:
             raise LateError(f"no answer within {deadline:g} s") from None
-        except (openai.APIConnectionError, aiohttp.ClientError) as error:
+        except (openai.APIConnectionError, aiohttp.ClientError, UnicodeError) as error:
+            # UnicodeError: a proxy's name in the environment that is none
             said = self.redact(_root_cause(error))
             if _is_lost(error):
                 raise UnansweredError(f"the connection was lost: {said}") from None

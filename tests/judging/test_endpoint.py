@@ -1042,6 +1042,9 @@ async def test_a_key_that_stops_working_stops_everything():
         "http://h:0/v1",
         "http://a..b/v1",
         "http://.x/v1",
+        "http://256.1.1.1/v1",
+        "http://[v1.a]/v1",
+        f"http://h/{'x' * 70_000}",
         f"http://{'x' * 64}/v1",
         "http://evil\u3002com/v1",
         "http://127\uff0e0\uff0e0\uff0e1/v1",
@@ -1059,6 +1062,17 @@ def test_a_malformed_address_is_a_usage_error(url):
         EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url))
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("proxy", ["http://a..b:1", f"http://{'x' * 64}:1"])
+async def test_a_proxy_whose_name_is_none_ends_in_a_line(monkeypatch, proxy):
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    url = "http://judge.invalid/v1"
+    judge = EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url), backoff=0.001)
+    with pytest.raises(AccessError, match=r"cannot be used \(no connection: .*label"):
+        await judge.open()
+    await judge.close()
 
 
 @pytest.mark.parametrize(
