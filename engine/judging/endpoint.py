@@ -108,7 +108,8 @@ class EndpointJudge:
         most).
 
         With a profile of an earlier run only the list of models is fetched, which is free; where
-        that cannot be had, or names the model, nothing more is asked. Raises AccessError (key,
+        that cannot be had, or names the model, nothing more is asked, and one question where it is
+        refused to the key. Raises AccessError (key,
         address, model), UsageError (a mode the model cannot serve) or StoppedError (no quota).
         """
         self._client.open()

@@ -4,6 +4,7 @@ plain answers that are no verdict."""
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 from ..errors import AccessError, StoppedError, UsageError
@@ -74,13 +75,18 @@ class Prober:
     async def is_missing(self) -> bool:
         """Return whether the endpoint lists models and not this one.
 
-        What is no list says nothing: many serve none.
+        What is no list says nothing: many serve none, and a key may be one for answers alone, so
+        where it is refused one question tells. Raise AccessError where that is refused too.
         """
         try:
             reply = await self._calls.retried(PROBE_ATTEMPTS, self._list)
         except TransientError:
             return False
-        if reply.status == 401 or reply.fault().codes & FATAL:
+        if reply.status == 401:
+            with suppress(CallError):  # it is the key that is asked about
+                await self._ask(_SCORE_PROBE)
+            return False
+        if reply.fault().codes & FATAL:
             raise self._client.failure(reply)
         listed = reply.model_ids() if reply.status < 400 else frozenset()
         return bool(listed) and self._judging.model not in listed

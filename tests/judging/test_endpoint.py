@@ -935,6 +935,18 @@ async def test_f23_a_wrong_key_is_found_before_any_verdict(monkeypatch, profile)
             pass
 
 
+@pytest.mark.parametrize("code", [None, "missing_scope", "invalid_api_key"])
+async def test_a_key_for_answers_alone_is_taken_for_one(code):
+    """It may not list models; with the profile of an earlier run that was all that was asked."""
+    with MisbehavingServer() as server:
+        server.list_faults.append(error(401, "Missing scopes: api.model.read", code=code))
+        async with known(server) as judge:
+            assert server.statuses == [200]
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+        assert server.statuses == [200, 200]
+        assert server.log[0].prompt != server.log[1].prompt
+
+
 async def test_f23_a_server_that_asks_for_a_key_says_so():
     with (
         MisbehavingServer(key=KEY) as server,
