@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import AccessError, StoppedError, TraitmillError
+from ..errors import AccessError, TraitmillError
 from ..traits import FULL, Scale
 from .capabilities import CAPS, JudgeProfile, Message, caps_of, plainer, refine, seconds_for
 from .client import Client
@@ -28,6 +28,7 @@ from .faults import (
     RejectedError,
     TransientError,
     UnansweredError,
+    UnreadyError,
     is_filtered,
     is_too_long,
 )
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ATTEMPTS, PROBE_ATTEMPTS = 8, 3
-_LONGEST_BACKOFF = 30.0
+_LONGEST_BACKOFF, _LONGEST_AT_OPENING = 30.0, 8.0
+"""Seconds. What is not ready when it is opened is waited for half a minute in all."""
 _MOST_DENIED = 5
 """Answers in a row that deny key or model, of an endpoint that had accepted both, until they are
 believed."""
@@ -91,8 +93,11 @@ class Calls:
         self, attempts: int, function: Callable[..., Awaitable[T]], *arguments: Any
     ) -> T:
         """Call, again after TransientError: so many attempts, with random, exponentially growing
-        pauses."""
-        from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+        pauses.
+
+        At opening an endpoint that is not ready gets as many as in a run, with steady pauses.
+        """
+        import tenacity
 
         unanswered = 0
 
@@ -100,12 +105,17 @@ class Calls:
             nonlocal unanswered
             error = state.outcome.exception() if state.outcome is not None else None
             unanswered += isinstance(error, UnansweredError)
-            return state.attempt_number >= attempts or unanswered >= _MOST_UNANSWERED
+            waits = isinstance(error, UnreadyError) and not self.known
+            most = ATTEMPTS if waits else attempts
+            return state.attempt_number >= most or unanswered >= _MOST_UNANSWERED
 
-        retrying = AsyncRetrying(
+        pauses = tenacity.wait_exponential(self._backoff, _LONGEST_AT_OPENING)
+        if self.known:
+            pauses = tenacity.wait_random_exponential(self._backoff, _LONGEST_BACKOFF)
+        retrying = tenacity.AsyncRetrying(
             stop=over,
-            wait=wait_random_exponential(multiplier=self._backoff, max=_LONGEST_BACKOFF),
-            retry=retry_if_exception_type(TransientError),
+            wait=pauses,
+            retry=tenacity.retry_if_exception_type(TransientError),
             sleep=self.throttle.pause,
             reraise=True,
         )
@@ -196,12 +206,7 @@ class Calls:
         """Count a request without an answer. Raise StoppedError where the endpoint is down."""
         if self._outage.goes_on(ticket):
             said = self._client.redact(" ".join(said.split()))[:200]
-            raise self.stop(
-                StoppedError(
-                    f"{self._client.where} is down: {self._outage.failed} requests in a row had no "
-                    f"answer (the last one: {said}); run the same command when it is up again"
-                )
-            )
+            raise self.stop(self._outage.ended(self._client.where, said))
 
     def _other_form(self, reply: Reply, rejected: Sequence[JudgeProfile]) -> JudgeProfile:
         """What to ask with after a failure, where another form may help; else raise."""
@@ -245,14 +250,7 @@ class Calls:
     ) -> Reply:
         dollars = self.meter.expected(prompt_tokens, max(caps_of(request), default=cap))
         if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
-            raise self.stop(
-                StoppedError(
-                    f"`max_cost` ${self._max_cost:g} is reached (${self.meter.dollars:.4f} for the "
-                    f"answers so far, and "
-                    "one more may go beyond it): run the same command to go on with as much again, "
-                    "or raise `max_cost`"
-                )
-            )
+            raise self.stop(self.meter.reached(self._max_cost))
         tally.attempts += 1
         self.meter.attempts += 1
         with self.meter.expecting(dollars):

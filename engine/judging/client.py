@@ -21,6 +21,7 @@ from .faults import (
     TransientError,
     UnansweredError,
     UnknownModelError,
+    UnreadyError,
     kind_of,
 )
 from .headers import authorizes, read_headers, secrets
@@ -181,10 +182,12 @@ class Client:
             raise LateError(f"no answer within {deadline:g} s") from None
         except (openai.APIConnectionError, aiohttp.ClientError, UnicodeError) as error:
             # UnicodeError: a proxy's name in the environment that is none
-            said = self.redact(_root_cause(error))
+            cause = _root_cause(error)
+            said = self.redact(" ".join(str(cause).split())[:200] or type(cause).__name__)
             if _is_lost(error):
                 raise UnansweredError(f"the connection was lost: {said}") from None
-            raise TransientError(f"no connection: {said}") from None
+            refused = isinstance(cause, ConnectionRefusedError)
+            raise (UnreadyError if refused else TransientError)(f"no connection: {said}") from None
         return Reply(raw.status_code, raw.headers, raw.text)
 
     def failure(
@@ -279,7 +282,7 @@ def _is_lost(error: BaseException | None) -> bool:
     return error is not None and not isinstance(error, aiohttp.ClientConnectorError)
 
 
-def _root_cause(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return error

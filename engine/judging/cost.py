@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import StoppedError, UsageError
 
 PRICES_FILE = Path(__file__).with_name("prices.json")
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
@@ -138,6 +138,14 @@ class Meter:
         """Whether a call of so many dollars, beside those in flight, may take the cost beyond
         `limit`."""
         return self.dollars is not None and self.dollars + self.in_flight + dollars > limit
+
+    def reached(self, limit: float) -> StoppedError:
+        """Return what stops a judge at its limit."""
+        return StoppedError(
+            f"`max_cost` ${limit:g} is reached (${self.dollars or 0.0:.4f} for the answers so far, "
+            "and one more may go beyond it): run the same command to go on with as much again, or "
+            "raise `max_cost`"
+        )
 
     @property
     def usage(self) -> Usage:

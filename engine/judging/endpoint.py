@@ -32,6 +32,7 @@ from .faults import (
     RejectedError,
     TransientError,
     UnknownModelError,
+    UnreadyError,
     is_too_long,
 )
 from .probe import Prober
@@ -124,6 +125,12 @@ class EndpointJudge:
                 self._calls.tell_sampled(guess)
         except UnknownModelError as error:
             raise await self._client.unknown_model(error) from None
+        except UnreadyError as error:
+            raise AccessError(
+                f"judge {self._judging.model} at {self._client.where} is not ready ({error}): "
+                "start it, or run the same command again once it is up; `judge_base_url` names "
+                "another address"
+            ) from None
         except CallError as error:
             raise AccessError(
                 f"judge {self._judging.model} at {self._client.where} cannot be used ({error}): "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 
-from ..errors import AccessError
+from ..errors import AccessError, StoppedError
 from .capabilities import JudgeProfile
 from .rate_limit import Throttle, Ticket
 
@@ -28,6 +28,8 @@ PASSING = {408, 409, 423, 424, 425, 499}
 """Statuses below 500 that are about the moment, not about what was sent."""
 UNANSWERED = {408, 499, 504, 524}
 """Statuses of a gateway that waited in vain for an answer to what it had passed on."""
+_LOADING = 503
+"""Status of a server that is up before its model is."""
 _WANTS_CREDIT = re.compile(
     r"credit balance is too low|budget has been exceeded|exceeded budget"
     r"|insufficient (?:account )?(?:balance|credits?\b|funds|quota)"
@@ -71,6 +73,10 @@ class UnansweredError(TransientError):
     """A request that was taken and not answered: it may be billed all the same."""
 
 
+class UnreadyError(TransientError):
+    """Nothing listens, or what does is still loading: it may be ready in a while."""
+
+
 class LateError(UnansweredError):
     """No answer within the deadline."""
 
@@ -99,6 +105,8 @@ def kind_of(status: int) -> type[CallError]:
     """Return what a failing status says of one call, where it says nothing of all of them."""
     if status in UNANSWERED:
         return UnansweredError
+    if status == _LOADING:
+        return UnreadyError
     return TransientError if status >= 500 or status in PASSING else RejectedError
 
 
@@ -165,3 +173,10 @@ class Outage:
         self._throttle.one_at_a_time = True
         self._throttle.hold(pause, "the judge does not answer: trying again")
         return False
+
+    def ended(self, where: str, said: str) -> StoppedError:
+        """Return what stops a judge that is down. `said`: how the last request ended."""
+        return StoppedError(
+            f"{where} is down: {self.failed} requests in a row had no answer (the last one: "
+            f"{said}); run the same command when it is up again"
+        )

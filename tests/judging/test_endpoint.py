@@ -593,9 +593,50 @@ async def test_f06_a_refused_connection_is_named_at_the_start():
     with MisbehavingServer() as server:
         url = server.url
     judge = EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url), backoff=0.001)
-    with pytest.raises(AccessError, match=rf"judge m at {url} cannot be used \(no connection"):
+    with pytest.raises(AccessError, match=rf"judge m at {url} is not ready \(no connection"):
         await judge.open()
     await judge.close()
+
+
+async def test_a_server_that_is_still_loading_is_waited_for():
+    """llama.cpp and vLLM behind a proxy say 503 until the model is there."""
+    loading = error(503, "Loading model")
+    with MisbehavingServer(script=[loading] * 6) as server:
+        async with opened(server) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+        assert server.statuses == [503] * 6 + [200, 200]
+    with MisbehavingServer(script=lambda _: loading) as server:
+        with pytest.raises(
+            AccessError, match=r"is not ready \(HTTP 503: Loading.*start it, or run"
+        ):
+            async with opened(server):
+                pass
+        assert server.statuses == [503] * 8
+
+
+async def test_a_server_that_is_not_up_yet_is_waited_for_half_a_minute_at_most(monkeypatch):
+    with MisbehavingServer() as server:
+        url = server.url
+    judge = EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url))
+    pauses = []
+
+    async def pause(seconds):
+        pauses.append(seconds)
+
+    monkeypatch.setattr(judge._calls.throttle, "pause", pause)
+    with pytest.raises(AccessError, match="is not ready"):
+        await judge.open()
+    await judge.close()
+    assert pauses == [0.5, 1, 2, 4, 8, 8, 8]
+
+
+@pytest.mark.parametrize("status", [500, 502])
+async def test_what_fails_at_opening_for_another_reason_is_named_at_once(status):
+    with MisbehavingServer(script=lambda _: error(status, "oops")) as server:
+        with pytest.raises(AccessError, match="cannot be used"):
+            async with opened(server):
+                pass
+        assert len(server.log) == 3
 
 
 async def test_f07_a_call_that_never_answers_is_given_up_and_repeated():
