@@ -204,13 +204,14 @@ def _text_of(part: Any) -> str:
 def _candidates(token: Mapping[str, Any]) -> list[Any]:
     """Return the candidates for a token, without those that cannot be.
 
-    What a schema forbids has minus infinity, which JSON has no number for: it comes as null. What
-    was written has a probability.
+    What a schema forbids has minus infinity, which JSON has no number for: it comes as null, as a
+    word, or as NaN. What was written has a probability.
     """
     return [
         each
         for each in token.get("top_logprobs") or []
-        if each["token"] == token["token"] or each["logprob"] not in (None, -math.inf)
+        if each["token"] == token["token"]
+        or (each["logprob"] is not None and math.isfinite(float(each["logprob"])))
     ]
 
 

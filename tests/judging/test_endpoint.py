@@ -732,6 +732,22 @@ async def test_f08_log_probabilities_that_are_none_are_no_answer(number):
 
 
 @pytest.mark.parametrize(
+    "number", ["NaN", "1e999", "-1e999", "-Infinity", '"NaN"', '"-Infinity"', "null"]
+)
+async def test_an_alternative_without_a_probability_spoils_no_answer(number):
+    """Eight attempts were paid for, and the text had no verdict."""
+    listed = f'{{"token": "80", "logprob": -0.1}}, {{"token": "81", "logprob": {number}}}'
+    body = (
+        '{"choices": [{"message": {"content": "80"}, "finish_reason": "stop", "logprobs": '
+        '{"content": [{"token": "80", "logprob": -0.1, "top_logprobs": [LISTED]}]}}]}'
+    ).replace("LISTED", listed)
+    with MisbehavingServer(script=[Reply(200, body.encode())]) as server:
+        async with opened(server, "m", profile=JudgeProfile(model="m", mode="expected")) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 80.0, 1)
+
+
+@pytest.mark.parametrize(
     "number", ["1e999", "-1e999", "-5", "NaN", "9e99", "1" * 400, '"many"', "null", "[]", "true"]
 )
 async def test_counts_that_are_none_are_not_counted(number):
