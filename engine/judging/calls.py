@@ -16,7 +16,7 @@ from ..errors import AccessError, TraitmillError
 from ..traits import FULL, Scale
 from .capabilities import CAPS, JudgeProfile, Message, caps_of, plainer, refine, seconds_for
 from .client import Client
-from .cost import Meter, Tokens
+from .cost import Tokens, Usage
 from .faults import (
     FATAL,
     PASSING,
@@ -29,7 +29,6 @@ from .faults import (
     TransientError,
     UnansweredError,
     UnreadyError,
-    is_filtered,
     is_too_long,
 )
 from .pace import wait_asked
@@ -65,7 +64,7 @@ class Calls:
         self,
         client: Client,
         throttle: Throttle,
-        meter: Meter,
+        meter: Usage,
         profile: JudgeProfile,
         max_cost: float,
         backoff: float,
@@ -82,7 +81,7 @@ class Calls:
         """Whether the profile is right; until then a rejected one is the prober's business."""
 
     async def answer(
-        self, messages: Sequence[Message], cap: int, tally: Meter, scale: Scale = FULL
+        self, messages: Sequence[Message], cap: int, tally: Usage, scale: Scale = FULL
     ) -> Answer:
         """One answer; transient trouble is retried after random, exponentially growing pauses."""
         return await self.retried(
@@ -122,7 +121,7 @@ class Calls:
         return await retrying(function, *arguments)
 
     async def _attempt(
-        self, messages: Sequence[Message], cap: int, tally: Meter, scale: Scale
+        self, messages: Sequence[Message], cap: int, tally: Usage, scale: Scale
     ) -> Answer:
         """Stand in line and ask once.
 
@@ -172,8 +171,9 @@ class Calls:
                     self.throttle.shut(wait)
                 else:
                     self.throttle.resumed()
-                if is_filtered(reply.status, fault.codes, fault.message):
-                    return Answer("", "content_filter", self._client.redact(fault.message))
+                said = self._client.redact(fault.message)
+                if (held := reply.as_answer(said, known=self.known)) is not None:
+                    return held
             rejected.append(profile)
             form = self._other_form(reply, rejected)
 
@@ -246,7 +246,7 @@ class Calls:
         return better
 
     async def _send(
-        self, request: dict[str, Any], prompt_tokens: float, cap: int, tally: Meter
+        self, request: dict[str, Any], prompt_tokens: float, cap: int, tally: Usage
     ) -> Reply:
         dollars = self.meter.expected(prompt_tokens, max(caps_of(request), default=cap))
         if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
@@ -269,7 +269,7 @@ class Calls:
         guess = Tokens(round(prompt_tokens), 0, round(self.meter.mean_output or cap))
         self.meter.add(guess, estimated=True)
 
-    def _receive(self, reply: Reply, ticket: Ticket, prompt_tokens: float, tally: Meter) -> Answer:
+    def _receive(self, reply: Reply, ticket: Ticket, prompt_tokens: float, tally: Usage) -> Answer:
         """The answer in a reply, counted. Raises TransientError where it holds none."""
         try:
             answer, tokens = reply.completion()
@@ -278,9 +278,10 @@ class Calls:
             used = reply.usage() or Tokens(round(prompt_tokens), 0, 0)
             tally.add(used)
             self.meter.add(used, estimated=reply.usage() is None)
-            raise TransientError(
-                f"the endpoint's {reply.status} holds no chat completion", reply.text
-            ) from None
+            said = f"the endpoint's {reply.status} holds no chat completion"
+            if not self.known:  # later a verdict's row has it beside
+                said += f": {self._client.redact(' '.join(reply.text.split()))[:200]}"
+            raise TransientError(said, reply.text) from None
         tally.add(tokens or Tokens())  # a verdict's row holds counts only
         counted = tokens or Tokens(round(prompt_tokens), 0, round(len(answer.text) / 4 + 0.5))
         self._answered, self._denied = True, 0

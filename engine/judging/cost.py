@@ -43,56 +43,25 @@ class Tokens:
     hidden: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
-    """What a judge has used so far in this run."""
+    """What a judge has used so far in this run, or one verdict has."""
 
+    price: Price | None
+    """None: tokens are counted, dollars are not known."""
     requests: int = 0
     """Responses judged, whatever the verdict."""
     attempts: int = 0
     """HTTP requests, probes and retries included."""
+    answered: int = 0
     input_tokens: int = 0
     cached_tokens: int = 0
     """The part of the input tokens that the endpoint took from its cache."""
     output_tokens: int = 0
     """Hidden tokens included."""
     hidden_tokens: int = 0
-    dollars: float | None = None
-    """None where the price table lacks the model."""
     estimated: int = 0
     """Answers that came without counts: theirs are estimates, four characters to a token."""
-
-    def projected(self, remaining: int) -> float | None:
-        """Dollars at the end, if `remaining` more responses cost what those so far did."""
-        if self.dollars is None or not self.requests:
-            return self.dollars
-        return self.dollars * (1 + remaining / self.requests)
-
-    def __str__(self) -> str:
-        tokens = f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out"
-        if self.hidden_tokens:
-            tokens += f" ({self.hidden_tokens:,} hidden)"
-        money = "price unknown" if self.dollars is None else f"${self.dollars:.4f}"
-        guessed = (
-            f" (estimated for {self.estimated:,} answers without counts)" if self.estimated else ""
-        )
-        return f"{self.requests:,} judged, {self.attempts:,} calls, {tokens}, {money}{guessed}"
-
-
-@dataclass(slots=True)
-class Meter:
-    """Counts up, for a judge or for one verdict. `price` None: tokens are counted, dollars are not
-    known."""
-
-    price: Price | None
-    requests: int = 0
-    attempts: int = 0
-    answered: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    hidden_tokens: int = 0
-    estimated: int = 0
     in_flight: float = 0.0
     """Dollars that the calls in flight are expected to cost."""
 
@@ -147,18 +116,21 @@ class Meter:
             "raise `max_cost`"
         )
 
-    @property
-    def usage(self) -> Usage:
-        return Usage(
-            self.requests,
-            self.attempts,
-            self.input_tokens,
-            self.cached_tokens,
-            self.output_tokens,
-            self.hidden_tokens,
-            self.dollars,
-            self.estimated,
+    def projected(self, remaining: int) -> float | None:
+        """Dollars at the end, if `remaining` more responses cost what those so far did."""
+        if self.dollars is None or not self.requests:
+            return self.dollars
+        return self.dollars * (1 + remaining / self.requests)
+
+    def __str__(self) -> str:
+        tokens = f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out"
+        if self.hidden_tokens:
+            tokens += f" ({self.hidden_tokens:,} hidden)"
+        money = "price unknown" if self.dollars is None else f"${self.dollars:.4f}"
+        guessed = (
+            f" (estimated for {self.estimated:,} answers without counts)" if self.estimated else ""
         )
+        return f"{self.requests:,} judged, {self.attempts:,} calls, {tokens}, {money}{guessed}"
 
 
 _DEAREST_TIER = 2.0

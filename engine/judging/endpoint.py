@@ -25,7 +25,7 @@ from .capabilities import (
     seconds_for,
 )
 from .client import Client
-from .cost import Meter, Usage, at_tier, find_price, need_price
+from .cost import Usage, at_tier, find_price, need_price
 from .faults import (
     CallError,
     DeniedError,
@@ -80,7 +80,7 @@ class EndpointJudge:
         self._calls = Calls(
             self._client,
             Throttle(limits, on_event, deadline),
-            Meter(at_tier(price, extra.get("service_tier"))),
+            Usage(at_tier(price, extra.get("service_tier"))),
             profile or first_guess(judging.model, self._client.base_url),
             limits.max_cost,
             backoff,
@@ -97,7 +97,7 @@ class EndpointJudge:
     @property
     def usage(self) -> Usage:
         """What has been used so far."""
-        return self._calls.meter.usage
+        return self._calls.meter
 
     @property
     def where(self) -> str:
@@ -156,7 +156,7 @@ class EndpointJudge:
         self._calls.throttle.check()
         question = response.sample.question
         prompt = fill(trait.eval_prompt, question=question, answer=response.response)
-        tally, reading, error = Meter(None), None, ""
+        tally, reading, error = Usage(None), None, ""
         answered = self._prober.answered_texts
         try:
             answer, reading = await self._decide(escape_surrogates(prompt), trait.scale, tally)
@@ -204,7 +204,7 @@ class EndpointJudge:
             return REFUSED_TEXT if alive else ""
         return TEXT_ALONE if others or alive else ""
 
-    async def _decide(self, prompt: str, scale: Scale, tally: Meter) -> tuple[Answer, Reading]:
+    async def _decide(self, prompt: str, scale: Scale, tally: Usage) -> tuple[Answer, Reading]:
         """Ask; once more where the answer cannot be read, and once with more room where it was cut
         off."""
         messages: list[Message] = [{"role": "user", "content": prompt}]

@@ -21,6 +21,10 @@ NO_QUOTA = {
     "Arrearage",
 }
 BAD_KEY = {"invalid_api_key", "account_deactivated"}
+WRONG_KEY = re.compile(r"API key not valid|API_KEY_INVALID")
+"""In a 400 of Gemini's."""
+BAD_SAMPLE = "json_validate_failed"
+"""Groq's code where the model's own answer is not what the request's form asks for."""
 NO_MODEL = {"model_not_found"}
 FATAL = NO_QUOTA | BAD_KEY | NO_MODEL
 """Codes that end all judging, whatever the status they come under."""
@@ -45,9 +49,16 @@ _FILTERED = {
     "invalid_prompt",
     "moderation_blocked",
     "ResponsibleAIPolicyViolation",
+    "data_inspection_failed",
+    "DataInspectionFailed",
 }
-_POLICY = re.compile(r"ContentPolicyViolation|content management policy", re.IGNORECASE)
-"""In a 400 of LiteLLM's or Azure's, whose code may say nothing: the text is refused."""
+_POLICY = re.compile(
+    r"ContentPolicyViolation|content management policy|Content violates usage guidelines"
+    r"|SAFETY_CHECK_TYPE|Content Exists Risk",
+    re.IGNORECASE,
+)
+"""In a 400 or 403 of LiteLLM's, Azure's, xAI's or DeepSeek's, whose code may say nothing: the text
+is refused."""
 _TOO_LARGE = r"too large|must be reduced|reduce the (?:length|size)"
 _TOO_LONG = re.compile(
     rf"{_TOO_LARGE}|context[ _](?:length|window|size)|too (?:long|many (?:input )?tokens)"
@@ -118,7 +129,7 @@ def lacks_credit(status: int, codes: frozenset[str], message: str) -> bool:
 
 def is_filtered(status: int, codes: frozenset[str], message: str) -> bool:
     """Return whether a text was refused for what it says, which is an answer."""
-    return bool(codes & _FILTERED) or (status == 400 and bool(_POLICY.search(message)))
+    return bool(codes & _FILTERED) or (status in {400, 403} and _POLICY.search(message) is not None)
 
 
 def is_too_long(status: int, message: str) -> bool:

@@ -12,7 +12,7 @@ from ..settings import JudgeLimits, JudgeSettings
 from .calls import PROBE_ATTEMPTS, Calls
 from .capabilities import CAP, JudgeProfile, Mode, plainer
 from .client import Client
-from .cost import Meter
+from .cost import Usage
 from .faults import FATAL, CallError, DeniedError, MendableError, RejectedError, TransientError
 from .pace import wait_asked
 from .reading import Answer, spoken, whole_numbers
@@ -42,7 +42,7 @@ class Prober:
         return self._calls.answers - self._answers
 
     async def _ask(self, prompt: str) -> Answer:
-        answer = await self._calls.answer([{"role": "user", "content": prompt}], CAP, Meter(None))
+        answer = await self._calls.answer([{"role": "user", "content": prompt}], CAP, Usage(None))
         self._answers += 1
         return answer
 

@@ -33,14 +33,14 @@ _THOUGHT_BEGINS = re.compile(
     r"|<\|START_THINKING\|>|<\|channel>thought|<mm:think>|<ifm\|think>",
     re.IGNORECASE,
 )
-_END_TOKEN = re.compile(r"(?:<\|\w+\|>|</s>|<(?:eos|end_of_turn)>)\s*\Z")
+_END_TOKEN = re.compile(r"(?:<[|\uff5c][\w\u2581]+[|\uff5c]>|</s>|<(?:eos|end_of_turn)>)\s*\Z")
 _FOLDED = {0xFF00 + code: 0x20 + code for code in range(1, 0x5F)} | {0x3002: "."}
 _FOLDED |= dict.fromkeys((*range(0x200B, 0x2010), 0x2060, 0xFEFF), "")
 """Wide forms of ASCII, the wide full stop, and marks of no width."""
 _LONG_SPACE = re.compile(r"(\s{8})\s+")
 _FENCE = re.compile(r"```[a-z]*+(?P<content>.*)```", re.DOTALL | re.IGNORECASE)
 _ANSWER_TAG = re.compile(
-    r"<(?P<tag>answer|score|rating|solution|result|output|b|strong)>(?P<content>.*)</(?P=tag)>",
+    r"<(?P<tag>answer|score|rating|solution|result|output|response|b|strong)>(?P<content>.*)</(?P=tag)>",
     re.DOTALL | re.IGNORECASE,
 )
 _MATHS = re.compile(r"(?:\$++|\\[(\[])(?P<content>[^$]*)(?:\$++|\\[)\]])\.?", re.DOTALL)
@@ -51,8 +51,11 @@ _LABEL = (
     rf"(?:\#{{1,6}}\s+)?{_MARKS}(?:(?:final|overall|total|trait)\s+)?(?:score|rating|answer)"
     rf"{_MARKS}(?:\s*[:=]{_MARKS}\s*|\s+[-\u2013\u2014]\s+|\s+)[(\[]{{0,2}}"
 )
+_LABELLED = re.compile(rf"{_LABEL}(?P<content>[$\\].*)", re.DOTALL | re.IGNORECASE)
+"""Before mathematics, as a thought is often ended."""
+_IN_BOX = re.compile(r"<\|begin_of_box\|>(?P<content>.*?)(?:<\|end_of_box\|>)?", re.DOTALL)
 _NUMBER = re.compile(
-    rf"(?:{_LABEL})?{_MARKS}(?P<number>0|[1-9][0-9]{{0,3}})(?P<zeros>\.0{{1,4}})?"
+    rf"(?:{_LABEL}|\[\[)?{_MARKS}(?P<number>0|[1-9][0-9]{{0,3}})(?P<zeros>\.0{{1,4}})?"
     rf"{_MARKS}(?:\s*(?P<percent>\\?%|percent)"
     rf"|(?:\s*/\s*|\s+out\s+of\s+)(?P<whole>[0-9]{{1,4}}))?"
     rf"(?:\s+points)?[)\]]{{0,2}}{_MARKS}[.!]?{_MARKS}",
@@ -133,7 +136,7 @@ def _may_go_on(text: str) -> bool:
 
 def _undressed(text: str) -> str:
     """Return an answer without the fence, tag, box, emphasis or quotes around all of it."""
-    for dress in (_FENCE, _ANSWER_TAG, _MATHS, _BOXED, _WORDS):
+    for dress in (_FENCE, _IN_BOX, _LABELLED, _ANSWER_TAG, _MATHS, _BOXED, _WORDS):
         if found := dress.fullmatch(text):
             text = found["content"].strip()
     if text.startswith('"{'):

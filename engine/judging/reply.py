@@ -11,18 +11,21 @@ from typing import Any
 
 from .capabilities import escape_surrogates
 from .cost import Tokens
-from .faults import FLAGGED, NO_CREDIT, lacks_credit
+from .faults import BAD_SAMPLE, FLAGGED, NO_CREDIT, WRONG_KEY, is_filtered, lacks_credit
 from .reading import Answer, Ending, number_place
 
 _MOST_TOKENS = 1 << 26
 """More than any context; all attempts at one verdict together fit 32 bits."""
 _SERVER_ERROR = 502
-_MAY_BE_ERROR = re.compile(r'"error|"success"\s*:\s*false')
+_WORDED = {"rate_limit": 429, "context_length": 400, "invalid_request": 400}
+"""Codes in words, by what they begin with."""
+_MAY_BE_ERROR = re.compile(r'"error|"base_resp"|"success"\s*:\s*false')
 _TEXT_PARTS = {None, "text", "output_text"}
 """Kinds of the parts that hold what is said; a part need not name its kind."""
 _WHOLE = {"stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "complete", "completed"}
 _WHOLE |= {"tool_calls", "function_call", "stop_token", "eos_token_id", "end_of_text", "finished"}
 _WHOLE |= {"end_of_sequence", "end_of_turn", "stopped", "done", "finish", "success", "unload"}
+_WHOLE |= {"normal"}
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "max_length"}
 _HELD_BACK = {"content_filter", "refusal", "safety", "recitation", "blocklist", "sensitive"}
 _HELD_BACK |= {"prohibited_content", "spii", "guardrail_intervened"}
@@ -42,6 +45,8 @@ class Reply:
     def fault(self) -> Fault:
         """What the reply says of an error, in the forms that OpenAI, vLLM and FastAPI use."""
         fault = self._stated_fault()
+        if self.status == 400 and WRONG_KEY.search(self.text):
+            fault = replace(fault, codes=fault.codes | {"invalid_api_key"})
         if lacks_credit(self.status, fault.codes, fault.message):
             return replace(fault, codes=fault.codes | {NO_CREDIT})
         return fault
@@ -51,6 +56,8 @@ class Reply:
             body = json.loads(self.text)
         except (ValueError, RecursionError):
             return Fault(self.text)
+        if isinstance(body, list) and body:  # Gemini's
+            body = body[0]
         if not isinstance(body, dict):
             return Fault(self.text)
         error = _stated_error(body) or body
@@ -83,6 +90,17 @@ class Reply:
         except (ValueError, RecursionError):
             return {}
         return body if isinstance(body, dict) else {}
+
+    def as_answer(self, said: str, *, known: bool) -> Answer | None:
+        """Return the answer that a failure is: a text refused for what it says, or a form that the
+        judge has missed; None where it is none.
+
+        `said` is the failure's message. `known`: whether the request's form was accepted before.
+        """
+        fault = self.fault()
+        if is_filtered(self.status, fault.codes, fault.message):
+            return Answer("", "content_filter", said)
+        return Answer(said) if known and BAD_SAMPLE in fault.codes else None
 
     def usage(self) -> Tokens | None:
         """Return the tokens that the body reports, whatever else it holds."""
@@ -153,12 +171,23 @@ def _stated_error(body: Mapping[str, Any]) -> Any:
     choice = first if isinstance(first, dict) else {}
     for place in (body, choice, choice.get("message")):
         stated = place.get("error") or place.get("errors") if isinstance(place, dict) else None
-        if stated:
-            return stated[0] if isinstance(stated, list) else stated
+        stated = stated[0] if isinstance(stated, list) and stated else stated
+        if any(stated.values()) if isinstance(stated, dict) else stated:  # some are empty forms
+            return stated
     if body.get("success") is False:
         return body
     if str(choice.get("finish_reason")).lower() == "error":
         return {"message": "the provider ended the answer with an error"}
+    return _providers_error(body)
+
+
+def _providers_error(body: Mapping[str, Any]) -> Any:
+    """Return the error that a body states in a provider's own form; else None."""
+    base = body.get("base_resp")  # MiniMax
+    if isinstance(base, dict) and base.get("status_code"):
+        return {"message": base.get("status_msg")}
+    if body.get("error_code"):  # Baidu
+        return {"message": body.get("error_msg")}
     return None
 
 
@@ -180,6 +209,9 @@ def _status_of(error: Any) -> int:
         code = int(code)
     if isinstance(code, int) and 400 <= code < 600:
         return code
+    for worded, status in _WORDED.items():
+        if str(code).startswith(worded):
+            return status
     return _SERVER_ERROR
 
 

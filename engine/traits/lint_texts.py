@@ -13,7 +13,7 @@ from typing import Literal
 from ..records import POLARITIES
 from .definition import Trait
 from .scaffold import is_scaffold
-from .scale import other_scale
+from .scale import FULL, other_scale
 
 FEW_QUESTIONS = 10
 """Below it no recommendation is a claim: folds go by question (`vectors.recommendation`)."""
@@ -202,6 +202,10 @@ def _judge_prompts(trait: Trait, prompts: Mapping[str, str]) -> Iterator[Finding
         said = "names no scale"
         remedy = f"end with: Answer with a single integer from {trait.scale}."
         yield warning("no-scale", "eval_prompt", said, remedy)
+    asked = other_scale(trait.coherence_prompt or "", FULL)
+    if asked is not None:
+        said = f"asks for {asked}, and coherence is read as {FULL}"
+        yield warning("other-scale", "coherence_prompt", said, f"ask for {FULL}")
     local = trait.yes_no_prompt
     if local is not None and not re.search(
         r"\byes\b.{0,20}\bno\b", local[-80:], re.IGNORECASE | re.DOTALL

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from traitmill.engine.errors import UsageError
-from traitmill.engine.judging.cost import Meter, Price, Tokens, find_price, load_prices, need_price
+from traitmill.engine.judging.cost import Price, Tokens, Usage, find_price, load_prices, need_price
 
 
 def test_dollars_bill_cached_input_at_its_own_rate():
@@ -45,13 +45,13 @@ def test_a_damaged_table_is_a_usage_error(tmp_path, text):
 
 
 def test_the_meter_counts_and_projects():
-    meter = Meter(Price(1.0, 10.0, 0.1))
-    assert meter.usage.dollars == 0.0
+    meter = Usage(Price(1.0, 10.0, 0.1))
+    assert meter.dollars == 0.0
     for _ in range(4):
         meter.requests += 1
         meter.attempts += 2
         meter.add(Tokens(input=1000, cached=500, output=100, hidden=60))
-    usage = meter.usage
+    usage = meter
     assert (usage.requests, usage.attempts, usage.input_tokens, usage.output_tokens) == (
         4,
         8,
@@ -65,24 +65,24 @@ def test_the_meter_counts_and_projects():
 
 
 def test_an_unknown_price_is_unknown_and_not_zero():
-    meter = Meter(None)
+    meter = Usage(None)
     meter.add(Tokens(input=1000))
-    assert meter.usage.dollars is None
-    assert meter.usage.projected(10) is None
-    assert str(meter.usage).endswith("price unknown")
+    assert meter.dollars is None
+    assert meter.projected(10) is None
+    assert str(meter).endswith("price unknown")
 
 
 def test_before_the_first_answer_a_call_costs_its_prompt_and_all_the_output_allowed():
-    meter = Meter(Price(2.0, 10.0, 1.0))
+    meter = Usage(Price(2.0, 10.0, 1.0))
     assert meter.expected(100, 512) == pytest.approx((100 * 2.0 + 512 * 10.0) / 1e6)
     meter.add(Tokens(input=100, output=5))
     meter.add(Tokens(input=200, output=15))
     assert meter.expected(100, 512) == pytest.approx((300 * 2.0 + 20 * 10.0) / 1e6 / 2)
-    assert Meter(None).expected(100, 512) == 0.0
+    assert Usage(None).expected(100, 512) == 0.0
 
 
 def test_a_cost_limit_counts_what_is_in_flight():
-    meter = Meter(Price(1.0, 1.0, 1.0))
+    meter = Usage(Price(1.0, 1.0, 1.0))
     with meter.expecting(0.0004), meter.expecting(0.0004):
         assert not meter.would_exceed(0.001, 0.0002)
         assert meter.would_exceed(0.001, 0.00021)
@@ -90,12 +90,12 @@ def test_a_cost_limit_counts_what_is_in_flight():
     meter.add(Tokens(input=500))
     assert not meter.would_exceed(0.001, 0.0005)
     assert meter.would_exceed(0.001, 0.0006)
-    assert not Meter(None).would_exceed(0.001, 1.0)
+    assert not Usage(None).would_exceed(0.001, 1.0)
 
 
 def test_estimates_are_named_as_such():
-    meter = Meter(Price(1.0, 1.0, 1.0))
+    meter = Usage(Price(1.0, 1.0, 1.0))
     meter.add(Tokens(input=1000))
-    assert "estimated" not in str(meter.usage)
+    assert "estimated" not in str(meter)
     meter.add(Tokens(input=1000), estimated=True)
-    assert str(meter.usage).endswith("(estimated for 1 answers without counts)")
+    assert str(meter).endswith("(estimated for 1 answers without counts)")

@@ -9,6 +9,7 @@ import re
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -1286,3 +1287,71 @@ def test_f28_a_password_in_the_address_is_refused_and_not_shown():
             JudgeSettings(model="m"), JudgeLimits(base_url="http://me:hunter2@127.0.0.1:9/v1")
         )
     assert "hunter2" not in str(caught.value)
+
+
+XAI = (
+    "Content violates usage guidelines. Team: t, API key ID: k, Model: m, Failed check: "
+    "SAFETY_CHECK_TYPE_BIO"
+)
+
+
+@pytest.mark.parametrize(
+    ("refused", "status"),
+    [
+        (Reply(403, {"code": "The caller does not have permission", "error": XAI}), "refused"),
+        (error(400, "Content Exists Risk", code="invalid_request_error"), "refused"),
+        (error(400, "It may be inappropriate.", code="data_inspection_failed"), "refused"),
+        (error(400, "Failed to generate JSON.", code="json_validate_failed"), "scored"),
+    ],
+)
+async def test_what_providers_say_of_a_text_is_its_verdict(refused: Any, status: str) -> None:
+    """Six such texts in a row ended all judging, as if the key were refused."""
+
+    def script(seen: Any) -> Any:
+        return refused if "text-3" in seen.prompt else None
+
+    with MisbehavingServer("plain", script=script) as server:
+        async with known(server, concurrency=1) as judge:
+            texts = [response(f"text-{i // 6}", index=i) for i in range(36)]
+            verdicts = await asyncio.gather(*(judge.judge(TRAIT, each) for each in texts))
+    assert [v.status for v in verdicts] == ["scored"] * 18 + [status] * 6 + ["scored"] * 12
+
+
+async def test_an_empty_form_for_an_error_spoils_no_answer() -> None:
+    def script(_: Any) -> Any:
+        answer = completion('{"score": 85}')
+        return Reply(200, {**answer.body, "error": {"message": "", "type": "", "code": None}})
+
+    with MisbehavingServer("plain", script=script) as server:
+        async with known(server) as judge:
+            verdict = await judge.judge(TRAIT, response())
+    assert (verdict.status, verdict.score, verdict.attempts) == ("scored", 85.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            {"choices": None, "base_resp": {"status_code": 1004, "status_msg": "login fail"}},
+            "login",
+        ),
+        ({"error_code": 17, "error_msg": "daily request limit reached"}, "daily request limit"),
+    ],
+)
+async def test_a_providers_own_form_of_an_error_is_told(body: dict[str, Any], said: str) -> None:
+    with (
+        MisbehavingServer("plain", script=lambda _: Reply(200, body)) as server,
+        pytest.raises(AccessError, match=said),
+    ):
+        async with opened(server, "m"):
+            pass
+
+
+async def test_a_wrong_key_is_said_to_be_one_whatever_form_says_it() -> None:
+    """Gemini's endpoint answers 400, with a list."""
+    fault = {"code": 400, "message": "API key not valid. Please pass a valid API key."}
+    with MisbehavingServer("plain", script=lambda _: Reply(400, [{"error": fault}])) as server:
+        with pytest.raises(AccessError, match="OPENAI_API_KEY"):
+            async with opened(server, "m"):
+                pass
+        assert len(server.log) == 1

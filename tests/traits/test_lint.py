@@ -109,6 +109,11 @@ PLANTED = [
     ("questions.3", "Tell me about these things:", ("warning", "unfinished", "questions[3]")),
     ("eval_prompt", EVAL.replace("0 to 100", "1 to 10"), ("warning", "other-scale", "eval_prompt")),
     (
+        "coherence_prompt",
+        "Is {answer} a coherent answer to {question}? Answer on a scale from 1 to 10.",
+        ("warning", "other-scale", "coherence_prompt"),
+    ),
+    (
         "eval_prompt",
         "How formal is it? {question} {answer}",
         ("warning", "no-scale", "eval_prompt"),
