@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,14 +126,22 @@ def _check_kind(said: str, config: Mapping[str, Any]) -> None:
         )
 
 
+_PACKED = re.compile(r"^meta-(?=llama)|(-unsloth)?-(bnb-)?[48]bit$|-(gptq|awq|fp8)(-.*)?$")
+"""In a name: what the hub's older one began with, and how the weights were packed for training."""
+
+
+def same_model(one: str, other: str) -> bool:
+    """Return whether two hub names are of one model, whoever offers it and however packed."""
+    bare = [_PACKED.sub("", name.rpartition("/")[2].lower()) for name in (one, other)]
+    return bare[0] == bare[1]
+
+
 def _check_base(said: str, ref: ModelRef) -> None:
     """Compare hub names only: a folder's name says nothing of what is in it."""
     base = str((ref.adapter and ref.adapter.config.get("base_model_name_or_path")) or "")
-    names = [base, ref.name]
-    if any(name.count("/") != 1 or name.startswith((".", "/", "~")) for name in names):
+    if any(name.count("/") != 1 or name.startswith((".", "/", "~")) for name in (base, ref.name)):
         return
-    made_for, used = (name.rpartition("/")[2].lower() for name in names)
-    if made_for != used:
+    if not same_model(base, ref.name):
         raise UsageError(
             f"{said} was made for {base}, not for {ref.name}; give its base with `gen_model`"
         )

@@ -15,6 +15,7 @@ from .template import (
     silenced,
     templated,
     thought_switches,
+    turn_ids,
     turn_opening,
 )
 from .thought import (
@@ -33,11 +34,8 @@ from .tokenizer import (
     is_mistral,
     is_special,
     load_tokenizer,
-    marked,
-    marked_ids,
     one_bos,
     raw_ids,
-    spells_special,
 )
 
 _PROBE, _ASKED = "a turn, tried", "and what is asked"
@@ -97,6 +95,10 @@ class Prompts:
             remarks.append(
                 "the chat template takes no system turn: what belongs there begins the user turn"
             )
+        given = self._sampling.template_variables().keys() & set(THOUGHT_SWITCHES)
+        if self._is_chat and (idle := given - set(self._switches)):
+            named = ", ".join(sorted(idle))
+            remarks.append(f"`chat_template_kwargs` {named} changes nothing in this chat template")
         if self.thought is not None:
             remarks.append(
                 f"the model thinks first, up to {self._sampling.max_thinking_tokens} tokens "
@@ -134,7 +136,8 @@ class Prompts:
             raise UsageError(
                 "`thinking` on: this model's prompt leaves no place for a thought (its chat "
                 "template and tokens name no tags of one, or `prompt_format` raw or `prefill` "
-                "passes it by); take another model, or leave `thinking` out"
+                "passes it by); open one with `prefill` <think>\\n, take another model, or leave "
+                "`thinking` out"
             )
         return None
 
@@ -166,7 +169,7 @@ class Prompts:
         written = written_tags(str(self._load().chat_template))
         if is_mistral(self._load()):  # there is no template to read
             written = token_tags(self._load())
-        told = [self._variables[name] for name in THOUGHT_SWITCHES if name in self._variables]
+        told = [self._variables[name] for name in self._switches]
         if self._sampling.thinking == "on" or any(told):
             return written or token_tags(self._load()), False
         if told:  # not to think
@@ -194,7 +197,7 @@ class Prompts:
                 "system turn before it: give `prompt_format` system, or `system_prompt`"
             )
         turns.append({"role": "user", "content": _joined(user)})
-        ids = _turn_ids(tokenizer, turns, self._moment, self._prefill, **self._variables)
+        ids = turn_ids(tokenizer, turns, self._moment, self._prefill, **self._variables)
         return one_bos(tokenizer, ids)
 
     @cached_property
@@ -210,12 +213,20 @@ class Prompts:
         """Variables for the template; thought is on or off as was asked for, off where it can."""
         how = self._sampling
         given = how.template_variables()
-        if how.thinking == "template" or set(THOUGHT_SWITCHES) & given.keys():
+        if how.thinking == "template":
+            return given
+        if named := given.keys() & set(self._switches):
+            if how.thinking == "off" and any(given[name] for name in named):
+                raise UsageError(
+                    f"`thinking` off, and `chat_template_kwargs` {', '.join(named)} turns it on; "
+                    "leave one of them out"
+                )
             return given
         template = str(self._load().chat_template)
-        switches = thought_switches(self._load(), self._moment)
+        switches = self._switches
         tags = written_tags(template) or open_tags(template)
-        if how.thinking == "off" and not (switches or self._channel) and tags:
+        closed = written_tags(turn_opening(self._load(), self._moment, self._system, **given))
+        if how.thinking == "off" and not (switches or self._channel or closed) and tags:
             raise UsageError(
                 "`thinking` off: this model's chat template has no switch for it "
                 f"({', '.join(THOUGHT_SWITCHES)}); close the thought with `prefill` "
@@ -224,9 +235,20 @@ class Prompts:
         return given | dict.fromkeys(switches, how.thinking == "on")
 
     @cached_property
+    def _switches(self) -> list[str]:
+        """The template's variables that turn thought on and off, under the run's system turn."""
+        return thought_switches(self._load(), self._moment, self._system)
+
+    @cached_property
+    def _system(self) -> str | None:
+        """The system turn of every prompt, which may turn thought on and off; None without one."""
+        return self._sampling.system_prompt if self._takes_system else None
+
+    @cached_property
     def _opening(self) -> str:
         """What the model's turn begins with."""
-        return turn_opening(self._load(), self._moment, **self._variables) + self._prefill
+        opening = turn_opening(self._load(), self._moment, self._system, **self._variables)
+        return opening + self._prefill
 
     @property
     def _prefill(self) -> str:
@@ -249,8 +271,9 @@ class Prompts:
         if not self._has_template or self._sampling.prompt_format == "raw":
             return False
         turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": _ASKED}]
+        how = {"tokenize": False, **self._sampling.template_variables()}
         try:
-            text = templated(self._load(), turns, self._moment, tokenize=False, **self._variables)
+            text = templated(self._load(), turns, self._moment, **how)
         except AccessError:
             return False
         return _PROBE in text and _ASKED in text
@@ -266,26 +289,8 @@ def chat_token_ids(tokenizer: Any, prompt: str, moment: str) -> tuple[int, ...]:
         return one_bos(tokenizer, raw_ids(tokenizer, prompt))
     turns = [*opening_turns(tokenizer, moment), {"role": "user", "content": prompt}]
     off, closed = silenced(tokenizer, str(tokenizer.chat_template), moment)
-    return one_bos(tokenizer, _turn_ids(tokenizer, turns, moment, closed, **off))
+    return one_bos(tokenizer, turn_ids(tokenizer, turns, moment, closed, **off))
 
 
 def _joined(parts: list[str]) -> str:
     return "\n\n".join(filter(None, parts))
-
-
-def _turn_ids(
-    tokenizer: Any, turns: list[dict[str, str]], moment: str, prefill: str = "", **variables: Any
-) -> Any:
-    """Return the token ids of a conversation and what follows it; a special token in a turn is
-    words."""
-    typed = spells_special(tokenizer, *(turn["content"] for turn in turns))
-    if is_mistral(tokenizer) or not (typed or prefill):
-        # By mistral_common the text of a conversation does not give its ids again.
-        ids = templated(tokenizer, turns, moment, **variables)
-        return ids + tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else ids
-    if typed:
-        turns = [turn | {"content": marked(tokenizer, turn["content"])} for turn in turns]
-    text = templated(tokenizer, turns, moment, tokenize=False, **variables) + prefill
-    if typed:
-        return marked_ids(tokenizer, text, add_special_tokens=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]

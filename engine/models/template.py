@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import AccessError
 from .thought import FINAL, has_channels, open_tags, written_tags
-from .tokenizer import is_mistral, refusals
+from .tokenizer import is_mistral, marked, marked_ids, refusals, spells_special
 
 _PROBE = "a turn, tried"
 _WORDS = f"{_PROBE}: <words> & signs,\n\nand more of them" + " and more" * 40
@@ -130,16 +130,32 @@ def template_text(
     return str(templated(tokenizer, turns, moment, **how))
 
 
-def turn_opening(tokenizer: Any, moment: str, **variables: Any) -> str:
-    """Return the text that follows the user's turn, up to where the model goes on."""
-    turns = [*opening_turns(tokenizer, moment), {"role": "user", "content": _PROBE}]
+def turn_opening(
+    tokenizer: Any, moment: str, system: str | None = None, /, **variables: Any
+) -> str:
+    """Return the text that follows the user's turn, up to where the model goes on.
+
+    `system` is a turn before it, whose words may turn thought on and off.
+    """
+    turns = _probed(tokenizer, moment, system)
     text = templated(tokenizer, turns, moment, tokenize=False, **variables)
     return str(text).rpartition(_PROBE)[2]
 
 
-def thought_switches(tokenizer: Any, moment: str) -> list[str]:
-    """Return the variables that turn thought on and off in a tokenizer's template."""
-    turns = [*opening_turns(tokenizer, moment), {"role": "user", "content": _PROBE}]
+def _probed(tokenizer: Any, moment: str, system: str | None) -> list[dict[str, str]]:
+    """Return a user's turn to try a template with, behind the system turn where there is one."""
+    first = opening_turns(tokenizer, moment)
+    if system is not None:
+        first = [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": _PROBE}]
+
+
+def thought_switches(tokenizer: Any, moment: str, system: str | None = None) -> list[str]:
+    """Return the variables that turn thought on and off in a tokenizer's template.
+
+    `system` is a turn before the user's: where its words decide, no variable does.
+    """
+    turns = _probed(tokenizer, moment, system)
 
     def told(name: str, value: bool) -> Any:
         return templated(tokenizer, turns, moment, tokenize=False, **{name: value})
@@ -173,3 +189,21 @@ def silenced(tokenizer: Any, template: str, moment: str) -> tuple[dict[str, Any]
     if off or written_tags(opening):
         return off, ""
     return off, written.empty  # else the model would begin a thought itself
+
+
+def turn_ids(
+    tokenizer: Any, turns: list[dict[str, str]], moment: str, prefill: str = "", **variables: Any
+) -> Any:
+    """Return the token ids of a conversation and what follows it; a special token in a turn is
+    words."""
+    typed = spells_special(tokenizer, *(turn["content"] for turn in turns))
+    if is_mistral(tokenizer) or not (typed or prefill):
+        # By mistral_common the text of a conversation does not give its ids again.
+        ids = templated(tokenizer, turns, moment, **variables)
+        return ids + tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else ids
+    if typed:
+        turns = [turn | {"content": marked(tokenizer, turn["content"])} for turn in turns]
+    text = templated(tokenizer, turns, moment, tokenize=False, **variables) + prefill
+    if typed:
+        return marked_ids(tokenizer, text, add_special_tokens=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

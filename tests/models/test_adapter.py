@@ -28,6 +28,7 @@ from traitmill.engine.models import (
     find_adapter,
     find_model,
 )
+from traitmill.engine.models.adapter_fit import same_model
 from traitmill.engine.replicas import Seat
 from traitmill.engine.run import replicated
 from traitmill.engine.run.models import LocalModels, ModelsWanted
@@ -87,6 +88,21 @@ def test_an_adapter_of_another_model_is_refused_by_name(adapted: Callable[..., M
     with pytest.raises(UsageError, match="made for google/gemma-2-2b-it, not for google/gemma-2b"):
         check_adapter(replace(ref, name="google/gemma-2b"))
     check_adapter(replace(ref, name="unsloth/Gemma-2-2B-it"))
+
+
+@pytest.mark.parametrize(
+    ("base", "used"),
+    [
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("unsloth/qwen2.5-7b-instruct-unsloth-bnb-4bit", "Qwen/Qwen2.5-7B-Instruct"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("TheBloke/Mistral-7B-GPTQ", "mistralai/Mistral-7B"),
+    ],
+)
+def test_a_model_is_known_under_another_name(base: str, used: str) -> None:
+    """Adapters of Unsloth name the packed weights that they were trained over."""
+    assert same_model(base, used)
+    assert not same_model(base, used.replace("-7B", "-3B").replace("-8B", "-70B"))
 
 
 def test_an_adapter_of_another_model_is_refused_by_shape(base: Path, tmp_path: Path) -> None:

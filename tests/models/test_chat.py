@@ -158,6 +158,20 @@ SWITCH = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}<model><think>"
     "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"
 )
+WORDED = (
+    "{% set ns = namespace(off=false) %}{% for m in messages %}"
+    "{% if '/no_think' in m['content'] %}{% set ns.off = true %}{% endif %}"
+    "<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}</>{% endfor %}<model>"
+    "{% if ns.off %}<think></think>{% endif %}"
+)
+"""Words of the system turn turn thought off, as in Nemotron Nano."""
+BOTH = (
+    "{% set ns = namespace(on=enable_thinking | default(true)) %}{% for m in messages %}"
+    "{% if m['role'] == 'system' and '/think' in m['content'] %}{% set ns.on = true %}{% endif %}"
+    "<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}</>{% endfor %}<model>"
+    "{% if not ns.on %}<think></think>{% endif %}"
+)
+"""They stand above the variable, as in SmolLM3."""
 THINKS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}<model><think>"
 """As the distilled DeepSeek-R1's."""
 WANTS = (
@@ -362,6 +376,13 @@ MAGISTRAL = THINKS.replace("<think>", "[THINK]")
         (QWEN, {"thinking": "on"}, "</think>", False),
         (QWEN, {"chat_template_kwargs": '{"enable_thinking": true}'}, "</think>", False),
         (QWEN, {"chat_template_kwargs": '{"enable_thinking": false}'}, None, False),
+        (QWEN, {"chat_template_kwargs": '{"thinking": true}'}, None, False),
+        (STRIPS, {"chat_template_kwargs": '{"enable_thinking": false}'}, "</think>", False),
+        (WORDED, {}, "</think>", False),
+        (WORDED, {"system_prompt": "/no_think"}, None, False),
+        (WORDED, {"system_prompt": "/no_think", "thinking": "off"}, None, False),
+        (BOTH, {}, None, False),
+        (BOTH, {"system_prompt": "/think"}, "</think>", False),
         (TAKES, {}, None, False),
         (NO_TEMPLATE, {}, None, False),
     ],
@@ -396,6 +417,41 @@ def test_r04_tags_that_only_the_tokens_name_are_found(
     thought = lazy_tokenizer(ModelRef("m", "m", "r", {}))(MOMENT, on).thought
     assert thought is not None
     assert thought.closing_id == tokenizer.convert_tokens_to_ids("</think>")
+
+
+@pytest.mark.parametrize(
+    ("template", "how", "said"),
+    [
+        ("BOTH", {"thinking": "off", "system_prompt": "/think"}, "no switch for it"),
+        ("WORDED", {"thinking": "off"}, "no switch for it"),
+        (
+            "QWEN",
+            {"thinking": "off", "chat_template_kwargs": '{"enable_thinking": true}'},
+            "enable_thinking turns it on",
+        ),
+    ],
+)
+def test_thought_that_cannot_be_off_is_refused_where_it_must_be(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, template: str, how: Any, said: str
+) -> None:
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = {"BOTH": BOTH, "WORDED": WORDED, "QWEN": QWEN}[template]
+    monkeypatch.setattr(chat, "load_tokenizer", lambda _: tokenizer)
+    with pytest.raises(UsageError, match=said):
+        lazy_tokenizer(ModelRef("m", "m", "r", {}))(MOMENT, Sampling(**how)).text("I", "Q")
+
+
+def test_a_variable_that_the_template_does_not_read_is_named(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counted as a thought turned off, and the thought was judged and pooled."""
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = QWEN
+    monkeypatch.setattr(chat, "load_tokenizer", lambda _: tokenizer)
+    prompts = lazy_tokenizer(ModelRef("m", "m", "r", {}))
+    other = prompts(MOMENT, Sampling(chat_template_kwargs='{"thinking": false}'))
+    assert other.remark == "`chat_template_kwargs` thinking changes nothing in this chat template"
+    assert other.text("I", "Q") == prompts(MOMENT, Sampling()).text("I", "Q")
 
 
 @pytest.mark.parametrize(
