@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ from ..run import (
     open_backends,
     recorded_trait,
     resolve,
-    select,
 )
-from ..storage import TraitFolder, lock_traits
+from ..settings import plain_arguments
+from ..storage import TraitFolder, lock_traits, select
 from ..traits import load_traits
 from ..vectors import kept_pool
-from .conditions import POSITIONS, Positions, check_coefficients
+from .conditions import Positions, check_coefficients
 from .findings import Claim, write_study
 from .history import whole
 from .making import Which, make_study
@@ -86,6 +85,7 @@ class SteeringResult:
         return ExitCode.FAILED_SAMPLES if missing else ExitCode.OK
 
 
+@plain_arguments
 async def steer(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
@@ -157,12 +157,8 @@ def _asked(
     *,
     ablate: bool,
 ) -> Asked:
-    if positions not in POSITIONS:
-        raise UsageError(
-            f"`positions` {positions!r} is unknown; choose from {', '.join(POSITIONS)}"
-        )
     for name, value in (("n_random", n_random), ("n_examples", n_examples)):
-        if not isinstance(value, Integral) or not 1 <= value <= 10_000:
+        if not 1 <= value <= 10_000:
             raise UsageError(f"`{name}` must be a whole number from 1 to 10,000, not {value}")
     if not 0 <= coherence <= 100:
         raise UsageError(f"`coherence` must lie between 0 and 100, not {coherence}")
@@ -170,9 +166,9 @@ def _asked(
     return Asked(
         positions=positions,
         coefficients=chosen,
-        n_random=int(n_random),
-        n_examples=int(n_examples),
-        coherence=float(coherence),
+        n_random=n_random,
+        n_examples=n_examples,
+        coherence=coherence,
         ablate=ablate,
     )
 

@@ -52,6 +52,12 @@ class Answers:
         mine = (self.of == self.conditions.index(condition)) & np.isfinite(values)
         return grouped_mean(values[mine], self.questions[mine]), int(mine.sum())
 
+    def beside(self, condition: Condition) -> Answers:
+        """Return what is known of the questions whose answers have scores under a condition."""
+        mine = (self.of == self.conditions.index(condition)) & np.isfinite(self.scores)
+        scores = np.where(np.isin(self.questions, self.questions[mine]), self.scores, np.nan)
+        return replace(self, scores=scores)
+
     def difference(self, one: Condition, other: Condition) -> tuple[Estimate, int]:
         """Return by how much the scores under one condition are above those under another."""
         first, second = self._by_question(one), self._by_question(other)

@@ -71,7 +71,7 @@ def make_claim(study: Study, answers: Answers) -> Claim:
     best = furthest(answers, place, study.asked.coherence)
     least = f"{study.asked.coherence:g}"
     if best is None:
-        smallest = min(c for c in study.grid[place] if c > 0) if _has_positive(study) else 0.0
+        smallest = min((c for c in study.grid[place] if c > 0), default=0.0)
         said = (
             f"No effect can be stated: {name} breaks coherence (below {least}) at the smallest "
             f"coefficient tried, {smallest:g}; try smaller ones."
@@ -201,13 +201,10 @@ def _side_by_side(study: Study, answers: Answers, texts: dict[int, str]) -> Samp
     return tuple(found)
 
 
-def _has_positive(study: Study) -> bool:
-    return any(c > 0 for coefficients in study.grid.values() for c in coefficients)
-
-
 def _figures(
     answers: Answers, best: Condition, over: Estimate, beyond: Estimate, least: str
 ) -> tuple[str, ...]:
+    answers = answers.beside(best)
     plain, _ = answers.mean(answers.scores, UNSTEERED)
     score, _ = answers.mean(answers.scores, best)
     coherence, _ = answers.mean(answers.coherence, best)

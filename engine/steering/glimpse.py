@@ -19,10 +19,9 @@ from ..run import (
     open_backends,
     recorded_trait,
     resolve,
-    select,
 )
 from ..settings import DEFAULT_POOL
-from ..storage import lock_traits
+from ..storage import lock_traits, select
 from .conditions import UNSTEERED, check_coefficients
 from .making import Which, make_study
 from .plan import shift_of
@@ -47,7 +46,7 @@ async def glimpse(
     The settings are those of the trait's run. Raise as `steer` does.
     """
     listener = listener or Listener()
-    [(name, folder)] = select(experiment, trait).items()
+    [(name, folder)] = select(experiment, [trait]).items()
     record = storage.need_record(folder)
     settings, _ = resolve({name: folder}, {"capture": "none"})
     ref = generating_model({name: record})

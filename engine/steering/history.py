@@ -148,4 +148,4 @@ def _read(study: Study) -> dict[str, Any]:
 
 
 def _path(study: Study) -> Path:
-    return Path(study.folder.records / "asked.json")
+    return Path(study.folder.records / "steered.json")

@@ -24,7 +24,7 @@ from ..outputs import Activations, load_activations
 from ..settings import RunSettings
 from ..storage import TraitFolder
 from ..traits import Trait
-from ..vectors import Evaluation, check_methods, given_layers, load_vector, read_evaluation
+from ..vectors import Evaluation, check_methods, load_vector, read_evaluation
 from .conditions import Target, make_target
 from .plan import Vectors
 from .study import Asked, Study
@@ -88,7 +88,7 @@ def _targets(folder: TraitFolder, activations: Activations, which: Which) -> tup
     evaluation = read_evaluation(folder, activations.metadata, activations.pool)
     named = which.methods
     methods = [default_method(evaluation)] if named is None else check_methods(named)
-    layers = () if which.layers is None else given_layers(which.layers)
+    layers = which.layers or ()
     found = []
     for method in methods:
         for layer in layers or [default_layer(evaluation, method)]:

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from .ica import COMPONENTS, sources_of
 from .krylov import DIRECT, SPARE, Apply, leading_of_large, leading_of_many
-from .logistic import solver
+from .logistic import C, solver
 from .rows import LayerRows
 
 CHUNK = 4096
@@ -64,7 +64,10 @@ class TallRows:
     @cached_property
     def flat_solver(self) -> Apply:
         """The inverse of the probe's Hessian at weights of 0."""
-        return solver(self.design.flat_hessian(self.moment))
+        try:
+            return solver(self.design.flat_hessian(self.moment))
+        except np.linalg.LinAlgError:  # large dimensions that move together, in float32 sums
+            return self.design.solver(np.full(len(self.centred), C / 4))
 
     @cached_property
     def leading(self) -> ndarray:

@@ -76,7 +76,7 @@ async def test_what_is_of_another_kind_is_not_shown_beside(tmp_path: Path) -> No
         assert counts(toy) == {(METHOD, 0.5): 10}
     await toy.steer(**HOW, coefficients=[0.5])
     assert counts(toy) == {(METHOD, 0.25): 10, (METHOD, 0.5): 10}
-    asked = toy.folder / "steering/parquet/asked.json"
+    asked = toy.folder / "steering/parquet/steered.json"
     asked.write_text(json.dumps(json.loads(asked.read_bytes()))[:-1])
     with pytest.raises(UsageError, match="is damaged; delete it"):
         await toy.steer(**HOW, coefficients=[0.5])

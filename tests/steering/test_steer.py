@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -270,10 +271,14 @@ async def test_settings_that_cannot_work_are_refused_before_anything_loads(tmp_p
         ({"positions": "first"}, "`positions` 'first' is unknown"),
         ({"coefficients": [0]}, "other than 0"),
         ({"coefficients": [float("nan")]}, "`coefficients`"),
-        ({"coefficients": 0.5}, "`coefficients` must be a list"),
+        (
+            {"coefficients": 0.5},
+            "`coefficients` takes a list, each of it a number or None, not 0.5",
+        ),
         ({"n_random": 0}, "`n_random` must be a whole number from 1"),
-        ({"n_examples": 2.0}, "`n_examples` must be a whole number from 1"),
-        ({"layers": 1}, "`layers` 1 is no list of whole numbers"),
+        ({"n_examples": "5"}, "`n_examples` takes a whole number, not '5'"),
+        ({"ablate": "no"}, "`ablate` takes True or False, not 'no'"),
+        ({"layers": 1}, "`layers` takes a list, each of it a whole number or None, not 1"),
         ({"coherence": 101.0}, "`coherence` must lie"),
         ({"layers": [7]}, "no such block captured"),
         ({"methods": ["probe"]}, "probe_layer1.pt is missing"),
@@ -285,6 +290,32 @@ async def test_settings_that_cannot_work_are_refused_before_anything_loads(tmp_p
             await toy.steer(**{**HOW, **how})
     assert not toy.works
     assert not (toy.folder / "steering").exists()
+
+
+async def test_a_method_of_which_only_negative_coefficients_were_tried_is_said_so(
+    tmp_path: Path,
+) -> None:
+    """All was generated and judged, and then there was no smallest of none."""
+    toy = await make_toy(tmp_path)
+    fit_experiment(toy.root / "exp", ["trait"], methods=[METHOD, "probe"])
+    how = {"layers": [LAYER], "n_examples": 4}
+    await toy.steer(methods=[METHOD], coefficients=[0.25], **how)
+    result = await toy.steer(methods=["probe"], coefficients=[-0.25], **how)
+    assert f"no positive coefficient of probe at layer {LAYER} was tried" in str(
+        result.traits["trait"].claim.text
+    )
+
+
+async def test_the_means_of_a_claim_are_of_the_same_questions(tmp_path: Path) -> None:
+    """Of fewer questions than before, they differed by something else than the effect."""
+    toy = await make_toy(tmp_path)
+    toy.engine.noise = 3.0
+    how = {"methods": [METHOD], "layers": [LAYER]}
+    await toy.steer(n_examples=20, coefficients=[0.25], **how)
+    result = await toy.steer(n_examples=3, coefficients=[0.5], **how)
+    said = result.traits["trait"].claim.text
+    before, after, gain = re.search(r"from ([\d.]+) to ([\d.]+) \(\+([\d.]+)", said).groups()
+    assert float(after) - float(before) == pytest.approx(float(gain), abs=0.11)
 
 
 async def test_arrays_of_numbers_and_names_are_taken_as_lists(tmp_path: Path) -> None:

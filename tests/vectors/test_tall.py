@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -125,3 +126,20 @@ def test_a_preconditioner_that_float32_cannot_sum_is_summed_in_float64():
     right = rng.standard_normal((6, 20))
     along = np.einsum("ij,ij->j", right, design.solver(bend)(right))
     assert (along > 0).all()
+
+
+def test_large_dimensions_that_move_together_are_fitted(tmp_path: Path) -> None:
+    """Their moment's rounding in float32 is beyond its small eigenvalues."""
+    n, dim = 300, 450
+    folder = planted.write_trait(tmp_path / "exp/t", dim=dim, n_per_side=n // 2, n_layers=1)
+    activations = load_activations(folder)
+    rng, values = np.random.default_rng(0), np.array(activations.values)
+    moves = rng.standard_normal(n)
+    for i in range(6):
+        values[:, 0, i] = 1000 * (3 + moves * (1 + 0.37 * i)) + rng.standard_normal(n)
+    found = replace(activations, values=values.astype(np.float32))
+    vectors = fit_vectors(found, ["probe"])
+    table = evaluate_vectors(found, vectors).table
+    auroc = table.filter(pl.col("measure") == "auroc", pl.col("split") == "question")
+    assert auroc["value"].is_not_null().all()
+    assert (auroc.filter(pl.col("method") == "probe")["value"] > 0.8).all()
