@@ -126,7 +126,7 @@ def _shape(trait: TraitResult) -> str:
     facts, state = trait.state.capture, trait.state
     if facts is None or not state.any_captured():
         return "not captured"
-    kept = int((state.passing() & state.captured()).sum())
+    kept = int((state.exportable() & state.captured()).sum())
     return f"[{kept}, {len(facts.layers)}, {facts.hidden_dim}]"
 
 

@@ -149,3 +149,9 @@ class SelfCheckError(TraitmillError):
     """Captured activations contradict what they are checked against."""
 
     exit_code = ExitCode.SELF_CHECK
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UsageError with the message unless the condition holds."""
+    if not condition:
+        raise UsageError(message)

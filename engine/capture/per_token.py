@@ -117,8 +117,10 @@ def _layout(model: CaptureModel, revision: str, blocks: str | None) -> dict[str,
 
 
 def _known_rows(folder: Path, layout: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows that a folder holds, without those whose shard is gone. Raises UsageError where they
-    are of another layout."""
+    """The rows that a folder holds, without those whose shard is gone or damaged.
+
+    Raises UsageError where they are of another layout.
+    """
     index = read_index(folder)
     if index and {name: index.get(name) for name in layout} != layout:
         raise UsageError(
@@ -126,7 +128,19 @@ def _known_rows(folder: Path, layout: Mapping[str, Any]) -> dict[str, dict[str, 
             "another"
         )
     rows: dict[str, dict[str, Any]] = index.get("rows", {})
-    return {key: row for key, row in rows.items() if (folder / row["shard"]).is_file()}
+    held = {shard: _keys(folder / shard) for shard in {row["shard"] for row in rows.values()}}
+    return {key: row for key, row in rows.items() if row["key"] in held[row["shard"]]}
+
+
+def _keys(shard: Path) -> set[str]:
+    """Return the tensors of a shard; none where it is gone, cut off or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard, "numpy") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError):
+        return set()
 
 
 def read_index(folder: Path) -> dict[str, Any]:

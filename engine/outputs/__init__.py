@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .audit import Agreement, audit_table, exported_table, read_agreement
-from .export import Exported, export_trait, is_exported, note_rows, refuse_lost
+from .export import Exported, export_trait, is_exported, note_rows
 from .judged import judge_summary, measurement
 from .load import Activations, load_activations, load_tensor
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
+from .ready import refuse_lost
 from .stale import PAGE_MARK, note_stale, noted_stale, renewing, stale_files
 
 __all__ = [

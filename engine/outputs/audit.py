@@ -14,7 +14,7 @@ import pyarrow as pa
 from ..errors import UsageError
 from ..statistics import Estimate, cohens_kappa, wilson
 from ..storage import STATUSES, Selection, TraitFolder, TraitState, load_state
-from .export import require_captured
+from .ready import require_captured
 
 if TYPE_CHECKING:
     import polars as pl
@@ -64,7 +64,7 @@ def _table(state: TraitState) -> pl.DataFrame:
     return frame.rename({"status": "response_status"}).with_columns(
         pl.Series("verdict_status", [name or None for name in names], dtype=pl.String),
         pl.Series("score", state.verdicts.score[positions]).fill_nan(None),
-        pl.Series("kept", state.passing()[positions]),
+        pl.Series("kept", state.exportable()[positions]),
     )
 
 
@@ -88,7 +88,7 @@ class Agreement:
     outdated: int
     """Marks of scores that are no longer the response's: they do not count."""
     rejected: tuple[str, ...] = ()
-    """Ids of responses that were not kept and that the judge got wrong."""
+    """Ids of responses that the judge rejected and got wrong."""
     kept: tuple[str, ...] = ()
     """Ids of kept responses that the judge got wrong."""
 
@@ -103,8 +103,10 @@ def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
     state = load_state(folder)
     scores = dict(zip(state.plan.ids.tolist(), state.verdicts.score.tolist(), strict=True))
     thresholds = state.choice.thresholds
-    passing = dict(zip(scores, state.passing().tolist(), strict=True))
-    wrong: dict[bool, list[str]] = {True: [], False: []}
+    # Left out for its twin or its coherence, a response is neither kept nor rejected by the judge.
+    kept = dict(zip(scores, state.passing().tolist(), strict=True))
+    rejected = dict(zip(scores, (~state.passing_alone()).tolist(), strict=True))
+    wrong: list[str] = []
     judge, person, outdated = [], [], 0
     for row in _read(marks):
         score = scores.get(row["sample_id"].encode())
@@ -119,7 +121,7 @@ def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
         judge.append(yes)
         person.append(yes == _MARKS[row["mark"]])
         if judge[-1] != person[-1]:
-            wrong[passing[row["sample_id"].encode()]].append(row["sample_id"])
+            wrong.append(row["sample_id"])
     if not judge:
         raise UsageError(
             f"{marks} holds no mark that counts ({outdated} are of scores that changed since): "
@@ -133,8 +135,8 @@ def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
         share=Estimate(agree, *wilson(agree, len(first))),
         kappa=cohens_kappa(first, second),
         outdated=outdated,
-        rejected=tuple(wrong[False]),
-        kept=tuple(wrong[True]),
+        rejected=tuple(each for each in wrong if rejected[each.encode()]),
+        kept=tuple(each for each in wrong if kept[each.encode()]),
     )
 
 

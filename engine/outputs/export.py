@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ResourceError, Step, UsageError
 from ..files import sha256_of
 from ..records import POLARITIES, Polarity
 from ..settings import POOLS
-from ..storage import KINDS, Selection, TraitState, lost_rows, unfinished_sets, verdict_sets
-from .csv_files import write_csvs
+from ..storage import KINDS, Selection, TraitState, unfinished_sets
 from .judged import coherence_summary, judge_summary, judge_usage
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
+from .ready import refuse_lost, require_captured
+from .rows import write_csvs, write_tensor
 from .stale import note_stale
-from .tensor import write_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,51 +45,6 @@ class Exported:
         return f"Exported({self.kept['pos']} pos + {self.kept['neg']} neg, shape {self.shape})"
 
 
-def refuse_lost(state: TraitState, redone: Collection[str] = ()) -> None:
-    """Raise ResourceError, with nothing changed, where rows that were stored are gone.
-
-    Good files would shrink where a part file is damaged, or was deleted since they were written.
-    `redone` are the sets, as `TraitState.sets` names them, whose rows the caller makes again.
-    """
-    said, lost_of = [], set()
-    for name, parts in state.sets.items():
-        if name not in redone and parts.damaged:
-            said += parts.damaged
-            lost_of.add(name)
-    for name, lost, before in lost_rows(state):
-        if name not in redone:
-            what = "verdicts on coherence" if name == "coherence" else name
-            said.append(f"{lost} of the {before} {what} that the files show are gone")
-            lost_of.add(name)
-    if said:
-        raise ResourceError(
-            f"{state.folder.path}: {'; '.join(said)}. The files in place stay as they are; make "
-            "the lost rows again",
-            _redoing(state, lost_of),
-        )
-
-
-def _redoing(state: TraitState, lost_of: Collection[str]) -> Step:
-    """Return what makes the lost rows of some sets again, or the first of several such steps."""
-    folder = state.folder
-    if "coherence" in lost_of and "responses" not in lost_of:
-        facts = verdict_sets(folder, "coherence").get(state.choice.coherence_key or "")
-        model = {"judge_model": facts.model} if facts else {}
-        return folder.step("judge", ask="coherence", **model)
-    return folder.step("activations" if set(lost_of) == {"activations"} else "generate")
-
-
-def require_captured(state: TraitState) -> None:
-    """Raise UsageError where some kept responses have activations and others were not captured."""
-    missing = state.kept_uncaptured()
-    if missing and state.any_captured():
-        raise UsageError(
-            f"{state.folder.path}: {missing} of {int(state.passing().sum())} kept responses have "
-            "no activations yet; capture them",
-            state.folder.step("activations"),
-        )
-
-
 def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Exported:
     """Write pos.csv, neg.csv and, where activations are captured, the tensors and metadata.json.
 
@@ -112,7 +65,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     with_activations = state.any_captured() and not uncaptured
     mask = state.passing()
     if with_activations:
-        mask = state.in_pairs(mask & ~state.capture_failed())
+        mask = state.exportable()
     kept = np.flatnonzero(mask)
     described = None
     if with_activations:  # what cannot be described is refused while the old files stand

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import NothingKeptError, UsageError
 from ..files import sha256_of
 from ..records import POLARITIES
-from ..settings import DEFAULT_POOL, POOLS
+from ..settings import DEFAULT_POOL, check_pool, plain_arguments
 from ..storage import TraitFolder
 from .metadata import Metadata
 
@@ -65,12 +65,14 @@ class Activations:
         shape = f"{len(self.layers)} layers x {self.values.shape[2]}"
         return f"Activations({self.trait}: {rows}, {shape}, {self.pool})"
 
+    @plain_arguments
     def rows_at(self, layer: int) -> np.ndarray:
         """Return float64 `[n, hidden_dim]`, a copy."""
         rows: np.ndarray = self.values[:, self.layers.index(layer)].astype(np.float64)
         return rows
 
 
+@plain_arguments
 def load_activations(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL) -> Activations:
     """Load one trait's folder, `experiments/<experiment>/<trait>`.
 
@@ -80,8 +82,7 @@ def load_activations(folder: Path | str | TraitFolder, pool: str = DEFAULT_POOL)
     """
     if not isinstance(folder, TraitFolder):
         folder = TraitFolder(Path(folder))
-    if pool not in POOLS:
-        raise UsageError(f"`pool` {pool!r} is unknown; choose from {', '.join(POOLS)}")
+    check_pool(pool)
     metadata = Metadata.read(folder)
     _check_files(folder, metadata, pool)
     sides = [_read_csv(folder.responses_csv(polarity)) for polarity in POLARITIES]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ExitCode, LockedError, UsageError
 from ..files import TEMP_SUFFIX, remove_leftovers, write_atomic
-from ..settings import RunSettings, apply
+from ..settings import RunSettings, apply, plain_arguments
 from .directions import Directions, choose_directions
 from .models import choose_models, foreign, labels_of, name_of
 from .page import write_page
@@ -77,6 +77,7 @@ class ProjectionResult:
         return ExitCode.FAILED_SAMPLES if self.summary.n_failed else ExitCode.OK
 
 
+@plain_arguments
 def project(
     texts: Path | str,
     vectors: Sequence[Path | str] | Path | str,

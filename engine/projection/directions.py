@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..outputs import Metadata
 from ..settings import DEFAULT_POOL
 from ..storage import RunRecord, TraitFolder, made_by
-from ..vectors import TraitVectors, check_methods, given_layers, open_vectors
+from ..vectors import TraitVectors, check_methods, open_vectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,9 +85,13 @@ def choose_directions(
     if not folders:
         raise UsageError("`vectors` names none; give EXPERIMENT/TRAIT")
     names = check_methods(methods) if methods is not None else None
-    layers = given_layers(layers) if layers is not None else None
+    layers = tuple(dict.fromkeys(layers)) if layers is not None else None
     # Of this pool alone: others' midpoint and spread are of another place than a turn's mean.
     opened = [open_vectors(folder, DEFAULT_POOL) for folder in folders]
+    paths = [vectors.folder.path.resolve() for vectors in opened]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UsageError(f"`vectors` names {path} twice")
     found: dict[str, Direction] = {}
     for vectors in opened:
         for method, layer in _wanted(vectors, names, layers):
@@ -96,7 +100,10 @@ def choose_directions(
             if name in found:
                 name = f"{vectors.folder.experiment.name}.{name}"
             if name in found:
-                raise UsageError(f"`vectors` names {vectors.folder.path} twice")
+                raise UsageError(
+                    f"`vectors` names {vectors.trait} of several experiments of one name; give a "
+                    "folder another name, or project on them one by one"
+                )
             vector = vectors.vector(method, layer)
             found[name] = Direction(name, layer, vector, midpoint, spread)
     widths = {len(each.vector) for each in found.values()}

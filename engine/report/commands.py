@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ExitCode, TraitmillError
-from ..settings import DEFAULT_POOL
-from ..storage import lock_traits, select_traits
-from ..vectors import check_pool, kept_line, kept_pool
+from ..settings import DEFAULT_POOL, check_pool, plain_arguments
+from ..storage import lock_traits, select
+from ..vectors import kept_line, kept_pool
 from .experiment import write_experiment_report
 from .page import write_trait_report
 
@@ -30,6 +30,7 @@ class ReportResult:
         return max((error.exit_code for error in self.errors), default=ExitCode.OK)
 
 
+@plain_arguments
 def write_report(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
@@ -47,11 +48,10 @@ def write_report(
 
     Raise UsageError for traits that are unknown or cannot be written, LockedError.
     """
-    check_pool(pool)
+    if pool is not None:
+        check_pool(pool)
     folder = Path(experiment)
-    if isinstance(traits, str):
-        traits = [traits]
-    folders = select_traits(folder.parent, folder.name, traits)
+    folders = select(folder, traits)
     for each in folders.values():
         each.check_writable()
     pages: list[Path] = []

@@ -18,7 +18,7 @@ from .previewing import Preview, PreviewRow, preview
 from .progress import Listener, Progress, RunResult, TraitResult
 from .remembered import STEERING
 from .running import OpenBackends
-from .selection import check_machine, generating_model, select
+from .selection import check_machine, generating_model
 from .trait_run import TraitRun
 from .wanted import Wanted
 
@@ -64,6 +64,5 @@ __all__ = [
     "redirected",
     "resolve",
     "scale_remarks",
-    "select",
     "settings_of",
 ]

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, ValidationError
 from ..errors import AccessError, UsageError
 from ..files import atomic_file
 from ..judging import complete
-from ..settings import RunSettings, apply
-from ..storage import check_name, has_run
+from ..settings import RunSettings, apply, plain_arguments
+from ..storage import check_name, has_run, select
 from ..traits import (
     DEFINITION_FILE,
     DRAFT,
@@ -26,7 +26,6 @@ from ..traits import (
 )
 from . import remembered
 from .folder_settings import addressed, check_judge, resolve
-from .selection import select
 
 SCHEMA_FILE = "trait_definition.schema.json"
 _ASK = """\
@@ -61,6 +60,7 @@ class _Draft(BaseModel):
     asked: str
 
 
+@plain_arguments
 def check_traits(
     experiment: Path | str, traits: Sequence[str] | str | None = None
 ) -> dict[str, list[Finding]]:
@@ -72,6 +72,7 @@ def check_traits(
     return {name: check_definition(name, folder.path) for name, folder in folders.items()}
 
 
+@plain_arguments
 async def new_trait(
     experiment: Path | str,
     trait: str,

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from .. import storage
 from ..errors import DefinitionError, UsageError
 from ..models import ModelRef, find_model
-from ..settings import RunSettings, apply
-from ..storage import TraitFolder
+from ..settings import RunSettings, apply, plain_arguments
+from ..storage import TraitFolder, select
 from ..traits import DEFINITION_FILE, coherence_of, definition_errors, load_traits
 from . import remembered
 from .folder_settings import addressed, check_judge, recorded_trait, resolve, scale_remarks
@@ -21,14 +21,15 @@ from .progress import Listener, RunResult
 from .running import OpenBackends, run_through
 from .selection import (
     adapter_of,
+    begun,
     check_machine,
     generating_model,
     model_of,
-    select,
 )
 from .wanted import Wanted
 
 
+@plain_arguments
 async def generate(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
@@ -82,6 +83,7 @@ async def generate(
     return await run_through(wanted, ref, listener, stop, backends, force_unlock=force_unlock)
 
 
+@plain_arguments
 async def judge(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
@@ -101,10 +103,8 @@ async def judge(
     `ask` "coherence" asks how coherent each response is, in a set of its own, and writes no files:
     `export(coherence=...)` does. Parameters and errors as `generate` has them.
     """
-    if ask not in get_args(storage.Question):
-        raise UsageError(f"`ask` must be trait or coherence, not {ask!r}")
     listener = listener or Listener()
-    folders = select(experiment, traits)
+    folders = begun(select(experiment, traits), traits, listener.notice)
     edited = {trait.name: trait for trait in load_traits(_paths(folders))}
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
     settings, remarks = resolve(folders, {**given, "capture": "none"}, remembered.JUDGE)
@@ -141,6 +141,7 @@ async def judge(
     return await run_through(wanted, ref, listener, stop, backends, force_unlock=force_unlock)
 
 
+@plain_arguments
 async def capture(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
@@ -158,7 +159,7 @@ async def capture(
     `generate` has them.
     """
     listener = listener or Listener()
-    folders = select(experiment, traits)
+    folders = begun(select(experiment, traits), traits, listener.notice)
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
     used = ("capture", *remembered.CAPTURE, *remembered.FILTERS)
     settings, remarks = resolve(folders, _capturing(folders, given), used)

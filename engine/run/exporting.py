@@ -10,10 +10,10 @@ from typing import Any, Literal
 from .. import storage
 from ..errors import ExitCode, TraitmillError, UsageError
 from ..outputs import Exported, export_trait, refuse_lost
-from ..settings import check_thresholds, plain, plain_value
-from ..storage import TraitFolder, TraitState, lock_traits
+from ..settings import check_thresholds, plain_arguments
+from ..storage import TraitFolder, TraitState, lock_traits, select
 from . import remembered
-from .selection import select
+from .selection import begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class ExportResult:
         return max(codes, default=ExitCode.OK)
 
 
+@plain_arguments
 def export(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
@@ -57,20 +58,15 @@ def export(
     have no run are left out. Raise UsageError or LockedError before anything is written.
     """
     folders = select(experiment, traits)
-    given = {"threshold": threshold, "neg_threshold": neg_threshold, "paired": paired}
-    filters = {name: plain_value(name, each) for name, each in given.items() if each is not None}
+    given = {"threshold": threshold, "neg_threshold": neg_threshold, "coherence": coherence}
+    given["paired"] = paired
+    filters: dict[str, Any] = {
+        name: None if each == "off" else each for name, each in given.items() if each is not None
+    }
     check_thresholds(filters.get("threshold", 100.0), filters.get("neg_threshold"))
-    if isinstance(coherence, str) and coherence == "off":
-        filters["coherence"] = None
-    elif coherence is not None:
-        filters["coherence"] = plain("coherence", coherence, float)
+    if filters.get("coherence") is not None:
         check_thresholds(filters["coherence"], name="coherence")
-    if traits is None or traits == "all":
-        begun = {name: folder for name, folder in folders.items() if storage.has_run(folder)}
-        folders = begun or folders
-    for folder in folders.values():
-        if not storage.has_run(folder):
-            storage.need_record(folder)
+    folders = begun(folders, traits)
     exported: dict[str, Exported] = {}
     errors: dict[str, TraitmillError] = {}
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
@@ -102,17 +98,14 @@ def _export_one(folder: TraitFolder, filters: Mapping[str, Any], use_judge: str 
         storage.replay(storage.coherence_parts(folder, wanted.coherence_key, owned=True))
     state.choose(neg_threshold=neg_threshold)
     exported = export_trait(state.with_plan(state.plan))
-    _remember(state, judge=use_judge is not None)
+    _remember(state, filters, judge=use_judge is not None)
     return exported
 
 
-def _remember(state: TraitState, *, judge: bool) -> None:
-    """Let later commands go on with the filters of now, and the judge where one was named."""
-    settings: dict[str, Any] = {
-        "threshold": state.choice.threshold,
-        "neg_threshold": state.choice.neg_threshold,
-        "paired": state.choice.paired,
-    }
+def _remember(state: TraitState, filters: Mapping[str, Any], *, judge: bool) -> None:
+    """Let later commands go on with the filters and the judge that were named."""
+    named = filters.keys() & {"threshold", "neg_threshold", "paired"}
+    settings: dict[str, Any] = {name: getattr(state.choice, name) for name in sorted(named)}
     facts = state.choice.judge
     if judge and facts is not None:
         settings |= {

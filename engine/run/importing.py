@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import DefinitionError, UsageError
 from ..files import sha256_of
+from ..settings import plain_arguments
 from ..storage import check_name
 from ..traits import (
     DEFINITION_FILE,
@@ -39,6 +40,7 @@ class Imported:
     """What `check_traits` calls errors."""
 
 
+@plain_arguments
 def import_traits(
     source: Path | str,
     experiment: Path | str,

@@ -24,11 +24,11 @@ from ..models import (
 )
 from ..outputs import refuse_lost
 from ..settings import RunSettings, check_thresholds
-from ..storage import TraitFolder, TraitState, lock_traits
+from ..storage import TraitFolder, TraitState, lock_traits, select
 from ..threads import wait_briefly
 from .folder_settings import resolve
 from .remembered import CAPTURE, FILTERS
-from .selection import generating_model, select
+from .selection import generating_model
 
 Notice = Callable[[str], None]
 

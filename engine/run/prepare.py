@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from .. import storage
@@ -16,7 +16,6 @@ from ..storage import (
     JudgeFacts,
     RunRecord,
     SamplingRecord,
-    TraitFolder,
     TraitState,
     open_state,
 )
@@ -32,60 +31,112 @@ from .wanted import (
     planned,
     questions_line,
     refuse_other_blocks,
+    set_aside,
 )
 
 
-def open_run(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A folder that was looked at for a run, and in which nothing was changed yet."""
+
+    wanted: Wanted
+    before: RunRecord | None
+    """The run that goes on; None for a new one."""
+    record: RunRecord
+    prompts: Prompts
+    stored: Plan | None
+    plan: Plan
+    in_the_way: tuple[str, str] | None
+    """Of a new run: see `set_aside`."""
+
+    def open(self, notice: Notice) -> TraitRun:
+        """Return the run on the folder, its records mended and indexed.
+
+        A new run is noted there. What changes of one that goes on is not, until `save`.
+        """
+        wanted, folder = self.wanted, self.wanted.folder
+        if self.in_the_way is not None:
+            set_aside(folder, *self.in_the_way, notice)
+        folder.clean()
+        if wanted.generates:
+            folder.moving.unlink(missing_ok=True)  # of a move that is not wanted any more
+            if self.before is None:
+                self.save(self.plan)
+            if wanted.asked and not folder.asked.exists() and storage.chosen(folder).judge is None:
+                # Nothing is known here yet: a run that ends while models load is not forgotten.
+                remembered.remember(folder, wanted.asked)
+            if self.plan is not self.stored:
+                for line in self._remarks():
+                    notice(line)
+        return TraitRun(
+            trait=wanted.trait,
+            folder=folder,
+            settings=wanted.settings,
+            tokenize=self.prompts,
+            state=recovered(wanted, self.record, self.plan, notice),
+            decided=not wanted.generates,
+            exports=wanted.question == "trait",
+        )
+
+    def save(self, plan: Plan) -> None:
+        """Note the run, with the plan that it has by now: what was asked for could be had."""
+        if self.wanted.generates:
+            self.record.save(self.wanted.folder.run_record)
+            if plan is not self.stored:
+                plan.save(self.wanted.folder.plan)
+
+    def _remarks(self) -> Iterator[str]:
+        trait = self.wanted.trait
+        if self.before and self.stored:
+            line = questions_line(trait, self.before, self.stored, self.plan)
+            if line:
+                yield line
+        if self.prompts.remark:
+            yield f"{trait.name}: {self.prompts.remark}"
+
+
+def look_at(
     wanted: Wanted, ref: ModelRef, tokenizers: Callable[[str, Sampling], Prompts], notice: Notice
-) -> TraitRun:
-    """Open a folder whose lock is held; `tokenizers` gives how a run's prompts are tokenized.
+) -> Opening:
+    """Look at a folder whose lock is held; `tokenizers` gives how a run's prompts are tokenized.
 
     Raise SettingsChangedError with a diff where settings that define the samples differ;
     ResourceError where rows were lost that this command cannot make again; AccessError where the
-    tokenizer or its template cannot be used. Nothing is written then.
+    tokenizer or its template cannot be used. Nothing is written.
     """
     folder = wanted.folder
-    record = earlier_run(wanted, notice)
-    _refuse_lost(wanted, record)
-    folder.clean()
+    before, in_the_way = earlier_run(wanted, notice)
+    _refuse_lost(wanted, before)
     new = _new_record(wanted, ref)
-    begun, before = record is not None, record
-    if record is None:
-        record = new
-    elif wanted.generates:
+    record = before or new
+    if before is not None and wanted.generates:
         kept = ("created", "versions", "thinks")
-        record = new.model_copy(update={name: getattr(record, name) for name in kept})
+        record = new.model_copy(update={name: getattr(before, name) for name in kept})
     prompts = tokenizers(record.created, wanted.settings.sampling)
-    if not begun:
+    if before is None:
         record = record.model_copy(update={"thinks": prompts.thought is not None})
     _check_thought_pools(wanted, record)
+    stored = load_plan(folder.plan) if before is not None else None
     if wanted.generates:
-        stored = load_plan(folder.plan) if begun else None
         n_planned = first_counts(wanted.settings, before, stored)
         plan = planned(
             wanted.trait, wanted.settings, n_planned, prompts, stored, thinks=record.thinks
         )
-        record.save(folder.run_record)
-        if wanted.asked and not folder.asked.exists() and storage.chosen(folder).judge is None:
-            # Nothing is known here yet: a run that ends while models load must not be forgotten.
-            remembered.remember(folder, wanted.asked)
-        if plan is not stored:
-            plan.save(folder.plan)
-            if before and stored and (line := questions_line(wanted.trait, before, stored, plan)):
-                notice(line)
-            if prompts.remark:
-                notice(f"{folder.name}: {prompts.remark}")
+    elif stored is None:
+        raise UsageError(
+            f"{folder.path} has no readable plan; generate again (no stored row is redone)",
+            folder.step("generate"),
+        )
     else:
-        plan = _need_plan(folder)
-    state = recovered(wanted, record, plan, notice)
-    return TraitRun(
-        trait=wanted.trait,
-        folder=folder,
-        settings=wanted.settings,
-        tokenize=prompts,
-        state=state,
-        decided=not wanted.generates,
-        exports=wanted.question == "trait",
+        plan = stored
+    return Opening(
+        wanted=wanted,
+        before=before,
+        record=record,
+        prompts=prompts,
+        stored=stored,
+        plan=plan,
+        in_the_way=in_the_way,
     )
 
 
@@ -98,16 +149,6 @@ def _check_thought_pools(wanted: Wanted, record: RunRecord) -> None:
         f"`pool` {pools[0]}: {wanted.folder.name} has no thoughts beside its responses; leave it "
         "out, or generate with `thinking` on"
     )
-
-
-def _need_plan(folder: TraitFolder) -> Plan:
-    plan = load_plan(folder.plan)
-    if plan is None:
-        raise UsageError(
-            f"{folder.path} has no readable plan; generate again (no stored row is redone)",
-            folder.step("generate"),
-        )
-    return plan
 
 
 def _new_record(wanted: Wanted, ref: ModelRef) -> RunRecord:

@@ -14,15 +14,15 @@ import numpy as np
 
 from ..errors import DefinitionError, UsageError
 from ..records import POLARITIES, VERDICT_STATUSES, Polarity
-from ..settings import SampleCounts
-from ..storage import TraitFolder, TraitState, load_state
+from ..settings import SampleCounts, plain_arguments
+from ..storage import TraitFolder, TraitState, load_state, select
 from ..traits import DEFINITION_FILE, definition_errors, load_traits
 from .commands import chosen_model, with_model
 from .folder_settings import check_judge, resolve
 from .loading import open_backends
 from .progress import Listener, RunResult
 from .running import OpenBackends, run_through
-from .selection import check_machine, select
+from .selection import check_machine
 from .wanted import Wanted
 
 
@@ -57,6 +57,7 @@ class Preview:
         return f"Preview({len(self.rows)} responses: {', '.join(said)})"
 
 
+@plain_arguments
 async def preview(
     experiment: Path | str,
     trait: str,
@@ -78,7 +79,7 @@ async def preview(
     if questions < 1:
         raise UsageError(f"`questions` must be at least 1, not {questions}")
     listener = listener or Listener()
-    folders = select(experiment, trait)
+    folders = select(experiment, [trait])
     paths = {name: folder.path for name, folder in folders.items()}
     (found,) = load_traits(paths)
     faults = definition_errors(paths)

@@ -17,7 +17,7 @@ from .backends import Backends
 from .loading import Work
 from .log import new_log
 from .pipeline import Pipeline
-from .prepare import open_run
+from .prepare import Opening, look_at
 from .progress import Listener, Progress, RunResult, trait_results
 from .selection import check_capture_settings
 from .trait_run import TraitRun
@@ -51,11 +51,12 @@ async def run_through(
     folders = [each.folder for each in wanted]
     with lock_traits(folders, force_unlock=force_unlock):
         tokenizers = lazy_tokenizer(ref)
-        runs = [
-            await asyncio.to_thread(open_run, w, ref, tokenizers, listener.notice) for w in wanted
+        openings = [
+            await asyncio.to_thread(look_at, w, ref, tokenizers, listener.notice) for w in wanted
         ]
+        runs = [await asyncio.to_thread(each.open, listener.notice) for each in openings]
         work = _work(runs, ref, listener, generates=generates, judges=wanted[0].judges)
-        remember = partial(_remember, wanted)
+        remember = partial(_remember, openings, runs)
         if not (work.generates or work.judges or work.captures):
             remember()
             listener.notice("everything is done already: no model is loaded")
@@ -70,11 +71,12 @@ async def run_through(
             listener.ended()
 
 
-def _remember(wanted: Sequence[Wanted]) -> None:
+def _remember(openings: Sequence[Opening], runs: Sequence[TraitRun]) -> None:
     """Note what the folders work with from now on: what was asked for could be had."""
-    for each in wanted:
-        if each.asked:
-            remembered.remember(each.folder, each.asked)
+    for each, run in zip(openings, runs, strict=True):
+        each.save(run.state.plan)
+        if each.wanted.asked:
+            remembered.remember(each.wanted.folder, each.wanted.asked)
 
 
 async def _work_through(

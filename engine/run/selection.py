@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from .. import storage
 from ..errors import UsageError
@@ -20,17 +19,26 @@ from ..models import (
 )
 from ..replicas import require_ray
 from ..settings import DEFAULTS, Execution, RunSettings
-from ..storage import TraitFolder, select_traits
+from ..storage import TraitFolder
 
 
-def select(experiment: Path | str, traits: Sequence[str] | str | None) -> dict[str, TraitFolder]:
-    """Return the folders of traits (None: all) of an experiment's folder. Raise UsageError."""
-    folder = Path(experiment)
-    if folder.name in ("", ".."):
-        folder = folder.resolve()
-    if isinstance(traits, str):
-        traits = None if traits == "all" else [traits]
-    return select_traits(folder.parent, folder.name, traits)
+def begun(
+    folders: Mapping[str, TraitFolder],
+    traits: Sequence[str] | str | None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> dict[str, TraitFolder]:
+    """Return the folders that hold a run; where all traits are asked for, the others are left out.
+
+    Raise UsageError where one that was named holds none, or all do.
+    """
+    found = {name: folder for name, folder in folders.items() if storage.has_run(folder)}
+    if traits not in (None, "all") or not found:
+        for folder in folders.values():
+            storage.need_record(folder)
+        return dict(folders)
+    if left := [name for name in folders if name not in found]:
+        notice(f"left out, holding no run yet: {', '.join(left)}")
+    return found
 
 
 def check_machine(folders: Mapping[str, TraitFolder], settings: RunSettings) -> None:

@@ -112,7 +112,7 @@ class TraitRun:
         if passing[0] in self._incoherent or not self.state.choice.passes(sample.polarity, score):
             return []
         if self.settings.paired:
-            place = (sample.instruction_index, sample.question_index, sample.rollout)
+            place = self.state.plan.place_of(passing[0])
             twin = self._halves.pop(place, None)
             if twin is None:
                 self._halves[place] = sample.id.encode()

@@ -38,27 +38,27 @@ class Wanted:
     """What the folder is to remember of the command, by name."""
 
 
-def earlier_run(wanted: Wanted, notice: Notice) -> RunRecord | None:
-    """Return the record of the run that goes on here, None for a new one; move aside what is in its
-    way."""
+def earlier_run(wanted: Wanted, notice: Notice) -> tuple[RunRecord | None, tuple[str, str] | None]:
+    """Return the record of the run that goes on here, None for a new one, and what stands in its
+    way: whose files, `run` or `before`, and of when."""
     folder, name = wanted.folder, wanted.folder.name
     record = RunRecord.load(folder.run_record)
     if record is None:
-        if folder.outputs() and not folder.has_records():
-            moved = folder.archive("before", storage.now())
-            notice(f"{name}: files that no run here made were moved to {moved}")
-        return None
+        foreign = bool(folder.outputs()) and not folder.has_records()
+        return None, ("before", storage.now()) if foreign else None
     if not wanted.generates:
-        return record
+        return record, None
     refused, allowed = _changes(record, wanted)
     if wanted.new_run:
         if refused or folder.moving.exists() or _is_finished(folder):
-            notice(f"{name}: the old run was moved to {folder.archive('run', record.created)}")
-            return None
+            return None, ("run", record.created)
         # The same command again after an interrupt: what was paid for is not paid for twice.
         notice(f"{name}: the new run has begun already and goes on")
     if refused and not storage.holds_rows(folder.responses):
-        return None  # nothing was generated with those settings: a model that did not load, say
+        return (
+            None,
+            None,
+        )  # nothing was generated with those settings: a model that did not load, say
     if refused:
         lines = [f"{folder.path}: these settings define its samples and differ from its run:"]
         lines += [f"  {line}" for line in refused]
@@ -67,10 +67,15 @@ def earlier_run(wanted: Wanted, notice: Notice) -> RunRecord | None:
             "old run aside"
         )
         raise SettingsChangedError("\n".join(lines))
-    folder.moving.unlink(missing_ok=True)  # of a move that is not wanted any more
     for line in allowed:
         notice(f"{name}: {line}")
-    return record
+    return record, None
+
+
+def set_aside(folder: TraitFolder, whose: str, moment: str, notice: Notice) -> None:
+    """Move aside what stands in a new run's way."""
+    said = "the old run was" if whose == "run" else "files that no run here made were"
+    notice(f"{folder.name}: {said} moved to {folder.archive(whose, moment)}")
 
 
 def _changes(record: RunRecord, wanted: Wanted) -> tuple[list[str], list[str]]:

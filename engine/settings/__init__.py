@@ -6,8 +6,8 @@ Messages name a setting in backquotes, as `temperature`; the command line shows 
 
 from __future__ import annotations
 
-from .capture import DEFAULT_POOL, POOLS, CaptureSettings
-from .given import parse_layers, plain
+from .capture import DEFAULT_POOL, POOLS, CaptureSettings, check_pool
+from .given import parse_layers, plain_arguments
 from .judge import JudgeLimits, JudgeSettings, read_extra
 from .run import (
     DEFAULTS,
@@ -16,7 +16,6 @@ from .run import (
     RunSettings,
     apply,
     check_thresholds,
-    plain_value,
     value_of,
 )
 from .sampling import DTYPES, PROMPT_FORMATS, THINKING, SampleCounts, Sampling
@@ -37,10 +36,10 @@ __all__ = [
     "SampleCounts",
     "Sampling",
     "apply",
+    "check_pool",
     "check_thresholds",
     "parse_layers",
-    "plain",
-    "plain_value",
+    "plain_arguments",
     "read_extra",
     "value_of",
 ]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .checks import require
+from ..errors import require
 from .sampling import DTYPES
 
 POOLS = ("response_mean", "prompt_last", "prompt_mean", "response_last", "thought_mean")
 DEFAULT_POOL = POOLS[0]
+
+
+def check_pool(pool: str) -> None:
+    """Raise UsageError for a pool that is none."""
+    require(pool in POOLS, f"`pool` {pool!r} is unknown; choose from {', '.join(POOLS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +39,7 @@ class CaptureSettings:
         )
         require(bool(self.pools), "`pool` names at least one of " + ", ".join(POOLS))
         for pool in self.pools:
-            require(pool in POOLS, f"`pool` {pool!r} is unknown; choose from {', '.join(POOLS)}")
+            check_pool(pool)
         require(len(set(self.pools)) == len(self.pools), "`pool` names a pool twice")
         if self.layers is not None:
             require(bool(self.layers), "`layers` names at least one layer")

@@ -1,12 +1,27 @@
-"""What callers give as settings: made plain by the type that the setting has, or refused."""
+"""What callers give, settings and arguments: made plain by the type that each has, or refused."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import (
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from ..errors import UsageError
 
@@ -19,7 +34,17 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
     "neg_threshold": {"off": None},
 }
 """Words that stand for a value, as on the command line."""
-_NAMED = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+_NAMED = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    "Activations": "what load_activations(folder) returns",
+    "Vectors": "what fit_vectors(activations) returns",
+}
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def plain(name: str, given: Any, kind: Any) -> Any:
@@ -33,15 +58,55 @@ def plain(name: str, given: Any, kind: Any) -> Any:
             return parse_layers(value)
         if name == "pool":
             value = tuple(pool.strip() for pool in value.split(","))
-    try:
-        if name == "chat_template_kwargs" and isinstance(value, Mapping):
+    if name == "chat_template_kwargs" and isinstance(value, Mapping):
+        try:
             value = json.dumps(dict(value), allow_nan=False) if value else ""
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"`{name}` takes what JSON can hold: {error}") from None
+    return _plainly(name, value, kind, words)
+
+
+def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a public function take its arguments as the types that its signature names.
+
+    What stands for them is made plain first: numpy's numbers, whatever can be listed for a list,
+    a single name for a list of names. What does not is a UsageError, raised before anything is
+    done. `**given` are the function's own to look at.
+    """
+    signature = inspect.signature(function)
+
+    kinds = functools.cache(lambda: get_type_hints(function))  # at a call: imports are whole then
+
+    def plainly(given: tuple[Any, ...], named: Mapping[str, Any]) -> inspect.BoundArguments:
+        bound = signature.bind(*given, **named)
+        for name in bound.arguments.keys() & kinds().keys():
+            if signature.parameters[name].kind != inspect.Parameter.VAR_KEYWORD:
+                bound.arguments[name] = _plainly(name, bound.arguments[name], kinds()[name])
+        return bound
+
+    @functools.wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        bound = plainly(given, named)
+        return function(*bound.args, **bound.kwargs)
+
+    @functools.wraps(function)
+    async def awaited(*given: Any, **named: Any) -> Any:
+        bound = plainly(given, named)
+        return await cast("Awaitable[Any]", function(*bound.args, **bound.kwargs))
+
+    return cast("Callable[_P, _R]", awaited if inspect.iscoroutinefunction(function) else call)
+
+
+def _plainly(name: str, value: Any, kind: Any, words: Iterable[str] = ()) -> Any:
+    """Return a value as `kind`. Raise UsageError that names it."""
+    try:
         return _fitting(value, kind)
     except (TypeError, ValueError, OverflowError):
-        shown = repr(given)[:60]
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    if choices:
-        raise UsageError(f"`{name}` {shown} is unknown; choose from {', '.join(choices)}")
+        shown = repr(value)[:60]
+    kinds = [each for each in get_args(kind) if each is not NoneType]
+    choices = kind if get_origin(kind) is Literal else kinds[0] if len(kinds) == 1 else None
+    if get_origin(choices) is Literal and isinstance(value, str):
+        raise UsageError(f"`{name}` {shown} is unknown; choose from {', '.join(get_args(choices))}")
     takes = " or ".join([_said(kind), *words])
     raise UsageError(f"`{name}` takes {takes}, not {shown}")
 
@@ -49,33 +114,67 @@ def plain(name: str, given: Any, kind: Any) -> Any:
 def _fitting(value: Any, kind: Any) -> Any:
     """Return a value as `kind`. Raise TypeError where it is none."""
     value = value.tolist() if hasattr(value, "tolist") else value
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is bool and isinstance(value, int):
-        if value in (0, 1):  # older folders remember them so
-            return bool(value)
-    elif origin in (Union, UnionType):
-        if value is None:
-            return None
-        [kind] = [each for each in inner if each is not NoneType]
-        return _fitting(value, kind)
-    if origin is tuple and isinstance(value, list | tuple | range):
-        return tuple(_fitting(each, inner[0]) for each in value)
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return _fitting_one(value, inner)
+    if origin in (tuple, Sequence):
+        return _fitting_list(value, inner[0])
     if kind in (int, float):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and (kind is float or value == int(value)):
-            return kind(value)
-    elif isinstance(value, str if origin is Literal else kind) and value in (inner or (value,)):
+        return _fitting_number(value, kind)
+    if kind is bool and isinstance(value, int) and value in (0, 1):
+        return bool(value)  # older folders remember them so
+    if kind is Path and isinstance(value, os.PathLike):
+        return Path(value)
+    if origin is Literal:
+        fits = value in inner
+    elif isinstance(origin, type) and not getattr(origin, "_is_protocol", False):
+        fits = isinstance(value, origin)
+    else:  # a protocol, or Any
+        fits = True
+    if not fits:
+        raise TypeError
+    return value
+
+
+def _fitting_number(value: Any, kind: type) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or (kind is int and value != int(value)):
+        raise TypeError
+    return kind(value)
+
+
+def _fitting_list(value: Any, kind: Any) -> tuple[Any, ...]:
+    """Return what can be listed, or a single name, as a tuple."""
+    if isinstance(value, str) and kind is not int:
+        value = (value,)
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        raise TypeError
+    return tuple(_fitting(each, kind) for each in value)
+
+
+def _fitting_one(value: Any, kinds: Collection[Any]) -> Any:
+    """Return a value as the first of some kinds that it is. Raise TypeError where it is none."""
+    if isinstance(value, str) and str in kinds:
         return value
+    for kind in kinds:
+        with suppress(TypeError):
+            return _fitting(value, kind)
     raise TypeError
 
 
 def _said(kind: Any) -> str:
-    origin, inner = get_origin(kind), get_args(kind)
+    """Return in words what a kind is."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
-        return " or ".join("None" if each is NoneType else _said(each) for each in inner)
-    if origin is tuple:
+        shown = [each for each in inner if not (each is str and Path in inner)]
+        return " or ".join(_said(each) for each in shown)
+    if origin is Literal:
+        return " or ".join(inner)
+    if origin in (tuple, Sequence):
         return f"a list, each of it {_said(inner[0])}"
-    return _NAMED[kind]
+    if kind is NoneType:
+        return "None"
+    return _NAMED.get(kind) or _NAMED.get(origin.__name__) or f"an object of {origin.__name__}"
 
 
 def parse_layers(text: str) -> tuple[int, ...] | None:

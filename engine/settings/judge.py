@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .checks import require
+from ..errors import require
 
 DEFAULT_JUDGE = "gpt-5-mini"
 LOCAL_JUDGE = "local"

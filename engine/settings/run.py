@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_type_hints
 
-from ..errors import UsageError
+from ..errors import UsageError, require
 from .capture import CaptureSettings
-from .checks import require
 from .given import plain
 from .judge import JudgeLimits, JudgeSettings, read_extra
 from .sampling import SampleCounts, Sampling

@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import UsageError
-from .checks import require
+from ..errors import UsageError, require
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 THINKING = ("auto", "off", "on", "template")

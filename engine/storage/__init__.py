@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .folder import TraitFolder, check_name, holds_rows, pool_suffix, select_traits
+from .folder import TraitFolder, check_name, holds_rows, pool_suffix
 from .index import COUNTED, MODES
 from .journal import Journal, replay
 from .lock import lock_traits
@@ -24,6 +24,7 @@ from .run_record import (
     now,
 )
 from .schemas import KINDS, STATUSES, Kind, response_row, row_table, verdict_row
+from .selection import select, select_traits
 from .sets import (
     activation_sets,
     all_sets,
@@ -80,6 +81,7 @@ __all__ = [
     "response_row",
     "row_table",
     "runs_of",
+    "select",
     "select_traits",
     "split_off",
     "unfinished_sets",

@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Step, UsageError
-from ..files import remove_leftovers, require_utf8
+from ..files import remove_leftovers
 from ..records import Polarity
 from ..settings import DEFAULT_POOL, POOLS
 from ..traits import DEFINITION_FILE
@@ -251,49 +251,3 @@ def holds_rows(folder: Path) -> bool:
 def pool_suffix(pool: str) -> str:
     """What the names of files made from a pool end in; nothing for the default pool."""
     return "" if pool == DEFAULT_POOL else f".{pool}"
-
-
-def select_traits(
-    experiments_dir: Path, experiment: str, traits: Sequence[str] | None
-) -> dict[str, TraitFolder]:
-    """Return the folders of some traits of an experiment by name, in the order given.
-
-    `traits` None is all that have a definition. Nothing outside the experiment is ever returned.
-    Raise UsageError for names that are unknown, unsafe or given twice, and for unsafe folders.
-    """
-    check_name(experiment, "experiment")
-    root = experiments_dir / experiment
-    require_utf8(root)
-    if not root.is_dir():
-        known = sorted(path.name for path in experiments_dir.glob("*") if path.is_dir())
-        raise UsageError(
-            f"{root} does not exist; make {root}/<trait>/{DEFINITION_FILE} first, or check "
-            f"`experiments_dir` (experiments there: {', '.join(known) or 'none yet'})"
-        )
-    if not root.resolve().is_relative_to(experiments_dir.resolve()):
-        raise UsageError(
-            f"{root} is a link out of {experiments_dir}; nothing is read or written there"
-        )
-    logs = root / LOG_FOLDER
-    if logs.is_symlink() and not logs.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"{logs} is a link out of {root}; nothing is written there")
-    available = sorted(path.parent.name for path in root.glob(f"*/{DEFINITION_FILE}"))
-    names = available if traits is None else list(traits)
-    if not names:
-        raise UsageError(f"{root} has no traits; make {root}/<trait>/{DEFINITION_FILE} first")
-    folders: dict[str, TraitFolder] = {}
-    for name in names:
-        check_name(name, "trait")
-        if name in folders:
-            raise UsageError(f"`traits` names {name} twice")
-        folder = TraitFolder(root / name)
-        if not folder.path.is_dir():
-            listed = ", ".join(available) or "none yet"
-            raise UsageError(f"{folder.path} does not exist; traits of {experiment}: {listed}")
-        if not folder.path.resolve().is_relative_to(root.resolve()):
-            raise UsageError(
-                f"{folder.path} is a link out of {root}; nothing is read or written there"
-            )
-        folder.check_links()
-        folders[name] = folder
-    return folders

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..settings import plain_arguments
 from ..traits import DEFINITION_FILE, load_plan
 from .folder import TraitFolder
 from .parts import PartSet, ids_of
@@ -98,6 +99,9 @@ def chosen(folder: TraitFolder, use_judge: str | None = None) -> Choice:
     if selection:
         filters = {"threshold", "neg_threshold", "paired", "coherence", "coherence_key"}
         shown = selection.model_dump(include=filters)
+    elif asked := Asked.load(folder.asked):  # of a run that has not come to its files yet
+        filters = {"threshold", "neg_threshold", "paired"}
+        shown = {name: value for name, value in asked.settings.items() if name in filters}
     return Choice(
         judge_key=judge_key,
         judge=judges.get(judge_key),
@@ -124,6 +128,7 @@ def _added(facts: JudgeFacts) -> str:
     return f", `judge_extra` {facts.extra}" if facts.extra else ""
 
 
+@plain_arguments
 def load_state(
     folder: TraitFolder | Path | str,
     use_judge: str | None = None,

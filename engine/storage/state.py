@@ -82,6 +82,11 @@ class TraitState:
         """Return the mask of responses that pass, in pairs where pairs are asked for."""
         return self.in_pairs(self.passing_alone() & self.coherent())
 
+    def exportable(self) -> np.ndarray:
+        """Return the mask of responses that pass, and whose capture did not fail."""
+        alone = self.passing_alone() & self.coherent()
+        return self.in_pairs(alone & ~self.capture_failed())
+
     def passing_so_far(self) -> np.ndarray:
         """Return the mask of responses that pass where one not asked about counts as coherent."""
         return self.in_pairs(self.passing_alone() & ~self.incoherent())
@@ -164,7 +169,7 @@ class TraitState:
             "cut_off": count(ok & self.responses.facts["cut_off"]),
             "captured": count(self.captured()),
             "capture_failed": count(self.capture_failed()),
-            "kept": count(self.passing()),
+            "kept": count(self.exportable()),
         }
 
     # --- rows ---

@@ -91,11 +91,25 @@ class Plan:
     def _place(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.instruction_index, self.question_index, self.rollout
 
+    def place_of(self, id_: bytes) -> tuple[int, int, int]:
+        """Return instruction, question and rollout of a planned sample: its row, of a smaller plan,
+        may say others."""
+        [position] = self.positions(np.array([id_], "S32"))
+        instruction, question, rollout = (int(column[position]) for column in self._place)
+        return instruction, question, rollout
+
     def moved(self, earlier: Plan) -> int:
-        """Return how many places of both plans have another id here than in an earlier one."""
+        """Return how many places of both plans have an id that the other plan has nowhere.
+
+        Where texts repeat, a larger plan may have a sample at the place of another with its prompt.
+        """
         known = dict(zip(earlier._places(), earlier.ids.tolist(), strict=True))
+        mine, theirs = set(self.ids.tolist()), set(earlier.ids.tolist())
         found = zip(self._places(), self.ids.tolist(), strict=True)
-        return sum(known.get(place, id_) != id_ for place, id_ in found)
+        return sum(
+            place in known and known[place] not in mine and id_ not in theirs
+            for place, id_ in found
+        )
 
     def _places(self) -> Iterator[tuple[int, ...]]:
         columns = (self.polarity, *self._place)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from .commands import FitResult, FittedTrait, fit_experiment, fit_trait
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
 from .exchange import EXCHANGES, ExportedVectors, export_vectors
-from .fit import Vectors, fit_vectors, given_layers
+from .fit import Vectors, fit_vectors
 from .methods import DEFAULT_METHODS, METHODS, check_methods
 from .recommendation import MIN_CLAIM_GROUPS, MIN_CLAIM_ROWS, Recommendation
-from .remembered import check_pool, kept_line, kept_pool
+from .remembered import kept_line, kept_pool
 from .table_file import read_table, write_table
 from .trait_vectors import StaleWarning, TraitVectors, load_vectors, open_vectors
 from .transfer import evaluated_traits, read_transfer, update_transfer
@@ -30,14 +30,12 @@ __all__ = [
     "TraitVectors",
     "Vectors",
     "check_methods",
-    "check_pool",
     "evaluate_vectors",
     "evaluated_traits",
     "export_vectors",
     "fit_experiment",
     "fit_trait",
     "fit_vectors",
-    "given_layers",
     "kept_line",
     "kept_pool",
     "load_vector",

@@ -15,12 +15,12 @@ import numpy as np
 
 from ..errors import ExitCode, TraitmillError, UsageError
 from ..outputs import Activations, load_activations, note_stale
-from ..settings import DEFAULT_POOL
-from ..storage import TraitFolder, installed_versions, lock_traits, select_traits
+from ..settings import DEFAULT_POOL, check_pool, plain_arguments
+from ..storage import TraitFolder, installed_versions, lock_traits, select
 from .evaluation import Evaluation, evaluate_vectors, read_evaluation, write_evaluation
 from .fit import SCHEMA_VERSION, Vectors, check_layers, fit_vectors
 from .methods import DEFAULT_METHODS, check_methods
-from .remembered import Wanted, check_pool, kept_line, wanted_vectors
+from .remembered import Wanted, kept_line, wanted_vectors
 from .transfer import update_transfer
 from .vector_files import Format, load_vector, stored_facts, stored_format, write_vectors
 
@@ -67,6 +67,7 @@ class FitResult:
         return max((error.exit_code for error in self.errors.values()), default=ExitCode.OK)
 
 
+@plain_arguments
 def fit_experiment(
     experiment: Path | str,
     traits: Sequence[str] | str | None = None,
@@ -90,11 +91,10 @@ def fit_experiment(
     """
     if methods is not None:
         check_methods(methods)
-    check_pool(pool)
+    if pool is not None:
+        check_pool(pool)
     folder = Path(experiment)
-    if isinstance(traits, str):
-        traits = [traits]
-    folders = select_traits(folder.parent, folder.name, traits)
+    folders = select(folder, traits)
     for each in folders.values():
         each.check_writable()
     fitted: dict[str, FittedTrait] = {}

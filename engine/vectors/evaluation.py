@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from ..errors import UsageError
 from ..outputs import Activations, Metadata
-from ..settings import DEFAULT_POOL
+from ..settings import DEFAULT_POOL, plain_arguments
 from ..storage import TraitFolder
 from .fit import Vectors
 from .held_out import HeldOut, KeptFolds, held_out
@@ -72,6 +72,7 @@ class Evaluation:
         return ", ".join(lost)
 
 
+@plain_arguments
 def evaluate_vectors(
     activations: Activations,
     vectors: Vectors,
@@ -97,8 +98,8 @@ def evaluate_vectors(
     Raise UsageError where `vectors` were not fitted to these activations.
     """
     _require_fitted_to(activations, vectors)
-    if not isinstance(seed, int) or seed < 0:
-        raise UsageError(f"`seed` must be a whole number from 0, not {seed!r}")
+    if seed < 0:
+        raise UsageError(f"`seed` must be a whole number from 0, not {seed}")
     splits, notes, rows = _make_splits(activations, seed)
     kept = KeptFolds.of(keep_in, activations, seed) if keep_in else None
     held = held_out(activations, vectors, splits, seed, on_layer, kept)
@@ -125,11 +126,6 @@ def evaluate_vectors(
 
 
 def _require_fitted_to(activations: Activations, vectors: Vectors) -> None:
-    if not isinstance(activations, Activations) or not isinstance(vectors, Vectors):
-        raise UsageError(
-            "`activations` is what load_activations(folder) returns, `vectors` what "
-            "fit_vectors(activations) does; give those"
-        )
     facts = next(iter(vectors.metadata.values()))
     mine = (activations.trait, activations.pool, activations.sha256)
     if (vectors.trait, vectors.pool, facts["activations_sha256"]) != mine:

@@ -16,6 +16,7 @@ from numpy import ndarray
 from ..errors import UsageError
 from ..files import sha256_of, write_atomic
 from ..outputs import LAYER_CONVENTION
+from ..settings import plain_arguments
 from ..storage import TraitFolder
 from .trait_vectors import TraitVectors, open_vectors
 
@@ -56,6 +57,7 @@ class ExportedVectors:
     """Why the vectors are not those of the folder's responses now; empty where they are."""
 
 
+@plain_arguments
 def export_vectors(
     folder: Path | str | TraitFolder,
     to: Path | str,
@@ -155,7 +157,7 @@ def _facts(
         "pool": vectors.pool,
         "layers": list(layers),
         "last_layer": max(*layers, vectors.last_captured),
-        "recommended_layer": best[1] if best and best[0] == method else None,
+        "recommended_layer": best[1] if best and best[0] == method and best[1] in layers else None,
         "file": _CONVENTIONS[format_],
         "layer_convention": LAYER_CONVENTION,
         "definition_sha256": sha256_of(definition) if definition.is_file() else None,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from numpy import ndarray
 
 from ..errors import UsageError
 from ..outputs import Activations
+from ..settings import plain_arguments
 from .few import Rows, Sides, Sums
 from .methods import DEFAULT_METHODS, METHODS, Method, check_methods
 from .rows import LayerRows, OnLayer, cells_of, map_layers, unheard
@@ -39,6 +39,7 @@ class Vectors:
         of = f"{', '.join(self.methods)} at layers {_span(self.layers)}"
         return f"Vectors({self.trait}: {of}, {self.values.shape[2]} wide, {self.pool})"
 
+    @plain_arguments
     def vector(self, method: str, layer: int) -> ndarray:
         """Return float32 `[hidden_dim]`. Raise UsageError for what was not fitted."""
         if method not in self.methods or layer not in self.layers:
@@ -48,6 +49,7 @@ class Vectors:
         return np.asarray(self.values[i, j])
 
 
+@plain_arguments
 def fit_vectors(
     activations: Activations,
     methods: Sequence[str] = DEFAULT_METHODS,
@@ -60,8 +62,6 @@ def fit_vectors(
     n above that. The same input gives the same vectors. Raise UsageError for an unknown
     method or a layer that was not captured.
     """
-    if not isinstance(activations, Activations):
-        raise UsageError("`activations` is what load_activations(folder) returns; give that")
     names, chosen = check_methods(methods), check_layers(activations, layers)
     cells = cells_of(activations)
 
@@ -186,10 +186,9 @@ def check_layers(activations: Activations, layers: Sequence[int] | None) -> tupl
     """
     if layers is None:
         return activations.layers
-    chosen = given_layers(layers)
-    missing = sorted(set(chosen) - set(activations.layers))
+    missing = sorted(set(layers) - set(activations.layers))
     held = f"the activations of {activations.trait} hold layers {_span(activations.layers)}"
-    if not chosen:
+    if not layers:
         raise UsageError(f"`layers` names none: {held}")
     if missing:
         named = ", ".join(map(str, missing[:NAMED]))
@@ -197,20 +196,7 @@ def check_layers(activations: Activations, layers: Sequence[int] | None) -> tupl
             named += f" and {len(missing) - NAMED} more"
         verb = "was" if len(missing) == 1 else "were"
         raise UsageError(f"`layers` {named} {verb} not captured: {held}")
-    return tuple(sorted(set(chosen)))
-
-
-def given_layers(layers: Iterable[int]) -> tuple[int, ...]:
-    """Return layers as Python's own integers, such as can be stored, of whatever list.
-
-    Raise UsageError for what is none.
-    """
-    try:
-        return tuple(operator.index(layer) for layer in layers)
-    except TypeError:
-        raise UsageError(
-            f"`layers` {layers!r} is no list of whole numbers; give one, such as [5, 10]"
-        ) from None
+    return tuple(sorted(set(layers)))
 
 
 def absent(trait: str, available: Mapping[str, Sequence[int]], method: str, layer: int) -> str:

@@ -175,17 +175,11 @@ DEFAULT_METHODS = ("mean_diff", "probe", "ica", "gradient")
 
 
 def check_methods(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names, each once; a text is one name.
+    """Return the names, each once.
 
     Raise UsageError, with the nearest known, for an unknown one.
     """
     known = f"choose from {', '.join(METHODS)}"
-    if isinstance(names, str):
-        names = [names]
-    try:
-        names = [str(name) for name in names]  # also of an array's own type of text
-    except TypeError:
-        raise UsageError(f"`methods` {names!r} is no list of names; {known}") from None
     if not names:
         raise UsageError(f"`methods` names none; {known}")
     for name in names:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from ..errors import UsageError
+from ..outputs import Metadata
 from ..settings import DEFAULT_POOL, POOLS
 from ..storage import Stored, TraitFolder
-from .fit import given_layers
 from .methods import DEFAULT_METHODS, check_methods
 from .vector_files import Format
 
@@ -53,13 +54,6 @@ def wanted_vectors(
     format: Format | None = None,  # noqa: A002 - the option's name
 ) -> Wanted:
     """Return what a trait's vectors are to be. None is not given. Raise UsageError."""
-    if format is not None and format not in get_args(Format):
-        raise UsageError(
-            f"`format` {format!r} is unknown; choose from {', '.join(get_args(Format))} "
-            "(`export_vectors` writes others)"
-        )
-    if layers is not None and not (isinstance(layers, str) and layers == "all"):
-        layers = given_layers(layers)
     own = AskedVectors.load(folder.asked_vectors)
     defaults: dict[str, Any] = {
         "methods": DEFAULT_METHODS,
@@ -92,17 +86,15 @@ def fitted_pool(folder: TraitFolder) -> str:
 def kept_pool(folder: TraitFolder) -> str:
     """Return the pool to work with where none is named. Raise UsageError.
 
-    That of the last fit, where there are activations of it; else the first that was captured.
+    That of the last fit, where activations of it were exported last; else the first of those there.
     """
     captured = [pool for pool in POOLS if folder.tensor(pool).is_file()]
     first = fitted_pool(folder)
+    with suppress(UsageError):
+        named = str(folder.tensor(first).relative_to(folder.path))
+        if named in Metadata.read(folder).files_sha256:
+            return first  # a file that is gone is said to be missing
     return first if first in captured or not captured else captured[0]
-
-
-def check_pool(pool: str | None) -> None:
-    """Raise UsageError for a pool that is none."""
-    if pool is not None and pool not in POOLS:
-        raise UsageError(f"`pool` {pool!r} is unknown; choose from {', '.join(POOLS)}")
 
 
 def kept_line(kept: Mapping[str, str]) -> list[str]:

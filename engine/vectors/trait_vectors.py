@@ -13,10 +13,11 @@ from numpy import ndarray
 
 from ..errors import UsageError
 from ..outputs import Metadata
+from ..settings import check_pool, plain_arguments
 from ..storage import TraitFolder
 from .evaluation import read_evaluation
 from .fit import absent
-from .remembered import check_pool, fitted_pool
+from .remembered import fitted_pool
 from .vector_files import Facts, load_vector, stored_facts
 
 
@@ -69,10 +70,12 @@ class TraitVectors:
         """Yield method and layer of every vector."""
         return ((method, layer) for method, layers in self.available.items() for layer in layers)
 
+    @plain_arguments
     def vector(self, method: str, layer: int) -> ndarray:
         """Return float32 `[hidden_dim]`. Raise UsageError that says which there are."""
         return self._load(method, layer)[0]
 
+    @plain_arguments
     def metadata(self, method: str, layer: int) -> Facts:
         """Return what is known of a vector: norm, bias, midpoint, spread, held_out and more.
 
@@ -123,6 +126,7 @@ class TraitVectors:
         return load_vector(self.folder, method, layer, self.pool)
 
 
+@plain_arguments
 def load_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> TraitVectors:
     """Return the vectors that stand in a trait's folder, `experiments/<experiment>/<trait>`.
 
@@ -140,7 +144,8 @@ def open_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> T
     """Return the same without a warning: `stale` says it."""
     if not isinstance(folder, TraitFolder):
         folder = TraitFolder(Path(folder))
-    check_pool(pool)
+    if pool is not None:
+        check_pool(pool)
     pool = pool or fitted_pool(folder)
     known = stored_facts(folder.vectors, pool)
     available: dict[str, tuple[int, ...]] = {}

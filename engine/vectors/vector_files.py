@@ -16,7 +16,7 @@ from numpy import ndarray
 from ..errors import Step, UsageError
 from ..files import write_atomic
 from ..outputs import load_tensor
-from ..settings import DEFAULT_POOL
+from ..settings import DEFAULT_POOL, check_pool, plain_arguments
 from ..storage import TraitFolder, pool_suffix
 from .fit import Vectors
 from .methods import METHODS
@@ -188,6 +188,7 @@ def stored_facts(folder: Path, pool: str) -> dict[tuple[str, int], Facts]:
     return dict(sorted(found.items(), key=lambda each: (order.index(each[0][0]), each[0][1])))
 
 
+@plain_arguments
 def load_vector(
     folder: TraitFolder | Path | str, method: str, layer: int, pool: str = DEFAULT_POOL
 ) -> tuple[ndarray, Facts]:
@@ -197,6 +198,7 @@ def load_vector(
     """
     if not isinstance(folder, TraitFolder):
         folder = TraitFolder(Path(folder))
+    check_pool(pool)
     step = folder.step("vectors", pool=pool)
     path, beside = _pt_paths(folder.vectors, method, layer, pool)
     facts = _read_facts(beside)

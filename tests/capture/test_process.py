@@ -18,7 +18,6 @@ from traitmill.engine.capture.process import CaptureFacts, CaptureProcess
 from traitmill.engine.errors import EngineDiedError, ExitCode, SelfCheckError
 from traitmill.engine.models.hub import ModelRef, find_model
 from traitmill.engine.records import Response, Sample
-from traitmill.engine.run.prepare import open_run
 from traitmill.engine.run.progress import RunResult, trait_results
 from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.run.wanted import Wanted
@@ -62,7 +61,7 @@ def tiny_job(root: Path, model: str, **changes: object) -> tuple[TraitRun, RunSe
     wanted = Wanted(
         trait=trait, folder=TraitFolder(folder), settings=run, generates=True, judges=True
     )
-    return open_run(wanted, ref, lambda *_: tokenize, lambda _: None), run, ref
+    return fakes.open_run(wanted, ref, lambda *_: tokenize, lambda _: None), run, ref
 
 
 class Placed:

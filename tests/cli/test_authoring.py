@@ -202,7 +202,7 @@ async def test_what_is_misspelt_writes_no_scaffold_and_asks_no_judge(tmp_path: P
     with pytest.raises(UsageError, match="judge_modle"):
         await new_trait(tmp_path / "mine", "tea", judge_modle="x")
     assert not (tmp_path / "mine").exists()
-    with pytest.raises(UsageError, match="`ask` must be trait or coherence, not 'foo'"):
+    with pytest.raises(UsageError, match="`ask` 'foo' is unknown; choose from trait, coherence"):
         await traitmill.judge(tmp_path / "mine", ask="foo")
 
 

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from tests.support import fakes, lab, planted
 from traitmill.engine.errors import UsageError
 from traitmill.engine.outputs import load_activations
-from traitmill.engine.outputs.csv_files import format_score
+from traitmill.engine.outputs.rows import format_score
 from traitmill.engine.records import Response, Sample, Verdict
 
 NASTY = (

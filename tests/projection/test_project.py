@@ -154,12 +154,10 @@ def test_vectors_of_another_pool_are_not_what_turns_are_read_with(trait, tmp_pat
     )
 
 
-def test_directions_are_chosen_by_whatever_list(trait):
-    chosen = choose_directions([trait], np.array(["probe"]), np.arange(2)).chosen
-    assert [each.name for each in chosen] == ["poem.probe.0", "poem.probe.1"]
-    assert {type(each.layer) for each in chosen} == {int}
-    with pytest.raises(UsageError, match="`layers` 1 is no list of whole numbers"):
-        choose_directions([trait], "probe", 1)
+def test_a_vector_named_twice_is_refused(trait):
+    for way in (trait, Path(f"{trait}/../{trait.name}")):
+        with pytest.raises(UsageError, match=f"`vectors` names {trait} twice"):
+            choose_directions([trait, way], ["probe"], [1])
 
 
 @pytest.mark.parametrize("text", ["one\rtwo", 'a "quoted", one', "lines\n\nand more", "✿"])

@@ -22,7 +22,6 @@ from traitmill.engine.models.tokenizer import load_tokenizer
 from traitmill.engine.records import Sample
 from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.pipeline import Pipeline
-from traitmill.engine.run.prepare import open_run
 from traitmill.engine.run.wanted import Wanted
 from traitmill.engine.run.watchdog import tie_children
 from traitmill.engine.settings import Execution, JudgeSettings, RunSettings, SampleCounts, Sampling
@@ -83,7 +82,7 @@ class Run:
         self.folders = {name: fakes.make_trait(root, name, content) for name in TRAITS}
         tokenizers = lazy_tokenizer(self.ref)
         self.runs = [
-            open_run(
+            fakes.open_run(
                 Wanted(
                     trait=trait,
                     folder=TraitFolder(self.folders[trait.name]),

@@ -12,7 +12,6 @@ import pytest
 from tests.support import fakes
 from traitmill.engine.errors import AccessError
 from traitmill.engine.models import ModelRef, lazy_tokenizer, load_tokenizer
-from traitmill.engine.run.prepare import open_run
 from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.run.wanted import Wanted
 from traitmill.engine.storage import TraitFolder
@@ -43,7 +42,7 @@ def opened(folder: Path, ref: ModelRef, n: int) -> TraitRun:
         generates=True,
         judges=True,
     )
-    return open_run(wanted, ref, lazy_tokenizer(ref), lambda _: None)
+    return fakes.open_run(wanted, ref, lazy_tokenizer(ref), lambda _: None)
 
 
 def test_t15_r03_another_day_changes_no_prompt_and_no_id(

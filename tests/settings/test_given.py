@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+import traitmill
 from traitmill.engine.errors import UsageError
-from traitmill.engine.settings import apply, value_of
+from traitmill.engine.settings import apply, plain_arguments, value_of
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,87 @@ def test_the_command_lines_other_names_are_told() -> None:
         apply({"gen_model": "x"})
     with pytest.raises(UsageError, match="it is `capture` here"):
         apply({"extract_activations": False})
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda e: traitmill.generate(e, traits=5), "`traits` takes a list, .* or None, not 5"),
+        (lambda e: traitmill.judge(e, traits=[5]), r"`traits` takes .*, not \[5\]"),
+        (lambda e: traitmill.capture(e, force_unlock="no"), "`force_unlock` takes True or False"),
+        (lambda e: traitmill.generate(None), "`experiment` takes a path, not None"),
+        (lambda e: traitmill.generate(e, listener=5), "`listener` takes an object of Listener or"),
+        (lambda e: traitmill.generate(e, traits=[]), "`traits` names none; leave it out for all"),
+        (lambda e: traitmill.preview(e, ["t"]), "`trait` takes text, not"),
+        (lambda e: traitmill.preview(e, "t", questions="x"), "`questions` takes a whole number"),
+        (lambda e: traitmill.preview(e, "t", questions=1.5), "`questions` takes a whole number"),
+        (lambda e: traitmill.new_trait(e, 5), "`trait` takes text, not 5"),
+        (lambda e: traitmill.check_traits(e, 5), "`traits` takes"),
+        (lambda e: traitmill.import_traits(e, 5), "`experiment` takes a path, not 5"),
+        (
+            lambda e: traitmill.export(e, neg_threshold="of"),
+            "`neg_threshold` takes a number or off",
+        ),
+        (lambda e: traitmill.export(e, paired="yes"), "`paired` takes True or False or None"),
+        (
+            lambda e: traitmill.project(e, 5, e),
+            "`vectors` takes a list, each of it a path or a path",
+        ),
+        (lambda e: traitmill.project(e, e, e, models=5), "`models` takes"),
+        (lambda e: traitmill.steer(e, ablate="no"), "`ablate` takes True or False, not 'no'"),
+        (lambda e: traitmill.write_report(e, [5]), "`traits` takes"),
+        (
+            lambda e: traitmill.load_state(5),
+            "`folder` takes an object of TraitFolder or a path, not",
+        ),
+        (lambda e: traitmill.load_vectors(None), "`folder` takes"),
+        (lambda e: traitmill.load_activations(5), "`folder` takes"),
+        (lambda e: traitmill.load_vector(e, "probe", "0"), "`layer` takes a whole number, not '0'"),
+        (lambda e: traitmill.load_vector(e, "probe", 0, "foo"), "`pool` 'foo' is unknown; choose"),
+        (lambda e: traitmill.export_vectors(e, e, "gguf", method=["p"]), "`method` takes text or"),
+        (
+            lambda e: traitmill.export_vectors(e, e, "guff"),
+            "`format` 'guff' is unknown; choose from",
+        ),
+        (traitmill.fit_vectors, "`activations` takes what load_activations"),
+        (lambda e: traitmill.fit_experiment(e, format="gguf"), "`format` .*choose from pt"),
+    ],
+)
+async def test_arguments_of_another_type_are_refused_in_one_line(
+    call: Callable[[Path], Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        found = call(tmp_path)
+        if inspect.isawaitable(found):
+            await found
+    assert "\n" not in str(refused.value)
+
+
+@plain_arguments
+def _called(
+    folder: Path | str,
+    traits: Sequence[str] | str | None = None,
+    *,
+    layers: Sequence[int] | Literal["all"] | None = None,
+    seed: int = 0,
+    hear: Callable[[str], None] = print,
+    **given: Any,
+) -> tuple[Any, ...]:
+    return folder, traits, layers, seed, hear, given
+
+
+def test_arguments_are_made_plain() -> None:
+    """Numpy's, and whatever can be listed; one name stands for a list of one."""
+    path = Path("e")
+    for given, expected in [
+        ({"layers": np.arange(2), "seed": np.int64(3)}, (path, None, (0, 1), 3, print, {})),
+        ({"layers": {1: "a"}.keys(), "seed": 4.0}, (path, None, (1,), 4, print, {})),
+        ({"layers": "all", "traits": "all"}, (path, "all", "all", 0, print, {})),
+        ({"traits": np.array(["t"]), "other": "5"}, (path, ("t",), None, 0, print, {"other": "5"})),
+    ]:
+        found = _called(path, **given)
+        assert found == expected
+        assert type(found[3]) is int
+        assert found[2] == "all" or all(type(each) is int for each in found[2] or ())
+    with pytest.raises(TypeError, match="missing"):
+        _called()  # type: ignore[call-arg]  # as Python says it

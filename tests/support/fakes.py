@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from traitmill.engine.outputs import Exported
 from traitmill.engine.records import Activation, Response, Sample, Verdict
 from traitmill.engine.run import Backends, export
 from traitmill.engine.run.pipeline import Pipeline
-from traitmill.engine.run.prepare import open_run
+from traitmill.engine.run.prepare import look_at
 from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.run.wanted import Wanted
 from traitmill.engine.settings import (
@@ -235,6 +236,14 @@ def open_runs(
         )
         for trait, folder in zip(traits, folders, strict=True)
     ]
+
+
+def open_run(wanted: Wanted, ref: ModelRef, tokenizers: Any, notice: Any) -> TraitRun:
+    """Open one folder, as a run whose models are there does."""
+    opening = look_at(wanted, ref, tokenizers, notice)
+    run = opening.open(notice)
+    opening.save(run.state.plan)
+    return run
 
 
 def pipeline(runs: Sequence[TraitRun], run: RunSettings, **backends: object) -> Pipeline:

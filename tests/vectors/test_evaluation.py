@@ -134,7 +134,7 @@ def test_vectors_of_other_rows_are_not_evaluated(tmp_path):
     ):
         evaluate_vectors(b, vectors)
     for wrong in ((a, None), (None, vectors), (a, folders[0])):
-        with pytest.raises(UsageError, match="`vectors` what fit_vectors"):
+        with pytest.raises(UsageError, match=r"takes what (fit|load)_\w+\(\w+\) returns, not"):
             evaluate_vectors(*wrong)
     with pytest.raises(UsageError, match="`seed` must be a whole number from 0, not -1"):
         evaluate_vectors(a, vectors, seed=-1)

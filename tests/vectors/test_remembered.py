@@ -51,11 +51,11 @@ def test_layers_and_methods_are_taken_of_whatever_list(root, layers):
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"layers": 1}, "`layers` 1 is no list of whole numbers"),
-        ({"layers": [1.0]}, r"`layers` \[1.0\] is no list of whole numbers"),
-        ({"layers": "some"}, "`layers` 'some' is no list"),
+        ({"layers": 1}, "`layers` takes a list, each of it a whole number or all or None, not 1"),
+        ({"layers": [1.5]}, r"`layers` takes a list, each of it a whole number .*, not \[1.5\]"),
+        ({"layers": "some"}, "`layers` takes a list, .*, not 'some'"),
         ({"layers": np.array([], int)}, "`layers` names none"),
-        ({"methods": 3}, "`methods` 3 is no list of names"),
+        ({"methods": 3}, "`methods` takes a list, each of it text or None, not 3"),
         ({"format": "gguf"}, "`format` 'gguf' is unknown; choose from pt, safetensors"),
     ],
 )
