@@ -40,7 +40,8 @@ _FOLDED |= dict.fromkeys((*range(0x200B, 0x2010), 0x2060, 0xFEFF), "")
 _LONG_SPACE = re.compile(r"(\s{8})\s+")
 _FENCE = re.compile(r"```[a-z]*+(?P<content>.*)```", re.DOTALL | re.IGNORECASE)
 _ANSWER_TAG = re.compile(
-    r"<(?P<tag>answer|score|rating|solution|result|output|response|b|strong)>(?P<content>.*)</(?P=tag)>",
+    r"<(?P<tag>answer|score|rating|solution|result|output|response|b|strong)>"
+    r"(?P<content>.*)</(?P=tag)>",
     re.DOTALL | re.IGNORECASE,
 )
 _MATHS = re.compile(r"(?:\$++|\\[(\[])(?P<content>[^$]*)(?:\$++|\\[)\]])\.?", re.DOTALL)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from ..errors import UsageError
 from ..statistics import Estimate, cohens_kappa, wilson
 from ..storage import STATUSES, Selection, TraitFolder, TraitState, load_state
+from .export import digest
 from .ready import require_captured
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def exported_table(folder: TraitFolder) -> pl.DataFrame:
     those rows would be of another state. Files that a page does not read may be gone.
     """
     state, selection = load_state(folder), Selection.load(folder.selection)
-    if selection is None or not selection.digest or selection.rows != state.n_rows():
+    if selection is None or selection.digest != digest(state):
         require_captured(state)
         raise UsageError(
             f"{folder.path}: responses were generated, judged or chosen since its files were "
