@@ -1,8 +1,10 @@
 """Token-level states against the reference, in shards that stay small and survive being cut off."""
 
+import os
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -219,17 +221,19 @@ def test_kept_rows_are_those_of_the_threshold_given(generated, tmp_path, monkeyp
         shutil.rmtree(index)
 
 
-def test_a_shard_that_is_gone_is_written_again_and_lost_responses_are_said(
+def test_a_shard_that_is_gone_or_cut_off_is_written_again_and_lost_responses_are_said(
     generated, tmp_path, monkeypatch, capfd
 ):
     job, _ = generated
     index = job.folder.path / "activations" / "per_token"
     command(monkeypatch, capfd, tmp_path, "--layers", "0")
-    [shard] = index.glob("*.safetensors")
-    shard.unlink()
-    code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0")
-    assert code == ExitCode.OK, said
-    assert "8 responses written" in said
+    for spoil in (Path.unlink, lambda path: os.truncate(path, path.stat().st_size // 2)):
+        [shard] = index.glob("*.safetensors")
+        spoil(shard)
+        code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0")
+        assert code == ExitCode.OK, said
+        assert "8 responses written" in said
+        assert len(load_file(shard)) == 8
     for part in (job.folder.path / "parquet" / "responses").glob("part-*"):
         part.write_bytes(b"PAR1 damaged")
     code, said = command(monkeypatch, capfd, tmp_path, "--layers", "0")

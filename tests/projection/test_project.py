@@ -160,6 +160,16 @@ def test_a_vector_named_twice_is_refused(trait):
             choose_directions([trait, way], ["probe"], [1])
 
 
+def test_no_trait_of_a_name_hides_another(trait, tmp_path):
+    """Of three of one name in experiments of one name, one took the place of another."""
+    folders = [trait]
+    for name in "ab":
+        shutil.copytree(trait, tmp_path / name / "exp" / "poem")
+        folders.append(tmp_path / name / "exp" / "poem")
+    with pytest.raises(UsageError, match="several experiments of one name"):
+        choose_directions(folders, ["probe"], [1])
+
+
 @pytest.mark.parametrize("text", ["one\rtwo", 'a "quoted", one', "lines\n\nand more", "✿"])
 def test_a_text_stays_in_its_cell(tmp_path, text):
     """Before Python 3.13 csv.writer leaves a lone carriage return bare."""

@@ -14,9 +14,10 @@ from tests.conftest import Traitmill
 from tests.report.pages import HOSTILE, responses_of, with_page
 from tests.support import fakes, lab, planted
 from traitmill.engine.errors import ExitCode, UsageError
-from traitmill.engine.outputs import read_agreement
+from traitmill.engine.outputs import audit_table, read_agreement
 from traitmill.engine.report import page as page_module
 from traitmill.engine.report import write_trait_report
+from traitmill.engine.run import export
 from traitmill.engine.statistics import cohens_kappa
 from traitmill.engine.storage import TraitFolder
 from traitmill.engine.vectors import fit_trait
@@ -239,3 +240,22 @@ def test_a_file_of_no_marks_is_refused(work: lab.Work, tmp_path: Path, text: str
         read_agreement(work.folders[0], marks)
     with pytest.raises(UsageError, match="cannot be read"):
         read_agreement(work.folders[0], tmp_path / "none.csv")
+
+
+def test_what_is_left_out_for_its_twin_is_not_wrongly_left_out(tmp_path: Path) -> None:
+    """Marked wrong, the judge should have said no: leaving it out is right."""
+    fakes.make_trait(tmp_path, "trait")
+    work = lab.Work(tmp_path, n=30)
+    lab.run_to_end(work)
+    export(work.folders[0].parent, ["trait"], paired=True)
+    table = audit_table(work.folders[0])
+    alone = table.filter(
+        (table["polarity"] == "pos") & (table["score"] >= 50) & ~table["kept"]
+    ).head(1)
+    lines = ["sample_id,polarity,score,mark"]
+    lines += [f"{row['sample_id']},pos,{row['score']},wrong" for row in alone.to_dicts()]
+    assert len(lines) == 2
+    marks = tmp_path / "marks.csv"
+    marks.write_text("\n".join(lines))
+    found = read_agreement(work.folders[0], marks)
+    assert (found.wrong, found.rejected, found.kept) == (1, (), ())

@@ -195,3 +195,16 @@ async def test_what_is_kept_is_what_the_files_hold(tmp_path: Path) -> None:
     from traitmill.engine.outputs import audit_table
 
     assert int(audit_table(folder)["kept"].sum()) == sum(rows.values())
+
+
+async def test_what_captures_more_is_told_where_more_is_kept(tmp_path: Path) -> None:
+    """The step that was named found everything done, and the export asked for it again."""
+    folder = fakes.make_trait(tmp_path, "trait")
+    how = {"judge_model": "j", "n_examples": 20, "capture": "kept", "threshold": 60.0}
+    await generate(tmp_path, None, **how)
+    exp = tmp_path / "exp"
+    error = traitmill.export(exp, ["trait"], threshold=30).errors["trait"]
+    assert "threshold=30" in str(error.step)
+    await traitmill.capture(exp, ["trait"], threshold=30, backends=Made())
+    assert load_state(folder).threshold == 30.0
+    assert not traitmill.export(exp, ["trait"], threshold=30).errors

@@ -134,6 +134,15 @@ def pooled(tmp_path: Path) -> Path:
     return Path(folder)
 
 
+def test_a_tensor_that_is_gone_is_missing_and_makes_no_other_pool_the_folders(
+    pooled: Path,
+) -> None:
+    TraitFolder(pooled).tensor("prompt_last").unlink()
+    result = fit_experiment(pooled.parent)
+    assert "is missing; make it" in result.errors["poem"].message
+    assert load_vectors(pooled).pool == "prompt_last"
+
+
 def test_the_pool_that_is_not_named_is_that_of_the_last_fit(
     pooled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
