@@ -103,6 +103,7 @@ BENCHES = (
     Bench("waiting", page="capture.md"),
     Bench("judge-memory", "--memory", page="judge.md"),
     Bench("vectors-large", "--large", page="vectors.md", writer="large_markdown"),
+    Bench("vectors-many", "--many", page="vectors.md", writer="many_markdown"),
     Bench("vectors-coverage", "--coverage", page="vectors.md", writer="coverage_markdown"),
     Bench("tuning-compiled", "--compiled", page="decisions/009-eager-on-cpu.md"),
     Bench("soak", page="reliability.md"),
