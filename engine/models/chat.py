@@ -169,7 +169,7 @@ class Prompts:
         written = written_tags(str(self._load().chat_template))
         if is_mistral(self._load()):  # there is no template to read
             written = token_tags(self._load())
-        told = [self._variables[name] for name in self._switches]
+        told = [self._variables[name] for name in self._switches if name in self._variables]
         if self._sampling.thinking == "on" or any(told):
             return written or token_tags(self._load()), False
         if told:  # not to think

@@ -34,7 +34,8 @@ def begun(
     found = {name: folder for name, folder in folders.items() if storage.has_run(folder)}
     if traits not in (None, "all") or not found:
         for folder in folders.values():
-            storage.need_record(folder)
+            if not storage.has_run(folder):  # one that is damaged stands in no other's way
+                storage.need_record(folder)
         return dict(folders)
     if left := [name for name in folders if name not in found]:
         notice(f"left out, holding no run yet: {', '.join(left)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,12 @@ SWITCH = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}<model><think>"
     "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"
 )
+EITHER = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'].split('</think>')[-1] }}</>"
+    "{% endfor %}<model>{% if not (thinking | default(false) or enable_thinking | default(false)) %}"
+    "<think></think>{% endif %}"
+)
+"""Two variables turn thought on."""
 WORDED = (
     "{% set ns = namespace(off=false) %}{% for m in messages %}"
     "{% if '/no_think' in m['content'] %}{% set ns.off = true %}{% endif %}"
@@ -378,6 +385,8 @@ MAGISTRAL = THINKS.replace("<think>", "[THINK]")
         (QWEN, {"chat_template_kwargs": '{"enable_thinking": false}'}, None, False),
         (QWEN, {"chat_template_kwargs": '{"thinking": true}'}, None, False),
         (STRIPS, {"chat_template_kwargs": '{"enable_thinking": false}'}, "</think>", False),
+        (EITHER, {"chat_template_kwargs": '{"thinking": true}'}, "</think>", False),
+        (EITHER, {"chat_template_kwargs": '{"enable_thinking": false}'}, None, False),
         (WORDED, {}, "</think>", False),
         (WORDED, {"system_prompt": "/no_think"}, None, False),
         (WORDED, {"system_prompt": "/no_think", "thinking": "off"}, None, False),
@@ -419,13 +428,23 @@ def test_r04_tags_that_only_the_tokens_name_are_found(
     assert thought.closing_id == tokenizer.convert_tokens_to_ids("</think>")
 
 
+def templated_by(
+    template: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Sampling], Prompts]:
+    """Return what gives prompts by the embedded model's tokenizer with another template."""
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = template
+    monkeypatch.setattr(chat, "load_tokenizer", lambda _: tokenizer)
+    return lazy_tokenizer(ModelRef("m", "m", "r", {}))
+
+
 @pytest.mark.parametrize(
     ("template", "how", "said"),
     [
-        ("BOTH", {"thinking": "off", "system_prompt": "/think"}, "no switch for it"),
-        ("WORDED", {"thinking": "off"}, "no switch for it"),
+        (BOTH, {"thinking": "off", "system_prompt": "/think"}, "no switch for it"),
+        (WORDED, {"thinking": "off"}, "no switch for it"),
         (
-            "QWEN",
+            QWEN,
             {"thinking": "off", "chat_template_kwargs": '{"enable_thinking": true}'},
             "enable_thinking turns it on",
         ),
@@ -434,21 +453,16 @@ def test_r04_tags_that_only_the_tokens_name_are_found(
 def test_thought_that_cannot_be_off_is_refused_where_it_must_be(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, template: str, how: Any, said: str
 ) -> None:
-    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
-    tokenizer.chat_template = {"BOTH": BOTH, "WORDED": WORDED, "QWEN": QWEN}[template]
-    monkeypatch.setattr(chat, "load_tokenizer", lambda _: tokenizer)
+    prompts = templated_by(template, model_folder, monkeypatch)
     with pytest.raises(UsageError, match=said):
-        lazy_tokenizer(ModelRef("m", "m", "r", {}))(MOMENT, Sampling(**how)).text("I", "Q")
+        prompts(MOMENT, Sampling(**how)).text("I", "Q")
 
 
 def test_a_variable_that_the_template_does_not_read_is_named(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counted as a thought turned off, and the thought was judged and pooled."""
-    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
-    tokenizer.chat_template = QWEN
-    monkeypatch.setattr(chat, "load_tokenizer", lambda _: tokenizer)
-    prompts = lazy_tokenizer(ModelRef("m", "m", "r", {}))
+    prompts = templated_by(QWEN, model_folder, monkeypatch)
     other = prompts(MOMENT, Sampling(chat_template_kwargs='{"thinking": false}'))
     assert other.remark == "`chat_template_kwargs` thinking changes nothing in this chat template"
     assert other.text("I", "Q") == prompts(MOMENT, Sampling()).text("I", "Q")

@@ -208,3 +208,15 @@ async def test_what_captures_more_is_told_where_more_is_kept(tmp_path: Path) -> 
     await traitmill.capture(exp, ["trait"], threshold=30, backends=Made())
     assert load_state(folder).threshold == 30.0
     assert not traitmill.export(exp, ["trait"], threshold=30).errors
+
+
+@pytest.mark.parametrize("traits", [None, ["a", "b"]])
+async def test_a_damaged_record_keeps_no_other_trait_from_its_export(
+    tmp_path: Path, traits: list[str] | None
+) -> None:
+    a, b = (fakes.make_trait(tmp_path, name) for name in "ab")
+    await generate(tmp_path, None, judge_model="j", n_examples=10)
+    (b / "parquet/run.json").write_text("{")
+    result = traitmill.export(tmp_path / "exp", traits, threshold=60)
+    assert (list(result.exported), list(result.errors)) == (["a"], ["b"])
+    assert load_state(a).threshold == 60.0
