@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,11 @@ from .methods import DEFAULT_METHODS, check_methods
 from .remembered import Wanted, kept_line, wanted_vectors
 from .transfer import update_transfer
 from .vector_files import Format, load_vector, stored_facts, stored_format, write_vectors
+from .workers import count_for, map_side_by_side
 
+SMALL = 64 << 20
+"""Bytes of a tensor of few rows, 120 of a model with 2,304 dimensions and 26 layers: larger ones
+keep all cores busy by themselves."""
 Step = Literal["fitting", "evaluating"]
 """What is done layer by layer; the second takes nearly all of the time."""
 
@@ -108,16 +112,44 @@ def fit_experiment(
                 errors[name] = error
         for line in kept_line({name: each.kept for name, each in wanted.items()}):
             notice(line)
-        for name, asked in wanted.items():
-            try:
-                fitted[name] = _fit_wanted(folders[name], asked, partial(on_layer, name))
-            except TraitmillError as error:
-                errors[name] = error
+        for name, found in _each_fitted(folders, wanted, on_layer):
+            if isinstance(found, TraitmillError):
+                errors[name] = found
             else:
-                on_fitted(name, fitted[name])
+                fitted[name] = found
+                on_fitted(name, found)
         for each_pool in dict.fromkeys(asked.pool for asked in wanted.values()):
             update_transfer(folder, notice, each_pool)
-    return FitResult(fitted, errors)
+    in_order = [name for name in folders if name in fitted]
+    return FitResult({name: fitted[name] for name in in_order}, errors)
+
+
+def _each_fitted(
+    folders: Mapping[str, TraitFolder],
+    wanted: Mapping[str, Wanted],
+    on_layer: Callable[[str, Step, int, int], None],
+) -> Iterator[tuple[str, FittedTrait | TraitmillError]]:
+    """Yield each trait as it is fitted, or its error: one after the other, layers side by side, or
+    many small ones side by side."""
+    tasks = {name: (folders[name], asked) for name, asked in wanted.items()}
+    small = all(_size(folders[name].tensor(asked.pool)) < SMALL for name, asked in wanted.items())
+    count = count_for(len(tasks)) if small else 1
+    if count > 1:
+        yield from map_side_by_side(_fit_wanted, tasks, count, on_layer)
+        return
+    for name, task in tasks.items():
+        try:
+            yield name, _fit_wanted(*task, partial(on_layer, name))
+        except TraitmillError as error:
+            yield name, error
+
+
+def _size(path: Path) -> int:
+    """Return a file's bytes; 0 where it cannot be read, which is said when it is."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _fit_wanted(

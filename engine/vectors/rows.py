@@ -22,6 +22,8 @@ from .logistic import Design
 TALL = 0.5
 """Rows a hidden dimension above which sums over rows cost less than the Gram matrix: measured, see
 docs/decisions/012-rows-or-width.md."""
+side_by_side: int | None = None
+"""Layers that this process works on side by side, at most; None: one a core."""
 TOGETHER = 1 << 18
 """Entries of the Gram matrices of layers that are fitted together: of small ones calls cost more
 than arithmetic."""
@@ -136,7 +138,8 @@ def _workers(n: int, dim: int) -> int:
     """
     square = 11 * dim**2 if is_tall(n, dim) else 20 * n**2
     one = 12 * n * dim + 8 * square
-    return max(1, min(len(os.sched_getaffinity(0)), free_host_memory() // one))
+    most = side_by_side or len(os.sched_getaffinity(0))
+    return max(1, min(most, free_host_memory() // one))
 
 
 def _blocks(activations: Activations, layers: Sequence[int], workers: int) -> list[Sequence[int]]:
