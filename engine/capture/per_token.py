@@ -57,7 +57,7 @@ def write_per_token(
     """Append the token states of `rows` to `folder`, at the layers `model` captures; return the
     rows written.
 
-    Rows the index names already are not computed again, unless their tokens are others now. States
+    Rows whose tokens the folder holds are not computed again, whatever trait had them. States
     are in the model's dtype, unpooled, layer convention as in CaptureModel; `revision` is the
     model's, `blocks` as it was given. A row that is not finite is left out, and `fault` is told
     which, and at what layer. A shard appears whole and the index names it afterwards, so a run cut
@@ -67,7 +67,7 @@ def write_per_token(
     folder.mkdir(parents=True, exist_ok=True)
     layout = _layout(model, revision, blocks)
     known = _known_rows(folder, layout)
-    todo = [row for row in rows if known.get(_name(row), {}).get("digest") != _digest(row)]
+    todo = _still_to_do(rows, known)
     numbers = itertools.count(
         1 + max((_number(each["shard"]) for each in known.values()), default=-1)
     )
@@ -77,7 +77,8 @@ def write_per_token(
 
     def flush() -> None:
         name = f"states-{next(numbers):05d}.safetensors"
-        write_atomic(folder / name, save(shard))
+        if shard:
+            write_atomic(folder / name, save(shard))
         known.update({key: {**asdict(entry), "shard": name} for key, entry in entries.items()})
         write_atomic(folder / INDEX, json.dumps({**layout, "rows": known}).encode())
         shard.clear()
@@ -99,9 +100,24 @@ def write_per_token(
         entries[_name(row)] = _entry(row)
         held += states.nbytes
         written += 1
-    if shard:
+    if shard or read_index(folder).get("rows", {}) != known:
         flush()
     return written
+
+
+def _still_to_do(rows: Sequence[Response], known: dict[str, dict[str, Any]]) -> list[Response]:
+    """Return the rows whose tokens are not held; name those in `known` that are, by another name:
+    of a trait whose folder was renamed."""
+    held = {entry["digest"]: entry for entry in known.values() if entry.get("digest")}
+    todo = []
+    for row in rows:
+        there = held.get(_digest(row))
+        if there is None:
+            todo.append(row)
+        elif known.get(_name(row), {}).get("digest") != there["digest"]:
+            place = {"shard": there["shard"], "key": there["key"]}
+            known[_name(row)] = {**asdict(_entry(row)), **place}
+    return todo
 
 
 def _layout(model: CaptureModel, revision: str, blocks: str | None) -> dict[str, Any]:

@@ -43,6 +43,25 @@ def append(model, rows, folder, faults=None):
     return written
 
 
+def test_states_of_a_trait_whose_folder_was_renamed_are_not_computed_again(folder, tmp_path):
+    model, oracle, rows = load(folder), Oracle(folder), make_rows()[:3]
+    append(model, rows, tmp_path)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    renamed = [replace(row, sample=replace(row.sample, trait="other")) for row in rows]
+    assert append(model, renamed, tmp_path) == 0
+    assert sorted(tmp_path.glob("*.safetensors")) == shards
+    index = read_index(tmp_path)["rows"]
+    for row in renamed:
+        entry = index[f"other/{row.sample.id}"]
+        found = load_file(tmp_path / entry["shard"])[entry["key"]]
+        expected = oracle.residuals(row.token_ids)[[0, 1, 4]]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        spans = [entry[f"{part}_tokens"] for part in ("prompt", "thought", "response")]
+        parts = (row.sample.prompt_token_ids, row.thought_token_ids, row.response_token_ids)
+        assert spans == [len(part) for part in parts]
+    assert append(model, renamed, tmp_path) == 0
+
+
 def test_a_response_that_was_made_anew_is_computed_anew(folder, tmp_path):
     model, oracle, rows = load(folder), Oracle(folder), make_rows()
     for row in rows[:4]:  # a shard each
