@@ -25,7 +25,8 @@ _TAGS = "think|thinking|thought|thoughts|reasoning|analysis|reflection|scratchpa
 _THOUGHT_ENDS = re.compile(
     rf"</(?:{_TAGS})\s*>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
     r"|<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?|<channel\|>|</mm:think>|</ifm\|think>"
-    r"|<\|channel\|>final\s*(?:<\|constrain\|>\w+\s*)?<\|message\|>",
+    r"|<\|channel\|>final\s*(?:<\|constrain\|>\w+\s*)?<\|message\|>"
+    r"|assistantfinal",  # of gpt-oss, its special tokens left out
     re.IGNORECASE,
 )
 _THOUGHT_BEGINS = re.compile(
@@ -67,6 +68,11 @@ _BEGINS_AS_NUMBER = re.compile(r"[-+]?\.?[0-9]")
 _DIGITS = re.compile(r"[0-9]+")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,3}")
 _REFUSAL = re.compile(rf"(?:{_LABEL})?\W*(refusal|refused|refuse)\W*", re.IGNORECASE)
+_LOOSE = re.compile(
+    r"\{\s*(?P<quote>'?)score(?P=quote)\s*:\s*(?P<number>[0-9]{1,4})\s*,?\s*\}",
+    re.IGNORECASE,
+)
+"""An object as other languages than JSON write it."""
 _REASONS = {"reason", "reasons", "reasoning", "explanation", "rationale", "justification"}
 """Keys of an object beside its score whose words are no number."""
 
@@ -186,6 +192,8 @@ def _read_object(text: str, scale: Scale) -> Reading:
 def _scored_in(text: str) -> list[Any]:
     """Return the score of a JSON object that holds one, and no other value but reasons in words."""
     pairs: Any = None
+    if found := _LOOSE.fullmatch(text):
+        return [found["number"]]
     if text.startswith("{"):
         try:
             # pairs, so that a key given twice is seen
