@@ -133,8 +133,8 @@ def rows(study: Study, answers: Answers) -> Iterator[Row]:
 def _measures(
     study: Study, answers: Answers, condition: Condition
 ) -> Iterator[tuple[str, tuple[Estimate, int]]]:
-    yield "trait_score", answers.mean(answers.scores, condition)
-    yield "coherence", answers.mean(answers.coherence, condition)
+    yield "trait_score", _on_scale(answers.mean(answers.scores, condition))
+    yield "coherence", _on_scale(answers.mean(answers.coherence, condition))
     if condition != UNSTEERED:
         yield "over_unsteered", answers.difference(condition, UNSTEERED)
     if condition.kind in ("steered", "ablated"):
@@ -148,6 +148,12 @@ def _measures(
         finite = np.isfinite(values)
         mean = grouped_mean(values[finite], np.array(questions)[finite])
         yield "own_logprob", (mean, int(finite.sum()))
+
+
+def _on_scale(found: tuple[Estimate, int]) -> tuple[Estimate, int]:
+    """Return a mean of scores with its interval, as far as scores reach."""
+    (value, low, high), n = found
+    return Estimate(value, max(low, 0.0), min(high, 100.0)), n
 
 
 def random_beside(condition: Condition) -> Condition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from traitmill.engine.steering.conditions import (
     Condition,
     ablated,
 )
-from traitmill.engine.steering.figures import Answers
+from traitmill.engine.steering.figures import Answers, rows
 from traitmill.engine.steering.findings import make_claim
 
 STEERED = Condition("steered", "mean_diff", 5, 0.5, "response")
@@ -138,3 +139,16 @@ def test_a_judge_that_scores_the_other_way_round_is_said_to_do_so() -> None:
     [said] = [line for line in claim.why if line.startswith("the judge")]
     assert "scores answers under the pos instruction below unsteered ones (-" in said
     assert "does not tell" not in said
+
+
+def test_the_interval_of_a_mean_score_ends_where_scores_end():
+    rng = np.random.default_rng(3)
+    answers = simulated(rng, effect=0.0, apart=1.0, k=3, n=8, questions=4)
+    near = np.where(rng.random(len(answers.scores)) < 0.7, 100.0, 60.0)
+    answers = replace(answers, scores=100 - near, coherence=near)
+    beside = SimpleNamespace(side_effects=lambda _condition: None)
+    found = [row for row in rows(beside, answers) if row["measure"] in ("trait_score", "coherence")]
+    assert len(found) == 2 * len(answers.conditions)
+    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 100 for row in found)
+    assert 0 in {row["low"] for row in found if row["measure"] == "trait_score"}
+    assert 100 in {row["high"] for row in found if row["measure"] == "coherence"}
