@@ -71,6 +71,8 @@ def command(**given: Any) -> int:
             say(f"  {exported.unjudged} responses are not judged by it")
         for remark in exported.remarks:
             say(f"  {remark}")
+        if exported.thinking:
+            say(f"  {exported.thinking}")
         if exported.stale:
             shown = ", ".join(exported.stale)
             say(f"  {shown} show other rows or verdicts than these; to renew them:")

@@ -18,7 +18,7 @@ from traitmill.engine.settings import DEFAULT_POOL, DEFAULTS
 from traitmill.engine.vectors import MIN_CLAIM_ROWS
 
 from .many import listed, total
-from .render import command, command_of, error_text, fitted
+from .render import command, command_of, error_text, fitted, options_in
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = (
@@ -168,6 +168,8 @@ def _remarks(trait: TraitResult) -> Iterator[str]:
             f"{trait.name}: {exported.uncaptured} kept responses have no activations, so there is "
             f"no tensor; capture them with: {step}"
         )
+    if exported.thinking:
+        yield f"{trait.name}: {options_in(exported.thinking)}"
     root = trait.folder.path
     files = ", ".join(str(path.relative_to(root)) for path in exported.files)
     yield f"{trait.name}: files in {root}/: {files}"

@@ -34,7 +34,7 @@ from .shape import Shape
 from .split import check_split, cores
 from .stored import Stored, count_weights, sized
 from .support import check_support
-from .thought import Thought
+from .thought import Thought, holds_thought
 from .tokenizer import is_chat, load_tokenizer
 from .weights import check_weights, refuse_faulty
 
@@ -85,6 +85,7 @@ __all__ = [
     "generation_dtype",
     "generation_itemsize",
     "has_soft_cap",
+    "holds_thought",
     "infer_model",
     "is_chat",
     "itemsize",

@@ -144,3 +144,9 @@ def has_channels(tokenizer: Any) -> bool:
 def names_channel(text: str) -> bool:
     """Return whether a text opens a channel itself."""
     return _CHANNEL in text
+
+
+def holds_thought(text: str) -> bool:
+    """Return whether a response begins with a thought, or with the rest of one."""
+    said = text.lstrip()
+    return any(said.startswith(opening) or closing in said for opening, closing in _PAIRS)

@@ -38,6 +38,8 @@ class Exported:
     shape: tuple[int, ...] | None
     """Of all_layers.pt, None without activations."""
     remarks: tuple[str, ...] = ()
+    thinking: str = ""
+    """What to do about kept responses that hold a thought; empty where none does."""
     stale: tuple[str, ...] = ()
     """Vectors, evaluations and pages there that are of other files than these."""
 
@@ -72,7 +74,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
         described = _metadata(state, kept)
     # Files are replaced one by one: cut off between two, none may pass as up to date.
     selection.save(folder.selection)
-    files, counts = write_csvs(state, kept)
+    files, counts, thoughts = write_csvs(state, kept)
     shape = None
     if described is not None:
         for pool in state.activations:
@@ -96,6 +98,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
         files=tuple(files),
         shape=shape,
         remarks=(*unfinished_sets(state), *_incoherent(state)),
+        thinking=_thinking(thoughts),
         stale=tuple(stale),
     )
 
@@ -118,6 +121,15 @@ def _incoherent(state: TraitState) -> list[str]:
     if not unknown:
         return []
     return [f"{unknown} responses pass but for a score of their coherence, which they lack"]
+
+
+def _thinking(thoughts: int) -> str:
+    if not thoughts:
+        return ""
+    return (
+        f"{thoughts} kept responses hold a thought, judged and pooled as theirs: set it apart with "
+        "`thinking` on, or begin responses behind one with `prefill`, in another experiment"
+    )
 
 
 def is_exported(state: TraitState) -> bool:

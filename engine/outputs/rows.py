@@ -4,31 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from ..files import TEMP_SUFFIX, atomic_file, csv_line, naming_full_disk
+from ..models import holds_thought
 from ..records import POLARITIES, Polarity
 from ..storage import TraitState
 from .metadata import CSV_COLUMNS
 
 
-def write_csvs(state: TraitState, kept: np.ndarray) -> tuple[list[Path], dict[Polarity, int]]:
-    """Write pos.csv and neg.csv; return their paths and how many rows each has."""
-    files, counts = [], {}
+class Written(NamedTuple):
+    """pos.csv and neg.csv."""
+
+    files: list[Path]
+    counts: dict[Polarity, int]
+    thoughts: int
+    """Responses that hold a thought which was not set apart."""
+
+
+def write_csvs(state: TraitState, kept: np.ndarray) -> Written:
+    """Write pos.csv and neg.csv."""
+    files: list[Path] = []
+    counts: dict[Polarity, int] = {}
+    thoughts = 0
     for polarity in POLARITIES:
         side = kept[state.side(polarity)[kept]]
         path = state.folder.responses_csv(polarity)
         with atomic_file(path) as file:
-            _write_csv(file, state, side)
+            thoughts += _write_csv(file, state, side)
         files.append(path)
         counts[polarity] = len(side)
-    return files, counts
+    return Written(files, counts, thoughts)
 
 
-def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None:
-    """Write UTF-8 with LF and minimal quoting; a side with nothing kept is a header."""
+def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> int:
+    """Write UTF-8 with LF and minimal quoting; a side with nothing kept is a header. Return how
+    many responses hold a thought which was not set apart."""
+    held, response = 0, CSV_COLUMNS.index("response")
     texts = list(CSV_COLUMNS[:-1])
     judged = [state.verdicts.score[positions]]
     limits = [*state.choice.thresholds.values(), state.choice.coherence or 0.0]
@@ -46,6 +60,8 @@ def _write_csv(file: BinaryIO, state: TraitState, positions: np.ndarray) -> None
             said = [format_score(score, limits) for score in next(scores)]
             line = [*cells[: len(texts)], *said, *cells[len(texts) :]]
             file.write(csv_line(line).encode())
+            held += not thoughts and holds_thought(cells[response])
+    return held
 
 
 def format_score(score: float, limits: Sequence[float] = ()) -> str:

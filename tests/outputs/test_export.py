@@ -304,3 +304,27 @@ def test_a_runs_metadata_numbers_each_rows_texts(tmp_path: Path) -> None:
                 assert row["question"] == definition["questions"][question]
     assert next(numbers, None) is None
     assert len(load_activations(folder).labels) == metadata["n_examples"] > 0
+
+
+class Thinking(fakes.FakeGenerator):
+    """Every second response holds a thought, as of a model whose template names no tags."""
+
+    async def generate(self, sample: Sample) -> Response:
+        response = await super().generate(sample)
+        thoughts = ("", "<think>\nHm.\n</think>\n\n", "Hm.\n</think>\n\n", " [THINK]Hm.[/THINK]")
+        thought = thoughts[int(sample.id[:2], 16) % 4]
+        return replace(response, response=thought + response.response)
+
+
+@pytest.mark.parametrize("generator", [Thinking, fakes.FakeGenerator])
+def test_kept_responses_that_hold_a_thought_are_told_of(tmp_path: Path, generator) -> None:
+    folder = fakes.make_trait(tmp_path)
+    run(folder, fakes.settings(20), generator=generator())
+    text = (folder / "responses/pos.csv").read_text() + (folder / "responses/neg.csv").read_text()
+    held = text.count("Hm.")
+    assert (held > 0) == (generator is Thinking)
+    said = fakes.export_again(folder).thinking
+    if held:
+        assert said.startswith(f"{held} kept responses hold a thought")
+    else:
+        assert said == ""
