@@ -44,6 +44,9 @@ SETTINGS = {
     "dtype": "float32",
     "capture_dtype": "float32",
     "temperature": 1.0,
+    # All is kept: what random weights score lies on both sides of any threshold by chance.
+    "threshold": 0.0,
+    "neg_threshold": 100.0,
     "self_check": "all",
 }
 START, END = "<!-- families:start -->", "<!-- families:end -->"

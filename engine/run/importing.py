@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +69,11 @@ def import_traits(
     found = read_foreign(Path(source), kind, given, model_name)
     faults: list[str] = []
     for foreign in found:
-        check_name(foreign.name, "trait")
+        _give_name(foreign)
+    for name, times in Counter(foreign.name for foreign in found).items():
+        if times > 1:
+            faults.append(f"{times} of the traits would be {name}: rename their files or folders")
+    for foreign in found:
         if (root / foreign.name).exists():
             faults.append(f"{root / foreign.name} is there already; move it, or import elsewhere")
         try:
@@ -77,6 +84,20 @@ def import_traits(
         raise DefinitionError(faults)
     root.mkdir(parents=True, exist_ok=True)
     return [_write(foreign, root) for foreign in found]
+
+
+def _give_name(foreign: Foreign) -> None:
+    """Give a trait a name that its folder can have, where its own is refused."""
+    own = foreign.name
+    try:
+        check_name(own, "trait")
+    except UsageError:
+        plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")[:100]
+        if not name:
+            raise
+        foreign.name = check_name(name, "trait")
+        foreign.changed.append(f"named {name}: {own!r} cannot be the name of a folder here")
 
 
 def _write(foreign: Foreign, root: Path) -> Imported:

@@ -216,7 +216,7 @@ def test_pairs_a_line(
         ),
         ("x.json", '{"score_max": ' + "9" * 5000 + "}", "x.json: Exceeds the limit"),
         ("x.csv", "pos,neg", "none of what can be imported"),
-        ("a b!.jsonl", '{"pos": "a", "neg": "b"}\n', "trait name 'a b!' is refused"),
+        ("!.jsonl", '{"pos": "a", "neg": "b"}\n', "trait name '!' is refused"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_and_writes_nothing(
@@ -229,6 +229,21 @@ def test_what_cannot_be_read_is_one_line_and_writes_nothing(
     assert said in out
     assert "Traceback" not in out
     assert not Path("experiments").exists()
+
+
+def test_a_name_that_no_folder_can_have_is_made_one_that_can(tmp_path: Path) -> None:
+    pairs = [{"pos": "a", "neg": "b"}]
+    source = write(tmp_path / "data" / "Größe & mut (v2).jsonl", pairs)
+    [found] = import_traits(source, tmp_path / "exp")
+    assert (found.name, found.path) == ("Groe_mut_v2", tmp_path / "exp" / "Groe_mut_v2")
+    assert found.changed[-1].startswith("named Groe_mut_v2: 'Größe & mut (v2)' cannot be")
+    assert (found.path / "imported" / source.name).is_file()
+    for name in ("a b.json", "a_b.json"):
+        content = fakes.definition() | {"eval_prompt": EVAL}
+        write(tmp_path / "two" / name, content)
+    with pytest.raises(TraitmillError, match="2 of the traits would be a_b: rename"):
+        import_traits(tmp_path / "two", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
