@@ -14,6 +14,8 @@ from typing import Any
 from ..models import Thought
 from ..records import Sample
 
+Text = Callable[[Sequence[int], Sequence[int]], str]
+"""What some token ids say behind others, a last character that was cut off left out."""
 Ask = Callable[[Sequence[int], int, int, Thought | None], Awaitable[Any]]
 """From token ids, a limit, a seed and the thought to stop at the end of, to vLLM's output."""
 
@@ -32,18 +34,14 @@ class Written:
     """Whether the thought, if any, came to its end."""
 
 
-async def write(
-    ask: Ask, text: Callable[[Sequence[int], Sequence[int]], str], sample: Sample, limit: int
-) -> Written:
-    """Write a response of at most `limit` tokens; `text` is what some ids say behind a prompt."""
+async def write(ask: Ask, text: Text, sample: Sample, limit: int) -> Written:
+    """Write a response of at most `limit` tokens."""
     output = await ask(sample.prompt_token_ids, limit, sample.seed, None)
-    ids, reason = _ids(output), output.finish_reason or ""
-    said = ids[:-1] if reason == "stop" else ids  # its last token is the end
-    return Written(text(sample.prompt_token_ids, said), ids, reason)
+    return _cut(text, sample.prompt_token_ids, _ids(output), limit, output)
 
 
 async def write_behind_thought(
-    ask: Ask, sample: Sample, thought: Thought, *, allowance: int, limit: int
+    ask: Ask, text: Text, sample: Sample, thought: Thought, *, allowance: int, limit: int
 ) -> Written:
     """Write a thought of at most `allowance` tokens, then a response of at most `limit`.
 
@@ -59,13 +57,13 @@ async def write_behind_thought(
     ids, ended = _ids(output), _is_at_end(output, thought)
     if not thought.opened and not ended:
         if not thought.begins(ids):
-            return _cut(thought, ids, limit, output)
+            return _cut(text, sample.prompt_token_ids, ids, limit, output)
         if output.finish_reason == "length" and len(ids) < allowance:
             before, left = (*sample.prompt_token_ids, *ids), allowance - len(ids)
             output = await ask(before, left, _seed(sample, "thought"), thought)
             ids, ended = (*ids, *_ids(output)), _is_at_end(output, thought)
     span = thought.span(ids)
-    said = thought.text(ids[slice(*span)]).strip()
+    said = text((*sample.prompt_token_ids, *ids[: span[0]]), ids[slice(*span)]).strip()
     if not ended or len(ids) > allowance:
         return Written(
             finish_reason=output.finish_reason or "",
@@ -78,21 +76,25 @@ async def write_behind_thought(
     output = await ask(before, limit + thought.most_spaces, _seed(sample, "response"), None)
     written = _ids(output)
     spaces = thought.spaces(written)
+    found = _cut(text, (*before, *written[:spaces]), written[spaces:], limit, output)
     return replace(
-        _cut(thought, written[spaces:], limit, output),
+        found,
+        response=found.response.lstrip(),  # of a tokenizer that has the space in the first word
         thought=said,
         thought_token_ids=(*ids, *written[:spaces]),
         thought_span=span,
     )
 
 
-def _cut(thought: Thought, ids: tuple[int, ...], limit: int, output: Any) -> Written:
-    """Return a response of `ids`, no longer than its limit."""
+def _cut(
+    text: Text, before: Sequence[int], ids: tuple[int, ...], limit: int, output: Any
+) -> Written:
+    """Return a response of `ids`, no longer than its limit, behind others."""
     response, reason = ids[:limit], output.finish_reason or ""
     if len(response) < len(ids):
         reason = "length"
     said = response[:-1] if reason == "stop" else response  # its last token is the end
-    return Written(thought.text(said), response, reason)
+    return Written(text(before, said), response, reason)
 
 
 def _ids(output: Any) -> tuple[int, ...]:

@@ -153,7 +153,7 @@ class VllmEngine:
                 written = await write(ask, self._text, sample, min(new, room))
             else:
                 written = await write_behind_thought(
-                    ask, sample, self._thought, allowance=allowance, limit=new
+                    ask, self._text, sample, self._thought, allowance=allowance, limit=new
                 )
             logprobs = None
             if checked and written.finished:

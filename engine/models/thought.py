@@ -126,10 +126,6 @@ class Thought:
         """Most tokens of white space after a thought that are not the response's."""
         return _MOST_SPACES
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Return what tokens say, special ones left out, as vLLM gives it."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
-
     def _shown(self, token_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 

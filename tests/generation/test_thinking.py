@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from traitmill.engine.generation.detokenizer import Detokenizer
 from traitmill.engine.generation.thinking import Written, write, write_behind_thought
 from traitmill.engine.models import ModelRef, Thought, load_tokenizer
 from traitmill.engine.models.thought import Tags
@@ -66,7 +67,9 @@ def count(tokenizer: Any) -> Callable[[str], int]:
 
 async def written(model: Model, *, opened: bool, allowance: int = 60, limit: int = 20) -> Written:
     thought = Thought(model.tokenizer, Tags("<think>", "</think>"), opened=opened)
-    return await write_behind_thought(model.ask, SAMPLE, thought, allowance=allowance, limit=limit)
+    return await write_behind_thought(
+        model.ask, model.text, SAMPLE, thought, allowance=allowance, limit=limit
+    )
 
 
 @pytest.mark.parametrize("opened", [True, False])
@@ -152,3 +155,21 @@ async def test_a_thought_that_was_never_begun_ends_all_the_same(tokenizer: Any) 
     model = Model(tokenizer, f"The sea?</think>Wide.{END}")
     found = await written(model, opened=False)
     assert (found.thought, found.response) == ("The sea?", "Wide.")
+
+
+@pytest.mark.parametrize("opened", [True, False])
+async def test_a_character_that_is_cut_off_is_left_out_behind_a_thought_too(
+    tokenizer: Any, opened: bool
+) -> None:
+    begun = "" if opened else "<think>\n"
+    model = Model(tokenizer, f"{begun}The sea? \N{LLAMA}</think>\n\nWaves \N{LLAMA}\N{LLAMA}{END}")
+    detokenizer = Detokenizer(tokenizer)
+    model.text = detokenizer.text  # type: ignore[method-assign]
+    found = [await written(model, opened=opened, limit=limit) for limit in range(1, 8)]
+    for each in found:
+        assert each.thought == "The sea? \N{LLAMA}"
+        assert each.response == detokenizer.text(PROMPT, each.response_token_ids).lstrip()
+        assert "\ufffd" not in each.response
+    assert {"Waves", "Waves \N{LLAMA}"} <= {each.response.rstrip() for each in found}
+    cut = [await written(model, opened=opened, allowance=n) for n in range(4, 20)]
+    assert not any("\ufffd" in each.thought for each in cut)
