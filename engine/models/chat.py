@@ -36,6 +36,7 @@ from .tokenizer import (
     load_tokenizer,
     one_bos,
     raw_ids,
+    typed_ids,
 )
 
 _PROBE, _ASKED = "a turn, tried", "and what is asked"
@@ -188,7 +189,7 @@ class Prompts:
         else:
             turns, user = [], [*system, *user]
         if how.prompt_format == "raw":  # as its author typed it, special tokens and all
-            return one_bos(tokenizer, tokenizer(_joined(user) + how.prefill)["input_ids"])
+            return one_bos(tokenizer, typed_ids(tokenizer, _joined(user) + how.prefill))
         if not self._has_template:
             return one_bos(tokenizer, raw_ids(tokenizer, _joined(user), how.prefill))
         if not turns and opening_turns(tokenizer, self._moment):

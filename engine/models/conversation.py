@@ -175,6 +175,8 @@ class Conversations:
         said = [place for place, by_model in zip(places, says, strict=True) if by_model]
         words = [place for place in places if place not in said]
         ids, offsets = placed_ids(self._tokenizer, text, words, said, add_special_tokens=special)
+        if special and len(ids) > 1 and offsets[-1] == (0, 0):  # an EOS, and words follow
+            ids, offsets = ids[:-1], offsets[:-1]
         bos = self._tokenizer.bos_token_id
         while bos is not None and ids[:2] == [bos, bos]:
             ids, offsets = ids[1:], offsets[1:]

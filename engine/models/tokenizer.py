@@ -239,9 +239,26 @@ def _is_written(token: str, template: str) -> bool:
 
 def raw_ids(tokenizer: Any, text: str, prefill: str = "") -> Any:
     """Return the token ids of words without a template; a special token in the text is words."""
-    if spells_special(tokenizer, text):
-        return marked_ids(tokenizer, marked(tokenizer, text) + prefill)
-    return tokenizer(text + prefill)["input_ids"]
+    if not spells_special(tokenizer, text):
+        return typed_ids(tokenizer, text + prefill)
+    text = marked(tokenizer, text) + prefill
+    bare = marked_ids(tokenizer, text, add_special_tokens=False)
+    return _unended(marked_ids(tokenizer, text), bare)
+
+
+def typed_ids(tokenizer: Any, text: str) -> Any:
+    """Return the token ids of a text as it stands, special tokens and all, that is gone on from."""
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return _unended(tokenizer(text)["input_ids"], bare)
+
+
+def _unended(ids: Any, bare: Any) -> Any:
+    """Return token ids without what a tokenizer puts behind a text, an EOS as a rule; `bare` are
+    those of the text alone."""
+    for end in range(len(ids), len(bare) - 1, -1):
+        if list(ids[end - len(bare) : end]) == list(bare):
+            return ids[:end]
+    return ids
 
 
 def one_bos(tokenizer: Any, found: Any) -> tuple[int, ...]:

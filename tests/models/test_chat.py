@@ -39,8 +39,10 @@ class Tokenizer:
         self.chat_template = template
         self.bos_token_id = bos_token_id
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        added = [] if self.bos_token_id is None else [self.bos_token_id]
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        added = []
+        if add_special_tokens and self.bos_token_id is not None:
+            added = [self.bos_token_id]
         return {"input_ids": [*added, *map(ord, text)]}
 
     def apply_chat_template(self, turns: list[dict[str, str]], **how: Any) -> list[int]:
@@ -79,9 +81,10 @@ def test_the_tokenizer_is_loaded_when_first_asked_and_asked_once_a_prompt(
     asked: list[str] = []
 
     class Counting(Tokenizer):
-        def __call__(self, text: str) -> dict[str, list[int]]:
-            asked.append(text)
-            return super().__call__(text)
+        def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            if add_special_tokens:
+                asked.append(text)
+            return super().__call__(text, add_special_tokens=add_special_tokens)
 
     def load(ref: ModelRef) -> Any:
         loaded.append(ref)
@@ -590,3 +593,23 @@ def test_a_system_turn_that_costs_the_question_is_not_taken(model_folder: Path) 
     first = TAKES.replace("{% endfor %}<model>", "{% break %}{% endfor %}<model>")
     text = rendered(model_folder, first, prompt_format="system")
     assert text.endswith("<user>I\n\nQ</><model>")
+
+
+@pytest.mark.parametrize("how", [{}, {"prefill": "Sure"}, {"prompt_format": "raw"}])
+def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_raw_prompt(
+    model_folder: Path, how: dict[str, Any]
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    ends = [("<|im_start|>", 1), ("<|im_end|>", 2)]
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=ends
+    )
+    if "prompt_format" not in how:
+        tokenizer.chat_template = None
+    assert tokenizer("I")["input_ids"][-1] == 2
+    prompts = Prompts(lambda: tokenizer, Sampling(**how), MOMENT)
+    assert prompts.text("I", "Q") == f"<|im_start|>I\n\nQ{how.get('prefill', '')}"
+    typed = prompts.text("I", "Q<|im_end|>")
+    assert typed.endswith("Q<|im_end|>" + how.get("prefill", ""))
