@@ -176,6 +176,14 @@ class _File(BaseModel):
             raise PydanticCustomError("text", "score_min: must be below score_max")
         return self
 
+    @model_validator(mode="after")
+    def _asking(self) -> Self:
+        for number, pair in enumerate(self.instruction):
+            if self.questions is None and None in (pair.pos, pair.neg):
+                said = f"instruction[{number}]: a null side, and null questions: nothing to ask it"
+                raise PydanticCustomError("text", said)
+        return self
+
 
 KEYS = tuple(_File.model_fields)
 """What is read of a definition."""

@@ -210,3 +210,11 @@ def test_steering_questions_are_read_kept_and_checked() -> None:
         ([" "], "steering_questions[0]: is empty"),
     ):
         assert faults(file(steering_questions=wrong)) == [words]
+
+
+@pytest.mark.parametrize("side", ["pos", "neg"])
+def test_a_null_side_of_null_questions_asks_nothing(side: str) -> None:
+    pairs = [{"pos": "Sing.", "neg": "Speak."}, {"pos": "Sing.", "neg": "Speak."} | {side: None}]
+    content = {**SOUND, "instruction": pairs, "questions": None}
+    with pytest.raises(DefinitionError, match=r"instruction\[1\]: a null side, and null questions"):
+        parse_definition("t", file(**content), "t.json")
