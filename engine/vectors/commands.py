@@ -118,7 +118,7 @@ def fit_experiment(
             else:
                 fitted[name] = found
                 on_fitted(name, found)
-        for each_pool in dict.fromkeys(asked.pool for asked in wanted.values()):
+        for each_pool in dict.fromkeys(wanted[name].pool for name in fitted):
             update_transfer(folder, notice, each_pool)
     in_order = [name for name in folders if name in fitted]
     return FitResult({name: fitted[name] for name in in_order}, errors)

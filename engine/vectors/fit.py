@@ -195,7 +195,7 @@ def check_layers(activations: Activations, layers: Sequence[int] | None) -> tupl
         if len(missing) > NAMED:
             named += f" and {len(missing) - NAMED} more"
         verb = "was" if len(missing) == 1 else "were"
-        raise UsageError(f"`layers` {named} {verb} not captured: {held}")
+        raise UsageError(f"`layers` {named} {verb} not captured: {held}; name others, or all")
     return tuple(sorted(set(layers)))
 
 

@@ -185,10 +185,9 @@ def _why_stale(folder: TraitFolder, pool: str, digest: str, current: Metadata | 
     if current is not None and current.tensor_sha256(pool) == digest:
         return ""
     holds = "holds other ones now" if current else "holds none that can be read now"
-    step = folder.step("vectors", pool=pool)
     return (
         f"the vectors in {folder.vectors} were fitted to other activations: the folder {holds}; "
-        f"fit them anew: {step}"
+        f"fit them anew ({pool})"
     )
 
 
