@@ -70,7 +70,7 @@ def _facts(folder: TraitFolder) -> tuple[dict[str, Any], ExitCode]:
         "judge": judge_summary(state),
         "judges": {key: judge.model_dump() for key, judge in verdict_sets(folder).items()},
         "run": state.record.model_dump(),
-        "threshold": state.threshold,
+        "threshold": state.choice.threshold,
         "neg_threshold": state.choice.thresholds["neg"],
         "paired": state.choice.paired,
         "coherence": state.choice.coherence,

@@ -147,6 +147,7 @@ class Activation:
     trait: str
     sample_id: str
     pools: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """By name, float32 `[n_layers_captured, hidden_dim]` each; empty where `error` is not."""
+    """By name, float32 `[n_layers_captured, hidden_dim]` each, without those that the response has
+    no token for, such as of a thought; empty where `error` is not."""
     error: str = ""
     """Why nothing was captured (a NaN, say); the next run tries again."""

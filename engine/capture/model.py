@@ -150,9 +150,9 @@ class CaptureModel:
         """Pools of `rows`, in their order.
 
         A row whose activations are not finite, or that has nothing to pool, gets an error and no
-        pools; the others are safe. More rows a call mean less padding: hand over several batches'
-        worth. Raises SelfCheckError when a row contradicts the self-check and ResourceError when
-        one row alone does not fit.
+        pools; one without a token of some pool lacks that. The others are safe. More rows a call
+        mean less padding: hand over several batches' worth. Raises SelfCheckError when a row
+        contradicts the self-check and ResourceError when one row alone does not fit.
         """
         results: list[Activation | None] = [None] * len(rows)
         runnable = []
@@ -176,11 +176,14 @@ class CaptureModel:
     def _unfit(self, row: Response) -> str:
         if not row.sample.prompt_token_ids:
             return "it has no prompt tokens"
-        for part in self._parts:
-            first, end = row.spans[part]
-            if first == end:
-                return f"it has no {part} token to pool"
+        if not self._poolable(row):
+            return f"it has no {' and no '.join(self._parts)} token to pool"
         return ""
+
+    def _poolable(self, row: Response) -> list[str]:
+        """Return the pools that a row has tokens of."""
+        spans = {pool: row.spans[pool.partition("_")[0]] for pool in self.pools}
+        return [pool for pool, (first, end) in spans.items() if first < end]
 
     @property
     def _parts(self) -> list[str]:
@@ -270,9 +273,9 @@ class CaptureModel:
 
     def _result(self, row: Response, pooled: np.ndarray, finite: np.ndarray) -> Activation:
         if finite.all():
-            return Activation(
-                row.sample.trait, row.sample.id, dict(zip(self.pools, pooled, strict=True))
-            )
+            by_pool = dict(zip(self.pools, pooled, strict=True))
+            had = {pool: by_pool[pool] for pool in self._poolable(row)}
+            return Activation(row.sample.trait, row.sample.id, had)
         slot = int(np.flatnonzero(~finite.all(axis=0))[0])
         where = f"layer {self.layers[slot]} ({self.dtype}, {self.attention})"
         error = f"sample {row.sample.id}: NaN or infinity at {where}"

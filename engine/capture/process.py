@@ -190,6 +190,7 @@ class Result:
 
     trait: str
     sample_id: str
+    pools: tuple[str, ...]
     error: str
 
 
@@ -220,7 +221,11 @@ class Tray:
             Activation(
                 result.trait,
                 result.sample_id,
-                {} if result.error else dict(zip(self._pools, values[row], strict=True)),
+                {
+                    pool: found
+                    for pool, found in zip(self._pools, values[row], strict=True)
+                    if pool in result.pools
+                },
                 result.error,
             )
             for row, result in enumerate(results)
@@ -245,9 +250,9 @@ class Place:
                 rows = values.reshape(self.shape)
                 for row, activation in enumerate(found):
                     for pool, name in enumerate(self.pools):
-                        if not activation.error:
+                        if name in activation.pools:
                             rows[row, pool] = activation.pools[name]
                 del rows, values  # a mapping that is looked at cannot be closed
         finally:
             os.close(file)
-        return [Result(each.trait, each.sample_id, each.error) for each in found]
+        return [Result(each.trait, each.sample_id, tuple(each.pools), each.error) for each in found]

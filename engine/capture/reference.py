@@ -82,11 +82,14 @@ def run_alone(
 def _pool(
     state: torch.Tensor, spans: Mapping[str, tuple[int, int]], pools: Sequence[str]
 ) -> torch.Tensor:
-    """`[pools, dim]` float32 on the CPU, of one layer's `[seq, dim]`."""
+    """`[pools, dim]` float32 on the CPU, of one layer's `[seq, dim]`; 0 for a pool of no token."""
     found = []
     for pool in pools:
         part, how = pool.split("_")
         first, end = spans[part]
         own = state[first:end].float()
-        found.append(own.mean(0) if how == "mean" else own[-1])
+        if first == end:
+            found.append(torch.zeros_like(state[0], dtype=torch.float32))
+        else:
+            found.append(own.mean(0) if how == "mean" else own[-1])
     return torch.stack(found).cpu()

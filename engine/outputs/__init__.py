@@ -7,7 +7,7 @@ from .export import Exported, export_trait, is_exported, note_rows
 from .judged import judge_summary, measurement
 from .load import Activations, load_activations, load_tensor
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
-from .ready import refuse_lost
+from .ready import coherence_step, refuse_lost
 from .stale import PAGE_MARK, note_stale, noted_stale, renewing, stale_files
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Exported",
     "Metadata",
     "audit_table",
+    "coherence_step",
     "export_trait",
     "exported_table",
     "is_exported",

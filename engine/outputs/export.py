@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..errors import Step
 from ..files import sha256_of
 from ..records import POLARITIES, Polarity
 from ..settings import POOLS
-from ..storage import KINDS, Selection, TraitState, unfinished_sets
+from ..storage import KINDS, Choice, Selection, TraitState, require_facts, unfinished_sets
 from .judged import coherence_summary, judge_summary, judge_usage
 from .metadata import LAYER_CONVENTION, POOLING, Metadata
-from .ready import refuse_lost, require_captured
+from .ready import coherence_step, refuse_lost, require_captured
 from .rows import write_csvs, write_tensor
 from .stale import note_stale
 
@@ -38,6 +40,12 @@ class Exported:
     shape: tuple[int, ...] | None
     """Of all_layers.pt, None without activations."""
     remarks: tuple[str, ...] = ()
+    unasked: int = 0
+    """Responses that pass but for a score of their coherence, which they lack."""
+    asking: Step | None = None
+    """What asks for those scores."""
+    filters: tuple[str, ...] = ()
+    """What else than the threshold decides which are kept."""
     thinking: str = ""
     """What to do about kept responses that hold a thought; empty where none does."""
     stale: tuple[str, ...] = ()
@@ -65,6 +73,8 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     if state.any_captured():
         uncaptured = state.kept_uncaptured()
     with_activations = state.any_captured() and not uncaptured
+    if with_activations and state.capture_key is not None:
+        require_facts(folder.activations(state.capture_key))
     mask = state.passing()
     if with_activations:
         mask = state.exportable()
@@ -88,7 +98,7 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
     selection.model_copy(update={"digest": digest(state), "rows": state.n_rows()}).save(
         folder.selection
     )
-    stale = note_stale(folder)
+    stale, unasked = note_stale(folder), state.coherence_unknown()
     return Exported(
         kept=counts,
         excluded=int(state.passing().sum()) - len(kept),
@@ -97,7 +107,10 @@ def export_trait(state: TraitState, *, without_uncaptured: bool = False) -> Expo
         judge=_judge_name(state),
         files=tuple(files),
         shape=shape,
-        remarks=(*unfinished_sets(state), *_incoherent(state)),
+        remarks=tuple(unfinished_sets(state)),
+        unasked=unasked,
+        asking=coherence_step(state) if unasked else None,
+        filters=tuple(_filters(state.choice)),
         thinking=_thinking(thoughts),
         stale=tuple(stale),
     )
@@ -108,7 +121,7 @@ def _selection(state: TraitState) -> Selection:
         judge=state.judge_key,
         capture=state.capture_key,
         pools=state.choice.pools,
-        threshold=state.threshold,
+        threshold=state.choice.threshold,
         neg_threshold=state.choice.neg_threshold,
         paired=state.choice.paired,
         coherence=state.choice.coherence,
@@ -116,11 +129,13 @@ def _selection(state: TraitState) -> Selection:
     )
 
 
-def _incoherent(state: TraitState) -> list[str]:
-    unknown = state.coherence_unknown()
-    if not unknown:
-        return []
-    return [f"{unknown} responses pass but for a score of their coherence, which they lack"]
+def _filters(choice: Choice) -> Iterator[str]:
+    if choice.neg_threshold is not None:
+        yield f"`neg_threshold` {choice.neg_threshold:g}"
+    if choice.paired:
+        yield "`paired`"
+    if choice.coherence is not None:
+        yield f"`coherence` {choice.coherence:g}"
 
 
 def _thinking(thoughts: int) -> str:
@@ -236,7 +251,7 @@ def _metadata(state: TraitState, kept: np.ndarray) -> Metadata:
         storage_type=storage_type,
         pooling=pooling,
         pools=pools,
-        threshold=state.threshold,
+        threshold=state.choice.threshold,
         neg_threshold=state.choice.thresholds["neg"],
         paired=state.choice.paired,
         coherence=coherence_summary(state),

@@ -37,10 +37,23 @@ def _redoing(state: TraitState, lost_of: Collection[str]) -> Step:
     """Return what makes the lost rows of some sets again, or the first of several such steps."""
     folder = state.folder
     if "coherence" in lost_of and "responses" not in lost_of:
-        facts = verdict_sets(folder, "coherence").get(state.choice.coherence_key or "")
-        model = {"judge_model": facts.model} if facts else {}
-        return folder.step("judge", ask="coherence", **model)
+        return coherence_step(state)
     return folder.step("activations" if set(lost_of) == {"activations"} else "generate")
+
+
+def coherence_step(state: TraitState) -> Step:
+    """Return what asks the judge of the coherence in use for the scores that are lacking."""
+    facts = verdict_sets(state.folder, "coherence").get(state.choice.coherence_key or "")
+    named: dict[str, Any] = {}
+    if facts is not None:  # another judge would be asked for all of them
+        named["judge_model"] = facts.model
+        if facts.mode != "auto":
+            named["judge_mode"] = facts.mode
+        if facts.extra:
+            named["judge_extra"] = facts.extra
+        if facts.endpoint and (state.judge is None or facts.endpoint != state.judge.endpoint):
+            named["judge_base_url"] = facts.endpoint
+    return state.folder.step("judge", ask="coherence", **named)
 
 
 def require_captured(state: TraitState) -> None:

@@ -73,9 +73,10 @@ def _stale(folder: TraitFolder) -> Iterator[tuple[str, Step]]:
         # Every pool's page comes with it.
         anew = folder.step("report", pool=earlier[0] if earlier else shown)
         yield folder.responses_page().name, anew
-    steered = _of_evaluation(folder.steering_table)  # its facts stand as an evaluation's do
-    if steered is not None and steered not in currents.values():
-        yield folder.steering_table.name, folder.step("steer")
+    steered = _facts_of(folder.steering_table)  # they stand as an evaluation's do
+    if steered and steered.get("activations_sha256") not in currents.values():
+        named = {"pool": steered["pool"]} if "pool" in steered else {}
+        yield folder.steering_table.name, folder.step("steer", **named)
 
 
 def note_stale(folder: TraitFolder) -> list[str]:
@@ -140,13 +141,18 @@ def _digest_in(facts: Any) -> Iterator[str]:
 
 
 def _of_evaluation(path: Path) -> str | None:
+    return next(_digest_in(_facts_of(path)), None)
+
+
+def _facts_of(path: Path) -> dict[str, Any]:
+    """Return what a table says of itself; nothing where it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with suppress(OSError, ValueError, KeyError, pa.ArrowException):
-        for digest in _digest_in(json.loads(pq.read_metadata(path).metadata[b"traitmill"])):
-            return digest
-    return None
+        found = json.loads(pq.read_metadata(path).metadata[b"traitmill"])
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _of_page(path: Path) -> str | None:

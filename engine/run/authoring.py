@@ -95,6 +95,10 @@ async def new_trait(
     root = Path(experiment)
     check_name(root.name, "experiment")
     check_name(trait, "trait")
+    if trait == "all":
+        raise UsageError("trait name 'all' is refused: `traits` all means every trait")
+    if sentence is not None and not sentence.strip():
+        raise UsageError("the sentence to draft from is empty: say in it what the trait is")
     path = root / trait / DEFINITION_FILE
     if path.exists():
         raise UsageError(f"{path} is there already; edit it, or choose another name")

@@ -65,7 +65,7 @@ async def generate(
     check_judge(_any(settings), given)
     ref = chosen_model(folders, model, adapter, experiment, listener)
     if not new_run:
-        settings = _with_own_pools(settings, folders)
+        settings = _with_own_pools(settings, folders, given)
     for line in [*remarks, *scale_remarks(definitions.values(), given.get("threshold"))]:
         listener.notice(line)
     wanted = [
@@ -155,7 +155,8 @@ async def capture(
     """Capture activations of stored responses, and write the files. Nothing is generated or judged.
 
     A coroutine: await it.
-    `pool` adds to the pools that are there; another filter exports anew. Parameters and errors as
+    `pool` adds to the pools that are there, those of thoughts apart; another filter exports anew.
+    Parameters and errors as
     `generate` has them.
     """
     listener = listener or Listener()
@@ -163,7 +164,7 @@ async def capture(
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
     used = ("capture", *remembered.CAPTURE, *remembered.FILTERS)
     settings, remarks = resolve(folders, _capturing(folders, given), used)
-    settings = _with_own_pools(settings, folders)
+    settings = _with_own_pools(settings, folders, given)
     check_machine(folders, _any(settings))
     for line in remarks:
         listener.notice(line)
@@ -246,13 +247,18 @@ def with_model(settings: RunSettings, ref: ModelRef) -> RunSettings:
 
 
 def _with_own_pools(
-    settings: Mapping[str, RunSettings], folders: Mapping[str, TraitFolder]
+    settings: Mapping[str, RunSettings],
+    folders: Mapping[str, TraitFolder],
+    given: Mapping[str, Any],
 ) -> dict[str, RunSettings]:
     """Let a pool stand beside those that the runs have: no file of theirs goes.
 
-    One pass captures all traits, so each has the pools of all.
+    But one of thoughts, which takes responses without a thought out of every file, goes where pools
+    are named and it is not. One pass captures all traits, so each has the pools of all.
     """
     own = [pool for folder in folders.values() for pool in storage.chosen(folder).pools]
+    if "pool" in given:
+        own = [pool for pool in own if not pool.startswith("thought")]
     found = {}
     for name, each in settings.items():
         pools = tuple(dict.fromkeys([*own, *each.capture.pools]))

@@ -39,6 +39,8 @@ def resolve(
     base = next(iter((known or others).values()), DEFAULTS)
     if others and names_model:
         base = _of_another_model(base)
+    for name, each in known.items():
+        _check_own_threshold(name, each, given)
     settings = {
         name: apply(given, _without_extra(known.get(name, base), given)) for name in folders
     }
@@ -54,6 +56,18 @@ def resolve(
     matter = _that_matter(first, used)
     line = remembered.kept_line(first, given, matter, whose, resets=resets)
     return settings, [line] if line else []
+
+
+def _check_own_threshold(name: str, own: RunSettings, given: Mapping[str, Any]) -> None:
+    """Raise UsageError where a threshold is named that the one the folder has for neg is above."""
+    threshold, low = given.get("threshold"), own.neg_threshold
+    if "neg_threshold" in given or low is None or not isinstance(threshold, int | float):
+        return
+    if threshold < low:
+        raise UsageError(
+            f"{name} remembers `neg_threshold` {low:g}, which must not be above `threshold` "
+            f"{threshold:g}: give a lower `neg_threshold`, or `reset` neg_threshold"
+        )
 
 
 def _that_matter(settings: RunSettings, used: Iterable[str]) -> list[str]:

@@ -89,12 +89,14 @@ def import_traits(
 def _give_name(foreign: Foreign) -> None:
     """Give a trait a name that its folder can have, where its own is refused."""
     own = foreign.name
+    if own == "all":
+        raise UsageError("trait name 'all' is refused: `traits` all means every trait")
     try:
         check_name(own, "trait")
     except UsageError:
         plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")[:100]
-        if not name:
+        if name in ("", "all"):
             raise
         foreign.name = check_name(name, "trait")
         foreign.changed.append(f"named {name}: {own!r} cannot be the name of a folder here")

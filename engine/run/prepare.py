@@ -26,6 +26,7 @@ from .wanted import (
     Notice,
     Wanted,
     capture_key,
+    check_sets,
     earlier_run,
     first_counts,
     planned,
@@ -107,6 +108,8 @@ def look_at(
     folder = wanted.folder
     before, in_the_way = earlier_run(wanted, notice)
     _refuse_lost(wanted, before)
+    if before is not None:
+        check_sets(wanted)
     new = _new_record(wanted, ref)
     record = before or new
     if before is not None and wanted.generates:

@@ -41,6 +41,13 @@ class Progress:
     pipeline: Pipeline | None = None
     """None while models are being loaded."""
     backends: Backends = field(default_factory=Backends)
+    loads: bool = True
+    """Whether a model is loaded: a judge at an endpoint alone has none here."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is judged decides which responses are kept."""
+        return all(run.exports for run in self.runs)
 
     @property
     def elapsed(self) -> float:

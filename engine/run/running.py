@@ -63,7 +63,8 @@ async def run_through(
             pipeline = Pipeline(runs, settings, Backends(), listener.notice)
             await pipeline.run(stop)
             return _result(runs, pipeline, None, started, interrupted=pipeline.interrupted)
-        progress = Progress(work.log, work.captures, runs)
+        loads = work.generates or work.captures or settings.judge.is_local
+        progress = Progress(work.log, work.captures, runs, loads=loads)
         listener.began(progress)
         try:
             return await _work_through(work, progress, stop, backends, started, remember)

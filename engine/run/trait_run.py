@@ -71,9 +71,9 @@ class TraitRun:
         self._halves = self._waiting_halves()
         ok = state.responses.having("ok")
         self.done["judging"] = int(ok.sum()) - len(self.unjudged())
-        self.done["capture"] = int((ok & state.captured()).sum())
+        self.done["capture"] = int((ok & state.tried()).sum())
         if self.settings.capture_rows == "kept":
-            self._captured = frozenset(state.plan.ids[state.captured()].tolist())
+            self._captured = frozenset(state.plan.ids[state.tried()].tolist())
             self._incoherent = frozenset(state.plan.ids[state.incoherent()].tolist())
 
     def ungenerated(self) -> list[int]:
@@ -104,7 +104,7 @@ class TraitRun:
         wanted = self.state.passing_so_far()
         if rows == "all":
             wanted = self.state.responses.having("ok")
-        return np.flatnonzero(wanted & ~self.state.captured())
+        return np.flatnonzero(wanted & ~self.state.tried())
 
     def newly_kept(self, sample: Sample, score: float) -> list[bytes]:
         """Return the ids to capture now that a sample has its score, those of a pair together."""
@@ -173,7 +173,9 @@ class TraitRun:
             thinks=self.state.record.thinks,
         )
         plan.save(self.folder.plan)
-        self.state = self.state.with_plan(plan)
+        grown = self.state.with_plan(plan)
+        grown.choice = self.state.choice  # as it is by now: capture may have begun meanwhile
+        self.state = grown
         self.count()
         return True
 

@@ -12,7 +12,7 @@ from typing import Any
 from .. import storage
 from ..capture import CaptureFacts
 from ..errors import SettingsChangedError, UsageError
-from ..judging import judge_key
+from ..judging import calibration_positions, judge_key
 from ..outputs import is_exported
 from ..records import POLARITIES, Polarity
 from ..settings import CaptureSettings, RunSettings
@@ -242,3 +242,27 @@ def planned(
             "began the run (parquet/run.json), or start over with `new_run`"
         )
     return plan
+
+
+def check_sets(wanted: Wanted) -> None:
+    """Raise UsageError where rows would join others and nothing tells of what those are, or a local
+    judge would place a half of a run that its other half is to be compared with."""
+    settings, folder = wanted.settings, wanted.folder
+    if settings.capture_rows != "none":
+        storage.require_facts(folder.activations(capture_key(settings.capture)))
+    if not (wanted.judges and settings.judge.is_local):
+        return
+    key = judge_key(settings.judge, wanted.trait)
+    storage.require_facts(folder.verdicts(key))
+    known = storage.verdict_sets(folder, wanted.question).get(key)
+    if wanted.generates or (known is not None and known.offset is not None):
+        return
+    state = storage.load_state(folder)
+    placing = calibration_positions(state.plan, settings.counts.n_examples)
+    lacking = int(state.responses.pending()[placing].sum())
+    if lacking:
+        raise UsageError(
+            f"{lacking} of the {len(placing)} responses that a local judge places all others of "
+            f"{folder.name} by are not generated yet; generate them first",
+            folder.step("generate"),
+        )

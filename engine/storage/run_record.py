@@ -136,8 +136,13 @@ class RunRecord(Stored):
         return name
 
 
+_MEND_SET = "restore the file, or move its folder aside to have what that holds made anew"
+
+
 class JudgeFacts(Stored):
     """Which judge a verdict set is of: `facts.json` beside its parts, written before the first."""
+
+    mend = _MEND_SET
 
     model: str
     mode: str
@@ -163,6 +168,8 @@ class JudgeFacts(Stored):
 class CaptureFacts(Stored):
     """What an activation set is of: `facts.json` beside its parts, written before the first."""
 
+    mend = _MEND_SET
+
     asked: dict[str, Any]
     """The settings that choose the set: layers, include_embeddings, dtype, attention."""
     pools: tuple[str, ...]
@@ -185,6 +192,8 @@ class CaptureFacts(Stored):
 
 class Selection(Stored):
     """What the exported files show: `parquet/selection.json`, written last by an export."""
+
+    mend = "restore the file, or remove it and name judge, filters and pools again"
 
     judge: str
     """Key of the verdict set."""

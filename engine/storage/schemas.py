@@ -20,7 +20,7 @@ KINDS: tuple[Kind, ...] = ("responses", "verdicts", "activations")
 STATUSES: dict[Kind, tuple[str, ...]] = {
     "responses": RESPONSE_STATUSES,
     "verdicts": VERDICT_STATUSES,
-    "activations": ("ok", "failed"),
+    "activations": ("ok", "failed", "absent"),
 }
 Row = dict[str, Any]
 
@@ -157,14 +157,14 @@ def activation_table(
     dim: int,
     rows: Sequence[tuple[Activation, str]],
 ) -> pa.Table:
-    """Return one row for each (activation, pool); a failed capture has null values."""
+    """Return one row for each (activation, pool); values are null where capture failed, or the
+    response has no token of the pool."""
     values: list[bytes | None] = []
+    statuses = []
     for activation, pool in rows:
-        if activation.error:
-            values.append(None)
-        else:
-            values.append(np.ascontiguousarray(activation.pools[pool], "<f4").tobytes())
-    statuses = ["failed" if activation.error else "ok" for activation, _ in rows]
+        found = activation.pools.get(pool)
+        statuses.append("failed" if activation.error else "absent" if found is None else "ok")
+        values.append(None if found is None else np.ascontiguousarray(found, "<f4").tobytes())
     count, width = len(rows), pa.binary(4 * len(layers) * dim)
     columns = {
         "sample_id": [activation.sample_id for activation, _ in rows],

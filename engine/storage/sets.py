@@ -69,6 +69,15 @@ def activation_sets(folder: TraitFolder) -> dict[str, CaptureFacts]:
     return dict(sorted(found.items(), key=lambda item: (item[1].begun, item[0])))
 
 
+def require_facts(where: Path) -> None:
+    """Raise UsageError where a record set has rows, and what tells of what they are is gone."""
+    facts = where / "facts.json"
+    if not facts.is_file() and any(where.rglob("part-*.parquet")):
+        raise UsageError(
+            f"{facts} is gone, which tells what the rows beside it are of; {JudgeFacts.mend}"
+        )
+
+
 def all_sets(folder: TraitFolder, kind: Kind, notice: Callable[[str], None]) -> list[PartSet]:
     """Return a folder's record sets of a kind, in use or not. The folder's lock is held."""
     return [

@@ -46,10 +46,6 @@ class TraitState:
         return self.folder.name
 
     @property
-    def threshold(self) -> float:
-        return self.choice.threshold
-
-    @property
     def judge_key(self) -> str:
         return self.choice.judge_key
 
@@ -85,7 +81,7 @@ class TraitState:
     def exportable(self) -> np.ndarray:
         """Return the mask of responses that pass, and whose capture did not fail."""
         alone = self.passing_alone() & self.coherent()
-        return self.in_pairs(alone & ~self.capture_failed())
+        return self.in_pairs(alone & ~self.capture_failed() & ~self.unpoolable())
 
     def passing_so_far(self) -> np.ndarray:
         """Return the mask of responses that pass where one not asked about counts as coherent."""
@@ -126,21 +122,27 @@ class TraitState:
 
     def captured(self) -> np.ndarray:
         """Return the mask of responses whose every pool is stored."""
-        if not self.activations:
-            return np.zeros(len(self.plan), bool)
-        done = [index.having("ok") for index in self.activations.values()]
-        return np.asarray(np.all(done, axis=0))
+        return self._pools(np.all, "ok")
+
+    def tried(self) -> np.ndarray:
+        """Return the mask of responses whose every pool is stored or cannot be."""
+        return self._pools(np.all, "ok", "absent")
 
     def capture_failed(self) -> np.ndarray:
         """Return the mask of responses with a pool that could not be stored."""
-        if not self.activations:
-            return np.zeros(len(self.plan), bool)
-        failed = [index.having("failed") for index in self.activations.values()]
-        return np.asarray(np.any(failed, axis=0))
+        return self._pools(np.any, "failed")
+
+    def unpoolable(self) -> np.ndarray:
+        """Return the mask of responses without a token of some pool, such as of a thought."""
+        return self._pools(np.any, "absent")
+
+    def _pools(self, which: Callable[..., np.ndarray], *statuses: str) -> np.ndarray:
+        found = [index.having(*statuses) for index in self.activations.values()]
+        return np.asarray(which(found, axis=0)) if found else np.zeros(len(self.plan), bool)
 
     def kept_uncaptured(self) -> int:
         """Return how many kept responses were never captured."""
-        return int((self.passing() & ~self.capture_failed() & ~self.captured()).sum())
+        return int((self.passing() & ~self.capture_failed() & ~self.tried()).sum())
 
     def any_captured(self) -> bool:
         return any(not index.pending().all() for index in self.activations.values())
@@ -194,10 +196,9 @@ class TraitState:
 
     def note(self, kind: Kind, path: Path, table: pa.Table) -> None:
         """Bring the indexes up to date with a part just written."""
-        if kind == "responses":
-            note(self.responses, self.plan, path, table, np.arange(table.num_rows))
-        elif kind == "verdicts":
-            note(self.verdicts, self.plan, path, table, np.arange(table.num_rows))
+        index = {"responses": self.responses, "verdicts": self.verdicts}.get(kind)
+        if index is not None:
+            note(index, self.plan, path, table, np.arange(table.num_rows))
         else:
             pools = np.asarray(table["pool"].to_pylist())
             for pool, index in self.activations.items():
@@ -210,7 +211,7 @@ class TraitState:
         if facts is None or self.capture_key is None:
             raise ValueError("activations have no facts yet")
         positions = self.plan.positions(np.array([a.sample_id for a in activations], "S32"))
-        stored = {pool: index.having("ok") for pool, index in self.activations.items()}
+        stored = {pool: index.having("ok", "absent") for pool, index in self.activations.items()}
         rows = []
         for activation, position in zip(activations, positions, strict=True):
             lacking = [pool for pool in stored if position < 0 or not stored[pool][position]]

@@ -195,8 +195,15 @@ def test_rows_without_tokens_get_an_error_and_others_are_safe(folder):
     rows = make_rows(3)
     rows[1] = response_row("mute", rows[1].sample.prompt_token_ids, (2,), 0)
     results = load(folder("llama")[0]).capture(rows)
-    assert [bool(result.error) for result in results] == [False, True, False]
-    assert "sample mute" in results[1].error
+    assert [result.error for result in results] == ["", "", ""]
+    assert set(results[0].pools) == set(POOLS)
+    assert set(results[1].pools) == {pool for pool in POOLS if pool.startswith("prompt")}
+    alone = CaptureSettings(pools=("response_mean", "thought_mean"))
+    [_, mute, _] = load(folder("llama")[0], capture=alone, self_check="all").capture(rows)
+    assert mute.error == "sample mute: it has no response and no thought token to pool"
+    checked = load(folder("llama")[0], self_check="all").capture(rows)
+    for pool, values in checked[1].pools.items():
+        np.testing.assert_array_equal(values, results[1].pools[pool])
     assert load(folder("llama")[0]).capture([]) == []
 
 

@@ -153,6 +153,22 @@ def test_each_pool_has_a_step_of_its_own(tmp_path):
     assert "--pool prompt_last" in folder.stale_note.read_text()
 
 
+def test_steering_is_renewed_for_the_pool_that_it_was_of(tmp_path):
+    """Without it another pool's study was paid for, over this one."""
+    pools = ("response_mean", "prompt_last")
+    folder = TraitFolder(planted.write_trait(tmp_path / "exp" / "poem", n_layers=1, pools=pools))
+    study = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
+    facts = {"claim": {}, "activations_sha256": "another", "pool": "response_mean"}
+    write_table(folder.steering_table, study, facts)
+    fit_trait(folder, ["mean_diff"], pool="prompt_last")
+    [step] = renewing(folder)
+    assert step == folder.step("steer", pool="response_mean")
+    assert command(step).endswith(" --pool response_mean")
+    assert " steer --experiment exp --trait poem --pool response_mean\n" in (
+        folder.stale_note.read_text()
+    )
+
+
 def test_vectors_that_lie_alone_are_not_stale(folder, tmp_path):
     alone = tmp_path / "elsewhere" / "trait" / "vectors"
     alone.mkdir(parents=True)

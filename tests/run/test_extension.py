@@ -481,7 +481,7 @@ def test_a_lock_of_a_dead_host_can_be_forced_where_there_are_no_kernel_locks(
                 pass
 
 
-async def test_a_local_judge_waits_for_no_sample_that_is_not_generated(
+async def test_a_local_judge_neither_waits_for_samples_nor_does_without_them(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of the plan is there; the command judges, and makes nothing."""
@@ -504,11 +504,12 @@ async def test_a_local_judge_waits_for_no_sample_that_is_not_generated(
 
     for name in ("check_support", "check_split"):
         monkeypatch.setattr(f"traitmill.engine.run.running.{name}", lambda *_, **__: None)
+    before = unjudged(folder.parent)
     with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
         run = judge(folder.parent, judge_model="local", backends=opened)
-        result = await asyncio.wait_for(run, 30)
-    assert not result.errors
-    assert unjudged(folder.parent) == 0
+        with pytest.raises(UsageError, match="are not generated yet; generate them first"):
+            await asyncio.wait_for(run, 30)
+    assert unjudged(folder.parent) == before
 
 
 def test_a_damaged_index_of_token_states_is_named(tmp_path: Path) -> None:

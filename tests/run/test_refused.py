@@ -206,7 +206,7 @@ async def test_what_captures_more_is_told_where_more_is_kept(tmp_path: Path) -> 
     error = traitmill.export(exp, ["trait"], threshold=30).errors["trait"]
     assert "threshold=30" in str(error.step)
     await traitmill.capture(exp, ["trait"], threshold=30, backends=Made())
-    assert load_state(folder).threshold == 30.0
+    assert load_state(folder).choice.threshold == 30.0
     assert not traitmill.export(exp, ["trait"], threshold=30).errors
 
 
@@ -219,4 +219,4 @@ async def test_a_damaged_record_keeps_no_other_trait_from_its_export(
     (b / "parquet/run.json").write_text("{")
     result = traitmill.export(tmp_path / "exp", traits, threshold=60)
     assert (list(result.exported), list(result.errors)) == (["a"], ["b"])
-    assert load_state(a).threshold == 60.0
+    assert load_state(a).choice.threshold == 60.0
