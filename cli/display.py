@@ -145,8 +145,10 @@ def _screen(progress: Progress, seconds: float) -> Group:
         bar.append("─" * (_BAR - filled), style="dim")
         left = _time_left(progress, stage, total - done)
         table.add_row(stage, bar, f"{done:,}/{total:,}", _rate(progress, stage), left)
-    kept = progress.kept()
-    lines = {"kept": f"{kept['pos']} pos + {kept['neg']} neg"}
+    lines = {}
+    if progress.keeps:
+        kept = progress.kept()
+        lines["kept"] = f"{kept['pos']} pos + {kept['neg']} neg"
     if progress.usage is not None:
         lines["judge"] = _judge(progress)
     state = "" if progress.elapsed else _loading(progress)
@@ -158,6 +160,8 @@ def _screen(progress: Progress, seconds: float) -> Group:
 
 
 def _loading(progress: Progress) -> str:
+    if not progress.loads:
+        return "waiting for the judge"
     phase = loading_phase(progress.log)
     return f"loading: {phase}" if phase else "loading"
 
@@ -170,8 +174,10 @@ def _line(progress: Progress) -> str:
         parts.append(f"{stage} {done}/{total} {_rate(progress, stage)}".strip())
     if progress.usage is not None:
         parts.append(f"judge {_judge(progress)}")
-    kept = progress.kept()
-    return f"{'; '.join(parts)}; kept {kept['pos']} pos + {kept['neg']} neg"
+    if progress.keeps:
+        kept = progress.kept()
+        parts.append(f"kept {kept['pos']} pos + {kept['neg']} neg")
+    return "; ".join(parts)
 
 
 def _rate(progress: Progress, stage: Stage) -> str:

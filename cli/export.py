@@ -17,10 +17,10 @@ PARAMS = (
     Option("threshold", "A new threshold.  [the last one used]", "Files", common=True, type=float),
     Option(
         "neg_threshold",
-        "Another one for neg, which is kept below.  [the last one used, or that of pos]",
+        "Another one for neg, which is kept below; off: that of pos.  [the last one used]",
         "Files",
         common=True,
-        type=float,
+        type=ScoreOrOff(),
     ),
     Option(
         "paired/--no_paired",
@@ -67,10 +67,17 @@ def command(**given: Any) -> int:
         if exported.shape is not None:
             line += f", all_layers.pt {list(exported.shape)}"
         say(f"{line} in {arguments['experiment'] / name}")
+        if exported.filters:
+            say(f"  also by {', '.join(exported.filters)}, as the folder remembers or you named")
         if exported.unjudged:
             say(f"  {exported.unjudged} responses are not judged by it")
         for remark in exported.remarks:
             say(f"  {remark}")
+        if exported.asking:
+            say(
+                f"  {exported.unasked} responses pass but for a score of their coherence; judge it "
+                f"and export again: {step_command(exported.asking)}"
+            )
         if exported.thinking:
             say(f"  {exported.thinking}")
         if exported.stale:

@@ -60,7 +60,7 @@ def run_all(arguments: Mapping[str, Any], *, goes_on: bool = False) -> ExitCode:
 
 def _next_steps(traits: Sequence[TraitResult], fitted: Mapping[str, FittedTrait]) -> Iterator[str]:
     """Yield what to do with what was fitted; nothing where the summary has said what to mend."""
-    from .summary import is_blind, is_trial
+    from .remarks import is_blind, is_trial
 
     worth = [trait for trait in traits if not is_blind(trait) and not is_trial(trait)]
     sure = [trait for trait in worth if _is_claimed(fitted[trait.name])]

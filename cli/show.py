@@ -75,6 +75,7 @@ def command(**given: Any) -> int:
     experiment = check_name(given["experiment"], "experiment")
     folders = select_traits(given["experiments_dir"], experiment, [given["trait"]])
     whole = audit_table(folders[given["trait"]])
+    _check(whole, given)
     found = _chosen(whole, given)
     rows = found.head(given["limit"] or len(found))
     for row in rows.iter_rows(named=True):
@@ -82,6 +83,19 @@ def command(**given: Any) -> int:
     more = f"; --limit 0 shows all {len(found):,}" if len(rows) < len(found) else ""
     say(f"{len(rows):,} shown of {len(found):,} that match, of {len(whole):,} responses{more}")
     return ExitCode.OK
+
+
+def _check(table: pl.DataFrame, given: dict[str, Any]) -> None:
+    """Raise UsageError for a status or a question that there is none of."""
+    from traitmill.engine.records import RESPONSE_STATUSES, VERDICT_STATUSES
+
+    known = [*VERDICT_STATUSES, "unjudged", *(each for each in RESPONSE_STATUSES if each != "ok")]
+    if given["status"] and given["status"] not in known:
+        listed = ", ".join(dict.fromkeys(known))
+        raise UsageError(f"--status {given['status']!r} is none; choose from {listed}")
+    question, last = given["question"] or "", table["question_index"].max()
+    if question.isdecimal() and isinstance(last, int) and int(question) > last:
+        raise UsageError(f"--question {question}: the questions are numbered 0 to {last}")
 
 
 def _chosen(table: pl.DataFrame, given: dict[str, Any]) -> pl.DataFrame:

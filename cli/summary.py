@@ -12,13 +12,14 @@ from rich.text import Text
 
 from traitmill.engine.errors import ExitCode
 from traitmill.engine.outputs import judge_summary
-from traitmill.engine.records import MOST_TRIES, POLARITIES, Polarity
+from traitmill.engine.records import POLARITIES
 from traitmill.engine.run import RunResult, TraitResult
 from traitmill.engine.settings import DEFAULT_POOL, DEFAULTS
 from traitmill.engine.vectors import MIN_CLAIM_ROWS
 
 from .many import listed, total
-from .render import command, command_of, error_text, fitted, options_in
+from .remarks import is_trial, remarks
+from .render import command, error_text, fitted
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = (
@@ -33,6 +34,8 @@ _COLUMNS = (
 )
 _ROOM = 100
 """Columns of a terminal below which the last column makes room for the names."""
+_NO_EDGE = 500
+"""Columns where there is no terminal: whoever searches a log finds names whole."""
 _NUMBERS = ("generated", "judged", "kept")
 
 
@@ -53,6 +56,8 @@ def print_summary(console: Console, result: RunResult, *, goes_on: bool = False)
         for row in _rows(trait):
             table.add_row(*map(Text, row[: len(columns)]))
     width = console.width if console.is_terminal else None
+    if width is None:
+        console.width = _NO_EDGE
 
     def write(line: str) -> None:
         console.print(fitted(line, width), markup=False, soft_wrap=True)
@@ -69,7 +74,7 @@ def _lines(result: RunResult, shown: Sequence[TraitResult]) -> Iterator[str]:
     yield from _time(result)
     yield from _cost(result)
     for trait in shown:
-        yield from _remarks(trait)
+        yield from remarks(trait)
     for error in result.errors:
         yield f"stopped: {error_text(error)}"
     if result.log is not None and result.log.exists():
@@ -124,6 +129,8 @@ def _rows(trait: TraitResult) -> Iterator[tuple[str, ...]]:
 
 def _shape(trait: TraitResult) -> str:
     facts, state = trait.state.capture, trait.state
+    if not trait.exports:
+        return "-"
     if facts is None or not state.any_captured():
         return "not captured"
     kept = int((state.exportable() & state.captured()).sum())
@@ -133,121 +140,6 @@ def _shape(trait: TraitResult) -> str:
 def _bars(histogram: list[int]) -> str:
     top = max(histogram) or 1
     return "".join(_LEVELS[-(-count * (len(_LEVELS) - 1) // top)] for count in histogram)
-
-
-def _remarks(trait: TraitResult) -> Iterator[str]:
-    counts = trait.state.counts()
-    if not trait.exports:
-        scored = sum(counts[polarity]["verdicts"]["scored"] for polarity in POLARITIES)
-        yield f"{trait.name}: {scored} responses have a score for coherence; no file has changed"
-        return
-    unknown = trait.state.coherence_unknown()
-    if unknown:
-        yield (
-            f"{trait.name}: {unknown} responses pass but for a score of their coherence; judge it "
-            f"and export again: {command(trait.folder.step('judge', ask='coherence'))}"
-        )
-    for polarity in POLARITIES:
-        yield from _side_remarks(trait, polarity, counts[polarity])
-    yield from _rounds(trait, counts)
-    given_up = int(trait.state.verdicts.given_up().sum())
-    if given_up:
-        yield (
-            f"{trait.name}: {given_up} verdicts are given up: the endpoint refuses the text, or it "
-            f"failed alone in {MOST_TRIES} runs (column error in {trait.folder.records}/verdicts). "
-            "They are not asked for again, unless with --judge_retry"
-        )
-    if is_blind(trait):
-        yield from _of_blind(trait)
-    exported = trait.exported
-    if exported is None:
-        return
-    if exported.uncaptured:
-        step = command(trait.folder.step("activations"))
-        yield (
-            f"{trait.name}: {exported.uncaptured} kept responses have no activations, so there is "
-            f"no tensor; capture them with: {step}"
-        )
-    if exported.thinking:
-        yield f"{trait.name}: {options_in(exported.thinking)}"
-    root = trait.folder.path
-    files = ", ".join(str(path.relative_to(root)) for path in exported.files)
-    yield f"{trait.name}: files in {root}/: {files}"
-
-
-def is_blind(trait: TraitResult) -> bool:
-    """Return whether a trait's judge is not shown to tell its sides apart, by enough scores."""
-    judge = judge_summary(trait.state)
-    return judge["auroc"] is not None and judge["auroc_interval"][0] <= 0.5 and not is_trial(trait)
-
-
-def _of_blind(trait: TraitResult) -> Iterator[str]:
-    judge, folder = judge_summary(trait.state), trait.folder.path
-    low, high = judge["auroc_interval"]
-    yield (
-        f"{trait.name}: WARNING: this judge cannot tell the two sides apart (AUROC "
-        f"{judge['auroc']:.2f}, interval {low:.2f} to {high:.2f}); what it keeps means little"
-    )
-    yield f"  read what it left out: {command_of('show', folder, rejected=True)}"
-    yield (
-        "  then mend its prompt in the definition, or name another with --judge_model: "
-        f"{command_of('judge', folder)}"
-    )
-
-
-def _side_remarks(trait: TraitResult, polarity: Polarity, side: dict[str, Any]) -> Iterator[str]:
-    names = ("empty", "overlong", "failed", "unfinished")
-    found = {name: side["responses"][name] for name in names}
-    found |= {name: n for name, n in side["verdicts"].items() if name != "scored"}
-    found |= {
-        "capture failed": side["capture_failed"],
-        "cut off at --max_new_tokens": side["cut_off"],
-    }
-    problems = [f"{count} {name}" for name, count in found.items() if count]
-    if problems:
-        yield f"{trait.name} {polarity}: {', '.join(problems)}"
-    if found["unfinished"]:
-        allowance = trait.state.record.sampling.max_thinking_tokens
-        yield (
-            f"{trait.name}: {found['unfinished']} {polarity} thoughts did not end within "
-            f"{allowance} tokens and have no response; allow more with --max_thinking_tokens in "
-            "another experiment, or with --new_run"
-        )
-    scored = side["verdicts"]["scored"]
-    answered = sum(side["verdicts"][name] for name in ("refused", "unparsable", "truncated"))
-    if answered and not scored:
-        yield (
-            f"{trait.name}: no {polarity} response has a score: the judge answers, but gives no "
-            f"number. Read its answers (column raw in {trait.folder.records}/verdicts), and try "
-            "another eval_prompt or judge"
-        )
-    if scored and not side["kept"] and not side["verdicts"]["unjudged"]:
-        option = "--threshold"
-        if trait.state.choice.neg_threshold is not None and polarity == "neg":
-            option = "--neg_threshold"
-        pairs = " together with its twin (--paired)" if trait.state.choice.paired else ""
-        yield (
-            f"{trait.name}: no {polarity} response passes the threshold "
-            f"{trait.state.choice.thresholds[polarity]:g}{pairs} (scores above). Try another "
-            f"{option} with traitmill export, stronger instructions, or another judge"
-        )
-
-
-def _rounds(trait: TraitResult, counts: dict[str, Any]) -> Iterator[str]:
-    wanted = trait.settings.counts
-    if not wanted.min_kept or not trait.decided:
-        return
-    kept = [counts[polarity]["kept"] for polarity in POLARITIES]
-    planned = [counts[polarity]["planned"] for polarity in POLARITIES]
-    end = "enough"
-    if min(kept) < wanted.min_kept:
-        end = "traitmill generate adds rounds"
-        if max(planned) >= wanted.limit:
-            end = f"the limit of {wanted.limit} a side is reached"
-    yield (
-        f"{trait.name}: {kept[0]} pos + {kept[1]} neg kept of {planned[0]} + {planned[1]}, "
-        f"--min_kept {wanted.min_kept}: {end}"
-    )
 
 
 def _next_steps(result: RunResult, *, goes_on: bool) -> Iterator[str]:
@@ -277,12 +169,6 @@ def _next_steps(result: RunResult, *, goes_on: bool) -> Iterator[str]:
     pools = done[0].state.choice.pools
     pool = DEFAULT_POOL if DEFAULT_POOL in pools else pools[0]
     yield f"next: {command(folder.step('vectors', pool=pool), names)}"
-
-
-def is_trial(trait: TraitResult) -> bool:
-    """Return whether so few are planned that nothing can be claimed of them, nor of the judge."""
-    planned = trait.state.plan.n_planned.values()
-    return max(planned, default=0) < MIN_CLAIM_ROWS
 
 
 def _after_trial(done: Sequence[TraitResult], *, goes_on: bool) -> Iterator[str]:

@@ -30,7 +30,7 @@ from tests.conftest import TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab
 from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
-from traitmill.cli import judge, render, run, show, summary, waiting
+from traitmill.cli import judge, remarks, render, run, show, summary, waiting
 from traitmill.cli.output import passing
 from traitmill.cli.steer import say_result
 from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
@@ -315,7 +315,8 @@ def test_t07_run_ends_in_what_to_do_with_its_vectors(
 def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every judge be no better than chance."""
     chance = {"auroc": 0.54, "auroc_interval": [0.37, 0.7], "histogram": {"pos": [1], "neg": [1]}}
-    monkeypatch.setattr(summary, "judge_summary", lambda _state: chance)
+    for module in (summary, remarks):
+        monkeypatch.setattr(module, "judge_summary", lambda _state: chance)
 
 
 def test_t07_a_judge_that_tells_nothing_apart_is_said_with_what_to_do(

@@ -137,6 +137,21 @@ def test_show_filters_by_status_score_and_question(
     assert "--limit 0 shows all" in said
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--status", "unparseable", "--status 'unparseable' is none; choose from scored, refused"),
+        ("--question", "99", "--question 99: the questions are numbered 0 to 4"),
+    ],
+)
+def test_show_refuses_what_there_is_none_of(
+    made: lab.Work, traitmill: Traitmill, option: str, value: str, said: str
+) -> None:
+    code, out = traitmill("show", *on(made), option, value)
+    assert code == ExitCode.USAGE
+    assert said in " ".join(out.split())
+
+
 def test_show_obeys_no_control_character_of_a_response(
     made: lab.Work, traitmill: Traitmill
 ) -> None:

@@ -16,10 +16,13 @@ import pytest
 from tests.conftest import Traitmill
 from tests.support import fakes, lab, planted
 from tests.support.misbehaving_server import MisbehavingServer, Reply, Seen, completion
-from traitmill.engine.errors import ExitCode, ResourceError, TraitmillError
+from traitmill.cli.remarks import remarks
+from traitmill.engine.errors import ExitCode, ResourceError, TraitmillError, UsageError
 from traitmill.engine.projection.stored import open_texts
 from traitmill.engine.records import Response, Verdict
 from traitmill.engine.run import Backends, Work, judge
+from traitmill.engine.run.folder_settings import resolve
+from traitmill.engine.run.progress import trait_results
 from traitmill.engine.settings import CaptureSettings, JudgeSettings, SampleCounts
 from traitmill.engine.storage import TraitFolder, verdict_sets
 from traitmill.engine.traits import Trait, coherence_of
@@ -186,6 +189,52 @@ def test_more_samples_are_not_kept_until_they_are_asked_about(
     traitmill("export", *where(folder))
     assert len(rows(folder, "pos")) > before
     assert fakes.state(folder).coherence_unknown() == 0
+
+
+def test_the_judge_that_was_asked_of_coherence_is_asked_for_what_is_lacking(
+    traitmill: Traitmill, folder: Path
+) -> None:
+    """The advice named none, so the trait's judge was asked for all of them, in another set."""
+    ask(traitmill, folder)
+    _, said = traitmill("export", *where(folder), "--coherence", 1)
+    assert "also by --coherence 1" in said
+    settings = fakes.settings(80)
+    runs = fakes.open_runs([folder], settings)
+    asyncio.run(fakes.pipeline(runs, settings).run())
+    [result] = trait_results(runs).values()
+    told = " ".join(remarks(result))
+    assert "only what scores 1 for coherence is kept; to end that: " in told
+    _, said = traitmill("export", *where(folder))
+    unknown = fakes.state(folder).coherence_unknown()
+    assert f"{unknown} responses pass but for a score of their coherence" in " ".join(said.split())
+    for text in (told, said):
+        found = re.search(r"--ask coherence (--judge_model gpt-5-mini.*)", text)
+        assert found is not None
+        assert "--judge_base_url http://127.0.0.1" in found[1]
+    counts = SampleCounts(n_examples=80, min_kept=75)
+    result = replace(result, settings=replace(result.settings, counts=counts))
+    assert "their coherence is to be judged first (above)" in " ".join(remarks(result))
+
+
+def test_a_question_of_coherence_reports_no_rows_of_files(
+    traitmill: Traitmill, folder: Path
+) -> None:
+    _, said, _ = ask(traitmill, folder)
+    assert not re.search(r"\[\d+, \d+, \d+\]", said)
+    assert not re.search(r"kept \d+ pos", said)
+
+
+def test_a_threshold_of_neg_is_ended_as_it_is_said(traitmill: Traitmill, folder: Path) -> None:
+    traitmill("export", *where(folder), "--threshold", 60, "--neg_threshold", 55)
+    code, said = traitmill("export", *where(folder), "--threshold", 40)
+    assert code == ExitCode.USAGE
+    assert "or off to end it" in " ".join(said.split())
+    code, said = traitmill("export", *where(folder), "--threshold", 40, "--neg_threshold", "off")
+    assert code in (ExitCode.OK, ExitCode.NOTHING_KEPT), said
+    assert planted.read_metadata(folder)["neg_threshold"] == 40
+    traitmill("export", *where(folder), "--threshold", 60, "--neg_threshold", 55)
+    with pytest.raises(UsageError, match="trait remembers `neg_threshold` 55, .* `reset` neg_thr"):
+        resolve({"trait": TraitFolder(folder)}, {"threshold": 30.0})
 
 
 def test_a_definition_without_the_key_is_as_before(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tests.support import fakes, lab
 from tests.support.misbehaving_server import MisbehavingServer, Seen, completion, error
-from traitmill.cli import summary
+from traitmill.cli import remarks, summary
 from traitmill.engine.errors import (
     AccessError,
     DeadlyError,
@@ -365,7 +365,7 @@ def test_f29_a_side_that_is_refused_as_a_whole_is_explained(tmp_path: Path) -> N
     folder = fakes.make_trait(tmp_path)
     with MisbehavingServer("gpt-5-mini", script=lambda _: completion("REFUSAL")) as server:
         run = launch(folder, judged_by(server.url, "gpt-5-mini"))
-    said = "\n".join(summary._remarks(run.traits["trait"]))
+    said = "\n".join(remarks.remarks(run.traits["trait"]))
     for side in SIDES:
         assert f"no {side} response has a score: the judge answers, but gives no number" in said
 
