@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PAGE = ROOT / "docs" / "models.md"
 EXPERIMENT, TRAIT = "families", "brave"
-N_EXAMPLES, QUESTIONS = 12, 4
+N_EXAMPLES, QUESTIONS = 24, 4  # of fewer, chance may keep one of a side: weights are random
 LIMIT_S = 1200
 SETTINGS = {
     "judge_model": "local",
@@ -44,9 +44,6 @@ SETTINGS = {
     "dtype": "float32",
     "capture_dtype": "float32",
     "temperature": 1.0,
-    # All is kept: what random weights score lies on both sides of any threshold by chance.
-    "threshold": 0.0,
-    "neg_threshold": 100.0,
     "self_check": "all",
 }
 START, END = "<!-- families:start -->", "<!-- families:end -->"
