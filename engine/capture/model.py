@@ -151,8 +151,8 @@ class CaptureModel:
 
         A row whose activations are not finite, or that has nothing to pool, gets an error and no
         pools; one without a token of some pool lacks that. The others are safe. More rows a call
-        mean less padding: hand over several batches' worth. Raises SelfCheckError when a row
-        contradicts the self-check and ResourceError when one row alone does not fit.
+        mean less padding. Raises SelfCheckError when a row contradicts the self-check and
+        ResourceError when one row alone does not fit.
         """
         results: list[Activation | None] = [None] * len(rows)
         runnable = []
@@ -160,9 +160,8 @@ class CaptureModel:
             self._check.tokens(row.sample.id, row.sample.prompt_token_ids)
             fault = self._unfit(row)
             if fault:
-                results[index] = Activation(
-                    row.sample.trait, row.sample.id, error=f"sample {row.sample.id}: {fault}"
-                )
+                error = f"sample {row.sample.id}: {fault}"
+                results[index] = Activation(row.sample.trait, row.sample.id, error=error)
             else:
                 runnable.append(index)
         chosen = [rows[index] for index in runnable]
@@ -176,9 +175,8 @@ class CaptureModel:
     def _unfit(self, row: Response) -> str:
         if not row.sample.prompt_token_ids:
             return "it has no prompt tokens"
-        if not self._poolable(row):
-            return f"it has no {' and no '.join(self._parts)} token to pool"
-        return ""
+        lacking = " and no ".join(self._parts)
+        return "" if self._poolable(row) else f"it has no {lacking} token to pool"
 
     def _poolable(self, row: Response) -> list[str]:
         """Return the pools that a row has tokens of."""
