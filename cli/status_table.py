@@ -53,6 +53,7 @@ def shown(experiment: str, found: Mapping[str, Facts | None]) -> Iterator[Render
     for what, values in (
         ("model", {facts["run"]["sampling"]["model"] for facts in begun.values()}),
         ("judge", {facts["judge"]["model"] or "none yet" for facts in begun.values()}),
+        ("kept by", {_filters(facts) for facts in begun.values()}),
     ):
         if values:
             yield Text(f"{what}: {', '.join(sorted(values))}")
@@ -121,3 +122,15 @@ def _totals(
     if failing:
         parts.append(f"{failing:,} with failures")
     return "; ".join(parts)
+
+
+def _filters(facts: Facts) -> str:
+    """Return which filters decide what is kept."""
+    said = [f"--threshold {facts['threshold']:g}"]
+    if facts["neg_threshold"] != facts["threshold"]:
+        said.append(f"--neg_threshold {facts['neg_threshold']:g}")
+    if facts["paired"]:
+        said.append("--paired")
+    if facts["coherence"] is not None:
+        said.append(f"--coherence {facts['coherence']:g}")
+    return " ".join(said)

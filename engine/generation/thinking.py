@@ -37,7 +37,9 @@ class Written:
 async def write(ask: Ask, text: Text, sample: Sample, limit: int) -> Written:
     """Write a response of at most `limit` tokens."""
     output = await ask(sample.prompt_token_ids, limit, sample.seed, None)
-    return _cut(text, sample.prompt_token_ids, _ids(output), limit, output)
+    ids, reason = _ids(output), output.finish_reason or ""
+    said = ids[:-1] if reason == "stop" else ids  # its last token is the end
+    return Written(text(sample.prompt_token_ids, said), ids, reason)
 
 
 async def write_behind_thought(
@@ -57,13 +59,13 @@ async def write_behind_thought(
     ids, ended = _ids(output), _is_at_end(output, thought)
     if not thought.opened and not ended:
         if not thought.begins(ids):
-            return _cut(text, sample.prompt_token_ids, ids, limit, output)
+            return _cut(text, ids, limit, output)
         if output.finish_reason == "length" and len(ids) < allowance:
             before, left = (*sample.prompt_token_ids, *ids), allowance - len(ids)
             output = await ask(before, left, _seed(sample, "thought"), thought)
             ids, ended = (*ids, *_ids(output)), _is_at_end(output, thought)
     span = thought.span(ids)
-    said = text((*sample.prompt_token_ids, *ids[: span[0]]), ids[slice(*span)]).strip()
+    said = text((), ids[slice(*span)]).strip()
     if not ended or len(ids) > allowance:
         return Written(
             finish_reason=output.finish_reason or "",
@@ -76,25 +78,21 @@ async def write_behind_thought(
     output = await ask(before, limit + thought.most_spaces, _seed(sample, "response"), None)
     written = _ids(output)
     spaces = thought.spaces(written)
-    found = _cut(text, (*before, *written[:spaces]), written[spaces:], limit, output)
     return replace(
-        found,
-        response=found.response.lstrip(),  # of a tokenizer that has the space in the first word
+        _cut(text, written[spaces:], limit, output),
         thought=said,
         thought_token_ids=(*ids, *written[:spaces]),
         thought_span=span,
     )
 
 
-def _cut(
-    text: Text, before: Sequence[int], ids: tuple[int, ...], limit: int, output: Any
-) -> Written:
-    """Return a response of `ids`, no longer than its limit, behind others."""
+def _cut(text: Text, ids: tuple[int, ...], limit: int, output: Any) -> Written:
+    """Return a response of `ids`, no longer than its limit."""
     response, reason = ids[:limit], output.finish_reason or ""
     if len(response) < len(ids):
         reason = "length"
     said = response[:-1] if reason == "stop" else response  # its last token is the end
-    return Written(text(before, said), response, reason)
+    return Written(text((), said), response, reason)
 
 
 def _ids(output: Any) -> tuple[int, ...]:
