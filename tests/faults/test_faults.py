@@ -66,7 +66,7 @@ def test_f01_killed_at_random_moments_nothing_is_lost_repeated_or_changed(tmp_pa
 
 
 @pytest.mark.slow
-def test_f01_killed_over_and_over(tmp_path: Path) -> None:
+def test_f01_t53_killed_over_and_over_pays_for_what_was_in_flight_alone(tmp_path: Path) -> None:
     soaked = lab.soak(tmp_path, kills=8, seed=2)
     assert (soaked.lost, soaked.duplicated, soaked.changed, soaked.differing) == (0, 0, 0, [])
     assert len(soaked.phases) >= 3, soaked.phases

@@ -60,7 +60,7 @@ def test_both_spaces_give_the_same_vectors_and_figures(tmp_path, monkeypatch, n_
             assert row[f"{name}_width"] == expected, row
 
 
-def test_rows_beyond_the_width_never_meet_pairwise(tmp_path, monkeypatch):
+def test_t18_rows_beyond_the_width_never_meet_pairwise(tmp_path, monkeypatch):
     activations = load_activations(
         planted.write_trait(tmp_path / "exp" / "poem", dim=24, n_per_side=60, n_layers=1)
     )
