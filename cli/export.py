@@ -68,7 +68,7 @@ def command(**given: Any) -> int:
             line += f", all_layers.pt {list(exported.shape)}"
         say(f"{line} in {arguments['experiment'] / name}")
         if exported.filters:
-            say(f"  also by {', '.join(exported.filters)}, as the folder remembers or you named")
+            say(f"  also by {', '.join(exported.filters)}, which the folder remembers")
         if exported.unjudged:
             say(f"  {exported.unjudged} responses are not judged by it")
         for remark in exported.remarks:

@@ -155,9 +155,8 @@ async def capture(
     """Capture activations of stored responses, and write the files. Nothing is generated or judged.
 
     A coroutine: await it.
-    `pool` adds to the pools that are there, those of thoughts apart; another filter exports anew.
-    Parameters and errors as
-    `generate` has them.
+    `pool` adds to the pools that are there, but one of thoughts goes where it is not named; another
+    filter exports anew. Parameters and errors as `generate` has them.
     """
     listener = listener or Listener()
     folders = begun(select(experiment, traits), traits, listener.notice)

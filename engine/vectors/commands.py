@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -112,12 +113,14 @@ def fit_experiment(
                 errors[name] = error
         for line in kept_line({name: each.kept for name, each in wanted.items()}):
             notice(line)
-        for name, found in _each_fitted(folders, wanted, on_layer):
-            if isinstance(found, TraitmillError):
-                errors[name] = found
-            else:
-                fitted[name] = found
-                on_fitted(name, found)
+        # Closed before the locks go, though a listener raises: no worker writes without one.
+        with closing(_each_fitted(folders, wanted, on_layer)) as each_fitted:
+            for name, found in each_fitted:
+                if isinstance(found, TraitmillError):
+                    errors[name] = found
+                else:
+                    fitted[name] = found
+                    on_fitted(name, found)
         for each_pool in dict.fromkeys(wanted[name].pool for name in fitted):
             update_transfer(folder, notice, each_pool)
     in_order = [name for name in folders if name in fitted]
@@ -128,7 +131,7 @@ def _each_fitted(
     folders: Mapping[str, TraitFolder],
     wanted: Mapping[str, Wanted],
     on_layer: Callable[[str, Step, int, int], None],
-) -> Iterator[tuple[str, FittedTrait | TraitmillError]]:
+) -> Generator[tuple[str, FittedTrait | TraitmillError]]:
     """Yield each trait as it is fitted, or its error: one after the other, layers side by side, or
     many small ones side by side."""
     tasks = {name: (folders[name], asked) for name, asked in wanted.items()}

@@ -26,8 +26,10 @@ from . import rows
 MANY = 4
 """Traits a process, at least: to start one takes as long as some traits."""
 HELD = 1 << 30
-"""Bytes that a process holds at most, tensors of this size and smaller apart (docs/vectors.md)."""
+"""Bytes of memory that each process needs to be free: about twice what was measured, see
+docs/vectors.md."""
 MOST = 16
+"""Processes: each imports torch, and the disk takes the files of all."""
 PATIENCE_S = 10.0
 """For a worker that is asked to end and writes a trait's files."""
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import serve; serve({end})"

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from tests.conftest import TRAITMILL, Traitmill, clean_environment
 from tests.support import fakes, lab
 from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
-from traitmill.cli import judge, remarks, render, run, show, summary, waiting
+from traitmill.cli import display, judge, remarks, render, run, show, summary, waiting
 from traitmill.cli.output import passing
 from traitmill.cli.steer import say_result
 from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
@@ -193,6 +194,28 @@ def test_t04_a_resumed_run_begins_with_what_is_stored(tmp_path: Path, capture: s
         assert counts["capture"] == (sum(progress.kept().values()),) * 2
     elif capture == "all":
         assert counts["capture"][0] == counts["capture"][1]
+
+
+def test_what_is_asked_of_coherence_counts_nothing_as_kept(tmp_path: Path) -> None:
+    """Its scores were counted as if they were the trait's."""
+    folder = fakes.make_trait(tmp_path)
+    finished(folder, 30)
+    runs = fakes.open_runs([folder], fakes.settings(30))
+    progress = Progress(tmp_path / "log", captures=False, runs=runs, loads=False)
+    assert re.search(r"; kept \d+ pos \+ \d+ neg$", display._line(progress))
+    assert display._loading(progress) == "waiting for the judge"
+    runs[0].exports = False
+    assert "kept" not in display._line(progress)
+    assert display._loading(replace(progress, loads=True)) == "loading"
+
+
+def test_a_name_is_whole_where_there_is_no_terminal(tmp_path: Path) -> None:
+    name = "a_name_of_" + 80 * "x"
+    said = StringIO()
+    summary.print_summary(
+        display.open_console(said), finished(fakes.make_trait(tmp_path, name), 30)
+    )
+    assert f"{name} " in said.getvalue()
 
 
 # --- 07: hints ---
