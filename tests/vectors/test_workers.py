@@ -73,6 +73,16 @@ def test_one_traits_trouble_is_its_own(experiment, two):
     assert result.errors["t1"].step.name == "generate"
 
 
+def test_a_listener_that_raises_ends_the_workers(experiment, two):
+    def listens(*_fitted: object) -> None:
+        raise RuntimeError("of the listener")
+
+    with pytest.raises(RuntimeError, match="of the listener") as caught:
+        fit_experiment(experiment, methods=FAST, on_fitted=listens)
+    assert caught.tb is not None  # which would hold what the loop was at
+    assert not workers_of(os.getpid())
+
+
 def dies(name: str, _tell: object) -> str:
     if name == "t1":
         os.kill(os.getpid(), signal.SIGKILL)
