@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, UsageError
-from .hub import ModelRef
+from .hub import Adapter, ModelRef
 from .support import own_code_refused
 
 
@@ -40,23 +40,33 @@ def load_tokenizer(ref: ModelRef) -> Any:
             f"the tokenizer of model {ref.name} cannot be loaded: {reason or type(error).__name__}"
         ) from None
     if not is_chat(tokenizer):
-        tokenizer.chat_template = _processors_template(ref)
+        # Only a model's processor reads it, in older repositories of models that see.
+        found = _filed_template(ref.source, ref.hub_revision, "chat_template.json")
+        tokenizer.chat_template = found or (ref.adapter and _adapters_template(ref.adapter))
     return tokenizer
 
 
-def _processors_template(ref: ModelRef) -> str | None:
-    """Return the chat template that only a model's processor reads, as older repositories of models
-    that see have it; None where there is none.
+def _adapters_template(adapter: Adapter) -> str | None:
+    """Return the chat template that an adapter was trained with, over a base that has none."""
+    revision = None if adapter.source == adapter.folder else adapter.revision
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        if found := _filed_template(adapter.source, revision, name):
+            return found
+    return None
+
+
+def _filed_template(source: str, revision: str | None, name: str) -> str | None:
+    """Return the chat template in a file of a folder or a hub's repository; None where there is
+    none.
 
     Of several by name it is the one called default. Raise AccessError for a damaged file.
     """
     from transformers.utils import cached_file
 
-    name = "chat_template.json"
     path = cached_file(
-        ref.source,
+        source,
         name,
-        revision=ref.hub_revision,
+        revision=revision,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
@@ -64,13 +74,16 @@ def _processors_template(ref: ModelRef) -> str | None:
     if path is None:
         return None
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"]
+        text = Path(path).read_text(encoding="utf-8")
+        if name.endswith(".jinja"):
+            return text
+        found = json.loads(text).get("chat_template")
         if isinstance(found, list):
             found = {each["name"]: each["template"] for each in found}
         if isinstance(found, dict):
             found = found.get("default")
-    except (OSError, ValueError, LookupError, TypeError):
-        raise AccessError(f"{name} of model {ref.name} is damaged; copy it again") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise AccessError(f"{name} of {source} is damaged; copy it again") from None
     return found if isinstance(found, str) else None
 
 
