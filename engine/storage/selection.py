@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def select_traits(
     logs = root / LOG_FOLDER
     if logs.is_symlink() and not logs.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{logs} is a link out of {root}; nothing is written there")
-    available = sorted(path.parent.name for path in root.glob(f"*/{DEFINITION_FILE}"))
+    # A link that leads nowhere counts: its trait is refused, not left out.
+    available = sorted(p.name for p in root.iterdir() if os.path.lexists(p / DEFINITION_FILE))
     names = available if traits is None else list(traits)
     if traits is not None and not names:
         raise UsageError("`traits` names none; leave it out for all of them")
