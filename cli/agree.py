@@ -49,7 +49,7 @@ def command(**given: Any) -> int:
         f"{found.n} marked, {found.wrong} of them as wrong: you agree with the judge on "
         f"{value:.0%} (95 % interval {low:.0%} to {high:.0%})"
     )
-    for which, ids in (("left out", found.rejected), ("kept", found.kept)):
+    for which, ids in (("left out", found.rejected), ("let pass", found.kept)):
         if ids:
             more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
             listed = ", ".join(each[:8] for each in ids[:LISTED])
@@ -63,5 +63,5 @@ def command(**given: Any) -> int:
         say(f"Cohen's kappa {value:.2f}, 95 % interval {low:.2f} to {high:.2f}")
     say("this is of what was marked: for a figure of all, mark responses in the planned order")
     if found.outdated:
-        say(f"{found.outdated} marks are of scores that changed since, and do not count")
+        say(f"{found.outdated} marks are of scores or texts that changed since, and do not count")
     return ExitCode.OK

@@ -96,12 +96,19 @@ def _side_remarks(trait: TraitResult, polarity: Polarity, side: dict[str, Any]) 
     problems = [f"{count} {name}" for name, count in found.items() if count]
     if problems:
         yield f"{trait.name} {polarity}: {', '.join(problems)}"
-    if found["unfinished"]:
+    responses = trait.state.responses
+    open_thoughts = trait.state.side(polarity) & responses.having("unfinished")
+    if stopped := int((open_thoughts & responses.facts["cut_off"]).sum()):
         allowance = trait.state.record.sampling.max_thinking_tokens
         yield (
-            f"{trait.name}: {found['unfinished']} {polarity} thoughts did not end within "
+            f"{trait.name}: {stopped} {polarity} thoughts did not end within "
             f"{allowance} tokens and have no response; allow more with --max_thinking_tokens in "
             "another experiment, or with --new_run"
+        )
+    if ended := found["unfinished"] - stopped:
+        yield (
+            f"{trait.name}: in {ended} {polarity} samples the model ended its turn inside the "
+            "thought, so they have no response; more tokens would not change that"
         )
     scored = side["verdicts"]["scored"]
     answered = sum(side["verdicts"][name] for name in ("refused", "unparsable", "truncated"))

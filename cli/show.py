@@ -133,16 +133,23 @@ def _chosen(table: pl.DataFrame, given: dict[str, Any]) -> pl.DataFrame:
 
 def _print(row: dict[str, Any]) -> None:
     score = "no score" if row["score"] is None else f"score {row['score']:g}"
-    parts = [row["polarity"], score, "kept" if row["kept"] else "not kept"]
+    parts = [row["polarity"], score, _kept(row)]
     if row["shown_status"] != "scored":
         parts.append(row["shown_status"])
     parts.append(f"question {row['question_index']}, instruction {row['instruction_index']}")
     if row["finish_reason"] == "length":
         parts.append("cut off")
     click.echo(f"{' · '.join(parts)} · {row['sample_id'][:8]}")
-    for name in ("instruction", "question", "response"):
-        click.echo(_wrapped(f"  {name}: ", row[name]))
+    for name in ("instruction", "question", "thought", "response"):
+        if row[name] or name != "thought":
+            click.echo(_wrapped(f"  {name}: ", row[name]))
     click.echo()
+
+
+def _kept(row: dict[str, Any]) -> str:
+    if row["kept"]:
+        return "kept"
+    return f"not kept: {row['left_out']}" if row["left_out"] else "not kept"
 
 
 def _wrapped(head: str, text: str) -> str:

@@ -117,10 +117,16 @@ class CaptureProcess:
                 self._pool, function, *arguments
             )
         except BrokenProcessPool as error:
-            raise EngineDiedError(
+            died = (
                 "the capture process died (out of memory?); what was stored is safe: run the same "
                 "command again, with a smaller `batch_size` if it dies again"
-            ) from error
+            )
+            if self._facts is None:
+                died = (
+                    "the capture process died while it started: out of memory, or in a script its "
+                    'calls do not stand under if __name__ == "__main__":'
+                )
+            raise EngineDiedError(died) from error
 
     async def close(self) -> None:
         """End the process at once, a call under way or not: it holds nothing that is not stored."""

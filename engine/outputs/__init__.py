@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from .audit import Agreement, audit_table, exported_table, read_agreement
+from .audit import (
+    Agreement,
+    audit_table,
+    exported_table,
+    read_agreement,
+    says_yes,
+    text_mark,
+)
 from .export import Exported, export_trait, is_exported, note_rows
 from .judged import judge_summary, measurement
 from .load import Activations, load_activations, load_tensor
@@ -33,5 +40,7 @@ __all__ = [
     "read_agreement",
     "refuse_lost",
     "renewing",
+    "says_yes",
     "stale_files",
+    "text_mark",
 ]

@@ -4,9 +4,11 @@ with a person's marks on them."""
 from __future__ import annotations
 
 import csv
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,7 @@ def audit_table(folder: TraitFolder | Path) -> pl.DataFrame:
 
     Columns: sample_id, polarity, instruction_index, question_index, rollout, instruction,
     question, response, thought, finish_reason, response_status, verdict_status (null when
-    unjudged), score (null unless scored), kept.
+    unjudged), score (null unless scored), kept, left_out (why a scored one is not kept, else null).
     """
     if not isinstance(folder, TraitFolder):
         folder = TraitFolder(folder)
@@ -66,17 +68,52 @@ def _table(state: TraitState) -> pl.DataFrame:
         pl.Series("verdict_status", [name or None for name in names], dtype=pl.String),
         pl.Series("score", state.verdicts.score[positions]).fill_nan(None),
         pl.Series("kept", state.exportable()[positions]),
+        pl.Series("left_out", _left_out(state)[positions], dtype=pl.String),
     )
 
 
+BY_SCORE = "by its score"
+
+
+def _left_out(state: TraitState) -> np.ndarray:
+    """Return why each scored response is not kept, in the plan's order; None for the others."""
+    found = np.full(len(state.plan), None, object)
+    found[state.verdicts.having("scored") & ~state.exportable()] = "its twin is not kept (paired)"
+    # The first reason is the one that is said, so it is written last.
+    for mask, reason in (
+        (state.unpoolable(), "nothing to pool"),
+        (state.capture_failed(), "its capture failed"),
+        (~state.coherent(), "for its coherence"),
+        (~state.passing_alone(), BY_SCORE),
+    ):
+        found[mask & (found != None)] = reason  # noqa: E711 - of each element
+    return found
+
+
+def says_yes(row: Mapping[str, Any]) -> bool:
+    """Return whether the judge finds the trait in a scored row of `audit_table`: a score at its
+    side's threshold or above."""
+    passes = row["kept"] or row["left_out"] != BY_SCORE
+    return bool(passes == (row["polarity"] == "pos"))
+
+
+def text_mark(text: str) -> str:
+    """Return 16 hex digits of a response's text, by which a mark is known to be of that text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 COLUMNS = ("sample_id", "polarity", "score", "mark")
+"""Of a file of marks. Beside them the page writes `said`, what the judge's score meant when it was
+marked (yes, no), and `text`, the text's `text_mark`."""
 _MARKS = {"right": True, "wrong": False}
+_SAID = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """What marks amount to. A judge says yes to a response at or above its side's threshold; a
-    person who marks that wrong says the other."""
+    person who marks that wrong says the other. What a person said stays, whatever threshold the
+    judge's scores are read by later."""
 
     n: int
     """Marks that count."""
@@ -87,11 +124,11 @@ class Agreement:
     kappa: Estimate | None
     """Cohen's; None where both said only yes, or only no."""
     outdated: int
-    """Marks of scores that are no longer the response's: they do not count."""
+    """Marks of scores or texts that are no longer the response's: they do not count."""
     rejected: tuple[str, ...] = ()
     """Ids of responses that the judge rejected and got wrong."""
     kept: tuple[str, ...] = ()
-    """Ids of kept responses that the judge got wrong."""
+    """Ids of responses that passed the judge and that it got wrong, kept or not."""
 
 
 def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
@@ -101,32 +138,24 @@ def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
     """
     if not isinstance(folder, TraitFolder):
         folder = TraitFolder(folder)
-    state = load_state(folder)
-    scores = dict(zip(state.plan.ids.tolist(), state.verdicts.score.tolist(), strict=True))
-    thresholds = state.choice.thresholds
-    # Left out for its twin or its coherence, a response is neither kept nor rejected by the judge.
-    kept = dict(zip(scores, state.passing().tolist(), strict=True))
-    rejected = dict(zip(scores, (~state.passing_alone()).tolist(), strict=True))
-    wrong: list[str] = []
+    known = {row["sample_id"]: row for row in audit_table(folder).iter_rows(named=True)}
+    wrong: list[dict[str, Any]] = []
     judge, person, outdated = [], [], 0
-    for row in _read(marks):
-        score = scores.get(row["sample_id"].encode())
-        if score is None:
-            raise UsageError(f"{marks}: {row['sample_id'][:40]!r} is no response of {folder.path}")
-        # Saved as the page shows it: what differs was judged anew since.
-        if not np.isclose(score, float(row["score"]), atol=0.005):
+    for mark in _read(marks):
+        row = known.get(mark["sample_id"])
+        if row is None:
+            raise UsageError(f"{marks}: {mark['sample_id'][:40]!r} is no response of {folder.path}")
+        if not _is_of(mark, row):
             outdated += 1
             continue
-        side: object = row["polarity"]
-        yes = score >= thresholds["pos" if side == "pos" else "neg"]
-        judge.append(yes)
-        person.append(yes == _MARKS[row["mark"]])
+        judge.append(says_yes(row))
+        person.append(_SAID.get(mark.get("said") or "", judge[-1]) == _MARKS[mark["mark"]])
         if judge[-1] != person[-1]:
-            wrong.append(row["sample_id"])
+            wrong.append(row)
     if not judge:
         raise UsageError(
-            f"{marks} holds no mark that counts ({outdated} are of scores that changed since): "
-            "mark responses on the page, save the marks, and name that file"
+            f"{marks} holds no mark that counts ({outdated} are of scores or texts that changed "
+            "since): mark responses on the page, save the marks, and name that file"
         )
     first, second = np.array(judge), np.array(person)
     agree = float(np.mean(first == second))
@@ -136,9 +165,16 @@ def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
         share=Estimate(agree, *wilson(agree, len(first))),
         kappa=cohens_kappa(first, second),
         outdated=outdated,
-        rejected=tuple(each for each in wrong if rejected[each.encode()]),
-        kept=tuple(each for each in wrong if kept[each.encode()]),
+        rejected=tuple(row["sample_id"] for row in wrong if row["left_out"] == BY_SCORE),
+        kept=tuple(row["sample_id"] for row in wrong if row["left_out"] != BY_SCORE),
     )
+
+
+def _is_of(mark: dict[str, str], row: Mapping[str, Any]) -> bool:
+    """Return whether a mark is of a row as it is now. Scores are saved as the page shows them."""
+    if row["score"] is None or not np.isclose(row["score"], float(mark["score"]), atol=0.005):
+        return False
+    return mark.get("text") in (None, "", text_mark(row["response"]))
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -157,6 +193,7 @@ def _read(path: Path) -> list[dict[str, str]]:
         try:
             float(row["score"] or "")
             known = row["mark"] in _MARKS and row["polarity"] in ("pos", "neg") and row["sample_id"]
+            known = known and (row.get("said") or "yes") in _SAID
         except (TypeError, ValueError):
             known = False
         if not known:

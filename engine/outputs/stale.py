@@ -87,9 +87,13 @@ def note_stale(folder: TraitFolder) -> list[str]:
     """
     stale = stale_files(folder)
     which = f"--experiment {folder.experiment.name} --trait {folder.name}"
+    where = folder.experiment.resolve().parent.name
+    if where != "experiments":
+        which += f" --experiments_dir {where}"
     text = (
         f"Made from other files than this folder holds now: {', '.join(stale)}.\n"
-        "Responses were added, judged or chosen anew since. To bring them up to date:\n"
+        "Responses were added, judged or chosen anew since. To bring them up to date, from the "
+        f"folder that holds {where}/:\n"
     )
     for step in renewing(folder):
         pools = "".join(f" --pool {pool}" for _, pool in step.settings)

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_atomic
-from ..outputs import PAGE_MARK, Metadata, exported_table, note_stale, stale_files
+from ..outputs import (
+    PAGE_MARK,
+    Metadata,
+    exported_table,
+    note_stale,
+    says_yes,
+    stale_files,
+    text_mark,
+)
 from ..settings import DEFAULT_POOL
 from ..storage import TraitFolder, pool_suffix
 from .numbers import (
@@ -120,6 +128,8 @@ def write_responses(
             model=metadata.model,
             judge=judge_name(metadata.judge.get("model"), metadata.model),
             judge_key=metadata.judge.get("key") or "",
+            where=folder.experiment.resolve().parent.name,
+            thresholds={"pos": metadata.threshold, "neg": metadata.neg_threshold},
             marks_file=f"{folder.name}-marks{suffix}.csv",
             files=[each.name for each in paths],
             number=number,
@@ -142,14 +152,18 @@ def write_responses(
 
 def readable(responses: pl.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of `exported_table` as the page shows them, each with one status."""
-    shown = ("sample_id", "polarity", "instruction_index", "instruction", "question", "response")
+    shown = (
+        *("sample_id", "polarity", "instruction_index", "instruction", "question", "response"),
+        *("finish_reason", "score", "kept", "left_out"),
+    )
     found = []
     for row in responses.iter_rows(named=True):
         status = row["response_status"]
         if status == "ok":
             status = row["verdict_status"] or "unjudged"
-        rest = {name: row[name] for name in (*shown, "finish_reason", "score", "kept")}
-        found.append({**rest, "status": status})
+        said = {"yes": says_yes(row)} if row["score"] is not None else {}
+        rest = {name: row[name] for name in shown}
+        found.append({**rest, "status": status, "text": text_mark(row["response"]), **said})
     return found
 
 

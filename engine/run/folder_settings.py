@@ -66,7 +66,7 @@ def _check_own_threshold(name: str, own: RunSettings, given: Mapping[str, Any]) 
     if threshold < low:
         raise UsageError(
             f"{name} remembers `neg_threshold` {low:g}, which must not be above `threshold` "
-            f"{threshold:g}: give a lower `neg_threshold`, or `reset` neg_threshold"
+            f"{threshold:g}: give a lower `neg_threshold`, or `neg_threshold` off"
         )
 
 

@@ -83,4 +83,5 @@ def last_error(log: Path) -> str:
         for line in lines
         if "Error" in line and not any(words in line for words in _POINTING)
     ]
-    return named[-1][-300:] if named else ""
+    # Its cause stands first: vLLM lists a model's parameters behind it.
+    return named[-1][:300] if named else ""

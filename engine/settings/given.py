@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import current_process
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -91,6 +92,12 @@ def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     async def awaited(*given: Any, **named: Any) -> Any:
+        # As multiprocessing itself knows it, which would refuse too, and in other words.
+        if getattr(current_process(), "_inheriting", False):
+            raise UsageError(
+                f"{function.__name__} was called while a process that it started reads the script "
+                'once more; put the script\'s calls under if __name__ == "__main__":'
+            )
         bound = plainly(given, named)
         return await cast("Awaitable[Any]", function(*bound.args, **bound.kwargs))
 

@@ -98,13 +98,17 @@ def refined(coherence: Mapping[float, float], least: float) -> list[float]:
     """Return the coefficients to try next: on each side, the middle of where coherence breaks.
 
     `coherence` is the mean by coefficient, NaN where it is not known. A side on which it never
-    breaks, or is not known where it may, is left as it is.
+    breaks, or is not known where it may, is left as it is; so is one where nothing holds, if the
+    unsteered answers (coefficient 0) do not hold either: no coefficient would.
     """
+    hopeless = coherence.get(0.0, math.nan) < least
     found = []
     for sign in (-1, 1):
         side = sorted(abs(c) for c in coherence if c * sign > 0)
         holds = largest_coherent(coherence, least, sign)
         beyond = [size for size in side if size > abs(holds)]
+        if hopeless and not holds:
+            continue
         if beyond and math.isfinite(coherence[sign * beyond[0]]):
             found.append(sign * round((abs(holds) + beyond[0]) / 2, 4))
     return [coefficient for coefficient in found if coefficient not in coherence]

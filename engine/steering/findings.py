@@ -76,7 +76,14 @@ def make_claim(study: Study, answers: Answers) -> Claim:
             f"No effect can be stated: {name} breaks coherence (below {least}) at the smallest "
             f"coefficient tried, {smallest:g}; try smaller ones."
         )
-        if not smallest:
+        unsteered, _ = answers.mean(answers.coherence, UNSTEERED)
+        if unsteered.value < study.asked.coherence:
+            said = (
+                f"No effect can be stated: unsteered answers have a coherence of "
+                f"{unsteered.value:.0f} themselves, below {least}, so no coefficient can hold it; "
+                "give a lower `coherence`."
+            )
+        elif not smallest:
             said = f"No effect can be stated: no positive coefficient of {name} was tried."
         elif not known(answers, place, smallest):
             said = (

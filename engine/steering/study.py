@@ -190,20 +190,24 @@ class Study:
         self.rounds += 1
         before = dict(self.grid)
         coherence = self.coherence()
+        unsteered = self._mean_coherence(UNSTEERED, coherence)
         for place, coefficients in self.grid.items():
-            found = self.mean_coherence(place, coherence)
+            found = {**self.mean_coherence(place, coherence), 0.0: unsteered}
             self.grid[place] = (*coefficients, *refined(found, self.asked.coherence))
         return self.grid != before
 
     def mean_coherence(self, place: tuple[str, int], scores: np.ndarray) -> dict[float, float]:
         """Return the mean coherence by coefficient of a target; NaN where there is none."""
-        plan, found = self.plan, {}
+        found = {}
         for coefficient in self.grid[place]:
             condition = Condition("steered", *place, coefficient, self.asked.positions)
-            mine = plan.of(condition)
-            mine = mine[np.isfinite(scores[mine])]
-            found[coefficient] = grouped_mean(scores[mine], plan.question_index[mine]).value
+            found[coefficient] = self._mean_coherence(condition, scores)
         return found
+
+    def _mean_coherence(self, condition: Condition, scores: np.ndarray) -> float:
+        mine = self.plan.of(condition)
+        mine = mine[np.isfinite(scores[mine])]
+        return grouped_mean(scores[mine], self.plan.question_index[mine]).value
 
     def coherence(self) -> np.ndarray:
         """Return the coherence of each planned response, float64 `[n]`, 0 to 100.

@@ -19,7 +19,7 @@ from ..outputs import load_tensor
 from ..settings import DEFAULT_POOL, check_pool, plain_arguments
 from ..storage import TraitFolder, pool_suffix
 from .fit import Vectors
-from .methods import METHODS
+from .methods import METHODS, check_methods
 
 Format = Literal["pt", "safetensors"]
 Facts = dict[str, Any]
@@ -199,6 +199,7 @@ def load_vector(
     if not isinstance(folder, TraitFolder):
         folder = TraitFolder(Path(folder))
     check_pool(pool)
+    check_methods([method])
     step = folder.step("vectors", pool=pool)
     path, beside = _pt_paths(folder.vectors, method, layer, pool)
     facts = _read_facts(beside)
@@ -210,6 +211,13 @@ def load_vector(
         return _finite(packed_path, packed[layer][0], step), packed[layer][1]
     if path.is_file():
         raise UsageError(f"{beside} is missing or damaged; make it anew", step)
+    if stored := list(stored_facts(folder.vectors, pool)):
+        methods = ", ".join(dict.fromkeys(name for name, _ in stored))
+        layers = ", ".join(map(str, sorted({each for _, each in stored})))
+        raise UsageError(
+            f"{path} is missing: there are vectors of {methods} at layers {layers}; load one of "
+            "these, or fit again with `methods` and `layers` that name it too"
+        )
     raise UsageError(f"{path} is missing; make it", step)
 
 

@@ -232,7 +232,9 @@ def test_a_threshold_of_neg_is_ended_as_it_is_said(traitmill: Traitmill, folder:
     assert code in (ExitCode.OK, ExitCode.NOTHING_KEPT), said
     assert planted.read_metadata(folder)["neg_threshold"] == 40
     traitmill("export", *where(folder), "--threshold", 60, "--neg_threshold", 55)
-    with pytest.raises(UsageError, match="trait remembers `neg_threshold` 55, .* `reset` neg_thr"):
+    with pytest.raises(
+        UsageError, match="trait remembers `neg_threshold` 55, .* `neg_threshold` off"
+    ):
         resolve({"trait": TraitFolder(folder)}, {"threshold": 30.0})
 
 

@@ -43,12 +43,12 @@ def responses_of(folder: TraitFolder) -> pl.DataFrame:
         }
         for index, row in enumerate(kept):
             texts = {"instruction": row["instruction"], "question": row["question"]}
-            judged = {"score": 50 + sign * (index + 1.25), "kept": True}
+            judged = {"score": 50 + sign * (index + 1.25), "kept": True, "left_out": None}
             rows.append({"sample_id": next(ids), **common, **texts, **judged})
         for index in range(6):
-            judged = {"score": 50 - sign * (index + 0.5), "kept": False}
+            judged = {"score": 50 - sign * (index + 0.5), "kept": False, "left_out": "by its score"}
             rows.append({**rows[-1], "sample_id": f"{side}{index}", **judged})
-        refused = {"verdict_status": "refused", "score": None, "kept": False}
+        refused = {"verdict_status": "refused", "score": None, "kept": False, "left_out": None}
         rows.append({**rows[-1], "sample_id": f"{side}r", **refused})
     return pl.DataFrame(rows)
 

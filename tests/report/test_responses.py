@@ -14,9 +14,10 @@ from tests.conftest import Traitmill
 from tests.report.pages import HOSTILE, responses_of, with_page
 from tests.support import fakes, lab, planted
 from traitmill.engine.errors import ExitCode, UsageError
-from traitmill.engine.outputs import audit_table, read_agreement
+from traitmill.engine.outputs import audit_table, read_agreement, text_mark
 from traitmill.engine.report import page as page_module
 from traitmill.engine.report import write_trait_report
+from traitmill.engine.report.page import readable
 from traitmill.engine.run import export
 from traitmill.engine.statistics import cohens_kappa
 from traitmill.engine.storage import TraitFolder
@@ -79,7 +80,10 @@ def test_all_responses_can_be_read_filtered_and_marked(tmp_path, browser, scheme
     marks = {above["sample_id"][0]: "wrong", above["sample_id"][1]: "right"}
     assert {name: row["mark"] for name, row in saved.items()} == marks
     for name, row in saved.items():
-        assert float(row["score"]) == above.filter(sample_id=name)["score"].item()
+        own = above.filter(sample_id=name)
+        assert float(row["score"]) == own["score"].item()
+        assert row["said"] == ("yes" if own["score"].item() >= 50 else "no")
+        assert row["text"] == text_mark(own["response"].item())
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.title() == "responses of poem · exp", "a response runs nothing"
     assert complaints == []
@@ -217,6 +221,7 @@ def test_agree_says_what_marks_amount_to(work: lab.Work, tmp_path: Path, traitmi
     assert set(found.rejected) == set(wrong_ids) - passed
     named = ", ".join(each[:8] for each in found.rejected)
     assert f"wrongly left out, as you read them: {named}" in said
+    assert "wrongly let pass, as you read them: " in said
     lines[1] = lines[1].replace(f",{scored[0]['score']},", ",0.5,")
     marks.write_text("\n".join(lines))
     assert read_agreement(TraitFolder(work.folders[0]), marks).outdated == 1
@@ -258,4 +263,45 @@ def test_what_is_left_out_for_its_twin_is_not_wrongly_left_out(tmp_path: Path) -
     marks = tmp_path / "marks.csv"
     marks.write_text("\n".join(lines))
     found = read_agreement(work.folders[0], marks)
-    assert (found.wrong, found.rejected, found.kept) == (1, (), ())
+    passed = (alone["sample_id"].item(),)
+    assert (found.wrong, found.rejected, found.kept) == (1, (), passed)
+    assert alone["left_out"].item() == "its twin is not kept (paired)"
+    beside = table.filter(score=None)["left_out"].drop_nulls()
+    assert beside.is_empty()
+    assert table.filter(kept=True)["left_out"].drop_nulls().is_empty()
+    low = table.filter((table["polarity"] == "pos") & (table["score"] < 50))
+    assert set(low["left_out"]) == {"by its score"}
+
+
+def test_marks_keep_what_a_person_said_under_another_threshold(tmp_path: Path) -> None:
+    """And are of the text that was read: the same id may come back with another."""
+    fakes.make_trait(tmp_path, "trait")
+    work = lab.Work(tmp_path, n=30)
+    lab.run_to_end(work)
+    rows = readable(audit_table(work.folders[0]))
+    marked = [row for row in rows if row["score"] is not None][:12]
+    said = {row["sample_id"]: (row["score"] >= 50) == bool(n % 3) for n, row in enumerate(marked)}
+    lines = ["sample_id,polarity,score,mark,said,text"]
+    for row in marked:
+        yes = row["score"] >= 50
+        assert row["yes"] == yes
+        mark = "right" if said[row["sample_id"]] == yes else "wrong"
+        head = f"{row['sample_id']},{row['polarity']},{row['score']},{mark}"
+        lines.append(f"{head},{'yes' if yes else 'no'},{row['text']}")
+    marks = tmp_path / "marks.csv"
+    marks.write_text("\n".join(lines))
+    assert read_agreement(work.folders[0], marks).wrong == 4
+    middle = sorted(row["score"] for row in marked)[9]
+    export(work.folders[0].parent, ["trait"], threshold=middle)
+    found = read_agreement(work.folders[0], marks)
+    judge = {row["sample_id"]: row["score"] >= middle for row in marked}
+    assert found.wrong == sum(judge[each] != said[each] for each in said)
+    assert any(judge[row["sample_id"]] != (row["score"] >= 50) for row in marked)
+    other = lines[1].rpartition(",")[0] + ",0000000000000000"
+    marks.write_text("\n".join([lines[0], other, *lines[2:]]))
+    assert read_agreement(work.folders[0], marks).outdated == 1
+    marks.write_text(
+        "\n".join([lines[0], lines[1].replace("yes,", "maybe,").replace("no,", "maybe,")])
+    )
+    with pytest.raises(UsageError, match="line 2: a mark is"):
+        read_agreement(work.folders[0], marks)

@@ -21,3 +21,11 @@ def test_the_error_itself_is_named_and_not_a_line_that_points_at_it(tmp_path: Pa
     assert last_error(log) == "ValueError: Head size 24 is not supported"
     log.write_text(WRITTEN.splitlines()[0])
     assert last_error(log) == last_error(tmp_path / "none") == ""
+
+
+def test_t46_the_cause_stands_first_of_a_long_line(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    listed = ", ".join(f"model.layers.{layer}" for layer in range(200))
+    log.write_text(f"ValueError: There is no parameter named 'lm_head'. There are {listed}\n")
+    assert last_error(log).startswith("ValueError: There is no parameter named 'lm_head'")
+    assert len(last_error(log)) == 300

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -171,3 +173,25 @@ def test_arguments_are_made_plain() -> None:
         assert found[2] == "all" or all(type(each) is int for each in found[2] or ())
     with pytest.raises(TypeError, match="missing"):
         _called()  # type: ignore[call-arg]  # as Python says it
+
+
+def test_a_script_without_a_main_guard_is_told_of_it(tmp_path: Path) -> None:
+    """The processes that a run starts read the script once more, and would begin the run anew."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import asyncio, multiprocessing\n"
+        "import traitmill\n"
+        "from traitmill.engine.errors import UsageError\n"
+        "try:\n"
+        "    asyncio.run(traitmill.generate('none'))\n"
+        "except UsageError as error:\n"
+        "    print(error, flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    child.start()\n"
+        "    child.join()\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    own, childs, _ = done.stdout.split("\n", 2)
+    assert "__main__" not in own
+    assert 'put the script\'s calls under if __name__ == "__main__":' in childs

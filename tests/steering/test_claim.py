@@ -152,3 +152,13 @@ def test_the_interval_of_a_mean_score_ends_where_scores_end():
     assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 100 for row in found)
     assert 0 in {row["low"] for row in found if row["measure"] == "trait_score"}
     assert 100 in {row["high"] for row in found if row["measure"] == "coherence"}
+
+
+def test_incoherent_unsteered_answers_are_no_fault_of_the_vector() -> None:
+    answers = simulated(np.random.default_rng(3), effect=0.0, apart=1.0, k=5, n=20)
+    low = replace(answers, coherence=np.where(answers.of == 0, 57.0, 47.0))
+    said = make_claim(study(), low).sentence
+    assert "unsteered answers have a coherence of 57 themselves, below 75" in said
+    assert "smaller" not in said
+    broken = replace(answers, coherence=np.where(answers.of == 0, 90.0, 47.0))
+    assert "breaks coherence (below 75) at the smallest" in make_claim(study(), broken).sentence

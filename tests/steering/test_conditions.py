@@ -26,6 +26,12 @@ def test_the_middle_of_where_coherence_breaks_is_tried_next() -> None:
     assert refined({0.5: 10.0, 1.0: 5.0}, 75) == [0.25]
 
 
+def test_nothing_is_tried_next_where_unsteered_answers_do_not_hold_either() -> None:
+    assert refined({0.05: 47.0, 0.1: 30.0, -0.05: 50.0, 0.0: 57.0}, 75) == []
+    assert refined({0.05: 80.0, 0.1: 30.0, -0.05: 50.0, 0.0: 74.0}, 75) == [0.075]
+    assert refined({0.05: 47.0, 0.0: 90.0}, 75) == [0.025]
+
+
 def test_where_coherence_is_not_known_nothing_is_tried_next() -> None:
     assert refined({0.5: math.nan, 1.0: 90.0}, 75) == []
     assert refined({0.25: 80.0, 0.5: math.nan, 1.0: 10.0}, 75) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from tests.support import fakes
 from tests.support.rows import response_row
+from traitmill.cli.remarks import remarks
 from traitmill.engine.records import Response, Sample
+from traitmill.engine.run.progress import trait_results
 from traitmill.engine.storage.parts import PartSet
 from traitmill.engine.storage.schemas import (
     RESPONSE_SCHEMA,
@@ -78,7 +81,9 @@ class Thinking(fakes.FakeGenerator):
         made = await super().generate(sample)
         made = replace(made, thought="hm", thought_token_ids=(3, 4, 5), thought_span=(1, 2))
         if int(sample.id[5], 16) % 2:
-            return replace(made, status="unfinished", response="", response_token_ids=())
+            why = "length" if int(sample.id[6], 16) % 2 else "stop"
+            lost = {"status": "unfinished", "response": "", "response_token_ids": ()}
+            return replace(made, finish_reason=why, **lost)
         return made
 
 
@@ -109,3 +114,11 @@ async def test_r04_an_unfinished_thought_is_counted_and_neither_judged_nor_captu
     assert header == (f"{expected},thought" if thinks else expected)
     again = fakes.open_runs([folder], run)
     assert again[0].ungenerated() == []
+    # More tokens are advised for those thoughts alone that met their limit.
+    [result] = trait_results(again).values()
+    said = "\n".join(remarks(result))
+    at_limit = {id_ for id_ in unfinished if int(id_[6], 16) % 2}
+    assert 0 < len(at_limit) < len(unfinished)
+    counted = [int(n) for n in re.findall(r"(\d+) (?:pos|neg) thoughts did not end", said)]
+    ended = [int(n) for n in re.findall(r"in (\d+) (?:pos|neg) samples the model ended", said)]
+    assert (sum(counted), sum(ended)) == (len(at_limit), len(unfinished - at_limit))

@@ -10,7 +10,14 @@ let page = 0, chosen = [];
 function keep() {
   history.replaceState({ marks }, "");
   try { localStorage.setItem(key, JSON.stringify(marks)); } catch { /* a browser that stores nothing: marks live until the page is closed */ }
-  field("marked").textContent = `${rows.filter((row) => marks[row.sample_id]).length} marked`;
+  field("marked").textContent = `${rows.filter(markOf).length} marked`;
+}
+
+// What a person said of a text stays, whatever threshold the judge's score is read by.
+function markOf(row) {
+  const mark = marks[row.sample_id];
+  if (!mark || mark.text !== row.text || row.score === null) return undefined;
+  return mark.yes === row.yes ? "right" : "wrong";
 }
 
 function choose() {
@@ -54,7 +61,7 @@ function card(row) {
   const head = element("header");
   head.append(element("strong", row.polarity));
   head.append(element("strong", row.score === null ? "no score" : `score ${row.score}`));
-  head.append(element("span", row.kept ? "kept" : "not kept"));
+  head.append(element("span", row.kept ? "kept" : row.left_out ? `not kept: ${row.left_out}` : "not kept"));
   if (row.status !== "scored") head.append(element("span", row.status));
   if (row.finish_reason === "length") head.append(element("span", "cut off"));
   head.append(element("span", `${row.response.length} characters`));
@@ -62,15 +69,16 @@ function card(row) {
   box.append(head, element("p", row.instruction, "sub"), element("p", row.question), element("blockquote", row.response));
   if (row.score !== null) {
     const choice = element("div", undefined, "marks");
+    choice.append(element("span", row.yes ? "judged to show the trait:" : "judged not to show it:"));
     for (const [value, words] of [["right", "the judge is right"], ["wrong", "the judge is wrong"]]) {
       const button = element("button", words);
       button.type = "button";
-      button.setAttribute("aria-pressed", String(marks[row.sample_id] === value));
+      button.setAttribute("aria-pressed", String(markOf(row) === value));
       button.addEventListener("click", () => {
-        if (marks[row.sample_id] === value) delete marks[row.sample_id];
-        else marks[row.sample_id] = value;
-        for (const other of choice.children) other.setAttribute("aria-pressed", "false");
-        button.setAttribute("aria-pressed", String(marks[row.sample_id] === value));
+        if (markOf(row) === value) delete marks[row.sample_id];
+        else marks[row.sample_id] = { yes: row.yes === (value === "right"), text: row.text };
+        for (const other of choice.querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
+        button.setAttribute("aria-pressed", String(markOf(row) === value));
         keep();
       });
       choice.append(button);
@@ -92,9 +100,9 @@ function draw() {
 function quoted(text) { return `"${String(text).replaceAll('"', '""')}"`; }
 
 function save() {
-  const here = rows.filter((row) => marks[row.sample_id]);
-  const lines = here.map((row) => [row.sample_id, row.polarity, row.score, marks[row.sample_id]].map(quoted).join(","));
-  const text = ["sample_id,polarity,score,mark", ...lines, ""].join("\n");
+  const cells = (row) => [row.sample_id, row.polarity, row.score, markOf(row), row.yes ? "yes" : "no", row.text];
+  const lines = rows.filter(markOf).map((row) => cells(row).map(quoted).join(","));
+  const text = ["sample_id,polarity,score,mark,said,text", ...lines, ""].join("\n");
   const link = element("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
   link.download = document.body.dataset.file;
