@@ -74,6 +74,8 @@ PARAMS = (
         multiple=True,
     ),
     setting("capture_dtype", "Of the computation.", "Machine", choices=DTYPES),
+    setting("attention", "transformers' attn_implementation.", "Machine"),
+    setting("blocks", "Path of the decoder blocks in the model, where not found.", "Machine"),
     setting("capture_device", "cpu, cuda or cuda:N.", "Machine"),
     setting("batch_size", "Most texts at once.  [auto]", "Machine", kind=AutoInt()),
 )
@@ -93,7 +95,7 @@ def command(**given: Any) -> int:
     source = click.get_current_context().get_parameter_source
     settings = {
         name: given[name]
-        for name in ("capture_dtype", "capture_device", "batch_size")
+        for name in ("capture_dtype", "attention", "blocks", "capture_device", "batch_size")
         if source(name) is ParameterSource.COMMANDLINE
     }
     methods = given["methods"]

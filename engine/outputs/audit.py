@@ -68,7 +68,7 @@ def _table(state: TraitState) -> pl.DataFrame:
         pl.Series("verdict_status", [name or None for name in names], dtype=pl.String),
         pl.Series("score", state.verdicts.score[positions]).fill_nan(None),
         pl.Series("kept", state.exportable()[positions]),
-        pl.Series("left_out", _left_out(state)[positions], dtype=pl.String),
+        pl.Series("left_out", _left_out(state)[positions].tolist(), dtype=pl.String),
     )
 
 

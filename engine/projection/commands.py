@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExitCode, LockedError, UsageError
-from ..files import TEMP_SUFFIX, remove_leftovers, write_atomic
+from ..errors import ExitCode
+from ..files import write_atomic
 from ..settings import RunSettings, apply, plain_arguments
 from .directions import Directions, choose_directions
+from .folder import held, take_up
 from .models import choose_models, foreign, labels_of, name_of
 from .page import write_page
 from .reading import Reader, share_tokens
@@ -100,14 +99,16 @@ def project(
     one model with each of `adapters` over it; with several, comparison.csv says how far each is
     from the first.
     `given` are settings by name: `capture_dtype`, `attention`, `capture_device`, `batch_size`,
-    `blocks`.
+    `blocks`. Of these `capture_dtype`, `attention` and `blocks`, not given, are the vectors' run's.
 
     A projection is in training standard deviations of a side, 0 midway between the sides. Memory
     holds 256 texts at a time. Cut off, the same call goes on where it was. Raise UsageError or
     AccessError before a model loads.
     """
-    settings = apply(given)
+    apply(given)  # what is wrong is said before anything is read
     directions = choose_directions(_listed(vectors), methods, layers)
+    kept = _kept(directions, given, own=models is None)
+    settings = apply({**kept, **given})
     source = open_texts(texts)
     layout = Layout(tuple(source.columns), tuple(each.name for each in directions.chosen))
     refs = choose_models(directions, _listed(models), _listed(adapters))
@@ -117,12 +118,12 @@ def project(
     ]
     if isinstance(source, StoredTexts):
         share_tokens(readers)
-    for remark in _remarks(source, directions, readers):
+    for remark in _remarks(source, directions, readers, kept):
         notice(remark)
     folder = Path(to)
-    with _held(folder):
+    with held(folder):
         whole = is_whole(folder / TABLE, layout)
-        _take_up(folder, _facts(source, directions, readers, settings), whole=whole)
+        take_up(folder, _facts(source, directions, readers, settings), whole=whole)
         outputs = [CSV, PAGE, SUMMARY] + [COMPARISON] * (len(readers) > 1)
         missing = [name for name in outputs if not (folder / name).is_file()]
         reused = not missing and whole
@@ -142,8 +143,21 @@ def _listed(given: Sequence[Path | str] | Path | str | None) -> list[str]:
     return [str(each) for each in ([given] if isinstance(given, str | Path) else given)]
 
 
-def _remarks(source: Texts, directions: Directions, readers: Sequence[Reader]) -> Iterator[str]:
-    """Say what is read otherwise than the vectors' own responses were."""
+def _kept(directions: Directions, given: Mapping[str, Any], *, own: bool) -> dict[str, Any]:
+    """Return the settings that are the vectors' run's, not given. `own` is its very model."""
+    kept = {name: value for name, value in directions.capture.items() if name not in given}
+    if not own:
+        kept.pop("blocks", None)
+    return kept
+
+
+def _remarks(
+    source: Texts, directions: Directions, readers: Sequence[Reader], kept: Mapping[str, Any]
+) -> Iterator[str]:
+    """Say what is the vectors' run's, and what is read otherwise than its responses were."""
+    if kept:
+        listed = ", ".join(f"`{name}` {value}" for name, value in kept.items())
+        yield f"kept from the vectors' run: {listed} (name one to change it)"
     yield from directions.remarks
     for reader in readers:
         yield from foreign(directions, reader.ref)
@@ -154,6 +168,14 @@ def _remarks(source: Texts, directions: Directions, readers: Sequence[Reader]) -
                     f"the responses of {model} are read anew by {reader.label}, by its own chat "
                     "template: what their run set for its prompts, and thoughts, are left out"
                 )
+    elif directions.prompted:
+        yield (
+            f"the vectors' run set {', '.join(f'`{each}`' for each in directions.prompted)} for "
+            "its prompts, and these texts are read by the chat template alone: give `messages` "
+            "that hold what it set, or the trait's folder"
+        )
+    if source.unread:
+        yield f"turns of these texts hold {', '.join(source.unread)}, which no model is shown"
 
 
 def _facts(
@@ -171,62 +193,6 @@ def _facts(
         "attention": settings.capture.attention,
         "computed": [reader.computes for reader in readers],
     }
-
-
-def _take_up(folder: Path, facts: Mapping[str, Any], *, whole: bool) -> None:
-    """Note what the folder is for, where that is not noted yet.
-
-    Raise UsageError where it holds another. What is `whole` is computed nowhere any more.
-    """
-    record = folder / "project.json"
-    try:
-        known = json.loads(record.read_bytes())
-    except FileNotFoundError:
-        for path in folder.glob(f".{record.name}.*{TEMP_SUFFIX}"):
-            path.unlink(missing_ok=True)  # of a call that was killed as it wrote it
-        if any(path.name != ".lock" for path in folder.iterdir()):
-            raise UsageError(
-                f"`to` {folder} holds other files; give a folder that is empty or not there"
-            ) from None
-        write_atomic(record, json.dumps(facts, indent=1).encode())
-        return
-    except ValueError:
-        known = {}
-    before, now = known.get("computed"), facts["computed"]
-    if whole or before is None:  # of a version that did not note it
-        known = {**known, "computed": now}
-    differing = [name for name, value in facts.items() if known.get(name) != value]
-    if differing == ["computed"]:
-        raise UsageError(
-            f"`to` {folder} was begun in {'; '.join(before)}, and this device would go on in "
-            f"{'; '.join(now)}; go on with a device like the first, or give another folder"
-        )
-    if known != facts:
-        raise UsageError(
-            f"`to` {folder} holds projections of other {', '.join(differing)}; give another "
-            "folder, or remove it"
-        )
-    for each in (folder, folder / "parts"):
-        remove_leftovers(each)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Make the folder where it is missing, and hold it for this process alone."""
-    from filelock import FileLock, Timeout
-
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"`to` {folder} is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0, is_singleton=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise LockedError(f"{folder} is in use by another run; wait for it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _chunks(source: Texts) -> Iterator[list[Text]]:

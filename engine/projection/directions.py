@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import UsageError
 from ..outputs import Metadata
-from ..settings import DEFAULT_POOL
-from ..storage import RunRecord, TraitFolder, made_by
+from ..settings import DEFAULT_POOL, DEFAULTS, value_of
+from ..storage import Asked, RunRecord, SamplingRecord, TraitFolder, made_by
 from ..vectors import TraitVectors, check_methods, open_vectors
 
 
@@ -53,6 +54,11 @@ class Directions:
     """What finds the LoRA adapter that was over it, and its revision; None where there was none."""
     moment: str
     """For chat templates that ask for the time: when the training responses were made."""
+    capture: Mapping[str, Any]
+    """Settings of the first vectors' run that decide what is computed, by name: a training response
+    so has the score here that it has there."""
+    prompted: tuple[str, ...]
+    """Settings that the first vectors' run had for its prompts and that a text does not have."""
     remarks: tuple[str, ...]
 
     @property
@@ -128,8 +134,25 @@ def choose_directions(
         revision=record.sampling.revision if record else None,
         adapter=adapter,
         moment=record.created if record else _date(first.folder),
+        capture=_capture_of(first.folder),
+        prompted=_prompted(record.sampling) if record else (),
         remarks=tuple(remarks),
     )
+
+
+def _prompted(sampling: SamplingRecord) -> tuple[str, ...]:
+    """Return the settings by which a run's prompts were others than the chat template's own."""
+    names = ("prompt_format", "system_prompt", "prefill", "chat_template_kwargs")
+    found = [name for name in names if getattr(sampling, name) != value_of(DEFAULTS, name)]
+    return (*found, *(["thinking"] if sampling.thinking == "on" else []))
+
+
+def _capture_of(folder: TraitFolder) -> dict[str, Any]:
+    """Return the settings of capture that a folder's run was asked for and are no defaults."""
+    asked = Asked.load(folder.asked)
+    known = asked.settings if asked else {}
+    names = [name for name in ("capture_dtype", "attention", "blocks") if name in known]
+    return {name: known[name] for name in names if known[name] != value_of(DEFAULTS, name)}
 
 
 def _model_of(vectors: TraitVectors, record: RunRecord | None) -> str:

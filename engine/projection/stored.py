@@ -44,6 +44,7 @@ class _Chosen:
 class StoredTexts:
     """The responses of some traits, kept or not, in the order of their plans."""
 
+    unread = ()
     columns = ("trait", "sample_id", "polarity", "instruction", "question", "trait_score", "kept")
 
     def __init__(self, folders: Sequence[TraitFolder]) -> None:

@@ -22,6 +22,8 @@ CONTENT = ("messages", "prompt", "response")
 """Columns that hold what is projected; all others are carried along."""
 _NAMED = 5
 """Faults that an error names."""
+_OF_TURN = ("role", "content", "id", "name")
+"""What a turn may hold beside words that a model would have been shown."""
 
 
 class JsonLines:
@@ -30,7 +32,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         """Read it once. Raise UsageError that names lines which cannot be used."""
         self._path = path
-        self.columns, self.digest = _survey(path, self._records())
+        self.columns, self.digest, self.unread = _survey(path, self._records())
 
     def __iter__(self) -> Iterator[Text]:
         for line, record in self._records():
@@ -50,7 +52,7 @@ class CsvFile:
         """Read it once. Raise UsageError that names lines which cannot be used."""
         self._path = path
         try:
-            self.columns, self.digest = _survey(path, self._records())
+            self.columns, self.digest, self.unread = _survey(path, self._records())
         except (UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"{path} is no CSV in UTF-8: {error}") from None
 
@@ -101,7 +103,7 @@ class TextFiles:
         """Read each once. Raise UsageError that names files which cannot be used."""
         self._paths = paths
         where = paths[0] if len(paths) == 1 else paths[0].parent
-        _, self.digest = _survey(where, self._records(), "file ")
+        _, self.digest, self.unread = _survey(where, self._records(), "file ")
 
     def __iter__(self) -> Iterator[Text]:
         for number, record in self._records():
@@ -127,12 +129,14 @@ def _parsed(data: bytes) -> Any:
 
 def _survey(
     path: Path, records: Iterator[tuple[int, Any]], what: str = "line "
-) -> tuple[tuple[str, ...], str]:
-    """Return the columns beside the texts, and a hash of all that counts.
+) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """Return the columns beside the texts, a hash of all that counts, and what turns hold that no
+    model is shown: tool calls, thoughts apart.
 
     Raise UsageError where there is nothing, or a row cannot be used.
     """
     columns: dict[str, None] = {}
+    unread: dict[str, None] = {}
     named, faulty, count, digest = [], 0, 0, hashlib.sha256()
     for number, record in records:
         count += 1
@@ -143,6 +147,8 @@ def _survey(
                 named.append(f"  {what}{number}: {fault}")
             continue
         columns |= dict.fromkeys(name for name in record if name not in CONTENT)
+        for turn in record.get("messages") or ():
+            unread |= dict.fromkeys(name for name in turn if name not in _OF_TURN and turn[name])
         digest.update(json.dumps(record, sort_keys=True).encode())
     if not count:
         raise UsageError(f"{path} holds no text")
@@ -151,7 +157,7 @@ def _survey(
     if named:
         head = f"{path}: {faulty} of {count} rows cannot be used; mend or remove them:"
         raise UsageError("\n".join([head, *named]))
-    return tuple(columns), digest.hexdigest()[:16]
+    return tuple(columns), digest.hexdigest()[:16], tuple(unread)
 
 
 def _fault(record: Any) -> str:

@@ -45,4 +45,8 @@ class Texts(Protocol):
     def digest(self) -> str:
         """A hash of the input."""
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """What turns hold, by its keys, beside what models are shown of them."""
+
     def __iter__(self) -> Iterator[Text]: ...

@@ -151,6 +151,6 @@ def check_coefficients(given: Sequence[float]) -> tuple[float, ...]:
         raise UsageError(
             "`coefficients` must be a list of numbers other than 0, in units of the mean residual "
             f"norm, from -{_LARGEST:g} to {_LARGEST:g}; 0.5 adds a vector half as long as the "
-            "residual stream"
+            "layer's mean kept activation"
         )
     return tuple(found)

@@ -125,7 +125,10 @@ def test_an_old_study_of_steering_asks_for_steering(folder, traitmill: Traitmill
     fit_experiment(folder.experiment, methods=["mean_diff"])
     write_report(folder.experiment)
     assert stale_files(folder) == ["steering.parquet"]
-    assert "traitmill steer --experiment exp --trait trait\n" in folder.stale_note.read_text()
+    # Pasted elsewhere, it would renew another folder of that name.
+    where = f" --experiments_dir {made.parent.name}"
+    steer = f"traitmill steer --experiment exp --trait trait{where}\n"
+    assert steer in folder.stale_note.read_text()
     assert "traitmill vectors" not in folder.stale_note.read_text()
     page = folder.report().read_text()
     assert "of earlier rows than these" in page[page.index('id="steering"') :]
@@ -164,7 +167,8 @@ def test_steering_is_renewed_for_the_pool_that_it_was_of(tmp_path):
     [step] = renewing(folder)
     assert step == folder.step("steer", pool="response_mean")
     assert command(step).endswith(" --pool response_mean")
-    assert " steer --experiment exp --trait poem --pool response_mean\n" in (
+    where = f" --experiments_dir {tmp_path.name}"
+    assert f" steer --experiment exp --trait poem{where} --pool response_mean\n" in (
         folder.stale_note.read_text()
     )
 

@@ -41,13 +41,14 @@ from traitmill.engine.models import (
 from traitmill.engine.projection import commands as commands_module
 from traitmill.engine.projection import reading as reading_module
 from traitmill.engine.projection.directions import choose_directions
+from traitmill.engine.projection.folder import take_up
 from traitmill.engine.projection.reading import Reader, share_tokens
-from traitmill.engine.projection.stored import StoredTexts
+from traitmill.engine.projection.stored import StoredTexts, open_texts
 from traitmill.engine.projection.table import Layout, _write_csv
 from traitmill.engine.projection.texts import Text
 from traitmill.engine.records import Response
 from traitmill.engine.settings import Sampling, apply
-from traitmill.engine.storage import RunRecord, TraitFolder
+from traitmill.engine.storage import Asked, RunRecord, TraitFolder
 from traitmill.engine.storage.run_record import SamplingRecord
 from traitmill.engine.vectors import open_vectors
 from traitmill.engine.vectors.remembered import AskedVectors
@@ -572,15 +573,15 @@ def test_what_a_killed_first_write_left_is_no_other_file(tmp_path):
     to.mkdir()
     for name in (".lock", ".project.json.77-88.tmp"):
         (to / name).write_text("{")
-    commands_module._take_up(to, {"texts": "a", "computed": []}, whole=False)
+    take_up(to, {"texts": "a", "computed": []}, whole=False)
     assert sorted(path.name for path in to.iterdir()) == [".lock", "project.json"]
     (to / ".summary.json.77-88.tmp").write_text("{")
-    commands_module._take_up(to, {"texts": "a", "computed": []}, whole=False)
+    take_up(to, {"texts": "a", "computed": []}, whole=False)
     assert sorted(path.name for path in to.iterdir()) == [".lock", "project.json"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".notes.tmp").write_text("mine")
     with pytest.raises(UsageError, match="holds other files"):
-        commands_module._take_up(tmp_path / "mine", {"texts": "a", "computed": []}, whole=False)
+        take_up(tmp_path / "mine", {"texts": "a", "computed": []}, whole=False)
     assert (tmp_path / "mine" / ".notes.tmp").is_file()
 
 
@@ -597,6 +598,54 @@ def test_a_text_that_a_model_cannot_read_is_told_and_the_others_are_read(talker,
     table = pl.read_parquet(result.table)
     assert table["row"].to_list() == [1, 2, 2]
     assert table["error"].is_null().to_list() == [False, True, True]
+
+
+def test_what_the_vectors_run_computed_in_is_kept(talker, trait, tmp_path):
+    """Else a training response had another score than its row."""
+    own = tmp_path / "experiments" / "exp" / "poem"
+    shutil.copytree(trait, own)
+    asked = TraitFolder(own).asked
+    asked.parent.mkdir(exist_ok=True)
+    Asked(settings={"capture_dtype": "bfloat16", "attention": "auto"}).save(asked)
+    texts, said = tmp_path / "texts.jsonl", []
+    turn = {"role": "assistant", "content": "rain", "tool_calls": [1]}
+    texts.write_text(json.dumps({"messages": [{"role": "user", "content": "q"}, turn]}))
+    how = {"models": str(talker), "notice": said.append}
+    first = traitmill.project(texts, own, tmp_path / "out", **how)
+    assert json.loads((first.folder / "project.json").read_text())["capture_dtype"] == "bfloat16"
+    kept = "kept from the vectors' run: `capture_dtype` bfloat16 (name one to change it)"
+    assert kept in said
+    assert "turns of these texts hold tool_calls, which no model is shown" in said
+    said.clear()
+    other = traitmill.project(texts, own, tmp_path / "other", capture_dtype="float32", **how)
+    assert json.loads((other.folder / "project.json").read_text())["capture_dtype"] == "float32"
+    assert kept not in said
+
+
+def test_what_a_run_set_for_its_prompts_and_a_text_lacks_is_said(talker, trait, tmp_path):
+    own = tmp_path / "experiments" / "exp" / "poem"
+    shutil.copytree(trait, own)
+    sampling = dict.fromkeys(("revision", "dtype"), "") | {"prefill": "Well, "}
+    counts = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 8, "seed": 1}
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps(ROWS[0]))
+    for prefill, expected in (("Well, ", 1), ("", 0)):
+        record = RunRecord(
+            created="2026-01-02T03:04:05Z",
+            source=str(talker),
+            sampling=SamplingRecord(model="base", **sampling | {"prefill": prefill}, **counts),
+            definition={},
+            n_examples=1,
+            min_kept=0,
+            max_examples=0,
+            versions={},
+        )
+        folder = TraitFolder(own)
+        folder.run_record.parent.mkdir(exist_ok=True)
+        record.save(folder.run_record)
+        said = list(commands_module._remarks(open_texts(texts), choose_directions([own]), [], {}))
+        told = [line for line in said if "the vectors' run set `prefill` for its prompts" in line]
+        assert len(told) == expected
 
 
 def test_what_cannot_be_is_refused_before_a_model_loads(

@@ -180,3 +180,14 @@ def test_files_are_read_as_a_stream(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 2 << 20  # of a file of 20 MB
     finally:
         tracemalloc.stop()
+
+
+def test_what_no_model_is_shown_of_a_turn_is_known(tmp_path):
+    path = tmp_path / "t.jsonl"
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    messages = [{"role": "user", "content": "q", "name": "ann"}, called]
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "hm", "refusal": None}
+    path.write_text(json.dumps({"messages": [*messages, thought]}))
+    assert open_texts(path).unread == ("tool_calls", "reasoning_content")
+    path.write_text(json.dumps({"messages": messages[:1]}))
+    assert open_texts(path).unread == ()

@@ -163,7 +163,8 @@ def test_the_sample_to_read_is_stratified(experiment):
     folder = TraitFolder(experiment / "poem")
     shown = Page(folder.report()).responses
     records = {
-        f"score {row['score']:g}": row for row in responses_of(folder).drop_nulls().to_dicts()
+        f"score {row['score']:g}": row
+        for row in responses_of(folder).drop_nulls("score").to_dicts()
     }
     scored = [row for row in shown if row[1].startswith("score ")]
     assert len(scored) == 4 * 4

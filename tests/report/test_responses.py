@@ -271,6 +271,12 @@ def test_what_is_left_out_for_its_twin_is_not_wrongly_left_out(tmp_path: Path) -
     assert table.filter(kept=True)["left_out"].drop_nulls().is_empty()
     low = table.filter((table["polarity"] == "pos") & (table["score"] < 50))
     assert set(low["left_out"]) == {"by its score"}
+    # A column that begins with none of a reason is one of text all the same.
+    first = table.filter((table["polarity"] == "pos") & table["score"].is_not_null())[0]
+    export(work.folders[0].parent, ["trait"], threshold=first["score"].item(), paired=False)
+    again = audit_table(work.folders[0]).filter(table["score"].is_not_null())
+    assert again.filter(sample_id=first["sample_id"].item())["left_out"].item() is None
+    assert again["left_out"].drop_nulls().len() > 0
 
 
 def test_marks_keep_what_a_person_said_under_another_threshold(tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def test_packed_vectors_of_other_activations_do_not_stay(tmp_path):
     write_vectors(folder, fit_vectors(load_activations(folder), ["probe"], [1]), "safetensors")
     left = {path.name for path in folder.vectors.iterdir()}
     assert left == {"probe.safetensors", "mean_diff.prompt_last.safetensors", "mine.safetensors"}
-    with pytest.raises(UsageError, match=r"probe_layer2\.pt is missing; make it") as caught:
+    with pytest.raises(
+        UsageError, match=r"probe_layer2\.pt is missing: there are vectors of probe at layers 1;"
+    ) as caught:
         load_vector(folder, "probe", 2)
     assert caught.value.step == folder.step("vectors", pool="response_mean")
 
