@@ -116,9 +116,8 @@ def choose_directions(
     if len(widths) > 1:
         said = ", ".join(f"{each.trait}: {each.model}" for each in opened)
         raise UsageError(f"`vectors` are of models of different widths ({said}); run them apart")
-    first = opened[0]
     records = [RunRecord.load(each.folder.run_record) for each in opened]
-    record = records[0]
+    first, record = opened[0], records[0]
     adapter = None
     if record and record.adapter_source:
         adapter = record.adapter_source, record.sampling.adapter_revision

@@ -126,7 +126,7 @@ def test_an_old_study_of_steering_asks_for_steering(folder, traitmill: Traitmill
     write_report(folder.experiment)
     assert stale_files(folder) == ["steering.parquet"]
     # Pasted elsewhere, it would renew another folder of that name.
-    where = f" --experiments_dir {made.parent.name}"
+    where = f" --experiments_dir {folder.experiment.parent.name}"
     steer = f"traitmill steer --experiment exp --trait trait{where}\n"
     assert steer in folder.stale_note.read_text()
     assert "traitmill vectors" not in folder.stale_note.read_text()

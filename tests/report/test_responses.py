@@ -266,7 +266,7 @@ def test_what_is_left_out_for_its_twin_is_not_wrongly_left_out(tmp_path: Path) -
     passed = (alone["sample_id"].item(),)
     assert (found.wrong, found.rejected, found.kept) == (1, (), passed)
     assert alone["left_out"].item() == "its twin is not kept (paired)"
-    beside = table.filter(score=None)["left_out"].drop_nulls()
+    beside = table.filter(table["score"].is_null())["left_out"].drop_nulls()
     assert beside.is_empty()
     assert table.filter(kept=True)["left_out"].drop_nulls().is_empty()
     low = table.filter((table["polarity"] == "pos") & (table["score"] < 50))

@@ -126,7 +126,9 @@ def test_packed_vectors_of_other_activations_do_not_stay(tmp_path):
         UsageError, match=r"probe_layer2\.pt is missing: there are vectors of probe at layers 1;"
     ) as caught:
         load_vector(folder, "probe", 2)
-    assert caught.value.step == folder.step("vectors", pool="response_mean")
+    assert caught.value.step is None  # the last fit's methods and layers would be fitted again
+    with pytest.raises(UsageError, match=r"`methods` 'prob' is unknown; did you mean probe\?"):
+        load_vector(folder, "prob", 1)
 
 
 def test_packed_vectors_of_other_methods_stay(folder):
