@@ -44,6 +44,7 @@ def command(**given: Any) -> int:
     Nothing is kept. It costs one call of the judge for each response: six without --questions.
     """
     from traitmill.engine.run import preview
+    from traitmill.engine.storage import TraitFolder, has_run
 
     arguments = options.arguments(given)
     traits = arguments.pop("traits")
@@ -56,7 +57,13 @@ def command(**given: Any) -> int:
     # Nothing of it is kept: what was typed has to be given to the run too.
     typed = {name: given[name] for name in given if _is_typed(name)}
     if not found.result.errors:
-        say(f"next: {command_of('run', arguments['experiment'] / traits[0], **typed)}")
+        path = arguments["experiment"] / traits[0]
+        say(f"next: {command_of('run', path, **typed)}")
+        if typed and has_run(TraitFolder(path)):
+            say(
+                "a run stands there: where these settings are others, it needs --new_run, which "
+                "moves that run aside"
+            )
     return max((error.exit_code for error in found.result.errors), default=0)
 
 

@@ -126,6 +126,10 @@ def open_texts(source: Path | str) -> Texts:
     if path.is_file() and path.suffix == ".txt":
         return TextFiles([path])
     if path.is_dir():
+        if path.name == "steering" and has_run(TraitFolder(path)):
+            raise UsageError(
+                f"`texts` {path} holds a study of steering; its answers are in responses.csv there"
+            )
         if traits := trait_folders(path):
             return StoredTexts(traits)
         if files := sorted(path.glob("*.txt")):

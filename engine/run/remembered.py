@@ -73,7 +73,10 @@ def kept_line(
         return None
     listed = ", ".join(f"`{name}` {_shown(value)}" for name, value in own.items())
     line = f"kept from {whose}: {listed}"
-    return f"{line} (name one to change it; `reset` NAME: its default)" if resets else line
+    if not resets:
+        return line
+    stays = "; pools that are captured stay" if "pool" in own else ""
+    return f"{line} (name one to change it; `reset` NAME: its default{stays})"
 
 
 def _shown(value: Any) -> str:

@@ -88,6 +88,8 @@ def _targets(folder: TraitFolder, activations: Activations, which: Which) -> tup
     evaluation = read_evaluation(folder, activations.metadata, activations.pool)
     named = which.methods
     methods = [default_method(evaluation)] if named is None else check_methods(named)
+    if which.layers is not None and not which.layers:
+        raise UsageError("`layers` names none; leave it out for the default")
     layers = which.layers or ()
     found = []
     for method in methods:

@@ -168,6 +168,15 @@ def test_an_empty_folder_is_refused(tmp_path):
         open_texts(tmp_path)
 
 
+def test_a_study_of_steering_is_no_trait(tmp_path):
+    """Else the advice was to generate a trait of that name."""
+    record = tmp_path / "steering" / "parquet" / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    with pytest.raises(UsageError, match=r"holds a study of steering; its answers are in respon"):
+        open_texts(tmp_path / "steering")
+
+
 def test_files_are_read_as_a_stream(tmp_path):
     path = tmp_path / "t.jsonl"
     row = json.dumps({"response": "x" * 1000, "id": "y"}) + "\n"
