@@ -81,6 +81,16 @@ def size_engine(
     return size
 
 
+def _has_wide_states() -> bool:
+    """Return whether vLLM keeps what layers carry in float32 on this CPU, whatever a config says.
+
+    The source is `CpuPlatform.check_and_update_config`, for its accelerated gated delta net.
+    """
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001 - what vLLM itself asks
+
+
 def _cpu_cache(
     ref: ModelRef, size: EngineSize, free_bytes: int, dtype: str, execution: Execution
 ) -> int:
@@ -89,6 +99,8 @@ def _cpu_cache(
     value = itemsize(generation_dtype(config, dtype, gpu=False))
     workers = execution.tensor_parallel_size
     shape = Shape.from_config(config)
+    if shape.state is not None and _has_wide_states():
+        shape = replace(shape, state=replace(shape.state, wide=True))
 
     def bytes_of(tokens: int) -> int:
         return shape.cache_bytes(value, tokens, workers, CPU_BLOCK)

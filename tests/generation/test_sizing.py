@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from traitmill.engine.errors import ExitCode, ResourceError
 from traitmill.engine.generation import EngineSize, size_engine
@@ -112,3 +113,35 @@ def test_g07_on_a_shared_gpu_vllm_measures_what_its_share_leaves_to_the_cache() 
     alone = size(300, gpu=True, placement=Placement("in turn", "", "cuda"))
     assert (alone.kv_cache_bytes, alone.gpu_share) == (None, 0.92)
     assert str(alone) == "512 sequences of up to 512 tokens"
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_on_some_processors_vllm_keeps_states_in_float32(
+    monkeypatch: pytest.MonkeyPatch, accelerated: bool
+) -> None:
+    """One whose states were counted in bfloat16 did not start there: its cache was too small."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: accelerated)
+
+    def cache(**named: str) -> int:
+        config = {
+            "model_type": "qwen3_next",
+            "hidden_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "dtype": "bfloat16",
+            **named,
+        }
+        found = size_engine(
+            ModelRef("m", "m", "r", config),
+            Execution(batch_size=8),
+            100,
+            on_gpu=False,
+            free_bytes=64 * GIB,
+            dtype="bfloat16",
+        )
+        return found.kv_cache_bytes or 0
+
+    wide = cache(mamba_ssm_dtype="float32")
+    assert (cache() == wide) == accelerated
+    assert cache() <= wide
