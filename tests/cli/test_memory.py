@@ -294,6 +294,7 @@ def test_t06_options_not_given_keep_the_folders_values_all_of_them(tmp_path: Pat
     assert value_of(settings["trait"], "n_examples") == 20
     assert line.startswith("kept from the folder: ")
     assert "`temperature` 1" in line
+    assert "pools that are captured stay" in line
     assert "`threshold` 60" in line
     assert "n_examples" not in line
 

@@ -281,6 +281,7 @@ async def test_settings_that_cannot_work_are_refused_before_anything_loads(tmp_p
         ({"layers": 1}, "`layers` takes a list, each of it a whole number or None, not 1"),
         ({"coherence": 101.0}, "`coherence` must lie"),
         ({"layers": [7]}, "no such block captured"),
+        ({"layers": []}, "`layers` names none"),
         ({"methods": ["probe"]}, "probe_layer1.pt is missing"),
         ({"judge_model": "local"}, "judge them with it first"),
         ({"n_example": 3}, "did you mean"),
