@@ -49,7 +49,7 @@ def command(**given: Any) -> int:
         f"{found.n} marked, {found.wrong} of them as wrong: you agree with the judge on "
         f"{value:.0%} (95 % interval {low:.0%} to {high:.0%})"
     )
-    for which, ids in (("left out", found.rejected), ("let pass", found.kept)):
+    for which, ids in (("left out", found.rejected), ("let pass", found.passed)):
         if ids:
             more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
             listed = ", ".join(each[:8] for each in ids[:LISTED])

@@ -78,7 +78,8 @@ BY_SCORE = "by its score"
 def _left_out(state: TraitState) -> np.ndarray:
     """Return why each scored response is not kept, in the plan's order; None for the others."""
     found = np.full(len(state.plan), None, object)
-    found[state.verdicts.having("scored") & ~state.exportable()] = "its twin is not kept (paired)"
+    scored = state.verdicts.having("scored") & ~state.exportable()
+    found[scored] = "its twin is not kept (paired)"
     # The first reason is the one that is said, so it is written last.
     for mask, reason in (
         (state.unpoolable(), "nothing to pool"),
@@ -86,7 +87,7 @@ def _left_out(state: TraitState) -> np.ndarray:
         (~state.coherent(), "for its coherence"),
         (~state.passing_alone(), BY_SCORE),
     ):
-        found[mask & (found != None)] = reason  # noqa: E711 - of each element
+        found[mask & scored] = reason
     return found
 
 
@@ -127,7 +128,7 @@ class Agreement:
     """Marks of scores or texts that are no longer the response's: they do not count."""
     rejected: tuple[str, ...] = ()
     """Ids of responses that the judge rejected and got wrong."""
-    kept: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
     """Ids of responses that passed the judge and that it got wrong, kept or not."""
 
 
@@ -166,7 +167,7 @@ def read_agreement(folder: TraitFolder | Path, marks: Path) -> Agreement:
         kappa=cohens_kappa(first, second),
         outdated=outdated,
         rejected=tuple(row["sample_id"] for row in wrong if row["left_out"] == BY_SCORE),
-        kept=tuple(row["sample_id"] for row in wrong if row["left_out"] != BY_SCORE),
+        passed=tuple(row["sample_id"] for row in wrong if row["left_out"] != BY_SCORE),
     )
 
 

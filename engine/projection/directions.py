@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import UsageError
 from ..outputs import Metadata
 from ..settings import DEFAULT_POOL, DEFAULTS, value_of
-from ..storage import Asked, RunRecord, SamplingRecord, TraitFolder, made_by
+from ..storage import RunRecord, SamplingRecord, TraitFolder, chosen, made_by
 from ..vectors import TraitVectors, check_methods, open_vectors
 
 
@@ -147,11 +147,17 @@ def _prompted(sampling: SamplingRecord) -> tuple[str, ...]:
 
 
 def _capture_of(folder: TraitFolder) -> dict[str, Any]:
-    """Return the settings of capture that a folder's run was asked for and are no defaults."""
-    asked = Asked.load(folder.asked)
-    known = asked.settings if asked else {}
-    names = [name for name in ("capture_dtype", "attention", "blocks") if name in known]
-    return {name: known[name] for name in names if known[name] != value_of(DEFAULTS, name)}
+    """Return the settings that a folder's activations were captured with and are no defaults."""
+    facts = chosen(folder).capture
+    if facts is None:
+        return {}
+    asked = {"capture_dtype": facts.asked.get("dtype"), "attention": facts.asked.get("attention")}
+    known = {**asked, "blocks": facts.blocks or None}
+    return {
+        name: value
+        for name, value in known.items()
+        if value is not None and value != value_of(DEFAULTS, name)
+    }
 
 
 def _model_of(vectors: TraitVectors, record: RunRecord | None) -> str:

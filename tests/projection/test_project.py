@@ -48,7 +48,7 @@ from traitmill.engine.projection.table import Layout, _write_csv
 from traitmill.engine.projection.texts import Text
 from traitmill.engine.records import Response
 from traitmill.engine.settings import Sampling, apply
-from traitmill.engine.storage import Asked, RunRecord, TraitFolder
+from traitmill.engine.storage import CaptureFacts, RunRecord, TraitFolder
 from traitmill.engine.storage.run_record import SamplingRecord
 from traitmill.engine.vectors import open_vectors
 from traitmill.engine.vectors.remembered import AskedVectors
@@ -604,9 +604,24 @@ def test_what_the_vectors_run_computed_in_is_kept(talker, trait, tmp_path):
     """Else a training response had another score than its row."""
     own = tmp_path / "experiments" / "exp" / "poem"
     shutil.copytree(trait, own)
-    asked = TraitFolder(own).asked
-    asked.parent.mkdir(exist_ok=True)
-    Asked(settings={"capture_dtype": "bfloat16", "attention": "auto"}).save(asked)
+    path = own / "parquet" / "activations" / "0123456789abcdef" / "facts.json"
+    path.parent.mkdir(parents=True)
+    captured = {"layers": None, "include_embeddings": False, "attention": "auto"}
+    CaptureFacts(
+        asked={**captured, "dtype": "bfloat16"},
+        pools=("response_mean",),
+        blocks="",
+        layers=(0, 1, 2),
+        n_layers=3,
+        hidden_dim=32,
+        dtype="bfloat16",
+        attention="sdpa",
+        device="cpu",
+        placement="",
+        batch_size="auto",
+        versions={},
+        begun="2026-01-02T03:04:05Z",
+    ).save(path)
     texts, said = tmp_path / "texts.jsonl", []
     turn = {"role": "assistant", "content": "rain", "tool_calls": [1]}
     texts.write_text(json.dumps({"messages": [{"role": "user", "content": "q"}, turn]}))

@@ -217,7 +217,7 @@ def test_agree_says_what_marks_amount_to(work: lab.Work, tmp_path: Path, traitmi
     passed = {
         r["sample_id"] for r in scored if (r["score"] >= 50) == (sides[r["sample_id"]] == "pos")
     }
-    assert set(found.kept) == passed & set(wrong_ids)
+    assert set(found.passed) == passed & set(wrong_ids)
     assert set(found.rejected) == set(wrong_ids) - passed
     named = ", ".join(each[:8] for each in found.rejected)
     assert f"wrongly left out, as you read them: {named}" in said
@@ -264,7 +264,7 @@ def test_what_is_left_out_for_its_twin_is_not_wrongly_left_out(tmp_path: Path) -
     marks.write_text("\n".join(lines))
     found = read_agreement(work.folders[0], marks)
     passed = (alone["sample_id"].item(),)
-    assert (found.wrong, found.rejected, found.kept) == (1, (), passed)
+    assert (found.wrong, found.rejected, found.passed) == (1, (), passed)
     assert alone["left_out"].item() == "its twin is not kept (paired)"
     beside = table.filter(table["score"].is_null())["left_out"].drop_nulls()
     assert beside.is_empty()
