@@ -161,6 +161,12 @@ def _remarks(
     yield from directions.remarks
     for reader in readers:
         yield from foreign(directions, reader.ref)
+    bare = [reader.label for reader in readers if not reader.tokenizer.chat_template]
+    if 0 < len(bare) < len(readers):
+        yield (
+            f"{', '.join(bare)} has no chat template and reads turns bare, one below the other; "
+            "its difference to the others is of that too"
+        )
     if isinstance(source, StoredTexts):
         for reader in readers:
             for model in sorted(source.models - reader.reads):

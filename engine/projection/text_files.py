@@ -24,6 +24,10 @@ _NAMED = 5
 """Faults that an error names."""
 _OF_TURN = ("role", "content", "id", "name")
 """What a turn may hold beside words that a model would have been shown."""
+_ROLES = {name: name for name in ("system", "user", "assistant", "tool")}
+_ROLES |= {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant"}
+"""What roles are called elsewhere, in lower case, and here. Most chat templates write a role that
+they do not know as it stands, and no model was trained on that."""
 
 
 class JsonLines:
@@ -187,6 +191,9 @@ def _fault_of_messages(messages: Any) -> str:
         known = isinstance(turn, dict) and {"role", "content"} <= turn.keys()
         if not known or not all(isinstance(turn[name], str) for name in ("role", "content")):
             return f"turn {number} of `messages` lacks a text under `role` or `content`"
+        ours = _ROLES.get(turn["role"].strip().lower(), turn["role"])
+        if ours != turn["role"]:
+            return f"turn {number} of `messages` has the role {turn['role']!r}: write {ours!r}"
     if not any(turn["content"].strip() for turn in messages):
         return "every turn of `messages` is empty"
     return ""

@@ -71,7 +71,7 @@ def kept_line(
     }
     if not own:
         return None
-    listed = ", ".join(f"`{name}` {_shown(value)}" for name, value in own.items())
+    listed = ", ".join(f"`{name}` {_shown(value)}".rstrip() for name, value in own.items())
     line = f"kept from {whose}: {listed}"
     if not resets:
         return line
@@ -80,6 +80,9 @@ def kept_line(
 
 
 def _shown(value: Any) -> str:
+    """Return a value as it is given; a switch that is on is its name alone."""
+    if value is True:
+        return ""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if isinstance(value, float):

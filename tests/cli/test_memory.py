@@ -299,6 +299,12 @@ def test_t06_options_not_given_keep_the_folders_values_all_of_them(tmp_path: Pat
     assert "n_examples" not in line
 
 
+def test_a_switch_that_is_kept_is_said_as_it_is_given(tmp_path: Path) -> None:
+    _, [line] = resolve({"trait": begun(tmp_path, paired=True)}, {})
+    assert "`paired` (name" in line or "`paired`," in line
+    assert "True" not in line
+
+
 def test_t06_more_examples_of_a_run_with_its_own_threshold(
     traitmill: Traitmill, work: lab.Work
 ) -> None:

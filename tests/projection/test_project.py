@@ -361,6 +361,17 @@ def test_two_models_on_the_same_texts_stand_in_one_table(talker, trait, texts, t
     np.testing.assert_allclose(pl.read_parquet(alone.table)[name], second, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_without_a_template_beside_one_with_it_is_said(talker, trait, texts, tmp_path):
+    bare = Path(talkers.build_talker(tmp_path / "bare", seed=1))
+    (bare / "chat_template.jinja").unlink()
+    said: list[str] = []
+    which = {"methods": ["probe"], "layers": [1], "notice": said.append}
+    for models, times in (([str(talker), str(bare)], 1), ([str(bare)], 0)):
+        traitmill.project(texts, trait, tmp_path / f"out-{times}", models=models, **which)
+        assert sum("bare has no chat template" in line for line in said) == times, said
+        said.clear()
+
+
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory, talker) -> Path:
     return make_adapter(tmp_path_factory.mktemp("adapters") / "lora", talker)

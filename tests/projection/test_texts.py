@@ -114,6 +114,14 @@ def test_columns_of_the_input_stand_under_names_of_their_own(tmp_path, inputs):
         ('{"messages": []}', "line 2: `messages` is no list of turns"),
         ('{"messages": [{"role": "user"}]}', "line 2: turn 1 of `messages` lacks a text"),
         ('{"messages": [{"role": "user", "content": ["x"]}]}', "line 2: turn 1 of `messages`"),
+        (
+            '{"messages": [{"role": "User", "content": "x"}, {"role": "gpt", "content": "y"}]}',
+            "line 2: turn 1 of `messages` has the role 'User': write 'user'",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "gpt", "content": "y"}]}',
+            "line 2: turn 2 of `messages` has the role 'gpt': write 'assistant'",
+        ),
         ('{"messages": [{"role": "user", "content": ""}]}', "line 2: every turn of `messages`"),
         ('{"response": "\\ud800"}', "line 2: it holds half of a surrogate pair"),
         ('{"response": "x", "name": "\\udc00"}', "line 2: it holds half of a surrogate pair"),
