@@ -64,7 +64,15 @@ def test_g02_the_flavour_that_is_asked_for_is_taken(tmp_path: Path) -> None:
     assert "driver.py" not in done.stdout
 
 
-@pytest.mark.parametrize("line", ["NVIDIA H100 80GB HBM3, 580.95.05, 9.0", "", "no such query"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NVIDIA H100 80GB HBM3, 580.95.05, 9.0",
+        "NVIDIA A100-SXM4-80GB, 550.54.14, 8.0",
+        "",
+        "no such query",
+    ],
+)
 def test_an_nvidia_smi_that_answers_makes_no_gpu(line: str, tmp_path: Path) -> None:
     done = make(tmp_path, line, "-n", TRAITMILL_DEVICES=str(tmp_path / "none"))
     assert "requirements/cpu.txt" in done.stdout, done.stderr
