@@ -248,9 +248,10 @@ class Calls:
     async def _send(
         self, request: dict[str, Any], prompt_tokens: float, cap: int, tally: Usage
     ) -> Reply:
-        dollars = self.meter.expected(prompt_tokens, max(caps_of(request), default=cap))
-        if self._max_cost and self.meter.would_exceed(self._max_cost, dollars):
-            raise self.stop(self.meter.reached(self._max_cost))
+        most, limit = max(caps_of(request), default=cap), self._max_cost
+        dollars = await self.meter.room(limit, prompt_tokens, most, self.throttle.pause)
+        if dollars is None:
+            raise self.stop(self.meter.reached(limit, self.meter.expected(prompt_tokens, most)))
         tally.attempts += 1
         self.meter.attempts += 1
         with self.meter.expecting(dollars):

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from ..errors import StoppedError, UsageError
 
+_ROOM_SECONDS = 0.05
 PRICES_FILE = Path(__file__).with_name("prices.json")
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
@@ -62,8 +63,10 @@ class Usage:
     hidden_tokens: int = 0
     estimated: int = 0
     """Answers that came without counts: theirs are estimates, four characters to a token."""
-    in_flight: float = 0.0
-    """Dollars that the calls in flight are expected to cost."""
+    in_flight: list[float] = field(default_factory=list)
+    """Dollars that each call in flight is expected to cost."""
+    opening: tuple[int, float] = (0, 0.0)
+    """Answers before the first verdict's, and their dollars: these questions are short."""
 
     def add(self, tokens: Tokens, *, estimated: bool = False) -> None:
         """Count the tokens of one answer."""
@@ -85,31 +88,54 @@ class Usage:
         """Output tokens an answer has had on average; 0 before the first."""
         return self.output_tokens / self.answered if self.answered else 0.0
 
+    def opened(self) -> None:
+        """Count what was answered so far as no verdict's."""
+        self.opening = (self.answered, self.dollars or 0.0)
+
     def expected(self, prompt_tokens: float, cap: int) -> float:
-        """Dollars a call will cost: the mean so far; before the first answer its prompt, and all
-        the output allowed."""
+        """Dollars a verdict's call will cost: the mean so far; before the first is answered its
+        prompt, and all the output allowed."""
         if self.price is None:
             return 0.0
-        if self.answered:
-            return (self.dollars or 0.0) / self.answered
+        answers, dollars = self.opening
+        if self.answered > answers:
+            return ((self.dollars or 0.0) - dollars) / (self.answered - answers)
         return self.price.dollars(round(prompt_tokens), 0, cap)
 
     @contextmanager
     def expecting(self, dollars: float) -> Iterator[None]:
         """A call of so many dollars is in flight while the block runs."""
-        self.in_flight += dollars
+        self.in_flight.append(dollars)
         try:
             yield
         finally:
-            self.in_flight -= dollars
+            self.in_flight.remove(dollars)
 
     def would_exceed(self, limit: float, dollars: float) -> bool:
         """Whether a call of so many dollars, beside those in flight, may take the cost beyond
         `limit`."""
-        return self.dollars is not None and self.dollars + self.in_flight + dollars > limit
+        return self.dollars is not None and self.dollars + sum(self.in_flight) + dollars > limit
 
-    def reached(self, limit: float) -> StoppedError:
-        """Return what stops a judge at its limit."""
+    async def room(
+        self, limit: float, prompt_tokens: float, cap: int, wait: Callable[[float], Awaitable[None]]
+    ) -> float | None:
+        """Return what a call is expected to cost once there is room for it within `limit` (0: there
+        always is); None where there will be none, with no other call in flight."""
+        while True:
+            dollars = self.expected(prompt_tokens, cap)
+            if not limit or not self.would_exceed(limit, dollars):
+                return dollars
+            if not self.in_flight:
+                return None
+            await wait(_ROOM_SECONDS)  # those in flight may come cheaper than expected
+
+    def reached(self, limit: float, dollars: float) -> StoppedError:
+        """Return what stops a judge at its limit, before a call of so many dollars."""
+        if self.answered == self.opening[0]:
+            return StoppedError(
+                f"`max_cost` ${limit:g} is less than one call may cost (${dollars:.4f}, if its "
+                "answer is as long as it may be): raise `max_cost`"
+            )
         return StoppedError(
             f"`max_cost` ${limit:g} is reached (${self.dollars or 0.0:.4f} for the answers so far, "
             "and one more may go beyond it): run the same command to go on with as much again, or "

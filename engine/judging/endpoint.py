@@ -122,6 +122,7 @@ class EndpointJudge:
                 guess = self._calls.profile
                 self._calls.profile = await self._prober.find_profile(self._mode)
                 self._calls.known = True
+                self._calls.meter.opened()
                 self._calls.tell_sampled(guess)
         except UnknownModelError as error:
             raise await self._client.unknown_model(error) from None

@@ -81,6 +81,15 @@ def test_before_the_first_answer_a_call_costs_its_prompt_and_all_the_output_allo
     assert Usage(None).expected(100, 512) == 0.0
 
 
+def test_a_short_question_before_the_first_verdict_says_nothing_of_what_one_costs():
+    meter = Usage(Price(2.0, 10.0, 1.0))
+    meter.add(Tokens(input=10, output=1))
+    meter.opened()
+    assert meter.expected(100, 512) == pytest.approx((100 * 2.0 + 512 * 10.0) / 1e6)
+    meter.add(Tokens(input=300, output=20))
+    assert meter.expected(100, 512) == pytest.approx((300 * 2.0 + 20 * 10.0) / 1e6)
+
+
 def test_a_cost_limit_counts_what_is_in_flight():
     meter = Usage(Price(1.0, 1.0, 1.0))
     with meter.expecting(0.0004), meter.expecting(0.0004):

@@ -1177,8 +1177,8 @@ async def test_max_cost_stops_resumably_and_is_not_overshot(monkeypatch):
 
 @pytest.mark.parametrize("counts", [True, False])
 async def test_max_cost_holds_for_the_first_calls_and_without_counts(monkeypatch, counts):
-    """Nothing is answered when the first calls leave: each may use its whole cap, 0.00512 dollars,
-    and a prompt."""
+    """Nothing is answered when the first call leaves: it may use its whole cap, 0.00512 dollars,
+    and a prompt. So the second waits for what it costs: 0.00105, and from then on all do."""
     monkeypatch.setattr(cost, "load_prices", lambda _: {"m": cost.Price(10.0, 10.0, 10.0)})
 
     def answered(_):
@@ -1196,11 +1196,41 @@ async def test_max_cost_holds_for_the_first_calls_and_without_counts(monkeypatch
             usage, sent = judge.usage, len(server.log)
             with pytest.raises(StoppedError, match="`max_cost`"):
                 await judge.judge(TRAIT, response())
-        assert sent == len(server.log) == 1  # two might take 2 x 0.0062
-    assert usage.estimated == (0 if counts else 1)
-    # 437 characters of prompt, four to a token
-    assert usage.input_tokens == (100 if counts else 109)
+        # Without counts the prompt is 437 characters, four to a token, and the answer one token.
+        assert 9 <= sent == len(server.log) <= 10
+    assert 0.009 < usage.dollars <= 0.011
+    assert usage.estimated == (0 if counts else sent)
+    assert usage.input_tokens == sent * (100 if counts else 109)
     assert ("estimated" in str(usage)) != counts
+
+
+async def test_max_cost_holds_where_the_questions_at_opening_are_short(monkeypatch):
+    """Thirty calls leave before the first is answered; each costs a hundred times the probe."""
+    monkeypatch.setattr(cost, "load_prices", lambda _: {"gpt-5-mini": cost.Price(10.0, 10.0, 10.0)})
+
+    def answered(seen):
+        reply = completion("80")
+        probe = "The ship rose" in str(seen.body)
+        reply.body["usage"] |= {"prompt_tokens": 5 if probe else 500, "completion_tokens": 5}
+        return reply
+
+    with MisbehavingServer(script=answered, latency=0.1) as server:
+        async with opened(server, max_cost=0.05, concurrency=30) as judge:
+            found = await asyncio.gather(
+                *(judge.judge(TRAIT, response(index=i)) for i in range(60)), return_exceptions=True
+            )
+            usage = judge.usage
+    assert 0.04 < usage.dollars <= 0.05
+    assert any(isinstance(each, StoppedError) for each in found)
+
+
+async def test_max_cost_below_one_call_says_so(monkeypatch):
+    monkeypatch.setattr(cost, "load_prices", lambda _: {"m": cost.Price(10.0, 10.0, 10.0)})
+    with MisbehavingServer() as server:
+        async with known(server, max_cost=0.003) as judge:
+            with pytest.raises(StoppedError, match=r"less than one call may cost \(\$0.0052"):
+                await judge.judge(TRAIT, response())
+        assert not server.log
 
 
 async def test_every_attempt_is_counted():
