@@ -15,6 +15,7 @@ from traitmill.engine.outputs import judge_summary
 from traitmill.engine.records import POLARITIES
 from traitmill.engine.run import RunResult, TraitResult
 from traitmill.engine.settings import DEFAULT_POOL, DEFAULTS
+from traitmill.engine.storage import TraitState
 from traitmill.engine.vectors import MIN_CLAIM_ROWS
 
 from .many import listed, total
@@ -151,7 +152,7 @@ def _next_steps(result: RunResult, *, goes_on: bool) -> Iterator[str]:
     if result.errors or not done:
         yield "what is stored is safe; run the same command again to go on"
         return
-    if result.exit_code == ExitCode.FAILED_SAMPLES:
+    if any(_tries_again(trait.state) for trait in done):
         yield "samples that failed are tried once more when the same command is run again"
     names, folder = [trait.name for trait in done], done[0].folder
     if not done[0].exports:
@@ -169,6 +170,13 @@ def _next_steps(result: RunResult, *, goes_on: bool) -> Iterator[str]:
     pools = done[0].state.choice.pools
     pool = DEFAULT_POOL if DEFAULT_POOL in pools else pools[0]
     yield f"next: {command(folder.step('vectors', pool=pool), names)}"
+
+
+def _tries_again(state: TraitState) -> bool:
+    """Return whether the same command has something to try once more."""
+    verdicts = state.verdicts.having("failed") & ~state.verdicts.given_up()
+    failed = state.responses.having("failed") | state.capture_failed() | verdicts
+    return bool(failed.any())
 
 
 def _after_trial(done: Sequence[TraitResult], *, goes_on: bool) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -130,10 +131,11 @@ class Calls:
         calls start from.
         """
         prompt_tokens = sum(len(message["content"]) for message in messages) / 4
+        expected = partial(self.meter.expected_tokens, prompt_tokens, cap)
         limited, answered, rejected = 0, self.answers, list[JudgeProfile]()
         form: JudgeProfile | None = None
         while True:
-            async with self.throttle.slot(prompt_tokens + self.meter.mean_output) as ticket:
+            async with self.throttle.slot(expected) as ticket:
                 profile = form or self.profile  # as it is now, not as it was when the wait began
                 request = self._request(profile, messages, cap, scale)
                 try:

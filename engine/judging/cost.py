@@ -65,8 +65,9 @@ class Usage:
     """Answers that came without counts: theirs are estimates, four characters to a token."""
     in_flight: list[float] = field(default_factory=list)
     """Dollars that each call in flight is expected to cost."""
-    opening: tuple[int, float] = (0, 0.0)
-    """Answers before the first verdict's, and their dollars: these questions are short."""
+    opening: tuple[int, int, float] = (0, 0, 0.0)
+    """Answers before the first verdict's, their output tokens and dollars: these questions are
+    short."""
 
     def add(self, tokens: Tokens, *, estimated: bool = False) -> None:
         """Count the tokens of one answer."""
@@ -85,19 +86,24 @@ class Usage:
 
     @property
     def mean_output(self) -> float:
-        """Output tokens an answer has had on average; 0 before the first."""
-        return self.output_tokens / self.answered if self.answered else 0.0
+        """Output tokens a verdict's answer has had on average; 0 before the first."""
+        answers, tokens, _ = self.opening
+        return (self.output_tokens - tokens) / max(1, self.answered - answers)
+
+    def expected_tokens(self, prompt_tokens: float, cap: int) -> float:
+        """Tokens a verdict's call will use; before the first is answered all that it may."""
+        return prompt_tokens + (self.mean_output or cap)
 
     def opened(self) -> None:
         """Count what was answered so far as no verdict's."""
-        self.opening = (self.answered, self.dollars or 0.0)
+        self.opening = (self.answered, self.output_tokens, self.dollars or 0.0)
 
     def expected(self, prompt_tokens: float, cap: int) -> float:
         """Dollars a verdict's call will cost: the mean so far; before the first is answered its
         prompt, and all the output allowed."""
         if self.price is None:
             return 0.0
-        answers, dollars = self.opening
+        answers, _, dollars = self.opening
         if self.answered > answers:
             return ((self.dollars or 0.0) - dollars) / (self.answered - answers)
         return self.price.dollars(round(prompt_tokens), 0, cap)

@@ -116,8 +116,9 @@ class Throttle:
     # --- the line ---
 
     @asynccontextmanager
-    async def slot(self, tokens: float) -> AsyncIterator[Ticket]:
-        """One request in flight, once it may be sent. `tokens` is what it is expected to use.
+    async def slot(self, expected: Callable[[], float]) -> AsyncIterator[Ticket]:
+        """One request in flight, once it may be sent. `expected` tells how many tokens it will use,
+        and is asked when its turn comes.
 
         Raises the error given to `stop`, at once, also in those who wait.
         """
@@ -125,9 +126,10 @@ class Throttle:
             while self.in_flight >= self.window and not self._stopped:
                 await self._woken(None)
             await self._pass_gate()
+            tokens = expected()
             if self._tokens is not None:
-                expected, self._owed = max(0.0, tokens + self._owed), min(0.0, tokens + self._owed)
-                await self._tokens.take(expected, self.check)
+                most, self._owed = max(0.0, tokens + self._owed), min(0.0, tokens + self._owed)
+                await self._tokens.take(most, self.check)
             # The request's turn comes last, and anew where the gate was shut meanwhile: of a turn
             # that was taken and not used at once, the allowance has filled up again, and two would
             # leave together.

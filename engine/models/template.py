@@ -119,6 +119,39 @@ def _wants_system(tokenizer: Any, template: str, moment: str) -> bool:  # noqa: 
     return False
 
 
+@lru_cache(maxsize=8)
+def _unopened(tokenizer: Any, template: str, moment: str) -> str:  # noqa: ARG001
+    """Return what opens the model's turn in a template that does not write it where the model is to
+    go on, since it has no use for `add_generation_prompt`; empty for all others."""
+    turns = [*opening_turns(tokenizer, moment), {"role": "user", "content": _WORDS}]
+    said = [*turns, {"role": "assistant", "content": _PROBE}]
+    try:
+        asked, bare, whole = (
+            str(templated(tokenizer, each, moment, tokenize=False, add_generation_prompt=reply))
+            for each, reply in ((turns, True), (turns, False), (said, False))
+        )
+    except AccessError:
+        return ""
+    before, shown, _ = whole.rpartition(_PROBE)
+    if asked != bare or not shown or not before.startswith(asked):
+        return ""
+    return before.removeprefix(asked).strip()
+
+
+def _check_opened(tokenizer: Any, moment: str, prefill: str = "") -> None:
+    """Raise AccessError where the model would write the beginning of its turn itself, as the first
+    words of its response."""
+    if is_mistral(tokenizer) or has_channels(tokenizer):  # no template, or turns of several parts
+        return
+    missing = _unopened(tokenizer, str(tokenizer.chat_template), moment)
+    if missing and missing not in prefill:
+        raise _refused(
+            tokenizer,
+            f"ignores `add_generation_prompt`, so the model would have to write {missing!r} itself "
+            "before it responds",
+        )
+
+
 def template_text(
     tokenizer: Any, turns: list[dict[str, str]], moment: str, *, reply: bool, **variables: Any
 ) -> str:
@@ -126,6 +159,8 @@ def template_text(
 
     Raise AccessError where the template fails or refuses such turns.
     """
+    if reply:
+        _check_opened(tokenizer, moment)
     how = {"tokenize": False, "add_generation_prompt": reply, **variables}
     return str(templated(tokenizer, turns, moment, **how))
 
@@ -195,7 +230,8 @@ def turn_ids(
     tokenizer: Any, turns: list[dict[str, str]], moment: str, prefill: str = "", **variables: Any
 ) -> Any:
     """Return the token ids of a conversation and what follows it; a special token in a turn is
-    words."""
+    words. Raise AccessError where the template fails or leaves the model's turn unopened."""
+    _check_opened(tokenizer, moment, prefill)
     typed = spells_special(tokenizer, *(turn["content"] for turn in turns))
     if is_mistral(tokenizer) or not (typed or prefill):
         # By mistral_common the text of a conversation does not give its ids again.

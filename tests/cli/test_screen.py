@@ -35,12 +35,14 @@ from traitmill.cli import display, judge, remarks, render, run, show, summary, w
 from traitmill.cli.output import passing
 from traitmill.cli.steer import say_result
 from traitmill.engine.errors import ExitCode, TraitmillError, UsageError
+from traitmill.engine.records import MOST_TRIES
 from traitmill.engine.run import Progress, RunResult
 from traitmill.engine.run.trait_run import TraitRun
 from traitmill.engine.settings import DEFAULTS, NAMES, apply, value_of
 from traitmill.engine.steering.commands import SteeredTrait, SteeringResult
 from traitmill.engine.steering.findings import Claim
 from traitmill.engine.storage import TraitFolder
+from traitmill.engine.storage.schemas import STATUSES
 
 COMMANDS = {"judge": judge.command, "show": show.command}
 ESCAPE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
@@ -280,6 +282,20 @@ def finished(folder: Path, n: int) -> RunResult:
 def printed(result: RunResult, *, goes_on: bool, capfd: pytest.CaptureFixture[str]) -> str:
     summary.print_summary(Console(soft_wrap=True), result, goes_on=goes_on)
     return capfd.readouterr().out
+
+
+def test_what_is_given_up_is_not_said_to_be_tried_once_more(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = finished(fakes.make_trait(tmp_path), 4)
+    [trait] = result.traits.values()
+    verdicts = trait.state.verdicts
+    verdicts.status[0] = STATUSES["verdicts"].index("failed")
+    for tries, again in ((1, True), (MOST_TRIES, False)):
+        verdicts.facts["tries"][0] = tries
+        said = printed(result, goes_on=False, capfd=capfd)
+        assert ("tried once more when the same command is run again" in said) == again
+        assert ("1 verdicts are given up" in said) != again
 
 
 def test_t08_a_first_trial_ends_in_what_to_run_next(

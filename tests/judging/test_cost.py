@@ -108,3 +108,12 @@ def test_estimates_are_named_as_such():
     assert "estimated" not in str(meter)
     meter.add(Tokens(input=1000), estimated=True)
     assert str(meter).endswith("(estimated for 1 answers without counts)")
+
+
+def test_tokens_expected_of_a_verdict_are_not_those_of_a_short_question():
+    meter = Usage(None)
+    meter.add(Tokens(input=10, output=1))
+    meter.opened()
+    assert meter.expected_tokens(100, 512) == 612
+    meter.add(Tokens(input=300, output=20))
+    assert meter.expected_tokens(100, 512) == 120

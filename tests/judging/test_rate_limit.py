@@ -128,7 +128,7 @@ def test_the_rate_is_held_and_never_exceeded_in_any_minute(rpm):
         line = throttle(rpm=rpm)
         sent = []
         for _ in range(int(3 * rpm) + 2):
-            async with line.slot(1):
+            async with line.slot(lambda: 1):
                 sent.append(asyncio.get_running_loop().time())
         return sent
 
@@ -146,7 +146,7 @@ def test_late_timers_cost_no_rate():
         loop = asyncio.get_running_loop()
         sent = []
         for _ in range(1000):
-            async with line.slot(1):
+            async with line.slot(lambda: 1):
                 sent.append(loop.time())
                 loop.now += 0.005
         return sent
@@ -163,7 +163,7 @@ def test_a_pause_is_not_made_up_by_a_burst():
         for index in range(100):
             if index == 50:
                 await asyncio.sleep(300)
-            async with line.slot(1):
+            async with line.slot(lambda: 1):
                 sent.append(asyncio.get_running_loop().time())
         return sent
 
@@ -180,7 +180,7 @@ def test_the_rate_is_not_exceeded_after_a_pause(rpm, pause):
         line, sent, loop = throttle(rpm=rpm, patience=1e9), [], asyncio.get_running_loop()
 
         async def ask(index):
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 sent.append(loop.time())
                 if index == 2:
                     await asyncio.sleep(0.01)
@@ -198,10 +198,10 @@ def test_a_gate_shut_while_the_head_of_the_line_waits_its_turn_holds_it():
         line, sent, loop = throttle(rpm=6), [], asyncio.get_running_loop()
 
         async def ask():
-            async with line.slot(1):
+            async with line.slot(lambda: 1):
                 sent.append(loop.time())
 
-        async with line.slot(1) as ticket:
+        async with line.slot(lambda: 1) as ticket:
             pass
         waiting = [asyncio.create_task(ask()) for _ in range(3)]
         await asyncio.sleep(5)  # the first of them is waiting for its turn, in another 5 s
@@ -219,7 +219,7 @@ def test_a_limit_learnt_from_headers_allows_no_burst():
     async def main():
         line, sent = throttle(rpm=60_000), []
         for _ in range(30):
-            async with line.slot(1):
+            async with line.slot(lambda: 1):
                 sent.append(asyncio.get_running_loop().time())
             if len(sent) == 10:
                 line.learn({"x-ratelimit-limit-requests": "60"})
@@ -236,7 +236,7 @@ def test_tokens_a_minute_are_held_with_their_true_sizes():
         line = throttle(tpm=60_000)
         loop, used = asyncio.get_running_loop(), []
         for index in range(600):
-            async with line.slot(100) as ticket:
+            async with line.slot(lambda: 100) as ticket:
                 tokens = index * 37 % 999 + 1
                 used.append((loop.time(), tokens))
                 line.answered(ticket, tokens)
@@ -252,7 +252,7 @@ def test_tokens_a_minute_are_held_with_their_true_sizes():
 def test_a_request_larger_than_the_token_burst_passes():
     async def main():
         line = throttle(tpm=1000)
-        async with line.slot(900):
+        async with line.slot(lambda: 900):
             return asyncio.get_running_loop().time()
 
     assert 1040 < virtually(main()) < 1065  # most of a minute's tokens take most of a minute
@@ -263,7 +263,7 @@ def test_large_requests_are_not_overtaken():
         line, order = throttle(tpm=6000), []
 
         async def ask(name, tokens):
-            async with line.slot(tokens):
+            async with line.slot(lambda: tokens):
                 order.append(name)
 
         await asyncio.gather(
@@ -278,10 +278,10 @@ def test_a_token_limit_learnt_late_does_not_charge_for_the_time_before():
     async def main():
         line = throttle()
         for _ in range(100):
-            async with line.slot(10) as ticket:
+            async with line.slot(lambda: 10) as ticket:
                 line.answered(ticket, 5000)
         line.learn({"x-ratelimit-limit-tokens": "60000"})
-        async with line.slot(10):
+        async with line.slot(lambda: 10):
             return asyncio.get_running_loop().time()
 
     assert virtually(main()) < 1001
@@ -307,10 +307,10 @@ def test_f03_the_gate_holds_back_everyone_and_then_keeps_the_pace():
         loop = asyncio.get_running_loop()
 
         async def ask():
-            async with line.slot(1):
+            async with line.slot(lambda: 1):
                 sent.append(loop.time())
 
-        async with line.slot(1) as ticket:
+        async with line.slot(lambda: 1) as ticket:
             waiting = [asyncio.create_task(ask()) for _ in range(50)]
             line.limited(ticket, 30)
         shut_until = loop.time() + 30
@@ -327,9 +327,9 @@ def test_f04_a_long_wait_is_counted_down():
 
     async def main():
         line = throttle(events)
-        async with line.slot(1) as ticket:
+        async with line.slot(lambda: 1) as ticket:
             line.limited(ticket, 35)
-        async with line.slot(1):
+        async with line.slot(lambda: 1):
             pass
 
     virtually(main())
@@ -340,9 +340,9 @@ def test_f04_waits_without_an_answer_between_them_add_up_to_the_patience():
     async def main():
         line = throttle(patience=100)
         for _ in range(3):
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 line.limited(ticket, 40)
-        async with line.slot(1):
+        async with line.slot(lambda: 1):
             pass
 
     with pytest.raises(StoppedError, match="pause of 2 min 0 s, longer than `judge_patience` 100"):
@@ -353,9 +353,9 @@ def test_f04_an_answer_renews_the_patience():
     async def main():
         line = throttle(patience=100)
         for _ in range(10):
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 line.limited(ticket, 90)
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 line.answered(ticket, 1)
         return asyncio.get_running_loop().time()
 
@@ -367,12 +367,12 @@ def test_concurrency_grows_only_while_it_is_the_limit():
         line = throttle()
         first = line.window
         for _ in range(100):
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 line.answered(ticket, 1)
         alone = line.window
 
         async def ask():
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 await asyncio.sleep(1)
                 line.answered(ticket, 1)
 
@@ -392,7 +392,7 @@ def after_refusals(outcomes, per_second=10):
         line = throttle(rpm=600, patience=1e9)
         before = line.window, line.pace
         for refused in outcomes:
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 await asyncio.sleep(1 / per_second)
                 if refused:
                     line.limited(ticket, 0)
@@ -412,7 +412,7 @@ def grown(latency, deadline=60.0, late=False):
             line.late()
 
         async def ask():
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 await asyncio.sleep(latency)
                 line.answered(ticket, 1)
 
@@ -439,7 +439,11 @@ def test_a_pace_is_cut_to_what_was_answered():
 def test_one_bout_of_429_cuts_once():
     async def main():
         line = throttle(rpm=600)
-        async with line.slot(1) as one, line.slot(1) as two, line.slot(1) as three:
+        async with (
+            line.slot(lambda: 1) as one,
+            line.slot(lambda: 1) as two,
+            line.slot(lambda: 1) as three,
+        ):
             for _ in range(40):
                 line.answered(one, 1)
             line.limited(one, 1)
@@ -471,7 +475,7 @@ def test_refusals_that_come_whatever_the_pace_do_not_bring_it_to_nothing(latency
 
         async def ask():
             while True:
-                async with line.slot(1) as ticket:
+                async with line.slot(lambda: 1) as ticket:
                     await asyncio.sleep(latency)
                     if rng.random() >= 0.2:
                         line.answered(ticket, 1)
@@ -490,7 +494,7 @@ def test_a_pace_that_was_cut_comes_back_within_minutes():
     async def main():
         line, loop = throttle(rpm=500, patience=1e9), asyncio.get_running_loop()
         for index in range(80):  # two of three are refused, at any pace
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 await asyncio.sleep(0.1)
                 if index % 3:
                     line.limited(ticket, 0)
@@ -498,7 +502,7 @@ def test_a_pace_that_was_cut_comes_back_within_minutes():
                     line.answered(ticket, 1)
         low, began = line.pace, loop.time()
         while line.pace < 500:
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 line.answered(ticket, 1)
         return low, loop.time() - began
 
@@ -513,7 +517,7 @@ def test_a_set_concurrency_stays_and_is_kept():
 
         async def ask():
             nonlocal most
-            async with line.slot(1) as ticket:
+            async with line.slot(lambda: 1) as ticket:
                 most = max(most, line.in_flight)
                 await asyncio.sleep(1)
                 line.limited(ticket, 0.1)
@@ -533,7 +537,7 @@ def test_a_server_with_a_lower_limit_is_found_and_seldom_asked_too_much():
 
         async def ask():
             while True:
-                async with line.slot(1) as ticket:
+                async with line.slot(lambda: 1) as ticket:
                     await asyncio.sleep(0.05)
                     recent = [at for at in admitted if at > loop.time() - 60]
                     if len(recent) < 240:
@@ -571,7 +575,7 @@ def test_f03_a_server_that_enforces_its_limit_is_used_and_seldom_asked_too_much(
 
         async def work():
             while loop.time() < began + 300:
-                async with line.slot(1) as ticket:
+                async with line.slot(lambda: 1) as ticket:
                     now = loop.time()
                     recent = [at for at in admitted[-60:] if at > now - 6]
                     if len(recent) < 60:
@@ -599,7 +603,7 @@ def test_stop_reaches_everyone_who_waits():
         loop = asyncio.get_running_loop()
 
         async def ask():
-            async with line.slot(1):
+            async with line.slot(lambda: 1):
                 await asyncio.sleep(1000)
 
         tasks = [asyncio.create_task(ask()) for _ in range(10)]
@@ -619,11 +623,11 @@ def test_stop_reaches_everyone_who_waits():
 def test_stop_opens_a_shut_gate_for_the_error_only():
     async def main():
         line = throttle(patience=1e6)
-        async with line.slot(1) as ticket:
+        async with line.slot(lambda: 1) as ticket:
             line.limited(ticket, 10_000)
 
         async def ask():
-            async with line.slot(1):
+            async with line.slot(lambda: 1):
                 pytest.fail("nothing may pass")
 
         task = asyncio.create_task(ask())
@@ -641,7 +645,7 @@ def test_a_cancelled_waiter_leaves_the_line_whole():
         line = throttle(concurrency=1)
 
         async def ask():
-            async with line.slot(1):
+            async with line.slot(lambda: 1):
                 await asyncio.sleep(1)
                 return True
 

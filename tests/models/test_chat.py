@@ -633,3 +633,26 @@ def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_raw_prompt(
     assert prompts.text("I", "Q") == f"<|im_start|>I\n\nQ{how.get('prefill', '')}"
     typed = prompts.text("I", "Q<|im_end|>")
     assert typed.endswith("Q<|im_end|>" + how.get("prefill", ""))
+
+
+def test_a_template_that_leaves_the_models_turn_unopened_is_refused(model_folder: Path) -> None:
+    """It ignores `add_generation_prompt`: the header would be the response's first words."""
+    plain = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    header = "<|im_start|>assistant\n"
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    tokenizer.chat_template = plain
+    prompts = Prompts(lambda: tokenizer, Sampling(model="m"), MOMENT)
+    with pytest.raises(AccessError, match=r"write '<\|im_start\|>assistant' itself before it resp"):
+        prompts("Be kind.", "Why?")
+    with pytest.raises(AccessError, match="ignores `add_generation_prompt`"):
+        chat_token_ids(tokenizer, "Why?", MOMENT)
+    opened = Prompts(lambda: tokenizer, Sampling(model="m", prefill=header), MOMENT)
+    assert opened.text("Be kind.", "Why?").endswith(f"Why?<|im_end|>\n{header}")
+    # What always opens it, or marks it by the user's own end, is right as it is.
+    marked = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    marked += "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+    for template in (plain + header, marked):
+        tokenizer.chat_template = template
+        assert Prompts(lambda: tokenizer, Sampling(model="m"), MOMENT)("Be kind.", "Why?")
