@@ -17,6 +17,7 @@ from traitmill.engine.threads import wait_briefly
 
 from .output import is_full, safe_streams
 from .render import as_error, complain
+from .session import ending_signals
 from .waiting import waiting
 
 COMMANDS = {
@@ -109,8 +110,9 @@ def _check_surroundings() -> None:
 def main() -> None:
     """Run the command line: errors a user can act on are one clear message and an exit code."""
     wait_briefly()  # before any command loads PyTorch
-    # SIGTERM ends as Ctrl-C does, whatever is under way.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # These end as Ctrl-C does, whatever is under way.
+    for number in ending_signals():
+        signal.signal(number, signal.default_int_handler)
     with safe_streams() as out:
         code = _run()
         waiting.stop()

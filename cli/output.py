@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import threading
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from typing import Any, TextIO
+
+from traitmill.engine.files import FULL_DISK
 
 _WIPE = b"\r\x1b[2K"
 
@@ -95,7 +96,7 @@ def is_full(stream: TextIO) -> bool:
     """Return whether something was dropped because the disk under a stream is full."""
     descriptor: Any = stream.buffer.raw  # type: ignore[attr-defined]  # open_text's
     error = descriptor.error
-    return error is not None and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error is not None and error.errno in FULL_DISK
 
 
 @contextmanager

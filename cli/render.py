@@ -16,6 +16,7 @@ from typing import TextIO
 import click
 
 from traitmill.engine.errors import ResourceError, Step, TraitmillError, UsageError
+from traitmill.engine.files import FULL_DISK
 from traitmill.engine.settings import DEFAULT_POOL, NAMES
 
 PROGRAM = "traitmill"
@@ -46,7 +47,7 @@ _OPTIONS = {
     "extract_activations",
     "yes",
 }
-_SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+_SCARCE = (*FULL_DISK, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 """What a machine has run out of: disk, memory, open files, processes."""
 _HANGING = re.compile(r" *(?:- |\S+ {2,})?")
 """What stands before the text of a line, as "  - " and "FAIL  ": its next lines stand below it."""

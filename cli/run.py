@@ -51,7 +51,12 @@ def run_all(arguments: Mapping[str, Any], *, goes_on: bool = False) -> ExitCode:
     force_unlock = bool(arguments.get("force_unlock"))
     names = [trait.name for trait in finished]
     how = {"pool": pool, "force_unlock": force_unlock}
-    fitted, code = _fit_and_report(arguments["experiment"], names, **how)
+    try:
+        fitted, code = _fit_and_report(arguments["experiment"], names, **how)
+    except KeyboardInterrupt:
+        if arguments.get("new_run"):
+            say("what was generated stands: go on without --new_run, which would begin another run")
+        raise
     if fitted and not goes_on:
         for line in _next_steps([trait for trait in finished if trait.name in fitted], fitted):
             say(line)

@@ -61,7 +61,8 @@ def run_to_end(
 def watched(call: Callable[..., Awaitable[T]], arguments: Mapping[str, Any]) -> T:
     """Call one of the engine's commands with a display; return what it returns.
 
-    The first Ctrl-C or SIGTERM lets the run store what is in hand, the second leaves at once.
+    The first Ctrl-C, SIGTERM or SIGHUP lets the run store what is in hand, the second leaves at
+    once.
     """
     from .display import Display
 
@@ -79,7 +80,7 @@ def watched(call: Callable[..., Awaitable[T]], arguments: Mapping[str, Any]) -> 
             display.notice("stopping: storing what is in hand (press again to leave at once)")
             stop.set()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *ending_signals()):
             loop.add_signal_handler(number, press)
         return await call(**arguments, listener=display, stop=stop)
 
@@ -88,7 +89,15 @@ def watched(call: Callable[..., Awaitable[T]], arguments: Mapping[str, Any]) -> 
     finally:
         display.ended()
         # asyncio puts back the system's own handler.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in ending_signals():
+            signal.signal(number, signal.default_int_handler)
+
+
+def ending_signals() -> list[signal.Signals]:
+    """Return the signals that end a command: that of a scheduler, and that of a terminal that is
+    lost, unless it is ignored, as under nohup."""
+    both = (signal.SIGTERM, signal.SIGHUP)
+    return [number for number in both if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def leave_if(*, interrupted: bool) -> None:

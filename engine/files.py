@@ -14,6 +14,9 @@ from typing import BinaryIO
 from .errors import ResourceError, UsageError
 
 TEMP_SUFFIX = ".tmp"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk, a quota or the size allowed for a file (ulimit -f) is used
+up."""
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -70,7 +73,7 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 def _is_full_disk(error: BaseException | None) -> bool:
     """Whether running out of disk is behind an error (torch.save hides it behind its own)."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -144,7 +144,7 @@ _model: CaptureModel | None = None
 
 def _outlive_signals() -> None:
     """Leave it to the run to end this process: a terminal signals the whole process group."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

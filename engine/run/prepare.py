@@ -16,6 +16,7 @@ from ..storage import (
     JudgeFacts,
     RunRecord,
     SamplingRecord,
+    TraitFolder,
     TraitState,
     open_state,
 )
@@ -57,12 +58,16 @@ class Opening:
         """
         wanted, folder = self.wanted, self.wanted.folder
         if self.in_the_way is not None:
+            # Before anything is moved: the disk may be full, and what was asked for is known here.
+            self._note_in(folder.coming)
             set_aside(folder, *self.in_the_way, notice)
         folder.clean()
         if wanted.generates:
             folder.moving.unlink(missing_ok=True)  # of a move that is not wanted any more
             if self.before is None:
                 self.save(self.plan)
+                if wanted.new_run:
+                    folder.renewing.touch()
             if wanted.asked and not folder.asked.exists() and storage.chosen(folder).judge is None:
                 # Nothing is known here yet: a run that ends while models load is not forgotten.
                 remembered.remember(folder, wanted.asked)
@@ -85,6 +90,11 @@ class Opening:
             self.record.save(self.wanted.folder.run_record)
             if plan is not self.stored:
                 plan.save(self.wanted.folder.plan)
+
+    def _note_in(self, folder: TraitFolder) -> None:
+        self.record.save(folder.run_record)
+        self.plan.save(folder.plan)
+        remembered.remember(folder, self.wanted.asked)
 
     def _remarks(self) -> Iterator[str]:
         trait = self.wanted.trait

@@ -62,7 +62,7 @@ async def run_through(
             listener.notice("everything is done already: no model is loaded")
             pipeline = Pipeline(runs, settings, Backends(), listener.notice)
             await pipeline.run(stop)
-            return _result(runs, pipeline, None, started, interrupted=pipeline.interrupted)
+            return _ended(runs, pipeline, None, started, interrupted=pipeline.interrupted)
         loads = work.generates or work.captures or settings.judge.is_local
         progress = Progress(work.log, work.captures, runs, loads=loads)
         listener.began(progress)
@@ -96,14 +96,14 @@ async def _work_through(
         if not loading.done():
             # A model being loaded cannot be stopped; the watchdog ends its process with ours.
             loading.cancel()
-            return _result(work.runs, None, work.log, started, interrupted=True)
+            return _ended(work.runs, None, work.log, started, interrupted=True)
         progress.backends = loading.result()
         remember()
         pipeline = Pipeline(work.runs, work.settings, progress.backends, work.notice)
         progress.pipeline = pipeline
         await pipeline.run(stop)
         usage = progress.usage
-    result = _result(work.runs, pipeline, work.log, started, interrupted=pipeline.interrupted)
+    result = _ended(work.runs, pipeline, work.log, started, interrupted=pipeline.interrupted)
     return replace(result, usage=usage)
 
 
@@ -136,7 +136,7 @@ def _work(
     )
 
 
-def _result(
+def _ended(
     runs: Sequence[TraitRun],
     pipeline: Pipeline | None,
     log: Path | None,
@@ -144,10 +144,11 @@ def _result(
     *,
     interrupted: bool,
 ) -> RunResult:
+    """Return how a run ended; where nothing cut it off, the next new one begins anew."""
     errors, clocks = {}, {}
     if pipeline is not None:
         errors, clocks = pipeline.errors, pipeline.clocks
-    return RunResult(
+    result = RunResult(
         traits=trait_results(runs),
         stage_errors=errors,
         interrupted=interrupted,
@@ -156,3 +157,7 @@ def _result(
         usage=None,
         log=log,
     )
+    if not (result.interrupted or result.errors):
+        for run in runs:
+            run.folder.renewing.unlink(missing_ok=True)
+    return result

@@ -50,7 +50,8 @@ def earlier_run(wanted: Wanted, notice: Notice) -> tuple[RunRecord | None, tuple
         return record, None
     refused, allowed = _changes(record, wanted)
     if wanted.new_run:
-        if refused or folder.moving.exists() or _is_finished(folder):
+        ended = _is_finished(folder) and not folder.renewing.exists()
+        if refused or folder.moving.exists() or ended:
             return None, ("run", record.created)
         # The same command again after an interrupt: what was paid for is not paid for twice.
         notice(f"{name}: the new run has begun already and goes on")

@@ -66,7 +66,8 @@ def marked_pids(token: str) -> list[int]:
 
 
 def _guard(token: str) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()  # returns when the run's end of the pipe closes
     quiet = 0
     for _ in range(_ROUNDS):  # again and again: a process may be starting another just now

@@ -164,6 +164,16 @@ class TraitFolder:
         """There while a run is moved aside, and after, if that was cut off."""
         return self.path / ".moving"
 
+    @property
+    def coming(self) -> TraitFolder:
+        """Holds the first records of a new run until the old one is moved aside."""
+        return TraitFolder(self.path / ".new")
+
+    @property
+    def renewing(self) -> Path:
+        """There until the command that began a new run comes to its end, for all its traits."""
+        return self.records / ".renewing"
+
     # --- all of them ---
 
     def written(self) -> list[Path]:
@@ -224,9 +234,13 @@ class TraitFolder:
         for folder in self._folders():
             if folder.is_dir():
                 remove_leftovers(folder)
+        shutil.rmtree(self.coming.path, ignore_errors=True)
 
     def archive(self, kind: str, moment: str) -> Path:
-        """Move what runs wrote, or another program, into a folder `<kind>-<moment>`; return it."""
+        """Move what runs wrote, or another program, into a folder `<kind>-<moment>`; return it.
+
+        What stands in `coming` takes its place at once: a folder never forgets what it is of.
+        """
         stem = f"{kind}-{moment.replace(':', '').replace('-', '')}"
         target, number = self.path / stem, 1
         moved = self.written()
@@ -238,6 +252,8 @@ class TraitFolder:
         target.mkdir(exist_ok=True)
         for path in moved:
             shutil.move(path, target / path.name)
+        if self.coming.records.is_dir():
+            self.coming.records.rename(self.records)
         self.moving.unlink()
         return target
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from ..statistics import Estimate, effective_groups, estimate
+from ..statistics import Estimate, estimate
 from .fit import Vectors
 from .held_out import HeldOut
 from .splits import Split
@@ -166,8 +166,8 @@ def choose_nested(split: Split, scores: ndarray) -> Nested | None:
         best = _first_best(split.ranks(candidates[:, fold], ~test))
         chosen[test] = candidates[best, fold, test]
     draws = split.auroc_draws(chosen)
-    n = effective_groups(split.labels, split.groups)
-    return Nested(split, estimate(float(split.auroc(chosen)), draws, n), draws)
+    value = estimate(float(split.auroc(chosen)), draws, split.effective)
+    return Nested(split, value, draws)
 
 
 def _candidates(by_method_and_layer: ndarray) -> ndarray:
@@ -255,7 +255,8 @@ def _too_few(split: Split) -> str:
     if split.smaller_side < MIN_CLAIM_ROWS:
         lacking["rows"] = f"{split.smaller_side} on the smaller side, {MIN_CLAIM_ROWS} are needed"
     if split.n_groups < MIN_CLAIM_GROUPS:
-        lacking[f"{split.name}s"] = f"{split.n_groups}, {MIN_CLAIM_GROUPS} are needed"
+        beside = "" if split.compared.all() else " in folds with both sides"
+        lacking[f"{split.name}s"] = f"{split.n_groups}{beside}, {MIN_CLAIM_GROUPS} are needed"
     if not lacking:
         return ""
     if len(lacking) == 1:

@@ -43,14 +43,28 @@ class Split:
     """Whether two folds can be left out together."""
 
     @property
+    def compared(self) -> ndarray:
+        """Return the rows of folds with both sides, bool `[n]`: others are in no AUROC, which
+        compares rows of one fold."""
+        folds = range(int(self.folds.max()) + 1)
+        both = [len(set(self.labels[self.folds == fold])) == 2 for fold in folds]
+        return np.asarray(np.array(both)[self.folds])
+
+    @property
     def n_groups(self) -> int:
-        return int(self.groups.max()) + 1
+        """How many groups are compared."""
+        return len(np.unique(self.groups[self.compared]))
 
     @property
     def smaller_side(self) -> int:
-        """How many rows the side with fewer has."""
-        n_pos = int(self.labels.sum())
-        return min(n_pos, len(self.labels) - n_pos)
+        """How many rows that are compared the side with fewer has."""
+        labels = self.labels[self.compared]
+        return int(min(labels.sum(), (~labels).sum()))
+
+    @property
+    def effective(self) -> float:
+        """How many equally large groups are compared."""
+        return effective_groups(self.labels[self.compared], self.groups[self.compared])
 
     def tests(self) -> list[ndarray]:
         """Return the folds as masks `[n]` of held-out rows."""
@@ -76,7 +90,7 @@ class Split:
         accuracies = balanced_accuracy(scores, labels, self.draws)
         gap, gaps = cohens_d(scores, labels, unit)[:, 0], cohens_d(scores, labels, self.draws)
         return {
-            "auroc": estimates(self.auroc(scores), self.auroc_draws(scores), n),
+            "auroc": estimates(self.auroc(scores), self.auroc_draws(scores), self.effective),
             "accuracy": estimates(accuracy, accuracies, n),
             "cohens_d": estimates(gap, gaps),
         }
@@ -103,7 +117,12 @@ def make_split(name: str, labels: ndarray, groups: ndarray, seed: int) -> Split 
     if n_groups < 2:
         return f"{refusal}: the kept rows have only one {name}"
     rng = np.random.default_rng([seed, n_groups])
-    folds = (rng.permutation(n_groups) % min(FOLDS, n_groups))[groups]
+    # Groups of one side alone are dealt out side by side, so that folds can compare them.
+    sides = [set(labels[groups == group]) for group in range(n_groups)]
+    dealt = sorted(zip(map(sorted, sides), rng.permutation(n_groups), range(n_groups), strict=True))
+    places = np.empty(n_groups, int)
+    places[[group for *_, group in dealt]] = np.arange(n_groups)
+    folds = (places % min(FOLDS, n_groups))[groups]
     lack = why_not(labels, folds)
     if lack:
         return f"{refusal}: {lack}"

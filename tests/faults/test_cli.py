@@ -7,7 +7,9 @@ import ast
 import http.server
 import json
 import os
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from tests.support import fakes, lab, oracle
 from tests.support.finished import copy_of, finish, on
 from tests.support.misbehaving_server import MisbehavingServer
 from traitmill.cli import session
+from traitmill.cli.session import ending_signals
 from traitmill.engine import run
 from traitmill.engine.errors import AccessError, ExitCode, UsageError
 from traitmill.engine.models.hub import find_model
@@ -260,14 +263,25 @@ def test_f23_files_that_no_loader_reads_refuse_no_model(tmp_path: Path) -> None:
     check_weights(find_model(str(tmp_path / "model")))
 
 
-def test_f02_an_end_asked_for_outside_of_the_pipeline_is_an_interrupt(tmp_path: Path) -> None:
-    program = """
+@pytest.mark.parametrize(
+    ("number", "before", "code"),
+    [
+        ("SIGTERM", "SIG_DFL", ExitCode.INTERRUPTED),
+        ("SIGHUP", "SIG_DFL", ExitCode.INTERRUPTED),  # an ssh session that is lost
+        ("SIGHUP", "SIG_IGN", ExitCode.OK),  # under nohup
+    ],
+)
+def test_f02_an_end_asked_for_outside_of_the_pipeline_is_an_interrupt(
+    number: str, before: str, code: ExitCode
+) -> None:
+    program = f"""
 import os, signal, sys, time
 import click
 import traitmill.cli.status
 def end():
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(30)
+    os.kill(os.getpid(), signal.{number})
+    time.sleep(1)
+signal.signal(signal.{number}, signal.{before})
 traitmill.cli.status.command = click.command()(end)
 sys.argv = ["traitmill", "status"]
 from traitmill.cli.main import main
@@ -276,8 +290,34 @@ main()
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
-    assert result.returncode == ExitCode.INTERRUPTED
+    assert result.returncode == code
     assert "Traceback" not in result.stderr
+
+
+def test_f02_a_run_stores_what_is_in_hand_for_these_signals_alike() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, found in (
+            (signal.SIG_DFL, [signal.SIGTERM, signal.SIGHUP]),
+            (signal.SIG_IGN, [signal.SIGTERM]),
+        ):
+            signal.signal(signal.SIGHUP, handler)
+            assert ending_signals() == found
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_f13_a_file_beyond_the_size_that_is_allowed_is_named_as_on_a_full_disk(
+    copy: lab.Work,
+) -> None:
+    """As `ulimit -f` and some quotas have it; it was no error of ours, with exit 2 and no name."""
+    command = shlex.join([TRAITMILL, "export", *on(copy), "--threshold", "30"])
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 1; exec {command}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == ExitCode.RESOURCES, done.stderr
+    assert "the disk is full while writing" in done.stderr
+    assert str(copy.root) in done.stderr
 
 
 # --- 24, 25: folders in use, settings changed ---

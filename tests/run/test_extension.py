@@ -516,3 +516,79 @@ def test_a_damaged_index_of_token_states_is_named(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"layers": [1')
     with pytest.raises(UsageError, match=r"index\.json is damaged; move"):
         read_index(tmp_path)
+
+
+async def test_a_new_run_that_finds_no_room_leaves_the_old_one_where_it_is(
+    tmp_path: Path, model: str
+) -> None:
+    """It had moved the old run aside, and the folder knew neither model nor judge any more."""
+    root = fakes.make_trait(tmp_path).parent
+    await work(root, model, n_examples=20)
+    full = OSError(errno.ENOSPC, "no space left")
+    saving = patch("traitmill.engine.traits.plan.Plan.save", side_effect=full)
+    with saving, pytest.raises(OSError, match="no space left"):
+        await work(root, model, new_run=True, seed=3)
+    assert not list((root / "trait").glob("run-*"))
+    settings, _ = resolve({"trait": TraitFolder(root / "trait")}, {})
+    own = settings["trait"]
+    assert (own.judge.model, own.limits.base_url, own.sampling.seed) == ("one", URL, 0)
+    assert not export(root, ["trait"]).errors
+    assert not TraitFolder(root / "trait").coming.path.exists()
+
+
+async def test_a_new_run_that_is_killed_when_the_old_one_has_moved_knows_its_settings(
+    tmp_path: Path, model: str
+) -> None:
+    root = fakes.make_trait(tmp_path).parent
+    given = {"n_examples": 20, "threshold": 60.0, "pool": ["response_mean", "prompt_last"]}
+    await work(root, model, **given)
+    killed = patch.object(TraitFolder, "clean", side_effect=KeyboardInterrupt)
+    opened, _ = watched()
+    with (
+        killed,
+        patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        await generate(root, ["trait"], backends=opened, new_run=True, seed=3)
+    assert len(list((root / "trait").glob("run-*"))) == 1
+    folder = TraitFolder(root / "trait")
+    settings, _ = resolve({"trait": folder}, {})
+    own = settings["trait"]
+    assert (own.judge.model, own.limits.base_url, own.sampling.seed) == ("one", URL, 3)
+    assert own.capture.pools == ("response_mean", "prompt_last")
+    assert (own.threshold, own.counts.n_examples) == (60.0, 20)
+    assert model_of({"trait": folder}, None, "exp")[0] == model
+
+
+async def test_a_new_run_of_two_traits_that_is_cut_off_keeps_the_one_that_is_done(
+    tmp_path: Path, model: str
+) -> None:
+    root = fakes.make_trait(tmp_path).parent
+    shutil.copytree(root / "trait", root / "late")
+
+    class Stops(fakes.FakeJudge):
+        async def judge(self, trait: Trait, response: Response) -> Verdict:
+            if trait.name == "trait" and len(self.calls) == 45:
+                raise StoppedError("no quota left")
+            return await super().judge(trait, response)
+
+    async def run(judge: type[fakes.FakeJudge], **given: Any) -> int:
+        opened, seen = watched(judge=judge)
+        how = {"judge_model": "one", "judge_base_url": URL, "n_examples": 20, "model": model}
+        with patch("traitmill.engine.run.running.lazy_tokenizer", lambda _: fakes.tokenizers):
+            await generate(root, ["late", "trait"], backends=opened, **how, **given)
+        return len(seen["judge"].calls) if "judge" in seen else 0
+
+    def moved() -> list[int]:
+        return [len(list((root / name).glob("run-*"))) for name in ("late", "trait")]
+
+    whole = await run(fakes.FakeJudge)
+    first = await run(Stops, new_run=True)
+    assert first == 45
+    assert moved() == [1, 1]
+    again = await run(fakes.FakeJudge, new_run=True)
+    assert again == whole - first
+    assert moved() == [1, 1]
+    # What came to its end is an old run to the next one.
+    assert await run(fakes.FakeJudge, new_run=True) == whole
+    assert moved() == [2, 2]

@@ -190,14 +190,12 @@ def test_choosing_the_best_of_many_does_not_flatter(tmp_path):
 
 
 def test_what_cannot_be_nested_is_not_stated_as_if_it_were(tmp_path):
-    """12 rows a side in 10 questions, where two folds hold all pos rows.
-
-    One can be left out, and not both.
-    """
-    folder = planted.write_trait(tmp_path / "exp" / "poem", signal=6, n_pairs=1, n_layers=1)
+    """All pos rows are of two questions: the fold of one can be left out, and not both."""
+    folder = planted.write_trait(
+        tmp_path / "exp" / "poem", n_per_side=180, n_questions=30, n_pairs=1, n_layers=1
+    )
     activations = load_activations(folder)
-    split = make_split("question", activations.labels, activations.questions, 0)
-    kept = ~activations.labels | np.isin(split.folds, [0, 1])
+    kept = ~activations.labels | np.isin(activations.questions, [0, 1])
     ids = [str(i) for i in range(kept.sum())]
     few = replace(
         activations,
