@@ -94,19 +94,38 @@ def command(**given: Any) -> int:
     would wait for: from the model's config and the cards' data sheets, without weights or engine.
     """
     from traitmill.engine.generation import GPU_SEQUENCES
-    from traitmill.engine.models import count_weights, find_model, infer_model
+    from traitmill.engine.models import (
+        check_split,
+        check_support,
+        count_weights,
+        find_model,
+        quantised,
+    )
     from traitmill.engine.planning import make_plan
-    from traitmill.engine.settings import apply
+    from traitmill.engine.run import settings_of
+    from traitmill.engine.storage import check_name
 
     prepare_environment()
     wanted = {name: given[name] for name in _OF_A_RUN if given.get(name) is not None}
     if given["extract_activations"] is False:
         wanted["capture"] = "none"
-    settings = apply(wanted)
+    name, folder = given["experiment"], None
+    if name is not None:
+        folder = given["experiments_dir"] / check_name(name, "experiment")
+    settings, model = settings_of(folder, given["gen_model"], wanted)
     gpus = _gpus(given["gpus"])
     job = _job(given, settings)
-    ref = find_model(given["gen_model"] or infer_model(given["experiment"] or ""))
+    ref = find_model(model)
+    check_support(ref, captures=job.captures, generates=False)
+    stored = count_weights(ref)
+    if stored is None and quantised(ref.config):
+        raise UsageError(
+            f"model {ref.name} is quantised, and how large it is stands in its weights, which are "
+            "not at hand: fetch it first, or plan for the model it was made from"
+        )
     split = given["tensor_parallel_size"]
+    if split:
+        check_split(ref, split)
     plan = make_plan(
         ref.name,
         ref.config,
@@ -115,7 +134,7 @@ def command(**given: Any) -> int:
         job,
         sequences=settings.execution.batch_size or GPU_SEQUENCES,
         machines=given["machines"],
-        stored=count_weights(ref),
+        stored=stored,
         **({"splits": (split,)} if split else {}),
     )
     for line in plan.lines():

@@ -92,6 +92,11 @@ def _cost(result: RunResult) -> Iterator[str]:
     if left and dollars is not None:
         said += f", ${dollars:.4f} expected in all"
     yield said
+    limit = max(trait.settings.limits.max_cost for trait in result.traits.values())
+    if limit and (result.usage.dollars or 0.0) > limit:
+        yield (
+            f"that is beyond --max_cost ${limit:g}: the endpoint wrote more than it was told it may"
+        )
 
 
 def _time(result: RunResult) -> Iterator[str]:

@@ -250,10 +250,9 @@ class Calls:
     async def _send(
         self, request: dict[str, Any], prompt_tokens: float, cap: int, tally: Usage
     ) -> Reply:
-        most, limit = max(caps_of(request), default=cap), self._max_cost
-        dollars = await self.meter.room(limit, prompt_tokens, most, self.throttle.pause)
-        if dollars is None:
-            raise self.stop(self.meter.reached(limit, self.meter.expected(prompt_tokens, most)))
+        dollars = self.meter.most(prompt_tokens, max(caps_of(request), default=cap))
+        if not await self.meter.has_room(self._max_cost, dollars, self.throttle.pause):
+            raise self.stop(self.meter.reached(self._max_cost, dollars))
         tally.attempts += 1
         self.meter.attempts += 1
         with self.meter.expecting(dollars):

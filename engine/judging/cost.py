@@ -64,10 +64,9 @@ class Usage:
     estimated: int = 0
     """Answers that came without counts: theirs are estimates, four characters to a token."""
     in_flight: list[float] = field(default_factory=list)
-    """Dollars that each call in flight is expected to cost."""
-    opening: tuple[int, int, float] = (0, 0, 0.0)
-    """Answers before the first verdict's, their output tokens and dollars: these questions are
-    short."""
+    """Dollars that each call in flight may cost."""
+    opening: tuple[int, int] = (0, 0)
+    """Answers before the first verdict's, and their output tokens: these questions are short."""
 
     def add(self, tokens: Tokens, *, estimated: bool = False) -> None:
         """Count the tokens of one answer."""
@@ -87,7 +86,7 @@ class Usage:
     @property
     def mean_output(self) -> float:
         """Output tokens a verdict's answer has had on average; 0 before the first."""
-        answers, tokens, _ = self.opening
+        answers, tokens = self.opening
         return (self.output_tokens - tokens) / max(1, self.answered - answers)
 
     def expected_tokens(self, prompt_tokens: float, cap: int) -> float:
@@ -96,21 +95,16 @@ class Usage:
 
     def opened(self) -> None:
         """Count what was answered so far as no verdict's."""
-        self.opening = (self.answered, self.output_tokens, self.dollars or 0.0)
+        self.opening = (self.answered, self.output_tokens)
 
-    def expected(self, prompt_tokens: float, cap: int) -> float:
-        """Dollars a verdict's call will cost: the mean so far; before the first is answered its
-        prompt, and all the output allowed."""
-        if self.price is None:
-            return 0.0
-        answers, _, dollars = self.opening
-        if self.answered > answers:
-            return ((self.dollars or 0.0) - dollars) / (self.answered - answers)
-        return self.price.dollars(round(prompt_tokens), 0, cap)
+    def most(self, prompt_tokens: float, cap: int) -> float:
+        """Dollars a call may cost: its prompt, and all the output allowed. Not the mean so far: the
+        first answers to come are the shortest."""
+        return self.price.dollars(round(prompt_tokens), 0, cap) if self.price else 0.0
 
     @contextmanager
     def expecting(self, dollars: float) -> Iterator[None]:
-        """A call of so many dollars is in flight while the block runs."""
+        """A call of up to so many dollars is in flight while the block runs."""
         self.in_flight.append(dollars)
         try:
             yield
@@ -122,18 +116,16 @@ class Usage:
         `limit`."""
         return self.dollars is not None and self.dollars + sum(self.in_flight) + dollars > limit
 
-    async def room(
-        self, limit: float, prompt_tokens: float, cap: int, wait: Callable[[float], Awaitable[None]]
-    ) -> float | None:
-        """Return what a call is expected to cost once there is room for it within `limit` (0: there
-        always is); None where there will be none, with no other call in flight."""
-        while True:
-            dollars = self.expected(prompt_tokens, cap)
-            if not limit or not self.would_exceed(limit, dollars):
-                return dollars
+    async def has_room(
+        self, limit: float, dollars: float, wait: Callable[[float], Awaitable[None]]
+    ) -> bool:
+        """Return whether a call of so many dollars stays within `limit` (0: any), once those in
+        flight that leave no room have come cheaper than they might."""
+        while limit and self.would_exceed(limit, dollars):
             if not self.in_flight:
-                return None
-            await wait(_ROOM_SECONDS)  # those in flight may come cheaper than expected
+                return False
+            await wait(_ROOM_SECONDS)
+        return True
 
     def reached(self, limit: float, dollars: float) -> StoppedError:
         """Return what stops a judge at its limit, before a call of so many dollars."""

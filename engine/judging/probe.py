@@ -154,6 +154,8 @@ class Prober:
 _DEADLINE = 300.0
 """Seconds: a thinking model writes a page in them."""
 _ATTEMPTS = 3
+_PAUSE, _LONGEST_WAIT = 1.0, 60.0
+"""Seconds between attempts, and of a wait that an endpoint asks for beside."""
 
 
 async def complete(judging: JudgeSettings, limits: JudgeLimits, prompt: str) -> str:
@@ -171,6 +173,7 @@ async def complete(judging: JudgeSettings, limits: JudgeLimits, prompt: str) -> 
             except TransientError as error:
                 if attempt == _ATTEMPTS:
                     raise _unusable(client, judging, error) from None
+                await asyncio.sleep(_PAUSE)
             except CallError as error:
                 raise _unusable(client, judging, error) from None
     finally:
@@ -181,6 +184,9 @@ async def complete(judging: JudgeSettings, limits: JudgeLimits, prompt: str) -> 
 async def _answer(client: Client, model: str, prompt: str) -> str:
     request = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     reply = await client.complete(request)
+    if reply.status == 429 and not reply.fault().codes & FATAL:
+        await asyncio.sleep(min(wait_asked(reply.headers) or 0.0, _LONGEST_WAIT))
+        raise TransientError(f"HTTP 429: {client.redact(reply.fault().message)}", reply.text)
     if reply.status >= 300:
         raise client.failure(reply)
     try:

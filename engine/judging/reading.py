@@ -165,12 +165,15 @@ def _read_text(text: str, scale: Scale) -> Reading:
 
 
 def _means_one(found: re.Match[str], scale: Scale) -> bool:
-    """Return whether a number's form leaves one meaning on the scale."""
+    """Return whether a number's form leaves one meaning on the scale.
+
+    On one from 0, 1.0 may be the whole, as 0.85 is most of it.
+    """
     if found["whole"]:
         return int(found["whole"]) == scale.high
     if found["percent"]:
         return scale == FULL
-    return not (found["number"] == "1" and found["zeros"])  # beside 0.85, 1.0 is the whole
+    return not (found["number"] == "1" and found["zeros"] and scale.low == 0)
 
 
 def _read_object(text: str, scale: Scale) -> Reading:
@@ -184,8 +187,9 @@ def _read_object(text: str, scale: Scale) -> Reading:
             return Reading("scored", scale.percent(int(digits)))
         case [int(number)] if not isinstance(number, bool) and number in scale:
             return Reading("scored", scale.percent(number))
-        case [float(number)] if number.is_integer() and number != 1 and number in scale:
-            return Reading("scored", scale.percent(number))
+        case [float(number)] if number.is_integer() and number in scale:
+            if number != 1 or scale.low != 0:  # see `_means_one`
+                return Reading("scored", scale.percent(number))
     return Reading("unparsable")
 
 

@@ -31,9 +31,9 @@ from .machine import CPU_TOKENS, GIB, choose_device, free_host_memory, token_bud
 from .overhead import GPU_BATCHED_TOKENS, engine_length, engine_overhead
 from .placement import Placement, choose_placement, generation_itemsize
 from .shape import Shape
-from .split import check_split, cores
+from .split import check_split, cores, divides
 from .stored import Stored, count_weights, sized
-from .support import check_support
+from .support import check_support, quantised
 from .thought import Thought, holds_thought
 from .tokenizer import is_chat, load_tokenizer
 from .weights import check_weights, refuse_faulty
@@ -71,6 +71,7 @@ __all__ = [
     "cores",
     "count_weights",
     "device_here",
+    "divides",
     "dtype_on",
     "embedded_folder",
     "emptiest_first",
@@ -93,6 +94,7 @@ __all__ = [
     "lazy_tokenizer",
     "length_dependent_rope",
     "load_tokenizer",
+    "quantised",
     "read_config",
     "read_gpus",
     "refuse_faulty",

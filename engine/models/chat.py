@@ -155,8 +155,10 @@ class Prompts:
         how = {"tokenize": False, "add_generation_prompt": False, **self._variables}
         try:
             turns = [*opening_turns(tokenizer, self._moment), *turns]
-            _, _, after = templated(tokenizer, turns, self._moment, **how).rpartition(_PROBE)
+            _, shown, after = templated(tokenizer, turns, self._moment, **how).rpartition(_PROBE)
         except AccessError:
+            return ()
+        if not shown:  # in other words, or not at all
             return ()
         ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"][:1]
         return tuple(int(token) for token in ids if is_special(tokenizer, token))

@@ -12,6 +12,7 @@ from ..errors import ResourceError
 from .gpus import Gpu
 from .machine import GIB, LEAST_TOKENS
 from .shape import Shape
+from .split import divides
 
 CONTEXT_OVERHEAD = 1 * GIB
 """What one more CUDA process takes before its first tensor, libraries included. An assumption."""
@@ -34,8 +35,8 @@ def refuse_generation(
     free = [gpu.free for gpu in gpus]
     if share(tensor_parallel) <= min(free[:tensor_parallel]):
         return
-    # Heads are dealt out evenly, so not every number of cards can share a model.
-    splits = [n for n in range(tensor_parallel + 1, 65) if shape.heads % n == 0]
+    # Not every number of cards can share a model.
+    splits = [n for n in range(tensor_parallel + 1, 65) if divides(shape, n)]
     here = [n for n in splits if n <= len(free) and share(n) <= min(free[:n])]
     smallest = min(free[:tensor_parallel])
     halved = (weights + least_kv) // 2 // tensor_parallel + CONTEXT_OVERHEAD
@@ -45,7 +46,7 @@ def refuse_generation(
     elif half and itemsize == 4 and halved <= smallest:
         remedy = f"halve it with `dtype` {half}"
     elif enough:
-        remedy = f"take a machine with {enough[0]} such GPUs, or a smaller model"
+        remedy = f"take a machine with at least {enough[0]} such GPUs, or a smaller model"
     else:
         remedy = "take a machine with larger GPUs, or a smaller model"
     each = "" if tensor_parallel == 1 else f" over {tensor_parallel} GPUs"

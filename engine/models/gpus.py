@@ -42,13 +42,14 @@ def read_gpus() -> list[Gpu]:
 
 
 def emptiest_first(gpus: Sequence[Gpu]) -> list[Gpu]:
-    """Return cards by free memory in tenths of the card, the order given deciding among equals.
+    """Return cards by free memory in tenths of the largest, the order given deciding among equals.
 
     Those that `show_only` cannot show in another order stay in theirs.
     """
     if not all(gpu.uuid for gpu in gpus):
         return list(gpus)
-    return sorted(gpus, key=lambda gpu: -(gpu.free * 10 // max(1, gpu.total)))
+    largest = max((gpu.total for gpu in gpus), default=1)
+    return sorted(gpus, key=lambda gpu: -(gpu.free * 10 // largest))
 
 
 def show_only(gpus: Sequence[Gpu]) -> None:

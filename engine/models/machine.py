@@ -107,15 +107,16 @@ def choose_device(requested: str) -> str:
 
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(requested)
-    except RuntimeError:
-        raise UsageError(
-            f"`capture_device` {requested} is unknown; use auto, cpu, cuda or cuda:N"
-        ) from None
-    here = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= here:
-        raise UsageError(
-            f"`capture_device` {requested}: this machine shows {here} NVIDIA GPUs; use auto or cpu"
-        )
+    check_device(requested, torch.cuda.device_count())
     return requested
+
+
+def check_device(requested: str, count: int) -> None:
+    """Raise UsageError for a device that no machine with so many GPUs has."""
+    kind, _, index = requested.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (requested != kind and not index.isdecimal()):
+        raise UsageError(f"`capture_device` {requested} is unknown; use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= count:
+        raise UsageError(
+            f"`capture_device` {requested}: this machine shows {count} NVIDIA GPUs; use auto or cpu"
+        )

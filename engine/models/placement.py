@@ -11,7 +11,14 @@ from ..settings import RunSettings
 from .config import choose_dtype, dtype_on, half_dtype, itemsize, read_config
 from .feasibility import CONTEXT_OVERHEAD, capture_bytes, refuse_capture, refuse_generation
 from .gpus import Gpu, emptiest_first, read_gpus
-from .machine import CPU_TOKENS, GIB, GPU_TOKENS, choose_device, free_host_memory
+from .machine import (
+    CPU_TOKENS,
+    GIB,
+    GPU_TOKENS,
+    check_device,
+    choose_device,
+    free_host_memory,
+)
 from .overhead import (
     GPU_BATCHED_TOKENS,
     EngineLimits,
@@ -54,6 +61,8 @@ class Placement:
     """Of vLLM's step, on GPUs."""
     shape: Shape | None = None
     """What was counted of the model, on GPUs."""
+    capture_itemsize: int = 2
+    """Bytes of a value in capture, on GPUs."""
 
 
 def place_on_gpus(
@@ -210,16 +219,16 @@ def choose_placement(
     read = read_config(config)
     shape = sized(config, stored)
     gpus, kind, free_host = _machine(device, cards)
-    value = generation_itemsize(read, settings.sampling.dtype, gpus)
-    half = "" if shape.packed else half_dtype(read, bfloat16=_all_bfloat16(gpus))
+    engines = gpus[:tensor_parallel]
+    value = generation_itemsize(read, settings.sampling.dtype, engines)
+    half = "" if shape.packed else half_dtype(read, bfloat16=_all_bfloat16(engines))
     capture_value = _capture_itemsize(read, settings.capture.dtype, kind, gpus)
     counted = shape.packed or not quantised(config)  # else its weights are not in its shape
     if engine and counted:
         least = least_cache(shape, value, tokens_per_sequence)
         refuse_generation(shape, gpus, tensor_parallel, value, least, half)
-    engines, limits, fixed = gpus[:tensor_parallel], None, asked.batch_size is not None
-    if engine:
-        limits = choose_limits(shape, engines, value, tokens_per_sequence, sequences, fixed=fixed)
+    sizes = (shape, engines, value, tokens_per_sequence, sequences)
+    limits = choose_limits(*sizes, fixed=asked.batch_size is not None) if engine else None
     if not capture:
         found = Placement("alone", "", device, gpu_share=own_share(engines), gpus=tuple(gpus))
         return replace(found, limits=limits, shape=shape)
@@ -236,11 +245,11 @@ def choose_placement(
             batched_tokens=limits.batched_tokens,
         )
     else:
-        alone = _alone_on(shape, gpus, device, capture_value)
-        found = Placement("alone", "", alone, gpus=tuple(gpus))
+        only = _alone_on(shape, gpus, device, capture_value)
+        found = Placement("alone", "", only, gpus=tuple(gpus))
     if counted:
         refuse_capture(shape, gpus, found.capture_device, capture_value, free_host, half)
-    return replace(found, limits=limits, shape=shape)
+    return replace(found, limits=limits, shape=shape, capture_itemsize=capture_value)
 
 
 def _capture_itemsize(config: Any, asked: str, kind: str, gpus: Sequence[Gpu]) -> int:
@@ -258,6 +267,7 @@ def _machine(device: str, cards: Sequence[Gpu] | None) -> tuple[list[Gpu], str, 
     """
     gpus = list(read_gpus() if cards is None else cards)
     ordered = gpus if ":" in device else emptiest_first(gpus)
+    check_device(device, len(gpus))
     if cards is None:
         return ordered, choose_device(device).partition(":")[0], free_host_memory()
     return ordered, "cpu" if device == "cpu" else "cuda", sum(gpu.total for gpu in cards)

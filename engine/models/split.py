@@ -16,9 +16,9 @@ def check_split(ref: ModelRef, workers: int) -> None:
     if workers == 1:
         return
     shape = Shape.from_config(ref.config)
-    if _divides(shape, workers):
+    if divides(shape, workers):
         return
-    fit = [str(n) for n in range(1, _MOST + 1) if _divides(shape, n)]
+    fit = [str(n) for n in range(1, _MOST + 1) if divides(shape, n)]
     raise UsageError(
         f"`tensor_parallel_size` {workers}: model {ref.name} has {shape.heads} attention heads and "
         f"{shape.kv_heads} key-value heads and a feed-forward width of {shape.ffn:,}, which "
@@ -31,7 +31,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _divides(shape: Shape, workers: int) -> bool:
+def divides(shape: Shape, workers: int) -> bool:
+    """Return whether a model can be dealt out evenly over so many workers."""
     # vLLM's rules: query heads and the feed-forward width are dealt out, key-value heads too, or
     # repeated where there are more workers than heads. It pads the vocabulary.
     widest, narrowest = max(shape.kv_heads, workers), min(shape.kv_heads, workers)

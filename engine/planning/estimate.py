@@ -116,7 +116,7 @@ def _capture(
     """Return the seconds of a replica's capture: a model that is spread uses a card at a time."""
     if not job.captures:
         return 0.0
-    device = _device(card, 1, layout.itemsize)
+    device = _device(card, 1, layout.capture_itemsize)
     if layout.placement.capture_device == "cpu":
         device = Device(_CPU_FLOPS, card.bandwidth)
     eager = has_soft_cap(read_config(config).get_text_config())

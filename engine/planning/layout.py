@@ -15,6 +15,7 @@ from ..models import (
     Stored,
     capture_bytes,
     choose_placement,
+    divides,
     engine_overhead,
     generation_itemsize,
     read_config,
@@ -40,6 +41,7 @@ class Layout:
     shape: Shape
     itemsize: int
     """Of a value in generation."""
+    capture_itemsize: int
     sequences: int
     """That run at once in each replica: what the limits and the cache allow."""
     weights: int
@@ -71,15 +73,17 @@ def layouts(
     """Yield each way to use all cards of machines that have `gpus` each, or why it cannot be.
 
     A replica has as many cards as it is split over, all of one machine; where that leaves one
-    replica, it sees all cards. `sequences` are wanted at once. Raise UsageError for a model or
-    dtype that cannot work.
+    replica, or one of its cards is named for capture, it sees all cards. Cards that hold less than
+    the first replica takes stay idle. `sequences` are wanted at once. Raise UsageError for a model,
+    dtype or device that cannot work.
     """
-    heads = Shape.from_config(read_config(config)).heads
+    shape = Shape.from_config(read_config(config))
+    named = ":" in settings.execution.capture_device
     for split in splits:
-        if split > len(gpus) or heads % split:
+        if split > len(gpus) or not divides(shape, split):
             continue
-        replicas = len(gpus) // split * machines
-        seen = gpus[:split] if replicas > 1 else gpus
+        replicas = 1 if named else len(gpus) // split
+        seen = gpus[:split] if replicas * machines > 1 and not named else gpus
         execution = replace(settings.execution, tensor_parallel_size=split)
         try:
             placement = choose_placement(
@@ -96,7 +100,11 @@ def layouts(
         except ResourceError as error:
             yield error
             continue
-        found = layout(config, placement, settings, job, split, replicas)
+        found = layout(config, placement, settings, job, split)
+        starts = range(0, replicas * split, split)
+        alike = [min(gpu.free for gpu in gpus[at : at + split]) >= found.taken for at in starts]
+        # The first is as it was placed, be it that a share of its memory is more than is free.
+        found = replace(found, replicas=max(1, sum(alike)) * machines)
         if found.sequences:
             yield found
         else:
@@ -120,7 +128,7 @@ def layout(
     engines = placement.gpus[:tensor_parallel]
     limits = placement.limits
     assert limits is not None and shape is not None  # noqa: S101, PT018 - GPUs have both
-    itemsize = generation_itemsize(read, settings.sampling.dtype, placement.gpus)
+    itemsize = generation_itemsize(read, settings.sampling.dtype, engines)
     weights = shape.weight_bytes(itemsize) // tensor_parallel
     overhead = engine_overhead(
         shape, limits.sequences, tensor_parallel, itemsize, limits.batched_tokens
@@ -135,8 +143,8 @@ def layout(
     capture = 0
     if job.captures and placement.capture_device != "cpu":
         over = 1 if ":" in placement.capture_device else len(placement.gpus)
-        whole = capture_bytes(shape, itemsize, CPU_TOKENS)
-        capture = whole - shape.weight_bytes(itemsize) * (over - 1) // over
+        whole = capture_bytes(shape, placement.capture_itemsize, CPU_TOKENS)
+        capture = whole - shape.weight_bytes(placement.capture_itemsize) * (over - 1) // over
     return Layout(
         replicas=replicas,
         tensor_parallel=tensor_parallel,
@@ -144,6 +152,7 @@ def layout(
         gpus=placement.gpus,
         shape=shape,
         itemsize=itemsize,
+        capture_itemsize=placement.capture_itemsize,
         sequences=running,
         weights=weights,
         overhead=overhead,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import ResourceError
+from ..errors import ResourceError, UsageError
 from ..models import GIB, Gpu, Placement, Stored
 from ..settings import RunSettings
 from .cards import Card, slowest
@@ -187,6 +187,11 @@ def make_plan(
         else:
             made = _plan(model, config, settings, found, job, len(gpus) * machines, kind)
             plans.append(replace(made, machines=machines))
+    if not plans and not refusals:
+        raise UsageError(
+            f"`tensor_parallel_size` {' or '.join(map(str, splits))} is more than there are GPUs, "
+            f"{len(gpus)}, or does not divide {model}; leave it out"
+        )
     if not plans:
         raise refusals[-1]
     return min(plans, key=_order)

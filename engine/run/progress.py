@@ -116,7 +116,11 @@ class TraitResult:
     """Whether the run was to write files: it judged the trait, or did not judge."""
 
     def __repr__(self) -> str:
-        kept = {side: n["kept"] for side, n in self.state.counts().items()}
+        counts = self.state.counts()
+        if not self.exports:
+            scored = sum(counts[side]["verdicts"]["scored"] for side in POLARITIES)
+            return f"TraitResult({self.name}: {scored} scored)"
+        kept = {side: n["kept"] for side, n in counts.items()}
         return f"TraitResult({self.name}: {kept['pos']} pos + {kept['neg']} neg kept)"
 
 

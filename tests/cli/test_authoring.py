@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +134,18 @@ async def test_a_draft_that_is_none_leaves_nothing(
             judge_base_url=server.url,
         )
     assert left_in(tmp_path) == []
+
+
+async def test_a_draft_waits_where_an_endpoint_asks_it_to(tmp_path: Path) -> None:
+    busy, draft = error(429, "slow down", retry_after="1"), completion(json.dumps(DRAFT))
+    with MisbehavingServer(script=[busy, error(503, "restarting"), draft]) as server:
+        started = time.monotonic()
+        path = await new_trait(
+            tmp_path / "mine", "tea", sentence="tea", judge_model="m", judge_base_url=server.url
+        )
+        assert time.monotonic() - started >= 2  # no less than was asked for
+        assert len(server.log) == 3
+    assert json.loads(path.read_text())["draft"] is True
 
 
 async def test_a_draft_wants_an_endpoint(tmp_path: Path) -> None:

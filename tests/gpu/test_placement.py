@@ -111,7 +111,7 @@ def test_g04_a_70b_on_one_card_is_refused_with_the_number_of_cards_that_would_do
     # 70.55 G weights of 2 bytes are 131.4 GiB.
     assert "131.4 GiB of weights" in said
     assert "80.0 GiB are free" in said
-    assert "a machine with 2 such GPUs" in said
+    assert "a machine with at least 2 such GPUs" in said
     assert caught.value.exit_code == ExitCode.RESOURCES
 
 
@@ -144,7 +144,9 @@ def test_a_model_that_can_have_no_half_precision_on_a_card_is_not_told_to(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smi(monkeypatch, card(0, 14.6, capability="7.5"))
-    with pytest.raises(ResourceError, match="take a machine with 4 such GPUs, or a smaller model$"):
+    with pytest.raises(
+        ResourceError, match="take a machine with at least 4 such GPUs, or a smaller model$"
+    ):
         chosen(shapes.GEMMA_9B, dtype=dtype)
     smi(monkeypatch, *(card(index, 24, capability="7.5") for index in range(2)))
     with pytest.raises(ResourceError, match="capture does not fit") as told:

@@ -72,22 +72,11 @@ def test_an_unknown_price_is_unknown_and_not_zero():
     assert str(meter).endswith("price unknown")
 
 
-def test_before_the_first_answer_a_call_costs_its_prompt_and_all_the_output_allowed():
+def test_a_call_may_cost_its_prompt_and_all_the_output_allowed_whatever_others_have_cost():
     meter = Usage(Price(2.0, 10.0, 1.0))
-    assert meter.expected(100, 512) == pytest.approx((100 * 2.0 + 512 * 10.0) / 1e6)
     meter.add(Tokens(input=100, output=5))
-    meter.add(Tokens(input=200, output=15))
-    assert meter.expected(100, 512) == pytest.approx((300 * 2.0 + 20 * 10.0) / 1e6 / 2)
-    assert Usage(None).expected(100, 512) == 0.0
-
-
-def test_a_short_question_before_the_first_verdict_says_nothing_of_what_one_costs():
-    meter = Usage(Price(2.0, 10.0, 1.0))
-    meter.add(Tokens(input=10, output=1))
-    meter.opened()
-    assert meter.expected(100, 512) == pytest.approx((100 * 2.0 + 512 * 10.0) / 1e6)
-    meter.add(Tokens(input=300, output=20))
-    assert meter.expected(100, 512) == pytest.approx((300 * 2.0 + 20 * 10.0) / 1e6)
+    assert meter.most(100, 512) == pytest.approx((100 * 2.0 + 512 * 10.0) / 1e6)
+    assert Usage(None).most(100, 512) == 0.0
 
 
 def test_a_cost_limit_counts_what_is_in_flight():

@@ -321,6 +321,9 @@ def test_r15_a_scale_that_does_not_begin_at_0() -> None:
     found = [read_integer(Answer(str(number)), scale).score for number in range(7)]
     assert found == [None, 0.0, 25.0, 50.0, 75.0, 100.0, None]
     assert read_integer(Answer("4/5"), scale).score == 75.0
+    # There is no 0.85 beside it: the lowest score was lost, and with it what tells the sides apart.
+    for text in ("1.0", "Score: 1.0", '{"score": 1.0}'):
+        assert read_integer(Answer(text), scale).score == 0.0, text
 
 
 def test_r15_the_expectation_counts_the_scale_alone() -> None:

@@ -635,6 +635,17 @@ def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_raw_prompt(
     assert typed.endswith("Q<|im_end|>" + how.get("prefill", ""))
 
 
+def test_a_template_that_changes_what_is_said_shows_no_end_of_a_turn(model_folder: Path) -> None:
+    """The first token of the conversation was taken for it."""
+    tokenizer = load_tokenizer(ModelRef("m", str(model_folder), "r", {}))
+    shown = "{{ m.content | upper if m.role == 'assistant' else m.content }}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n" + shown + "<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert Prompts(lambda: tokenizer, Sampling(model="m"), MOMENT).ends == ()
+
+
 def test_a_template_that_leaves_the_models_turn_unopened_is_refused(model_folder: Path) -> None:
     """It ignores `add_generation_prompt`: the header would be the response's first words."""
     plain = (

@@ -12,11 +12,21 @@ from benchmarks import plans
 from tests.conftest import ROOT, Traitmill
 from tests.gpu.test_placement import card, smi
 from tests.support import fakes
-from traitmill.engine.errors import ResourceError, UsageError
-from traitmill.engine.models import Gpu, ModelRef, Placement, Shape, choose_placement, gpus
+from tests.support.finished import finish, on
+from traitmill.engine.errors import ExitCode, ResourceError, UsageError
+from traitmill.engine.models import (
+    Gpu,
+    ModelRef,
+    Placement,
+    Shape,
+    check_split,
+    choose_placement,
+    gpus,
+)
 from traitmill.engine.models.machine import GIB
 from traitmill.engine.planning import card_of, job_of, make_plan, parse_gpus, typical_job
 from traitmill.engine.planning.job import Job
+from traitmill.engine.planning.layout import layouts
 from traitmill.engine.planning.roofline import Device, read_weights, step_seconds
 from traitmill.engine.run.foresight import few_questions, foresee
 from traitmill.engine.settings import RunSettings, apply
@@ -330,3 +340,126 @@ def test_a_run_says_before_it_starts_that_it_asks_too_few_questions() -> None:
     assert few_questions([poem], 4) == "", "a first look"
     few = replace(poem, questions=poem.questions[:6])
     assert few_questions([few], 20) == "", "more responses would not help"
+
+
+# --- what a plan says must be had ---
+
+
+PHI_4 = {
+    "model_type": "phi3",
+    "hidden_size": 5120,
+    "intermediate_size": 17920,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 10,
+    "vocab_size": 100352,
+    "dtype": "bfloat16",
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize("cards", ["4xT4", "8xT4", "8xL4", "8xH100"])
+def test_no_split_is_planned_that_a_run_refuses(cards: str) -> None:
+    """Ten key-value heads cannot be dealt out over four cards, though forty heads can."""
+    ref = ModelRef("phi-4", "phi-4", "r", PHI_4)
+    for found in layouts(PHI_4, apply({}), parse_gpus(cards), small_job(), 64):
+        if isinstance(found, ResourceError):
+            assert "`tensor_parallel_size` 4" not in found.message
+        else:
+            check_split(ref, found.tensor_parallel)
+
+
+def test_a_refusal_names_no_number_of_cards_that_cannot_share_the_model() -> None:
+    with pytest.raises(ResourceError, match="at least 2 such GPUs"):
+        make_plan("phi-4", PHI_4, apply({}), parse_gpus("T4"), small_job(), sequences=64)
+    how = apply({"dtype": "float32", "capture_device": "cpu"})
+    with pytest.raises(ResourceError, match="at least 5 such GPUs"):
+        make_plan("phi-4", PHI_4, how, parse_gpus("T4"), small_job(), sequences=64)
+
+
+def test_a_split_that_cannot_be_is_told_in_one_line() -> None:
+    for split in (4, 3):
+        with pytest.raises(UsageError, match=f"`tensor_parallel_size` {split} is more than there"):
+            job, cards = small_job(), parse_gpus("2xH100")
+            make_plan("phi-4", PHI_4, apply({}), cards, job, sequences=64, splits=(split,))
+
+
+def test_capture_is_reckoned_in_its_own_dtype() -> None:
+    config = plans.config("llama-3.1-8b")
+    half, whole = (
+        make_plan(
+            "m",
+            config,
+            apply({"capture_dtype": dtype}),
+            parse_gpus("H100"),
+            small_job(),
+            sequences=64,
+        )
+        for dtype in ("bfloat16", "float32")
+    )
+    weights = Shape.from_config(config).weight_bytes(2)
+    assert whole.layout.capture - half.layout.capture >= weights
+    assert half.estimate
+    assert whole.estimate
+    card_ = card_of(parse_gpus("H100")[0])
+    assert card_
+    slower = whole.estimate.capture / half.estimate.capture
+    assert slower == pytest.approx(card_.flops / card_.flops32, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("cuda:3", "shows 2 NVIDIA GPUs"), ("foo", "use auto, cpu, cuda or cuda:N")],
+)
+def test_a_device_that_is_not_there_is_refused(device: str, said: str) -> None:
+    config, how = plans.config("llama-3.2-1b"), apply({"capture_device": device})
+    with pytest.raises(UsageError, match=said):
+        make_plan("m", config, how, parse_gpus("2xL4"), small_job(), sequences=64)
+
+
+def test_a_card_that_is_named_for_capture_is_seen_by_the_one_replica() -> None:
+    config, how = plans.config("llama-3.2-1b"), apply({"capture_device": "cuda:1"})
+    found = make_plan("m", config, how, parse_gpus("2xL4"), small_job(), sequences=64)
+    assert (found.layout.replicas, found.idle) == (1, 0)
+    assert "capture on GPU 1" in found.where()
+
+
+def test_cards_too_small_for_a_replica_are_idle() -> None:
+    config = plans.config("qwen3-30b-a3b")
+    cards = [Gpu(0, 80 * GIB, 80 * GIB), Gpu(1, 80 * GIB, 80 * GIB), Gpu(2, 24 * GIB, 24 * GIB)]
+    job = replace(small_job(), captures=False)
+    found = make_plan("m", config, apply({}), cards, job, sequences=64, splits=(1,))
+    assert (found.layout.replicas, found.idle) == (2, 1)
+
+
+def test_of_cards_of_two_kinds_the_larger_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tenths of itself a small empty card was as good as a large one, and decided the dtype."""
+    smi(monkeypatch, card(0, 4, capability="7.5"), card(1, 48, capability="8.6"))
+    here = gpus.emptiest_first(gpus.read_gpus())
+    assert [gpu.index for gpu in here] == [1, 0]
+    found = choose_placement(
+        plans.config("llama-3.1-8b"),
+        apply({}),
+        gpu=True,
+        engine=True,
+        capture=False,
+        sequences=64,
+        tokens_per_sequence=200,
+    )
+    assert found.gpus[0].index == 1
+    assert found.limits
+
+
+def test_a_plan_takes_what_its_folder_remembers(
+    traitmill: Traitmill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = finish(tmp_path / "run")
+    code, said = traitmill("plan", "--gpus", "H100", *on(work))
+    assert code == 0, said
+    assert "on toy" in said
+    quantised = json.loads((work.root / "toy/config.json").read_text())
+    quantised["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (work.root / "toy/config.json").write_text(json.dumps(quantised))
+    code, said = traitmill("plan", "--gpus", "H100", *on(work))
+    assert code == ExitCode.USAGE
+    assert "is quantised (gptq, 4 bits): capture cannot" in said

@@ -17,7 +17,7 @@ import pytest
 from tests.support import fakes, lab
 from traitmill.engine.errors import AccessError, ExitCode, StoppedError, UsageError
 from traitmill.engine.records import Response, Verdict
-from traitmill.engine.run import Backends, Work, capture, generate, preview
+from traitmill.engine.run import Backends, Work, capture, generate, judge, preview
 from traitmill.engine.run.folder_settings import check_judge, resolve
 from traitmill.engine.settings import SampleCounts, apply
 from traitmill.engine.storage import TraitFolder
@@ -243,3 +243,14 @@ def test_f28_an_address_of_ones_own_network_needs_no_second_naming(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine-0123456789")
     check_judge(apply({"judge_base_url": near}), {})
+
+
+async def test_a_result_of_another_question_says_that_nothing_is_kept_by_it(
+    tmp_path: Path, model: str
+) -> None:
+    root = fakes.make_trait(tmp_path, "a").parent
+    await made(root, model, "a")
+    result = await go(judge, root, ask="coherence")
+    [shown] = map(repr, result.traits.values())
+    assert "scored)" in shown
+    assert "kept" not in shown
