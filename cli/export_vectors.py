@@ -52,6 +52,8 @@ def command(**given: Any) -> int:
     written = export_vectors(experiment / traits[0], **arguments)
     if written.stale:
         say(f"note: {written.stale}")
+    if written.doubt:
+        say(f"note: no claim is made of these vectors ({written.doubt}); the card says so too")
     count = f"{len(written.layers)} layer{'s' if len(written.layers) != 1 else ''}"
     say(f"{written.path}: {written.method} at {count} of {traits[0]}; card: {written.card}")
     if written.left_out:

@@ -79,8 +79,10 @@ def _of_blind(trait: TraitResult) -> Iterator[str]:
         f"{judge['auroc']:.2f}, interval {low:.2f} to {high:.2f}); what it keeps means little"
     )
     yield f"  read what it left out: {command_of('show', folder, rejected=True)}"
+    # A local judge reads no eval_prompt.
+    prompt = "yes_no_prompt" if trait.settings.judge.is_local else "eval_prompt"
     yield (
-        "  then mend its prompt in the definition, or name another with --judge_model: "
+        f"  then mend {prompt} in the definition, or name another judge with --judge_model: "
         f"{command_of('judge', folder)}"
     )
 

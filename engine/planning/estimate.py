@@ -128,9 +128,9 @@ def _judging(settings: RunSettings, job: Job) -> float:
     """Return the seconds that an endpoint's limits stretch the verdicts over; 0: a local judge."""
     if settings.judge.is_local or not job.judge_tokens:
         return 0.0
-    minutes = job.samples / settings.limits.rpm
+    minutes = job.verdicts / settings.limits.rpm
     if settings.limits.tpm:
-        tokens = job.samples * (job.judge_tokens + JUDGE_OUTPUT)
+        tokens = job.verdicts * (job.judge_tokens + JUDGE_OUTPUT)
         minutes = max(minutes, tokens / settings.limits.tpm)
     return 60 * minutes
 
@@ -145,5 +145,5 @@ def judge_dollars(settings: RunSettings, job: Job) -> float | None:
     price = find_price(settings.judge.model)
     if price is None:
         return None
-    read, written = job.samples * job.judge_tokens, job.samples * JUDGE_OUTPUT
+    read, written = job.verdicts * job.judge_tokens, job.verdicts * JUDGE_OUTPUT
     return price.dollars(round(read), 0, round(written))

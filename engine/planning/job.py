@@ -38,6 +38,13 @@ class Job:
     captures: bool
     thought_tokens: int = 0
     """The longest thought before a response; 0: the model does not think."""
+    unjudged: int = 0
+    """Stored responses that are judged too."""
+
+    @property
+    def verdicts(self) -> int:
+        """Return how many responses are judged."""
+        return self.samples + self.unjudged
 
     @property
     def generated_tokens(self) -> int:

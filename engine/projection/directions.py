@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -122,10 +122,6 @@ def choose_directions(
     if record and record.adapter_source:
         adapter = record.adapter_source, record.sampling.adapter_revision
     made_by = [_model_of(*pair) for pair in zip(opened, records, strict=True)]
-    others = sorted(set(made_by) - {made_by[0]})
-    remarks = [each.stale for each in opened if each.stale]
-    if others:
-        remarks.append(f"vectors of {', '.join(others)} are used on what {made_by[0]} computes")
     return Directions(
         chosen=tuple(sorted(found.values(), key=lambda each: each.layer)),
         model=record.model_argument if record else first.model,
@@ -135,8 +131,18 @@ def choose_directions(
         moment=record.created if record else _date(first.folder),
         capture=_capture_of(first.folder),
         prompted=_prompted(record.sampling) if record else (),
-        remarks=tuple(remarks),
+        remarks=tuple(_remarks(opened, made_by)),
     )
+
+
+def _remarks(opened: Sequence[TraitVectors], made_by: Sequence[str]) -> Iterator[str]:
+    for each in opened:
+        if each.stale:
+            yield each.stale
+        if each.doubt:
+            yield f"{each.trait}: no claim is made of its vectors ({each.doubt})"
+    if others := sorted(set(made_by) - {made_by[0]}):
+        yield f"vectors of {', '.join(others)} are used on what {made_by[0]} computes"
 
 
 def _prompted(sampling: SamplingRecord) -> tuple[str, ...]:
@@ -171,7 +177,7 @@ def _wanted(
     if (methods is None or layers is None) and vectors.recommended is None:
         raise UsageError(
             f"{vectors.folder.path} recommends no vector (it is not evaluated, or its evaluation "
-            "is stale or could not choose); evaluate its vectors again, or give `methods` and "
+            "is stale or could not choose, as `traitmill vectors` says); give `methods` and "
             f"`layers`: it has {', '.join(vectors.methods)}"
         )
     method, layer = vectors.recommended or ("", 0)

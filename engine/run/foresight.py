@@ -39,6 +39,7 @@ def foresee(
     job = replace(
         job_of([run.trait for run in runs], settings),
         samples=sum(len(run.ungenerated()) for run in runs),
+        unjudged=sum(len(run.unjudged()) for run in runs),
     )
     if thinks:
         job = replace(job, thought_tokens=settings.sampling.max_thinking_tokens)
@@ -54,6 +55,18 @@ def foresee(
     said = f"plan: {work_words(ref.name, job)}; on {where}, whose speed the first rows will show"
     dollars = judge_dollars(settings, job)
     return Foresight(f"{said}; judge about ${dollars:,.2f}" if dollars else said)
+
+
+def foresee_verdicts(settings: RunSettings, runs: Sequence[TraitRun]) -> str:
+    """Return what is left to judge of stored responses, and for how much."""
+    job = replace(
+        job_of([run.trait for run in runs], settings),
+        samples=0,
+        unjudged=sum(len(run.unjudged()) for run in runs),
+    )
+    dollars = judge_dollars(settings, job)
+    said = f"plan: {job.verdicts:,} stored responses to judge, by {settings.judge.model}"
+    return f"{said}; about ${dollars:,.2f}" if dollars else said
 
 
 def few_questions(traits: Sequence[Trait], n_examples: int) -> str:

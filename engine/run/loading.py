@@ -30,7 +30,7 @@ from ..models import (
 from ..outputs import measurement
 from ..settings import RunSettings
 from .backends import Backends
-from .foresight import few_questions, foresee
+from .foresight import few_questions, foresee, foresee_verdicts
 from .lengths import longest_sequence
 from .log import append, last_error
 from .models import LocalModels, ModelsWanted
@@ -144,6 +144,8 @@ class _Loader:
                 if lacking:
                     work.notice(lacking)
             models.wanted = replace(models.wanted, generation_s=foreseen.seconds)
+        elif work.judges and not (judge.is_local or work.steers):
+            work.notice(foresee_verdicts(work.settings, work.runs))
         await models.fetch()
         backends = Backends()
         local: tuple[ModelRef, Any] | None = None

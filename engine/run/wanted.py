@@ -85,8 +85,10 @@ def _changes(record: RunRecord, wanted: Wanted) -> tuple[list[str], list[str]]:
     refused = storage.differing(record.sampling.model_dump(), asdict(settings.sampling))
     old, new = record.definition, wanted.trait.as_json()
     counts = {name: getattr(record, name) for name in ("n_examples", "min_kept", "max_examples")}
+    fewer = settings.counts.n_examples < record.n_examples
+    what = "a part of the plan is selected" if fewer else "the plan is extended"
     allowed = [
-        f"{line} (the plan is extended, or a part of it selected)"
+        f"{line} ({what})" if line.startswith("n_examples") else line
         for line in storage.differing(counts, asdict(settings.counts))
     ]
     if old["instruction"] != new["instruction"]:

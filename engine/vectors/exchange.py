@@ -55,6 +55,8 @@ class ExportedVectors:
     """Layers that the format has no place for."""
     stale: str
     """Why the vectors are not those of the folder's responses now; empty where they are."""
+    doubt: str
+    """Why nothing is claimed of the trait's vectors; empty where something is."""
 
 
 @plain_arguments
@@ -94,7 +96,9 @@ def export_vectors(
     data = _WRITERS[format](by_layer, facts)
     write_atomic(card, _card(path, facts).encode())  # first: it says whose the file is
     write_atomic(path, data)
-    return ExportedVectors(path, card, chosen, tuple(by_layer), left_out, vectors.stale)
+    return ExportedVectors(
+        path, card, chosen, tuple(by_layer), left_out, vectors.stale, vectors.doubt
+    )
 
 
 def _card_beside(path: Path) -> Path:
@@ -117,7 +121,7 @@ def _method(vectors: TraitVectors, method: str | None) -> str:
             there = ", ".join(vectors.methods)
             raise UsageError(
                 f"{vectors.folder.path} recommends no method (it is not evaluated, or its "
-                "evaluation is stale or could not choose); evaluate its vectors again, or give "
+                "evaluation is stale or could not choose, as `traitmill vectors` says); give "
                 f"`method`: it has {there}"
             )
         return vectors.recommended[0]
@@ -157,6 +161,7 @@ def _facts(
         "pool": vectors.pool,
         "layers": list(layers),
         "last_layer": max(*layers, vectors.last_captured),
+        "claim": "none: " + vectors.doubt if vectors.doubt else None,
         "recommended_layer": best[1] if best and best[0] == method and best[1] in layers else None,
         "file": _CONVENTIONS[format_],
         "layer_convention": LAYER_CONVENTION,

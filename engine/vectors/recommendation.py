@@ -117,7 +117,7 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
     return Recommendation(
         **where,
         **interval,
-        lack="" if evidence.claim else "not shown to beat chance",
+        lack="" if evidence.claim else evidence.doubt,
         claim=evidence.claim,
         general=evidence.general,
         reason=evidence.opening(choice, best_of),
@@ -133,8 +133,8 @@ def _beside_random(auroc: float, margin: Estimate, top: float) -> str:
         apart, low, high = -apart, -high, -low
         word = "more"
     return (
-        f"random vectors reach {auroc - margin.value:.2f} on average ({apart:.2f} {word}, "
-        f"{low:.2f} to {high:.2f}) and {top:.2f} at their 97.5th percentile"
+        f"random vectors reach {auroc - margin.value:.2f} on average, {apart:.2f} {word} "
+        f"({low:.2f} to {high:.2f} {word}), and {top:.2f} at their 97.5th percentile"
     )
 
 
@@ -208,11 +208,20 @@ class _Evidence:
 
     @property
     def claim(self) -> bool:
+        beats = self._beats_chance and self.margin.low > 0
+        return beats and not _too_few(self.chosen.split)
+
+    @property
+    def _beats_chance(self) -> bool:
         chance = 0.5
         if self.shuffled.size:
             chance = max(chance, float(self.shuffled.mean()))
-        beats = self.chosen.auroc.low > chance and self.margin.low > 0
-        return beats and not _too_few(self.chosen.split)
+        return self.chosen.auroc.low > chance
+
+    @property
+    def doubt(self) -> str:
+        """Why there is no claim."""
+        return f"not shown to beat {'random vectors' if self._beats_chance else 'chance'}"
 
     @property
     def general(self) -> bool:
@@ -222,7 +231,7 @@ class _Evidence:
 
     def opening(self, choice: str, best_of: str) -> str:
         if not self.claim:
-            return f"No claim. {choice} is {best_of}, and not shown to beat chance."
+            return f"No claim. {choice} is {best_of}, and {self.doubt}."
         if self.general:
             return f"Use {choice}."
         return f"Use {choice}, for these {_UNTESTED[self.chosen.split.name]}s only."

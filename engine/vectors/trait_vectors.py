@@ -17,6 +17,7 @@ from ..settings import check_pool, plain_arguments
 from ..storage import TraitFolder
 from .evaluation import read_evaluation
 from .fit import absent
+from .recommendation import Recommendation
 from .remembered import fitted_pool
 from .vector_files import Facts, load_vector, stored_facts
 
@@ -43,6 +44,9 @@ class TraitVectors:
     """Of those activations' file."""
     recommended: tuple[str, int] | None
     """Method and layer that the evaluation of these vectors chose; None where there is none."""
+    doubt: str
+    """Why nothing is claimed of that choice, in a few words; empty where something is, or where
+    there is none."""
     stale: str
     """Why the vectors are not those of the folder's responses now; empty where they are."""
     last_captured: int
@@ -63,8 +67,9 @@ class TraitVectors:
 
     def __repr__(self) -> str:
         of = f"{len(self.methods)} methods x {len(self.layers)} layers of {self.model}"
+        doubt = f", {self.doubt}" if self.doubt else ""
         stale = ", stale" if self.stale else ""
-        return f"TraitVectors({self.trait}: {of}, {self.pool}{stale})"
+        return f"TraitVectors({self.trait}: {of}, {self.pool}{doubt}{stale})"
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         """Yield method and layer of every vector."""
@@ -151,6 +156,8 @@ def open_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> T
     available: dict[str, tuple[int, ...]] = {}
     for method, layer in known:
         available[method] = (*available.get(method, ()), layer)
+    if not known and not (folder.definition.is_file() or folder.vectors.is_dir()):
+        raise UsageError(f"{folder.path} is no trait's folder; check the path")
     if not known:
         raise UsageError(
             f"{folder.path} holds no vectors of {pool}; fit them",
@@ -159,13 +166,15 @@ def open_vectors(folder: Path | str | TraitFolder, pool: str | None = None) -> T
     facts = next(iter(known.values()))  # writing vectors leaves none of other activations
     digest = str(facts.get("activations_sha256", ""))
     current = _metadata(folder)
+    best = _recommended(folder, pool, digest, current, available)
     return TraitVectors(
         folder=folder,
         pool=pool,
         available=available,
         model=str(facts.get("model", "an unknown model")),
         activations_sha256=digest,
-        recommended=_recommended(folder, pool, digest, current, available),
+        recommended=(best.method, best.layer) if best else None,
+        doubt=best.lack if best else "",
         stale=_why_stale(folder, pool, digest, current),
         last_captured=max(current.layers) if current else -1,
     )
@@ -197,7 +206,7 @@ def _recommended(
     digest: str,
     current: Metadata | None,
     available: Mapping[str, tuple[int, ...]],
-) -> tuple[str, int] | None:
+) -> Recommendation | None:
     """Return what the evaluation that stands there chose, where it is of these vectors."""
     if current is None:
         return None
@@ -210,4 +219,4 @@ def _recommended(
         return None
     if best.layer not in available.get(best.method, ()):
         return None
-    return best.method, best.layer
+    return best

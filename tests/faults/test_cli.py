@@ -307,7 +307,7 @@ def test_f02_a_run_stores_what_is_in_hand_for_these_signals_alike() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_f13_a_file_beyond_the_size_that_is_allowed_is_named_as_on_a_full_disk(
+def test_a_file_beyond_the_size_that_is_allowed_is_named_as_on_a_full_disk(
     copy: lab.Work,
 ) -> None:
     """As `ulimit -f` and some quotas have it; it was no error of ours, with exit 2 and no name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.gpu.test_placement import card, smi
 from tests.support import fakes
 from tests.support.finished import finish, on
 from traitmill.engine.errors import ExitCode, ResourceError, UsageError
+from traitmill.engine.judging import find_price
 from traitmill.engine.models import (
     Gpu,
     ModelRef,
@@ -28,8 +30,8 @@ from traitmill.engine.planning import card_of, job_of, make_plan, parse_gpus, ty
 from traitmill.engine.planning.job import Job
 from traitmill.engine.planning.layout import layouts
 from traitmill.engine.planning.roofline import Device, read_weights, step_seconds
-from traitmill.engine.run.foresight import few_questions, foresee
-from traitmill.engine.settings import RunSettings, apply
+from traitmill.engine.run.foresight import few_questions, foresee, foresee_verdicts
+from traitmill.engine.settings import JudgeSettings, RunSettings, apply
 from traitmill.engine.traits import load_traits
 
 PUBLISHED = {
@@ -463,3 +465,25 @@ def test_a_plan_takes_what_its_folder_remembers(
     code, said = traitmill("plan", "--gpus", "H100", *on(work))
     assert code == ExitCode.USAGE
     assert "is quantised (gptq, 4 bits): capture cannot" in said
+
+
+def test_what_is_stored_and_not_judged_is_in_the_price(tmp_path: Path) -> None:
+    """Another judge of a whole run cost twenty-five times what was foreseen."""
+    how = {"judge": JudgeSettings(model="gpt-5-mini")}
+    folder = fakes.make_trait(tmp_path, "one")
+    settings = fakes.settings(n_examples=20)
+    asyncio.run(fakes.pipeline(fakes.open_runs([folder], settings), settings).run())
+    again = fakes.settings(n_examples=21, **how)
+    runs = fakes.open_runs([folder], again)
+    left = len(runs[0].unjudged())
+    assert left >= 36
+    ref = ModelRef("fake", "fake", "r0", plans.config("gemma-2-2b"))
+    said = foresee(ref, again, runs, None).said
+    price = find_price("gpt-5-mini")
+    assert price
+    job = job_of([runs[0].trait], again)
+    each = price.dollars(round(job.judge_tokens), 0, 16)
+    assert "2 samples of up to" in said
+    assert f"judge about ${(2 + left) * each:,.2f}" in said
+    told = foresee_verdicts(again, runs)
+    assert told.startswith(f"plan: {left} stored responses to judge, by gpt-5-mini; about $0.0")

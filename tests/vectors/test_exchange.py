@@ -16,6 +16,7 @@ from tests.conftest import Traitmill
 from tests.support import planted
 from tests.vectors.helpers import evaluated
 from traitmill.engine.errors import UsageError
+from traitmill.engine.vectors import load_vectors
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,27 @@ def test_safetensors_carry_their_card(folder, tmp_path):
     page = written.card.read_text()
     for words in (planted.MODEL, "0123abc", definition, "v.safetensors", "held-out AUROC"):
         assert words in page
+
+
+def test_vectors_that_nothing_is_claimed_of_are_handed_on_with_a_word(
+    tmp_path, traitmill: Traitmill
+):
+    folder = planted.write_trait(tmp_path / "exp" / "noise", n_layers=2, signal=0.0)
+    evaluated(folder, ("mean_diff",))
+    vectors = load_vectors(folder)
+    assert vectors.doubt == "not shown to beat chance"
+    assert repr(vectors).endswith(", response_mean, not shown to beat chance)")
+    to = str(tmp_path / "noise.gguf")
+    which = ["--experiment", "exp", "--experiments_dir", str(tmp_path), "--trait", "noise"]
+    code, said = traitmill("export-vectors", *which, "--format", "gguf", "--to", to)
+    assert code == 0, said
+    assert "note: no claim is made of these vectors (not shown to beat chance)" in said
+    assert "| claim | none: not shown to beat chance |" in (tmp_path / "noise.gguf.md").read_text()
+
+
+def test_a_path_that_is_no_traits_folder_is_not_advised_to_be_fitted(tmp_path):
+    with pytest.raises(UsageError, match="nowhere is no trait's folder; check the path"):
+        load_vectors(tmp_path / "nowhere")
 
 
 def test_what_is_not_there_is_refused_and_nothing_is_written(folder, tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from tests.support import planted
 from tests.vectors.helpers import evaluated, row, within_folds
 from traitmill.engine.outputs import load_activations
+from traitmill.engine.statistics import Estimate
 from traitmill.engine.vectors import evaluate_vectors, fit_vectors
-from traitmill.engine.vectors.recommendation import choose_nested
+from traitmill.engine.vectors.recommendation import Nested, _Evidence, choose_nested
 from traitmill.engine.vectors.splits import make_split
 
 
@@ -261,3 +262,16 @@ def test_t08_a_tie_across_layers_is_called_one(tmp_path: Path) -> None:
         tmp_path / "exp" / "other", signal=(0.0, 30.0, 0.5), n_pairs=10, n_per_side=100
     )
     assert "a tie" not in evaluated(alone, ("mean_diff",)).recommendation.text
+
+
+def test_what_beats_chance_and_not_random_vectors_is_not_said_to_fail_against_chance() -> None:
+    """Where one direction is most of all rows, random vectors separate the sides as well."""
+    split = make_split("question", np.tile([True, False], 60), np.repeat(np.arange(20), 6), 0)
+    found = Nested(split, Estimate(1.0, 0.84, 1.0), np.ones(10))
+    for low, chance in ((0.84, "random vectors"), (0.40, "chance")):
+        nested = replace(found, auroc=Estimate(1.0, low, 1.0))
+        shuffled = np.full(5, 0.52)
+        evidence = _Evidence(nested, None, False, Estimate(0.0, -0.1, 0.1), shuffled)
+        assert not evidence.claim
+        assert evidence.doubt == f"not shown to beat {chance}"
+        assert evidence.opening("it", "the best of 4").endswith(f"not shown to beat {chance}.")
