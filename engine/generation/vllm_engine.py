@@ -292,6 +292,8 @@ class VllmEngine:
         if self._engine is None:
             return
         engine, self._engine = self._engine, None
+        if engine.output_handler and not engine.get_num_unfinished_requests():
+            engine.output_handler.cancel()  # else it may log the end of the processes as a fault
         await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
         for process in self._processes:
             await asyncio.to_thread(process.join, _KILLED_S)

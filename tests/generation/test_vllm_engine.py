@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -286,11 +287,28 @@ async def test_the_judge_gets_the_logprobs_of_named_tokens() -> None:
 async def test_closing_an_engine_waits_for_its_own_processes_alone() -> None:
     engine = made()
     told: list[object] = []
-    engine._engine = SimpleNamespace(shutdown=told.append)
+    engine._engine = SimpleNamespace(shutdown=told.append, output_handler=None)
     engine._processes = [SimpleNamespace(join=lambda seconds: told.append("joined"))]  # type: ignore[list-item]
     await engine.close()
     await engine.close()
     assert told == [vllm_engine._SHUTDOWN_S, "joined"]
+
+
+@pytest.mark.parametrize("unfinished", [0, 1])
+async def test_closing_an_engine_ends_what_listens_to_it_unless_a_request_waits(
+    unfinished: int,
+) -> None:
+    engine = made()
+    listening = asyncio.ensure_future(asyncio.sleep(60))
+    ended: list[bool] = []
+    engine._engine = SimpleNamespace(
+        shutdown=lambda _: ended.append(bool(listening.cancelling())),
+        output_handler=listening,
+        get_num_unfinished_requests=lambda: unfinished,
+    )
+    await engine.close()
+    assert ended == [not unfinished]
+    listening.cancel()
 
 
 STUBBORN = """
@@ -332,6 +350,8 @@ def test_t32_a_closed_engine_leaves_no_zombie(model_folder: Path, tmp_path: Path
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip().splitlines()[-1] == "left False"
+    # An end that is meant is no fault of the engine.
+    assert "output_handler failed" not in result.stdout + result.stderr
 
 
 # --- an adapter ---
