@@ -13,6 +13,10 @@ from .config import read_config
 from .state import GPU_BLOCK, State, read_state
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_UNGATED = frozenset(
+    ["apertus", "arcee", "biogpt", "bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gptj", "mpt", "nemotron", "opt", "persimmon", "phi", "starcoder2", "xglm"]
+)
+"""Model types whose feed-forward part has two matrices, up and down, and no gate."""
 
 
 def _size(text_config: Any, name: str) -> Any:
@@ -102,6 +106,8 @@ class Shape:
     """Over how many cards keys and values can be dealt out; latents stand on each."""
     vocab: int
     tied: bool
+    matrices: int = 3
+    """Of a feed-forward part: gate, up and down, or two without a gate."""
     beside: int = 0
     """Weights that are no layer's like the others: embeddings of their own (Gemma-3n), say."""
     state: State | None = None
@@ -165,6 +171,7 @@ class Shape:
             kv_parts=1 if latent else most,
             vocab=size("vocab_size"),
             tied=bool(getattr(text, "tie_word_embeddings", True)),
+            matrices=2 if text.model_type in _UNGATED else 3,
             beside=_beside(text, width),
             state=state,
         )
@@ -176,12 +183,12 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights as counted, else estimated: attention 2·d·d_h·(n_q + n_kv), gated feed-forward
-        3·d·d_ff, embeddings."""
+        """Weights as counted, else estimated: attention 2·d·d_h·(n_q + n_kv), feed-forward 3·d·d_ff
+        (2·d·d_ff without a gate), embeddings."""
         if self.values:
             return self.values
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        block = attention + 3 * self.hidden * self.ffn_stored
+        block = attention + self.matrices * self.hidden * self.ffn_stored
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2) + self.beside
         return self.n_layers * block + embeddings
 

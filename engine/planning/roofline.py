@@ -78,7 +78,7 @@ def read_weights(shape: Shape, sequences: float) -> float:
 
 def _blocks(shape: Shape, ffn: float) -> int:
     attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
-    return int(shape.n_layers * (attention + 3 * shape.hidden * ffn))
+    return int(shape.n_layers * (attention + shape.matrices * shape.hidden * ffn))
 
 
 def prompt_seconds(shape: Shape, device: Device, tokens: float) -> float:

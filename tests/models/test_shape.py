@@ -93,3 +93,16 @@ def test_a_latent_is_kept_once_and_on_every_card() -> None:
     shape = Shape.from_config(config("DeepseekV3Config", **MLA))
     assert shape.kv_bytes_per_token(2) == 2 * 8 * (512 + 64)
     assert shape.kv_bytes_of_a_card(2, 4) == shape.kv_bytes_per_token(2)
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["apertus", "arcee", "biogpt", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt", "persimmon", "phi", "starcoder2", "xglm", "stablelm", "llama", "olmo2"],
+)
+def test_feed_forward_parts_with_and_without_a_gate_are_told_apart(model_type: str) -> None:
+    """Without a gate there are two matrices: GPT-NeoX-20B was refused by a card that holds it."""
+    config = transformers.AutoConfig.for_model(model_type)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    counted = sum(part.numel() for part in model.parameters())
+    assert Shape.from_config(config).parameters == pytest.approx(counted, rel=0.02)
