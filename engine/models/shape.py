@@ -13,9 +13,12 @@ from .config import read_config
 from .state import GPU_BLOCK, State, read_state
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_UNGATED = frozenset(
-    ["apertus", "arcee", "biogpt", "bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gptj", "mpt", "nemotron", "opt", "persimmon", "phi", "starcoder2", "xglm"]
-)
+_UNGATED = {
+    *("apertus", "arcee", "biogpt", "bloom", "codegen", "falcon"),
+    *("gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gptj"),
+    *("mpt", "nemotron", "opt", "persimmon", "phi", "starcoder2"),
+    *("xglm",),
+}
 """Model types whose feed-forward part has two matrices, up and down, and no gate."""
 
 

@@ -97,7 +97,27 @@ def test_a_latent_is_kept_once_and_on_every_card() -> None:
 
 @pytest.mark.parametrize(
     "model_type",
-    ["apertus", "arcee", "biogpt", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt", "persimmon", "phi", "starcoder2", "xglm", "stablelm", "llama", "olmo2"],
+    [
+        "apertus",
+        "arcee",
+        "biogpt",
+        "codegen",
+        "falcon",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neo",
+        "gpt_neox",
+        "gptj",
+        "mpt",
+        "opt",
+        "persimmon",
+        "phi",
+        "starcoder2",
+        "xglm",
+        "stablelm",
+        "llama",
+        "olmo2",
+    ],
 )
 def test_feed_forward_parts_with_and_without_a_gate_are_told_apart(model_type: str) -> None:
     """Without a gate there are two matrices: GPT-NeoX-20B was refused by a card that holds it."""
