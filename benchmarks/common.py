@@ -210,7 +210,8 @@ class PeakMemory:
         self.bytes = max(self.bytes, tree_bytes())
         if self._gpu:
             self.gpu_bytes = max(
-                self.gpu_bytes, sum(int(line) << 20 for line in _nvidia("memory.used").split())
+                self.gpu_bytes,
+                sum(int(word) << 20 for word in _nvidia("memory.used").split() if word.isdecimal()),
             )
 
     def as_json(self) -> dict[str, float]:

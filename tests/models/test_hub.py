@@ -92,7 +92,11 @@ def test_f23_a_folder_without_a_config_is_named(
 @pytest.mark.parametrize(
     "name", ["./none", "/none", "~none/x", "a/b/c", "a b", "../x", "a--b", "a" * 300, "a\0b"]
 )
-def test_f23_what_is_neither_folder_nor_hub_name_is_refused(name: str) -> None:
+def test_f23_what_is_neither_folder_nor_hub_name_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(
         AccessError, match="neither a folder here nor a hub name; check `gen_model`"
     ):

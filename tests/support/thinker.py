@@ -13,7 +13,7 @@ OPENED = (
 )
 """The prompt ends in an open thought."""
 BEGUN = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for m in messages %}<|im_start|>{% if m['role'] != 'assistant' %}{{ m['role'] }}\n{% endif %}"
     "{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}<|im_start|>"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 )
