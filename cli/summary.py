@@ -95,7 +95,8 @@ def _cost(result: RunResult) -> Iterator[str]:
     limit = max(trait.settings.limits.max_cost for trait in result.traits.values())
     if limit and (result.usage.dollars or 0.0) > limit:
         yield (
-            f"that is beyond --max_cost ${limit:g}: the endpoint wrote more than it was told it may"
+            f"that is beyond --max_cost ${limit:g}: answers were longer than the endpoint was "
+            "told, or prompts have more tokens than one for four characters"
         )
 
 

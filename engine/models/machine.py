@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,9 @@ def choose_device(requested: str) -> str:
 
 def check_device(requested: str, count: int) -> None:
     """Raise UsageError for a device that no machine with so many GPUs has."""
-    kind, _, index = requested.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (requested != kind and not index.isdecimal()):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", requested):
         raise UsageError(f"`capture_device` {requested} is unknown; use auto, cpu, cuda or cuda:N")
+    kind, _, index = requested.partition(":")
     if kind == "cuda" and int(index or 0) >= count:
         raise UsageError(
             f"`capture_device` {requested}: this machine shows {count} NVIDIA GPUs; use auto or cpu"

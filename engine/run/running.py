@@ -62,14 +62,19 @@ async def run_through(
             listener.notice("everything is done already: no model is loaded")
             pipeline = Pipeline(runs, settings, Backends(), listener.notice)
             await pipeline.run(stop)
-            return _ended(runs, pipeline, None, started, interrupted=pipeline.interrupted)
-        loads = work.generates or work.captures or settings.judge.is_local
-        progress = Progress(work.log, work.captures, runs, loads=loads)
-        listener.began(progress)
-        try:
-            return await _work_through(work, progress, stop, backends, started, remember)
-        finally:
-            listener.ended()
+            result = _result(runs, pipeline, None, started, interrupted=pipeline.interrupted)
+        else:
+            loads = work.generates or work.captures or settings.judge.is_local
+            progress = Progress(work.log, work.captures, runs, loads=loads)
+            listener.began(progress)
+            try:
+                result = await _work_through(work, progress, stop, backends, started, remember)
+            finally:
+                listener.ended()
+        if generates and not (result.interrupted or result.errors):
+            for folder in folders:
+                folder.renewing.unlink(missing_ok=True)
+        return result
 
 
 def _remember(openings: Sequence[Opening], runs: Sequence[TraitRun]) -> None:
@@ -96,14 +101,14 @@ async def _work_through(
         if not loading.done():
             # A model being loaded cannot be stopped; the watchdog ends its process with ours.
             loading.cancel()
-            return _ended(work.runs, None, work.log, started, interrupted=True)
+            return _result(work.runs, None, work.log, started, interrupted=True)
         progress.backends = loading.result()
         remember()
         pipeline = Pipeline(work.runs, work.settings, progress.backends, work.notice)
         progress.pipeline = pipeline
         await pipeline.run(stop)
         usage = progress.usage
-    result = _ended(work.runs, pipeline, work.log, started, interrupted=pipeline.interrupted)
+    result = _result(work.runs, pipeline, work.log, started, interrupted=pipeline.interrupted)
     return replace(result, usage=usage)
 
 
@@ -136,7 +141,7 @@ def _work(
     )
 
 
-def _ended(
+def _result(
     runs: Sequence[TraitRun],
     pipeline: Pipeline | None,
     log: Path | None,
@@ -144,11 +149,10 @@ def _ended(
     *,
     interrupted: bool,
 ) -> RunResult:
-    """Return how a run ended; where nothing cut it off, the next new one begins anew."""
     errors, clocks = {}, {}
     if pipeline is not None:
         errors, clocks = pipeline.errors, pipeline.clocks
-    result = RunResult(
+    return RunResult(
         traits=trait_results(runs),
         stage_errors=errors,
         interrupted=interrupted,
@@ -157,7 +161,3 @@ def _ended(
         usage=None,
         log=log,
     )
-    if not (result.interrupted or result.errors):
-        for run in runs:
-            run.folder.renewing.unlink(missing_ok=True)
-    return result

@@ -27,7 +27,7 @@ from traitmill.engine.errors import (
     UsageError,
 )
 from traitmill.engine.records import Response, Sample, Verdict
-from traitmill.engine.run import Backends, Work, capture, export, generate
+from traitmill.engine.run import Backends, Work, capture, export, generate, judge
 from traitmill.engine.run.folder_settings import resolve
 from traitmill.engine.run.selection import model_of
 from traitmill.engine.storage import TraitFolder, lock_traits
@@ -586,6 +586,8 @@ async def test_a_new_run_of_two_traits_that_is_cut_off_keeps_the_one_that_is_don
     first = await run(Stops, new_run=True)
     assert first == 45
     assert moved() == [1, 1]
+    # Another command on what is done is not the end of that one.
+    await go(judge, root, ["late"], judge_model="two", judge_base_url=URL)
     again = await run(fakes.FakeJudge, new_run=True)
     assert again == whole - first
     assert moved() == [1, 1]
