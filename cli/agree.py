@@ -56,7 +56,8 @@ def command(**given: Any) -> int:
             say(f"wrongly {which}, as you read them: {listed}{more}")
     if found.kappa is None:
         say(
-            "Cohen's kappa is not defined: of what is marked, all lies on one side of the threshold"
+            "Cohen's kappa is not defined: to all that is marked the judge, or you, gave one "
+            "answer; mark responses of both sides of the threshold"
         )
     else:
         value, low, high = found.kappa

@@ -132,13 +132,19 @@ class _Teller:
 
 def _folders(experiments_dir: Path, named: str) -> list[Path]:
     """Return the traits' folders that EXPERIMENT/TRAIT,EXPERIMENT/TRAIT names. Raise UsageError."""
-    from traitmill.engine.storage import select_traits
+    from traitmill.engine.storage import check_name, select_traits
 
     folders = []
     for name in named.split(","):
         experiment, _, trait = name.strip().partition("/")
         if not experiment or not trait:
             raise UsageError(f"--vectors {name.strip()!r}: write EXPERIMENT/TRAIT")
+        check_name(experiment, "experiment")
+        if "/" in trait:
+            raise UsageError(
+                f"--vectors {name.strip()!r}: write EXPERIMENT/TRAIT alone; another folder of "
+                "experiments than `experiments` is given with --experiments_dir"
+            )
         [folder] = select_traits(experiments_dir, experiment, [trait]).values()
         folders.append(folder.path)
     return folders

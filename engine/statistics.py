@@ -279,19 +279,19 @@ def grouped_mean(values: ndarray, groups: ndarray) -> Estimate:
 def cohens_kappa(first: ndarray, second: ndarray) -> Estimate | None:
     """Return how far two raters' yes and no, bool `[n]`, agree beyond chance.
 
-    None where chance alone makes them agree: both said only yes, or only no. The interval is the
-    score interval of the share of agreement (Wilson 1927) at the chance agreement observed, which
-    is how Cohen (1960, Educational and Psychological Measurement 20) has its error, and keeps its
-    width where all ratings agree. Raise ValueError without ratings.
+    None where a rater said only yes, or only no: kappa is 0 then, whatever the other said. The
+    interval is the score interval of the share of agreement (Wilson 1927) at the chance agreement
+    observed, which is how Cohen (1960, Educational and Psychological Measurement 20) has its error,
+    and keeps its width where all ratings agree. Raise ValueError without ratings.
     """
     n = len(first)
     if n == 0 or n != len(second):
         raise ValueError("kappa needs as many ratings of one rater as of the other, at least one")
     share = float(np.mean(first == second))
     yes, also = float(np.mean(first)), float(np.mean(second))
-    chance = yes * also + (1 - yes) * (1 - also)
-    if chance == 1:
+    if {yes, also} & {0.0, 1.0}:
         return None
+    chance = yes * also + (1 - yes) * (1 - also)
     low, high = wilson(share, n)
     value, least, most = ((each - chance) / (1 - chance) for each in (share, low, high))
     return Estimate(value, max(-1.0, least), most)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import traitmill
@@ -34,6 +36,7 @@ def test_t09_every_object_of_the_face_prints_as_one_short_line(tmp_path):
         "Vectors": vectors,
         "Evaluation": traitmill.evaluate_vectors(activations, vectors),
         "FitResult": fitted,
+        "FitResult of several": replace(fitted, fitted={**fitted.fitted, "more": 1}),
         "FittedTrait": fitted.fitted["trait"],
         "TraitVectors": traitmill.load_vectors(folder),
         "ExportResult": exported,
@@ -43,19 +46,26 @@ def test_t09_every_object_of_the_face_prints_as_one_short_line(tmp_path):
     }
     for name, each in shown.items():
         text = repr(each)
-        assert text.startswith(f"{name}("), text
+        assert text.startswith(f"{name.split()[0]}("), text
         assert len(text) <= LONGEST, text
         assert "\n" not in text
         assert "array" not in text
+    lack = fitted.fitted["trait"].evaluation.recommendation.lack
+    assert bool(lack)  # so few rows carry no claim
+    assert lack in repr(fitted)
+    assert "2 fitted" in repr(shown["FitResult of several"])
 
 
 def test_t09_what_holds_texts_prints_none_of_them(tmp_path):
-    claim = Claim("mean_diff", 14, 0.25, has_effect=True, sentence="It steers. " * 40)
+    claim = Claim("mean_diff", 14, 0.25, has_effect=False, sentence="It steers. " * 40, n_missing=3)
     steered = SteeredTrait("poem", TraitFolder(tmp_path), claim, (("Q?", ("long " * 99,)),))
     rows = tuple(PreviewRow("Q?", "pos", "long " * 99, "scored", 71.5) for _ in range(40))
     shown = {
         "SteeredTrait": (steered, "mean_diff at layer 14"),
-        "SteeringResult": (SteeringResult({"poem": steered}, {}, False, 1.0, None), "1 steered"),
+        "SteeringResult": (
+            SteeringResult({"poem": steered}, {}, False, 1.0, None),
+            "no effect, 3 missing",
+        ),
         "Preview": (run.Preview({"pos": "long " * 99, "neg": ""}, rows, None), "pos 71.5"),
     }
     for name, (each, said) in shown.items():

@@ -123,7 +123,7 @@ class Agreement:
     share: Estimate
     """Of marks where both agree."""
     kappa: Estimate | None
-    """Cohen's; None where both said only yes, or only no."""
+    """Cohen's; None where the judge or the person said only yes, or only no."""
     outdated: int
     """Marks of scores or texts that are no longer the response's: they do not count."""
     rejected: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from multiprocessing import current_process
 from pathlib import Path
 from types import NoneType, UnionType
@@ -79,6 +80,7 @@ def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
     kinds = functools.cache(lambda: get_type_hints(function))  # at a call: imports are whole then
 
     def plainly(given: tuple[Any, ...], named: Mapping[str, Any]) -> inspect.BoundArguments:
+        _check_names(function.__name__, signature, named)
         bound = signature.bind(*given, **named)
         for name in bound.arguments.keys() & kinds().keys():
             if signature.parameters[name].kind != inspect.Parameter.VAR_KEYWORD:
@@ -102,6 +104,25 @@ def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return await cast("Awaitable[Any]", function(*bound.args, **bound.kwargs))
 
     return cast("Callable[_P, _R]", awaited if inspect.iscoroutinefunction(function) else call)
+
+
+def _check_names(function: str, signature: inspect.Signature, named: Iterable[str]) -> None:
+    """Raise UsageError for a name that a function does not take, and that is no setting where it
+    takes those."""
+    from .run import NAMES
+
+    kinds = {name: each.kind for name, each in signature.parameters.items()}
+    takes = [name for name, kind in kinds.items() if kind != inspect.Parameter.VAR_KEYWORD]
+    settings = NAMES if len(takes) < len(kinds) else ()
+    for name in named:
+        if name in takes or name in settings:
+            continue
+        close = get_close_matches(name, takes, 1, 0.7)
+        if close:
+            raise UsageError(f"{function} takes no argument `{name}`: did you mean `{close[0]}`?")
+        if not settings:  # else they have their own words for what is unknown
+            known = ", ".join(takes)
+            raise UsageError(f"{function} takes no argument `{name}`: it takes {known}")
 
 
 def _plainly(name: str, value: Any, kind: Any, words: Iterable[str] = ()) -> Any:

@@ -57,7 +57,9 @@ class SteeredTrait:
     def __repr__(self) -> str:
         claim = self.claim
         at = f"{claim.method} at layer {claim.layer}, coefficient {claim.coefficient}"
-        return f"SteeredTrait({self.name}: {at}, {'an' if claim.has_effect else 'no'} effect)"
+        missing = f", {claim.n_missing} missing" if claim.n_missing else ""
+        effect = "an" if claim.has_effect else "no"
+        return f"SteeredTrait({self.name}: {at}, {effect} effect{missing})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class SteeringResult:
     """None where no model was loaded."""
 
     def __repr__(self) -> str:
-        return f"SteeringResult({len(self.traits)} steered, {len(self.errors)} failed)"
+        [shown] = self.traits.values() if len(self.traits) == 1 else [f"{len(self.traits)} steered"]
+        return f"SteeringResult({shown}, {len(self.errors)} failed)"
 
     @property
     def exit_code(self) -> ExitCode:

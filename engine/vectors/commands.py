@@ -53,7 +53,11 @@ class FittedTrait:
     """What stands beside them and shows other files: a page, as a rule."""
 
     def __repr__(self) -> str:
-        return f"FittedTrait({self.vectors!r} from {self.n_pos} pos + {self.n_neg} neg)"
+        best = self.evaluation.recommendation
+        said = f"{best.method} at layer {best.layer}" if best else "nothing recommended"
+        if best and best.lack:
+            said += f", {best.lack}"
+        return f"FittedTrait({self.vectors.trait}: {said}, {self.n_pos} pos + {self.n_neg} neg)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ class FitResult:
     errors: Mapping[str, TraitmillError]
 
     def __repr__(self) -> str:
-        return f"FitResult({len(self.fitted)} fitted, {len(self.errors)} failed)"
+        [shown] = self.fitted.values() if len(self.fitted) == 1 else [f"{len(self.fitted)} fitted"]
+        return f"FitResult({shown}, {len(self.errors)} failed)"
 
     @property
     def exit_code(self) -> ExitCode:

@@ -35,6 +35,7 @@ def test_the_command_projects_and_says_what_it_found(tmp_path, traitmill: Traitm
     assert "--texts nowhere.csv does not exist: give a .jsonl or .csv file" in said
     for wrong, told in (
         ("exp", "write EXPERIMENT/TRAIT"),
+        ("experiments/exp/trait", "is given with --experiments_dir"),
         ("exp/none", "does not exist; traits of exp: poem"),
         ("../exp/poem", "experiment name '..' is refused"),
     ):

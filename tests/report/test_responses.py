@@ -47,6 +47,12 @@ def test_all_responses_can_be_read_filtered_and_marked(tmp_path, browser, scheme
         tops = [page.locator(each).bounding_box()["y"] for each in (low, high)]
         assert tops[0] == pytest.approx(tops[1], abs=3), "what is one question stands on one line"
     assert f"of {len(table)} that match" in page.locator("#count").inner_text()
+    page.locator("#on_below").click()
+    assert ids_on(page) == table["sample_id"].to_list()[50:100]
+    assert page.locator("article.response").first.bounding_box()["y"] > -5, "from its top"
+    page.locator("#back_below").click()
+    assert ids_on(page) == table["sample_id"].to_list()[:50]
+    page.evaluate("window.scrollTo(0, 0)")
     assert page.locator("blockquote").first.inner_text().startswith(HOSTILE[:20])
     page.get_by_label("Side").select_option("neg")
     page.get_by_label("Kept").select_option("false")
@@ -160,7 +166,7 @@ def test_many_responses_are_several_files(tmp_path, monkeypatch):
 
 
 def test_kappa_is_never_below_what_it_can_be():
-    first, second = np.ones(10, bool), np.array([True] * 9 + [False])
+    first, second = np.array([True] * 9 + [False]), np.array([False] + [True] * 9)
     assert cohens_kappa(first, second).low == -1
 
 
@@ -311,3 +317,11 @@ def test_marks_keep_what_a_person_said_under_another_threshold(tmp_path: Path) -
     )
     with pytest.raises(UsageError, match="line 2: a mark is"):
         read_agreement(work.folders[0], marks)
+
+
+def test_kappa_is_not_given_where_a_rater_has_only_one_answer():
+    """By construction it would be 0: of what one side of the threshold holds, the judge says one
+    thing."""
+    judge, person = np.zeros(6, bool), np.array([True, False, True, False, False, False])
+    assert cohens_kappa(judge, person) is None
+    assert cohens_kappa(person, judge) is None

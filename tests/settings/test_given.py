@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import subprocess
 import sys
@@ -195,3 +196,20 @@ def test_a_script_without_a_main_guard_is_told_of_it(tmp_path: Path) -> None:
     own, childs, _ = done.stdout.split("\n", 2)
     assert "__main__" not in own
     assert 'put the script\'s calls under if __name__ == "__main__":' in childs
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "said"),
+    [
+        (traitmill.steer, "coeficients", "did you mean `coefficients`?"),
+        (traitmill.generate, "gen_model", "did you mean `model`?"),
+        (traitmill.load_vectors, "metod", "it takes folder, pool"),
+    ],
+)
+def test_an_argument_that_no_function_has_is_named_with_the_nearest(function, name, said):
+    with pytest.raises(UsageError, match="takes no argument") as found:
+        result = function("experiment", **{name: 1})
+        if inspect.isawaitable(result):
+            asyncio.run(result)
+    assert said in str(found.value)
+    assert name in str(found.value)

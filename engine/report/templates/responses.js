@@ -92,9 +92,11 @@ function draw() {
   const begin = page * PER_PAGE;
   field("list").replaceChildren(...chosen.slice(begin, begin + PER_PAGE).map(card));
   const end = Math.min(chosen.length, begin + PER_PAGE);
-  field("count").textContent = `${chosen.length ? begin + 1 : 0} to ${end} of ${chosen.length} that match, of ${rows.length} here`;
-  field("back").disabled = page === 0;
-  field("on").disabled = end >= chosen.length;
+  const range = `${chosen.length ? begin + 1 : 0} to ${end} of ${chosen.length}`;
+  field("count").textContent = `${range} that match, of ${rows.length} here`;
+  field("place").textContent = range;
+  for (const id of ["back", "back_below"]) field(id).disabled = page === 0;
+  for (const id of ["on", "on_below"]) field(id).disabled = end >= chosen.length;
 }
 
 function quoted(text) { return `"${String(text).replaceAll('"', '""')}"`; }
@@ -113,8 +115,14 @@ function save() {
 for (const name of ["search", "side", "status", "kept", "instruction", "low", "high", "shortest", "longest", "sort"]) {
   field(name).addEventListener("input", choose);
 }
-field("back").addEventListener("click", () => { page -= 1; draw(); });
-field("on").addEventListener("click", () => { page += 1; draw(); });
+function turn(by, below) {
+  page += by;
+  draw();
+  if (below) field("list").scrollIntoView();
+}
+for (const [id, by] of [["back", -1], ["on", 1], ["back_below", -1], ["on_below", 1]]) {
+  field(id).addEventListener("click", () => turn(by, id.endsWith("below")));
+}
 field("save").addEventListener("click", save);
 keep();
 choose();
