@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterable
 from multiprocessing.process import BaseProcess
 
+from ..errors import EngineDiedError
+
 
 def own_words(error: ValueError) -> str:
     """Return what a configuration's check says; pydantic's first line only counts the faults."""
@@ -32,3 +34,11 @@ def killed(processes: Iterable[BaseProcess]) -> str:
             memory = ", as when memory runs out" if by == "SIGKILL" else ""
             return f"its process was ended by {by}{memory}"
     return ""
+
+
+def died(logged: str, processes: Iterable[BaseProcess], otherwise: str) -> EngineDiedError:
+    """Return the error of an engine that died: why the log says, or its processes do."""
+    return EngineDiedError(
+        f"the generation engine died: {logged or killed(processes) or otherwise}. What was stored "
+        "is safe; run the same command again to go on"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ import numpy as np
 
 from ..errors import EngineDiedError, UsageError
 from ..records import Response, Sample
+from .reasons import died, first_line
 from .vllm_engine import VllmEngine
 
+_LOOK_S = 1.0
 _WITHOUT_END = 1 << 31
 """No context is as long."""
 
@@ -68,11 +71,11 @@ class SteeredEngine(VllmEngine):
         self._vectors = [(layer, np.ascontiguousarray(v, np.float32)) for layer, v in vectors]
         packed = [(layer, vector.tobytes()) for layer, vector in self._vectors]
         self._digest = hashlib.sha256(repr(packed).encode()).hexdigest()
-        refused = await self._engine.collective_rpc("load_steering", args=(packed,))
+        refused = await self._of_workers("load_steering", packed)
         for reason in filter(None, refused):
             raise UsageError(f"{self._ref.name} cannot be steered: {reason}")
         if self._keeps_directions is None:
-            found = await self._engine.collective_rpc("learn_stream")
+            found = await self._of_workers("learn_stream")
             self._keeps_directions = next(filter(None, found), "")
 
     async def steered(self, sample: Sample, shift: Shift | None) -> Response:
@@ -112,10 +115,31 @@ class SteeredEngine(VllmEngine):
         # The last token sampled was never read.
         read = len(prompt_token_ids) + len(answer.outputs[0].token_ids) - 1
         low, high = max(shift.first, answer.num_cached_tokens or 0), min(end, read)
-        taken = await self._engine.collective_rpc("take_steered", args=(name, shift.ablates))
+        taken = await self._of_workers("take_steered", name, shift.ablates)
         for worker in taken:
             _check(low, high, worker)
         return answer
+
+    async def _of_workers(self, method: str, *arguments: Any) -> list[Any]:
+        """Return what each worker answers. Raise EngineDiedError.
+
+        A process that dies before it answers is looked for: vLLM would wait for it without end.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        call = asyncio.ensure_future(self._engine.collective_rpc(method, args=arguments))
+        try:
+            while not (await asyncio.wait([call], timeout=_LOOK_S))[0]:
+                if any(process.exitcode is not None for process in self._processes):
+                    raise self._died(f"it ended before it answered {method}")
+            return list(call.result())
+        except EngineDeadError as error:
+            raise self._died(first_line(error)) from error
+        finally:
+            call.cancel()
+
+    def _died(self, otherwise: str) -> EngineDiedError:
+        return died(self._last_error(), self._processes, otherwise)
 
     def _salt(self, asked: list[Any]) -> str:
         """Return what keeps a request's cached states from those of any other steering.

@@ -20,7 +20,7 @@ from .checked import is_checked
 from .detokenizer import Detokenizer
 from .device import require_cpu_build
 from .environment import require_main_guard, set_environment
-from .reasons import first_line, killed, own_words
+from .reasons import died, first_line, own_words
 from .sizing import EngineSize
 from .thinking import write, write_behind_thought
 
@@ -271,11 +271,7 @@ class VllmEngine:
             ):
                 return output
         except (EngineDeadError, EngineGenerateError) as error:
-            reason = self._last_error() or killed(self._processes) or first_line(error)
-            raise EngineDiedError(
-                f"the generation engine died: {reason}. What was stored is safe; run the same "
-                "command again to go on"
-            ) from error
+            raise died(self._last_error(), self._processes, first_line(error)) from error
         raise EngineDiedError(
             "the generation engine ended a request without an answer; run the command again"
         )

@@ -430,6 +430,24 @@ async def test_a_refusal_of_a_worker_is_a_usage_error() -> None:
         await engine.load_vectors([])
 
 
+@pytest.mark.parametrize("answers", ["never", "with vLLM's error"])
+async def test_f22_an_engine_that_dies_while_it_is_asked_ends_in_its_words(answers: str) -> None:
+    """To a call that was under way as its process died, vLLM gives no answer."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    async def rpc(_name: str, args: Any) -> list[str]:
+        if answers != "never":
+            raise EngineDeadError
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    engine = SteeredEngine(SimpleNamespace(name="m"), Sampling(), Execution(), SIZE, on_gpu=False)
+    engine._engine = SimpleNamespace(collective_rpc=rpc)
+    engine._processes = [SimpleNamespace(exitcode=-9)]  # type: ignore[list-item]
+    with pytest.raises(EngineDiedError, match="engine died: its process was ended by SIGKILL"):
+        await asyncio.wait_for(engine.load_vectors([]), 60)
+
+
 def test_blocks_are_the_list_nearest_the_top() -> None:
     model = nn.Module()
     model.visual = nn.Module()
