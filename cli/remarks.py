@@ -74,10 +74,17 @@ def is_blind(trait: TraitResult) -> bool:
 def _of_blind(trait: TraitResult) -> Iterator[str]:
     judge, folder = judge_summary(trait.state), trait.folder.path
     low, high = judge["auroc_interval"]
-    yield (
-        f"{trait.name}: WARNING: this judge cannot tell the two sides apart (AUROC "
-        f"{judge['auroc']:.2f}, interval {low:.2f} to {high:.2f}); what it keeps means little"
-    )
+    figures = f"(AUROC {judge['auroc']:.2f}, interval {low:.2f} to {high:.2f})"
+    if high < 0.5:
+        yield (
+            f"{trait.name}: WARNING: this judge scores neg above pos {figures}: the two sides, or "
+            "the ends of its scale, look swapped; what it keeps are its exceptions"
+        )
+    else:
+        yield (
+            f"{trait.name}: WARNING: this judge cannot tell the two sides apart {figures}; what it "
+            "keeps means little"
+        )
     yield f"  read what it left out: {command_of('show', folder, rejected=True)}"
     # A local judge reads no eval_prompt.
     prompt = "yes_no_prompt" if trait.settings.judge.is_local else "eval_prompt"

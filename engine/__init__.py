@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import threads as threads  # forks are watched from here on
 from .errors import (
     AccessError,
     DefinitionError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,7 @@ def test_t09_every_object_of_the_face_prints_as_one_short_line(tmp_path):
         assert len(text) <= LONGEST, text
         assert "\n" not in text
         assert "array" not in text
+        assert pickle.dumps(each), "a process of its own can be given it"
     lack = fitted.fitted["trait"].evaluation.recommendation.lack
     assert bool(lack)  # so few rows carry no claim
     assert lack in repr(fitted)

@@ -83,6 +83,12 @@ def is_near(url: str) -> bool:
         return ("." not in host and host[:1].isalpha()) or host.endswith(_NEAR)
 
 
+def _is_here(url: str) -> bool:
+    """Return whether an endpoint is on this machine."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 class Client:
     """Sends chat completions. The key is OPENAI_API_KEY; an endpoint of one's own may need none."""
 
@@ -139,7 +145,11 @@ class Client:
             max_retries=0,
             timeout=None,  # the deadline is ours: the client's is one between two reads
             http_client=openai.DefaultAioHttpClient(
-                limits=connections, timeout=None, follow_redirects=False
+                limits=connections,
+                timeout=None,
+                follow_redirects=False,
+                # No proxy of the environment leads back to this machine.
+                trust_env=not _is_here(self.where),
             ),
         )
 

@@ -6,8 +6,9 @@ Messages name a setting in backquotes, as `temperature`; the command line shows 
 
 from __future__ import annotations
 
+from .arguments import plain_arguments
 from .capture import DEFAULT_POOL, POOLS, CaptureSettings, check_pool
-from .given import parse_layers, plain_arguments
+from .given import parse_layers
 from .judge import JudgeLimits, JudgeSettings, read_extra
 from .run import (
     DEFAULTS,

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
-from multiprocessing import current_process
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     Any,
     Literal,
-    ParamSpec,
-    TypeVar,
     Union,
-    cast,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
 from ..errors import UsageError
@@ -45,8 +37,6 @@ _NAMED = {
     "Activations": "what load_activations(folder) returns",
     "Vectors": "what fit_vectors(activations) returns",
 }
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
 def plain(name: str, given: Any, kind: Any) -> Any:
@@ -65,67 +55,10 @@ def plain(name: str, given: Any, kind: Any) -> Any:
             value = json.dumps(dict(value), allow_nan=False) if value else ""
         except (TypeError, ValueError) as error:
             raise UsageError(f"`{name}` takes what JSON can hold: {error}") from None
-    return _plainly(name, value, kind, words)
+    return plainly(name, value, kind, words)
 
 
-def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let a public function take its arguments as the types that its signature names.
-
-    What stands for them is made plain first: numpy's numbers, whatever can be listed for a list,
-    a single name for a list of names. What does not is a UsageError, raised before anything is
-    done. `**given` are the function's own to look at.
-    """
-    signature = inspect.signature(function)
-
-    kinds = functools.cache(lambda: get_type_hints(function))  # at a call: imports are whole then
-
-    def plainly(given: tuple[Any, ...], named: Mapping[str, Any]) -> inspect.BoundArguments:
-        _check_names(function.__name__, signature, named)
-        bound = signature.bind(*given, **named)
-        for name in bound.arguments.keys() & kinds().keys():
-            if signature.parameters[name].kind != inspect.Parameter.VAR_KEYWORD:
-                bound.arguments[name] = _plainly(name, bound.arguments[name], kinds()[name])
-        return bound
-
-    @functools.wraps(function)
-    def call(*given: Any, **named: Any) -> Any:
-        bound = plainly(given, named)
-        return function(*bound.args, **bound.kwargs)
-
-    @functools.wraps(function)
-    async def awaited(*given: Any, **named: Any) -> Any:
-        # As multiprocessing itself knows it, which would refuse too, and in other words.
-        if getattr(current_process(), "_inheriting", False):
-            raise UsageError(
-                f"{function.__name__} was called while a process that it started reads the script "
-                'once more; put the script\'s calls under if __name__ == "__main__":'
-            )
-        bound = plainly(given, named)
-        return await cast("Awaitable[Any]", function(*bound.args, **bound.kwargs))
-
-    return cast("Callable[_P, _R]", awaited if inspect.iscoroutinefunction(function) else call)
-
-
-def _check_names(function: str, signature: inspect.Signature, named: Iterable[str]) -> None:
-    """Raise UsageError for a name that a function does not take, and that is no setting where it
-    takes those."""
-    from .run import NAMES
-
-    kinds = {name: each.kind for name, each in signature.parameters.items()}
-    takes = [name for name, kind in kinds.items() if kind != inspect.Parameter.VAR_KEYWORD]
-    settings = NAMES if len(takes) < len(kinds) else ()
-    for name in named:
-        if name in takes or name in settings:
-            continue
-        close = get_close_matches(name, takes, 1, 0.7)
-        if close:
-            raise UsageError(f"{function} takes no argument `{name}`: did you mean `{close[0]}`?")
-        if not settings:  # else they have their own words for what is unknown
-            known = ", ".join(takes)
-            raise UsageError(f"{function} takes no argument `{name}`: it takes {known}")
-
-
-def _plainly(name: str, value: Any, kind: Any, words: Iterable[str] = ()) -> Any:
+def plainly(name: str, value: Any, kind: Any, words: Iterable[str] = ()) -> Any:
     """Return a value as `kind`. Raise UsageError that names it."""
     try:
         return _fitting(value, kind)

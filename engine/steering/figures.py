@@ -3,7 +3,8 @@
 Each is a mean over the questions' own means, with Student's 95 % interval of those: answers to one
 question are alike, so they count as one. Differences between conditions are taken question by
 question, which both have answered. What is said against random vectors counts how far these lie
-apart as well.
+apart as well. Where all are equal, as scores at 0 often are, Student's interval has no width: it
+is Wilson's then, as though each question could have had 0 or 100.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics import Estimate, grouped_mean
+from ..statistics import Estimate, grouped_mean, wilson
 from .conditions import PROMPT, RANDOM, UNSTEERED, Condition, largest_coherent
 from .study import Study
 
@@ -50,7 +51,12 @@ class Answers:
     def mean(self, values: np.ndarray, condition: Condition) -> tuple[Estimate, int]:
         """Return the mean of values under a condition, and of how many responses."""
         mine = (self.of == self.conditions.index(condition)) & np.isfinite(values)
-        return grouped_mean(values[mine], self.questions[mine]), int(mine.sum())
+        found = grouped_mean(values[mine], self.questions[mine])
+        n = len(np.unique(self.questions[mine]))
+        if _has_width(found):
+            return found, int(mine.sum())
+        low, high = _reach(found.value, n)
+        return Estimate(found.value, low, high), int(mine.sum())
 
     def beside(self, condition: Condition) -> Answers:
         """Return what is known of the questions whose answers have scores under a condition."""
@@ -62,8 +68,12 @@ class Answers:
         """Return by how much the scores under one condition are above those under another."""
         first, second = self._by_question(one), self._by_question(other)
         shared = sorted(first.keys() & second.keys())
-        gaps = np.array([first[question] - second[question] for question in shared])
-        return grouped_mean(gaps, np.arange(len(gaps))), len(gaps)
+        ours = np.array([first[question] for question in shared])
+        theirs = np.array([second[question] for question in shared])
+        found, n = grouped_mean(ours - theirs, np.arange(len(shared))), len(shared)
+        if _has_width(found):
+            return found, n
+        return _apart(float(ours.mean()), float(theirs.mean()), n), n
 
     def over_random(self, condition: Condition) -> tuple[Estimate, int]:
         """Return by how much the scores are above those under random vectors.
@@ -78,19 +88,28 @@ class Answers:
 
         beside = random_beside(condition)
         gap, n = self.difference(condition, beside)
-        own = self._by_question(condition)
-        mine = (self.of == self.conditions.index(beside)) & np.isfinite(self.scores)
-        mine &= np.isin(self.questions, list(own))
-        scores = np.array([own[each] for each in self.questions[mine].tolist()])
-        _, vector, answers = np.unique(self.vectors[mine], return_inverse=True, return_counts=True)
-        k = len(answers)
+        means = self.random_gaps(condition)
+        k = len(means)
         if n < 2 or k < 2:
             ends = (-math.inf, math.inf) if n else (math.nan, math.nan)
             return Estimate(gap.value, *ends), n
-        gaps = scores - self.scores[mine]
-        means = np.bincount(vector, gaps) / answers
         half = float(t.ppf(0.975, k - 1)) * math.sqrt((1 + 1 / k) * means.var(ddof=1))
-        return Estimate(gap.value, gap.value - half, gap.value + half), n
+        found = Estimate(gap.value, gap.value - half, gap.value + half)
+        if _has_width(found):
+            return found, n
+        theirs, _ = self.mean(self.scores, beside)
+        return _apart(theirs.value + gap.value, theirs.value, k), n
+
+    def random_gaps(self, condition: Condition) -> np.ndarray:
+        """Return by how much the scores are above those under each random vector that has any."""
+        own = self._by_question(condition)
+        mine = (self.of == self.conditions.index(random_beside(condition))) & np.isfinite(
+            self.scores
+        )
+        mine &= np.isin(self.questions, list(own))
+        scores = np.array([own[each] for each in self.questions[mine].tolist()])
+        _, vector, answers = np.unique(self.vectors[mine], return_inverse=True, return_counts=True)
+        return np.bincount(vector, scores - self.scores[mine], len(answers)) / answers
 
     def _by_question(self, condition: Condition) -> dict[int, float]:
         """Return the mean score of each question under a condition."""
@@ -104,12 +123,10 @@ def read_answers(study: Study) -> Answers:
     """Return what is stored of a study's responses."""
     state, plan = study.state, study.plan
     verdicts = state.verdicts
-    texts = study.trait.questions
-    first = np.array([texts.index(text) for text in texts])  # copies of a question are one
     return Answers(
         conditions=plan.conditions,
         of=plan.instruction_index,
-        questions=first[plan.question_index],
+        questions=study.first[plan.question_index],
         scores=np.where(verdicts.having("scored"), verdicts.score, np.nan),
         coherence=study.coherence(),
         vectors=plan.k % study.vectors.n_random,
@@ -143,11 +160,33 @@ def _measures(
             yield "over_random", answers.over_random(condition)
     known = study.side_effects(condition)
     if known:
-        questions = [each.sample.question_index for each in study.answers()]
+        questions = study.first[[each.sample.question_index for each in study.answers()]]
         values = np.array([np.nan if each is None else each for each in known])
         finite = np.isfinite(values)
-        mean = grouped_mean(values[finite], np.array(questions)[finite])
+        mean = grouped_mean(values[finite], questions[finite])
         yield "own_logprob", (mean, int(finite.sum()))
+
+
+def _has_width(found: Estimate) -> bool:
+    """Return whether an interval has any width beyond rounding, or no end, or no value."""
+    return not found.high - found.low < 1e-9
+
+
+def _reach(value: float, n: int) -> tuple[float, float]:
+    """Return Wilson's interval of a mean score of n, each of which could have been 0 or 100."""
+    low, high = wilson(min(max(value / 100, 0.0), 1.0), n)
+    return min(100 * low, value), max(100 * high, value)
+
+
+def _apart(one: float, other: float, n: int) -> Estimate:
+    """Return the difference of two mean scores of n each, with the interval of both their reaches.
+
+    Newcombe 1998, Statistics in Medicine 17, method 10.
+    """
+    (low, high), (least, most) = _reach(one, n), _reach(other, n)
+    gap = one - other
+    below, above = math.hypot(one - low, most - other), math.hypot(high - one, other - least)
+    return Estimate(gap, gap - below, gap + above)
 
 
 def _on_scale(found: tuple[Estimate, int]) -> tuple[Estimate, int]:

@@ -36,6 +36,9 @@ CSV_COLUMNS = (
     "coherence",
 )
 Samples = tuple[tuple[str, tuple[str, ...]], ...]
+LEAST = 5
+"""Questions with scores, and random vectors with them, that a claim needs: of fewer, scores that
+are no more normal than a judge's say too little of what one more would do."""
 _SHOWN = 4
 """Questions whose answers are shown side by side."""
 
@@ -93,12 +96,15 @@ def make_claim(study: Study, answers: Answers) -> Claim:
         return Claim(*place, None, has_effect=False, sentence=said)
     over, _ = answers.difference(best, UNSTEERED)
     beyond, _ = answers.over_random(best)
-    has_effect = over.low > 0 and beyond.low > 0
+    few = _too_few(answers, best)
+    has_effect = over.low > 0 and beyond.low > 0 and not few
     verdict = "The vector steers" if has_effect else "No effect is shown"
+    if few:
+        verdict = "Too few answers for a claim"
     sentence = (
         f"{verdict}: {name}, added at {best.coefficient:g} of the residual norm to {_where(best)}."
     )
-    why = _figures(answers, best, over, beyond, least)
+    why = (*few, *_figures(answers, best, over, beyond, least))
     if not has_effect:
         why += _of_judge(answers)
     if ablated(*place) in answers.conditions:
@@ -222,6 +228,18 @@ def _figures(
         f"the pos instruction alone reaches {prompt.value:.1f}",
         f"coherence there is {coherence.value:.0f} (at least {least} holds)",
     )
+
+
+def _too_few(answers: Answers, best: Condition) -> tuple[str, ...]:
+    """Return in words which numbers are below those that a claim needs."""
+    _, questions = answers.difference(best, UNSTEERED)
+    counts = {
+        "questions have scores both steered and unsteered": questions,
+        "random vectors have scores (`n_random`; each needs an answer, `n_examples`)": len(
+            answers.random_gaps(best)
+        ),
+    }
+    return tuple(f"{n} {what}, {LEAST} are needed" for what, n in counts.items() if n < LEAST)
 
 
 def _of_judge(answers: Answers) -> tuple[str, ...]:

@@ -103,6 +103,12 @@ class Study:
             self._plans[wanted] = make_plan(self.trait, wanted, *how, self.prompts)
         return self._plans[wanted]
 
+    @property
+    def first(self) -> np.ndarray:
+        """The first question of the same text for each, int: copies of a question are one."""
+        texts = self.trait.questions
+        return np.array([texts.index(text) for text in texts])
+
     # --- the records ---
 
     def open(self) -> StudyRun:
@@ -207,7 +213,7 @@ class Study:
     def _mean_coherence(self, condition: Condition, scores: np.ndarray) -> float:
         mine = self.plan.of(condition)
         mine = mine[np.isfinite(scores[mine])]
-        return grouped_mean(scores[mine], self.plan.question_index[mine]).value
+        return grouped_mean(scores[mine], self.first[self.plan.question_index[mine]]).value
 
     def coherence(self) -> np.ndarray:
         """Return the coherence of each planned response, float64 `[n]`, 0 to 100.

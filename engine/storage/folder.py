@@ -29,9 +29,10 @@ def check_name(name: str, what: str) -> str:
     shown = repr(name if len(name) <= 60 else name[:57] + "...")
     if reserved:
         raise UsageError(f"{what} name {shown} is refused: a file of the experiment has that name")
+    path = "; it is one name, no path" if "/" in name.strip("/") else ""
     raise UsageError(
         f"{what} name {shown} is refused: use 1 to 100 letters, digits, '.', '_' or '-', "
-        "not starting with a sign"
+        f"not starting with a sign{path}"
     )
 
 

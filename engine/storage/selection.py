@@ -54,6 +54,11 @@ def select_traits(
     names = available if traits is None else list(traits)
     if traits is not None and not names:
         raise UsageError("`traits` names none; leave it out for all of them")
+    if not names and (root / DEFINITION_FILE).is_file():
+        raise UsageError(
+            f"{root} is a trait's own folder: give its experiment, {root.parent}, and the trait, "
+            f"{root.name}, apart"
+        )
     if not names:
         raise UsageError(f"{root} has no traits; make {root}/<trait>/{DEFINITION_FILE} first")
     folders: dict[str, TraitFolder] = {}

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..settings import plain_arguments
 from ..traits import DEFINITION_FILE, load_plan
 from .folder import TraitFolder
-from .parts import PartSet, ids_of
+from .parts import PartSet, ids_of, untold
 from .run_record import Asked, CaptureFacts, Choice, JudgeFacts, Question, RunRecord, Selection
 from .schemas import Kind
 from .state import TraitState, open_state
@@ -190,7 +190,7 @@ def unfinished_sets(state: TraitState) -> list[str]:
             state.folder.verdicts(key),
             "verdicts",
             state.folder.quarantine,
-            lambda _: None,
+            untold,
             owned=False,
         )
         stored = {bytes(i) for _, table in parts.read(["sample_id"]) for i in ids_of(table)}

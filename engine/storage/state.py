@@ -14,7 +14,7 @@ from ..records import POLARITIES, Activation, Polarity, Response
 from ..traits import Plan
 from .folder import TraitFolder
 from .index import Index, build_index, empty_index, note
-from .parts import PartSet
+from .parts import PartSet, untold
 from .run_record import CaptureFacts, Choice, JudgeFacts, RunRecord
 from .schemas import KINDS, RESPONSE_SCHEMA, STATUSES, Kind, activation_table, response_of
 
@@ -248,7 +248,7 @@ def open_state(
     record: RunRecord,
     plan: Plan,
     choice: Choice,
-    notice: Callable[[str], None] = lambda _: None,
+    notice: Callable[[str], None] = untold,
     *,
     owned: bool = False,
 ) -> TraitState:
@@ -297,4 +297,4 @@ def _indexed(
 def coherence_parts(folder: TraitFolder, key: str, *, owned: bool = False) -> PartSet:
     """Return the verdicts on coherence under a key, beside those of the judge in use."""
     where = folder.verdicts(key)
-    return PartSet(where, "verdicts", folder.quarantine, lambda _: None, owned=owned)
+    return PartSet(where, "verdicts", folder.quarantine, untold, owned=owned)

@@ -75,6 +75,9 @@ def arranged(
             f"{where}: a definition asks every question under every instruction, on both sides; "
             "here system prompts and prompts are not combined each with each"
         )
+    as_given = _row_by_row(sides, prompts[0])
+    if as_given:
+        return as_given, prompts[0], []
     n = max(map(len, systems))
     pairs = [(systems[0][i % len(systems[0])], systems[1][i % len(systems[1])]) for i in range(n)]
     said = []
@@ -84,6 +87,18 @@ def arranged(
             "fewer are taken in turn"
         )
     return pairs, prompts[0], said
+
+
+def _row_by_row(sides: list[list[Asked]], prompts: list[str]) -> list[tuple[str, str]]:
+    """Return the system prompts that stand beside each other, each two once; none where rows of
+    the two sides are not of one prompt, or some two are not asked every prompt."""
+    pos, neg = sides
+    if [prompt for _, prompt in pos] != [prompt for _, prompt in neg]:
+        return []
+    beside = [((one, other), prompt) for (one, prompt), (other, _) in zip(pos, neg, strict=True)]
+    pairs = list(dict.fromkeys(pair for pair, _ in beside))
+    every = set(beside) == {(pair, prompt) for pair in pairs for prompt in prompts}
+    return pairs if every else []
 
 
 def _paired(sides: list[list[str]]) -> tuple[list[tuple[str, str]], None, list[str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Step, UsageError
 from ..files import write_atomic
+from ..threads import after_fork
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,6 +27,7 @@ def write_table(path: Path, table: pl.DataFrame, facts: Mapping[str, Any]) -> No
     """
     import pyarrow.parquet as pq
 
+    after_fork(f"to write {path.name}")
     text = json.dumps({**facts, "sha256": _BLANK.decode()})
     arrow, buffer = table.to_arrow(), BytesIO()
     options = {"compression": "zstd", "write_page_checksum": True}
@@ -48,6 +50,7 @@ def read_table(
     import polars as pl
     import pyarrow.parquet as pq
 
+    after_fork(f"to read {path.name}")
     try:
         before, digest, after = _parts(path.read_bytes())
     except FileNotFoundError:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -59,7 +60,8 @@ def map_side_by_side(
     def give(end: Connection) -> None:
         for name, task in waiting:
             busy[end] = name
-            end.send((function, task))
+            with suppress(BrokenPipeError, ConnectionResetError):  # the next look finds its end
+                end.send((function, task))
             return
 
     with ExitStack() as workers:
@@ -114,19 +116,23 @@ def serve(descriptor: int) -> None:
     """Be a worker: do what comes in until the other end is closed, which interrupts a task."""
     rows.side_by_side = 1  # layers; the other cores have workers of their own
     end = Connection(descriptor)
-    tasks: queue.SimpleQueue[tuple[Callable[..., Any], Task]] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[tuple[Callable[..., Any], Task] | None] = queue.SimpleQueue()
 
     def receive() -> None:
         with suppress(EOFError, ConnectionResetError):
             while True:
                 tasks.put(end.recv())
+        tasks.put(None)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        # An interrupt that falls into a destructor is lost.
+        time.sleep(PATIENCE_S)
+        os._exit(1)
 
     # Whose parent has gone has nobody to tell.
     with suppress(KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         threading.Thread(target=receive, daemon=True).start()
-        while True:
-            end.send(("found", _done(*tasks.get(), end)))
+        while task := tasks.get():
+            end.send(("found", _done(*task, end)))
 
 
 def _done(function: Callable[..., Any], task: Task, end: Connection) -> object:

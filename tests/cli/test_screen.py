@@ -351,11 +351,25 @@ def test_t07_run_ends_in_what_to_do_with_its_vectors(
     assert [line.replace(where, "") for line in lines] == said
 
 
-def blinded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every judge be no better than chance."""
-    chance = {"auroc": 0.54, "auroc_interval": [0.37, 0.7], "histogram": {"pos": [1], "neg": [1]}}
+def blinded(
+    monkeypatch: pytest.MonkeyPatch, auroc: float = 0.54, low: float = 0.37, high: float = 0.7
+) -> None:
+    """Let every judge be no better than chance, or as is given."""
+    found = {"auroc": auroc, "auroc_interval": [low, high]}
+    chance = {**found, "histogram": {"pos": [1], "neg": [1]}}
     for module in (summary, remarks):
         monkeypatch.setattr(module, "judge_summary", lambda _state: chance)
+
+
+def test_a_judge_that_scores_the_other_way_round_is_said_to(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells the sides apart, so what is wrong is which is which."""
+    result = finished(fakes.make_trait(tmp_path), 30)
+    blinded(monkeypatch, 0.2, 0.05, 0.46)
+    said = printed(result, goes_on=True, capfd=capfd)
+    assert "this judge scores neg above pos (AUROC 0.20, interval 0.05 to 0.46)" in said
+    assert "cannot tell" not in said
 
 
 def test_t07_a_judge_that_tells_nothing_apart_is_said_with_what_to_do(

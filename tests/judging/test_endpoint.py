@@ -1146,6 +1146,16 @@ async def test_a_proxy_whose_name_is_none_ends_in_a_line(monkeypatch, proxy):
     await judge.close()
 
 
+async def test_an_endpoint_on_this_machine_is_asked_without_the_environments_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with MisbehavingServer() as server:
+        async with opened(server, "m", profile=PROFILE) as judge:
+            assert (await judge.judge(TRAIT, response())).status == "scored"
+
+
 @pytest.mark.parametrize(
     "url", ["http://h/v1", "https://h:443", "http://[::1]:8000/v1", "http://127.0.0.1:9/a/b/"]
 )

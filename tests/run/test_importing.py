@@ -162,6 +162,15 @@ def test_scenarios_with_system_prompts_are_instructions_and_questions(tmp_path: 
         ),
         (
             [
+                {"pos": pos, "neg": neg, "question": q}
+                for pos, neg in (("A", "X"), ("B", "X"), ("C", "Y"))
+                for q in ("a?", "b?")
+            ],
+            [("A", "X"), ("B", "X"), ("C", "Y")],
+            ["a?", "b?"],
+        ),
+        (
+            [
                 {"pos": "A", "neg": "B", "question": "a?"},
                 {"pos": "C", "neg": "D", "question": "b?"},
             ],

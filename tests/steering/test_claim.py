@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from traitmill.engine.statistics import wilson
 from traitmill.engine.steering.conditions import (
     PROMPT,
     RANDOM,
@@ -18,6 +19,7 @@ from traitmill.engine.steering.conditions import (
 )
 from traitmill.engine.steering.figures import Answers, rows
 from traitmill.engine.steering.findings import make_claim
+from traitmill.engine.steering.study import Study
 
 STEERED = Condition("steered", "mean_diff", 5, 0.5, "response")
 BESIDE = Condition("random", RANDOM, 5, 0.5, "response")
@@ -162,3 +164,107 @@ def test_incoherent_unsteered_answers_are_no_fault_of_the_vector() -> None:
     assert "smaller" not in said
     broken = replace(answers, coherence=np.where(answers.of == 0, 90.0, 47.0))
     assert "breaks coherence (below 75) at the smallest" in make_claim(study(), broken).sentence
+
+
+def judged_0_or_100(rng: np.random.Generator, shares: tuple[float, ...], n: int) -> Answers:
+    """Answers to n questions that the judge gives 100 to a share of, else 0, by condition."""
+    score = 100.0 * (rng.random((len(shares), n)) < np.array(shares)[:, None])
+    return plainly(score)
+
+
+def plainly(scores: np.ndarray, k: int = 5) -> Answers:
+    """Answers with scores `[4, n]`, a question each, and `k` random vectors in turn."""
+    n = scores.shape[1]
+    return Answers(
+        conditions=(UNSTEERED, PROMPT, STEERED, BESIDE),
+        of=np.repeat(np.arange(4), n),
+        questions=np.tile(np.arange(n), 4),
+        scores=scores.ravel().astype(float),
+        coherence=np.full(4 * n, 90.0),
+        vectors=np.tile(np.arange(n) % k, 4),
+    )
+
+
+@pytest.mark.parametrize("n", [10, 20])
+@pytest.mark.parametrize("share", [0.03, 0.05, 0.95])
+def test_intervals_hold_the_truth_where_scores_are_tied_at_an_end(n, share):
+    """Student's has no width where all are equal: with n = 10 it held 5 % in 38 of 100."""
+    rng = np.random.default_rng(11)
+    runs, held = 400, np.zeros(2)
+    rest = share > 0.5
+    for _ in range(runs):
+        answers = judged_0_or_100(rng, (rest, rest, share, rest), n)
+        mean, _ = answers.mean(answers.scores, STEERED)
+        gap, _ = answers.difference(STEERED, UNSTEERED)
+        held += [
+            mean.low <= 100 * share <= mean.high,
+            gap.low <= 100 * (share - rest) <= gap.high,
+        ]
+    assert (held / runs >= 0.93).all(), held / runs
+
+
+def test_ten_answers_without_the_trait_leave_room_for_one_in_four():
+    answers = plainly(np.zeros((4, 10)))
+    _, high = wilson(0, 10)
+    mean, _ = answers.mean(answers.scores, STEERED)
+    assert (mean.value, mean.low, mean.high) == (0, 0, pytest.approx(100 * high))
+    for found, _ in (answers.difference(STEERED, UNSTEERED), answers.over_random(STEERED)):
+        assert found.value == 0
+        assert found.low == pytest.approx(-found.high)
+        assert found.high > 20
+    assert "(+0.0, 95 % interval -27.8 to +27.8)" in make_claim(study(), answers).text
+
+
+@pytest.mark.parametrize(
+    ("questions", "k", "said"),
+    [
+        (2, 2, "2 questions have scores both steered and unsteered, 5 are needed"),
+        (3, 5, "3 random vectors have scores"),
+        (20, 4, "4 random vectors have scores"),
+    ],
+)
+def test_of_too_few_answers_nothing_is_claimed_and_it_is_said_which(questions, k, said):
+    scores = np.zeros((4, questions))
+    scores[2] = 60 + np.arange(questions) % 3
+    claim = make_claim(study(), plainly(scores, k))
+    assert not claim.has_effect
+    assert claim.sentence.startswith("Too few answers for a claim: mean_diff at layer 5")
+    assert said in claim.text
+    enough = np.zeros((4, 20))
+    enough[2] = 60 + np.arange(20) % 3
+    assert make_claim(study(), plainly(enough)).has_effect
+
+
+@pytest.mark.parametrize(("k", "n"), [(2, 20), (3, 20), (5, 2), (5, 3), (5, 20)])
+def test_a_vector_that_acts_as_often_as_random_ones_is_hardly_ever_claimed(k, n):
+    """Three of ten random vectors act, and so may this one: their effects are not normal."""
+    rng = np.random.default_rng(5)
+    runs, claims = 400, 0
+    for _ in range(runs):
+        acts = 60.0 * (rng.random(k + 1) < 0.3)
+        scores = 20 + 5 * rng.standard_normal((4, n))
+        scores[2] += acts[0]
+        scores[3] += acts[1:][np.arange(n) % k]
+        claims += make_claim(study(), plainly(scores.clip(0, 100), k)).has_effect
+    assert claims / runs <= 0.07
+
+
+def test_copies_of_a_question_count_as_one_in_side_effects_and_in_the_grid_too():
+    """Four listed questions of two texts: the grid looked for the break where the claim saw
+    none."""
+    first = np.array([0, 1, 0, 0])
+    values = [-1.0, -3.0, -1.2, -1.1]
+    sampled = [SimpleNamespace(sample=SimpleNamespace(question_index=at)) for at in range(4)]
+    beside = SimpleNamespace(
+        side_effects=lambda _condition: values, answers=lambda: sampled, first=first
+    )
+    answers = plainly(np.full((4, 4), 50.0) + np.arange(4))
+    [found, *_] = [row for row in rows(beside, answers) if row["measure"] == "own_logprob"]
+    means = np.array([np.mean([-1.0, -1.2, -1.1]), -3.0])
+    half = 12.706 * means.std(ddof=1) / math.sqrt(2)
+    assert found["value"] == pytest.approx(means.mean())
+    assert found["high"] - found["value"] == pytest.approx(half, rel=1e-3)
+    plan = SimpleNamespace(of=lambda _condition: np.arange(4), question_index=np.arange(4))
+    part = SimpleNamespace(plan=plan, first=first)
+    coherence = Study._mean_coherence(part, STEERED, np.array([60.0, 90.0, 60.0, 60.0]))
+    assert coherence == pytest.approx(75.0)

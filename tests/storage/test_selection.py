@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from traitmill.engine.errors import DefinitionError
-from traitmill.engine.storage import select
+from traitmill.engine.errors import DefinitionError, UsageError
+from traitmill.engine.storage import check_name, select
 from traitmill.engine.traits import DEFINITION_FILE, load_traits
 
 
@@ -22,3 +22,16 @@ def test_a_trait_whose_definition_is_a_dead_link_is_refused(tmp_path: Path) -> N
     assert sorted(folders) == ["cold", "warm"]
     with pytest.raises(DefinitionError, match=r"cold/trait_definition\.json: missing"):
         load_traits({name: folder.path for name, folder in folders.items()})
+
+
+def test_a_traits_own_folder_is_named_as_experiment_and_trait(tmp_path: Path) -> None:
+    """It was told to have no traits, and to make one in it."""
+    (tmp_path / "exp/one").mkdir(parents=True)
+    (tmp_path / "exp/one" / DEFINITION_FILE).write_text("{}")
+    with pytest.raises(
+        UsageError, match=r"is a trait's own folder: give its experiment, "
+    ) as found:
+        select(tmp_path / "exp/one", None)
+    assert str(found.value).endswith(f"{tmp_path / 'exp'}, and the trait, one, apart")
+    with pytest.raises(UsageError, match="it is one name, no path"):
+        check_name("exp/one", "experiment")

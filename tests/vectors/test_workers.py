@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -108,6 +109,25 @@ def test_a_worker_that_dies_is_told_of_and_ends_the_others():
     assert not workers_of(os.getpid())
 
 
+def answers_and_dies(name: str, tell) -> None:
+    if name == "t1":
+        tell("slow to hear")
+        return
+    time.sleep(0.5)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+def test_a_worker_that_dies_between_two_traits_is_told_of_too():
+    """It was a broken pipe, of which the command line says nothing."""
+    tasks = {name: (name,) for name in ("t0", "t1", "t2")}
+    with pytest.raises(ResourceError, match="that fitted t2 died"):
+        for name, _ in workers.map_side_by_side(
+            answers_and_dies, tasks, 2, lambda *_: time.sleep(3)
+        ):
+            assert name != "t2"
+    assert not workers_of(os.getpid())
+
+
 def test_an_error_nobody_expects_is_raised_with_its_place():
     with pytest.raises(ZeroDivisionError) as caught:
         list(workers.map_side_by_side(divides, {"a": (1,), "b": (0,)}, 2, pytest.fail))
@@ -122,7 +142,7 @@ SCRIPT = """
 
     open(sys.argv[1], "a").write("read")  # without a guard around what it does
     tasks = {str(number): () for number in range(2)}
-    for _ in workers.map_side_by_side(module.sleeps, tasks, 2, print):
+    for _ in workers.map_side_by_side(getattr(module, sys.argv[2]), tasks, 2, print):
         raise SystemExit("slept through")
 """
 
@@ -132,12 +152,26 @@ def sleeps(tell) -> None:
     time.sleep(600)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_worker_outlives_who_started_it(tmp_path, number):
+def is_deaf(tell) -> None:
+    """Lose every interrupt, as one that falls into a destructor is lost."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sleeps(tell)
+
+
+@pytest.mark.parametrize(
+    ("task", "number"),
+    [
+        ("sleeps", signal.SIGINT),
+        ("sleeps", signal.SIGTERM),
+        ("sleeps", signal.SIGKILL),
+        ("is_deaf", signal.SIGKILL),
+    ],
+)
+def test_no_worker_outlives_who_started_it(tmp_path, task, number):
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(SCRIPT))
     process = subprocess.Popen(
-        [sys.executable, "-u", str(path), str(tmp_path / "read")],
+        [sys.executable, "-u", str(path), str(tmp_path / "read"), task],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
