@@ -89,7 +89,10 @@ def _checks(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "traits", lambda: _traits(given["experiments_dir"], experiment)
     yield "model", lambda: _model(plan()[1])
     yield "weights", lambda: _weights(plan()[1])
-    yield "run", lambda: _run(*plan(), given["experiments_dir"], experiment)
+    yield (
+        "run",
+        lambda: _run(plan()[0], given["gen_model"], given["experiments_dir"], experiment),
+    )
     if experiment is not None:
         yield "prompts", lambda: _prompts(*plan(), given["experiments_dir"], experiment)
     yield "judge", lambda: _judge(*plan(), wanted)
@@ -103,10 +106,11 @@ def _weights(name: str) -> str:
     return check_weight_disk(find_model(name))
 
 
-def _run(settings: Any, name: str, experiments_dir: Path, experiment: str | None) -> str:
+def _run(settings: Any, model: str | None, experiments_dir: Path, experiment: str | None) -> str:
     from traitmill.engine.generation import on_gpu
-    from traitmill.engine.models import find_model, read_gpus
+    from traitmill.engine.models import read_gpus
     from traitmill.engine.planning import job_of, typical_job
+    from traitmill.engine.run import model_to_be
     from traitmill.engine.storage import select_traits
     from traitmill.engine.traits import load_traits
 
@@ -117,7 +121,9 @@ def _run(settings: Any, name: str, experiments_dir: Path, experiment: str | None
         folders = select_traits(experiments_dir, experiment, None)
         traits = load_traits({name: folder.path for name, folder in folders.items()})
         job = job_of(traits, settings)
-    return foretell(find_model(name), settings, read_gpus() if on_gpu() else [], job)
+    folder = None if experiment is None else experiments_dir / experiment
+    ref = model_to_be(folder, model)
+    return foretell(ref, settings, read_gpus() if on_gpu() else [], job)
 
 
 def _packages() -> str:

@@ -53,6 +53,7 @@ PARAMS = (
     ),
     options.setting("n_examples", "Responses per polarity.", "What", common=True),
     options.GEN_MODEL,
+    options.ADAPTER,
     options.setting("max_new_tokens", "Longest response.", "Sampling", common=True),
     options.setting(
         "thinking", "Whether a model that can think does.", "Sampling", choices=THINKING
@@ -98,11 +99,10 @@ def command(**given: Any) -> int:
         check_split,
         check_support,
         count_weights,
-        find_model,
         quantised,
     )
     from traitmill.engine.planning import make_plan
-    from traitmill.engine.run import settings_of
+    from traitmill.engine.run import model_to_be, settings_of
     from traitmill.engine.storage import check_name
 
     prepare_environment()
@@ -112,13 +112,13 @@ def command(**given: Any) -> int:
     name, folder = given["experiment"], None
     if name is not None:
         folder = given["experiments_dir"] / check_name(name, "experiment")
-    settings, model = settings_of(folder, given["gen_model"], wanted)
+    settings, _ = settings_of(folder, given["gen_model"], wanted)
     gpus = _gpus(given["gpus"])
     job = _job(given, settings)
-    ref = find_model(model)
+    ref = model_to_be(folder, given["gen_model"], given["adapter"])
     check_support(ref, captures=job.captures, generates=False)
     stored = count_weights(ref)
-    if stored is None and quantised(ref.config):
+    if not (stored and stored.n_bytes) and quantised(ref.config):
         raise UsageError(
             f"model {ref.name} is quantised, and how large it is stands in its weights, which are "
             "not at hand: fetch it first, or plan for the model it was made from"

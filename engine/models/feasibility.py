@@ -50,9 +50,12 @@ def refuse_generation(
     else:
         remedy = "take a machine with larger GPUs, or a smaller model"
     each = "" if tensor_parallel == 1 else f" over {tensor_parallel} GPUs"
+    added = shape.adapter * itemsize / GIB
+    adapters = f" ({added:.1f} of them the adapter's)" if added else ""
     raise ResourceError(
-        f"generation does not fit: {weights / GIB:.1f} GiB of weights and {least_kv / GIB:.1f} GiB "
-        f"of cache for one sequence{each}, with {CONTEXT_OVERHEAD / GIB:.1f} GiB of context, are "
+        f"generation does not fit: {weights / GIB:.1f} GiB of weights{adapters} and "
+        f"{least_kv / GIB:.1f} GiB of cache for one sequence{each}, with "
+        f"{CONTEXT_OVERHEAD / GIB:.1f} GiB of context, are "
         f"{share(tensor_parallel) / GIB:.1f} GiB a GPU, and {smallest / GIB:.1f} GiB are free; "
         f"{remedy}"
     )

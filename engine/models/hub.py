@@ -264,4 +264,15 @@ class Adapter:
     @property
     def slot(self) -> int:
         """What vLLM is told as the largest rank."""
-        return next(rank for rank in RANKS if rank >= self.rank)
+        return next((rank for rank in RANKS if rank >= self.rank), self.rank)
+
+    @property
+    def values(self) -> int:
+        """Weights that vLLM makes room for: each part as though it had the largest rank."""
+        sides = {"lora_A": -1, "lora_B": 0}  # [rank, in], [out, rank]
+        widths = [
+            shape[sides[key.split(".")[-2]]]
+            for key, shape in self.shapes.items()
+            if key.split(".")[-2:-1] and key.split(".")[-2] in sides
+        ]
+        return self.slot * sum(widths)

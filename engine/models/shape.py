@@ -117,6 +117,8 @@ class Shape:
     """What layers keep of a sequence beside, or instead of, keys and values."""
     values: int = 0
     """Weights as counted in their files; 0: they are estimated."""
+    adapter: int = 0
+    """Weights of a LoRA adapter, which are kept beside the model's."""
     packed: int = 0
     """Bytes of a quantised model's files, which it takes in any dtype; 0: it is not, or unknown."""
 
@@ -189,15 +191,17 @@ class Shape:
         """Weights as counted, else estimated: attention 2·d·d_h·(n_q + n_kv), feed-forward 3·d·d_ff
         (2·d·d_ff without a gate), embeddings."""
         if self.values:
-            return self.values
+            return self.values + self.adapter
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         block = attention + self.matrices * self.hidden * self.ffn_stored
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2) + self.beside
-        return self.n_layers * block + embeddings
+        return self.n_layers * block + embeddings + self.adapter
 
     def weight_bytes(self, itemsize: int) -> int:
         """What the weights take in memory."""
-        return self.packed or self.parameters * itemsize
+        if self.packed:
+            return self.packed + self.adapter * itemsize
+        return self.parameters * itemsize
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         """Key and value of every layer that has them."""

@@ -24,11 +24,14 @@ class Stored:
     """What the files of a model's weights hold."""
 
     n_bytes: int
+    """0 where neither the files nor a list of them is at hand."""
     values: int
+    adapter: int = 0
+    """Weights of a LoRA adapter, as engines make room for them."""
 
 
 def count_weights(ref: ModelRef) -> Stored | None:
-    """Return what a model's weights are, None where neither they nor the hub's list is at hand.
+    """Return what a model's weights are, its adapter's among them; None where nothing is at hand.
 
     Of a hub's list, and of files that are not safetensors, the values are those of config.json's
     dtype.
@@ -40,16 +43,20 @@ def count_weights(ref: ModelRef) -> Stored | None:
         sizes = {path.name: path.stat().st_size for path in files}
     names = _indexed(folder, weight_files(list(sizes or ())))
     total = sum((sizes or {})[name] for name in names)
+    adapter = ref.adapter.values if ref.adapter else 0
     if not total:
-        return None
+        return Stored(0, 0, adapter) if adapter else None
     values = _values([folder / name for name in names]) if folder is not None else 0
-    return Stored(total, values or total // stored_itemsize(read_config(ref.config)))
+    return Stored(total, values or total // stored_itemsize(read_config(ref.config)), adapter)
 
 
 def sized(config: Mapping[str, Any], stored: Stored | None) -> Shape:
     """Return the shape of config.json's model, its weights counted rather than estimated."""
     shape = Shape.from_config(config)
     if stored is None:
+        return shape
+    shape = replace(shape, adapter=stored.adapter)
+    if not stored.n_bytes:
         return shape
     if quantised(config):
         return replace(shape, packed=stored.n_bytes)

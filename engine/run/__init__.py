@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .authoring import check_traits, new_trait
 from .backends import STAGES, Backends, Clock, Judge, Stage
-from .commands import capture, generate, judge, settings_of
+from .commands import capture, generate, judge, model_to_be, settings_of
 from .exporting import ExportResult, export
 from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
 from .importing import Imported, import_traits
@@ -55,6 +55,7 @@ __all__ = [
     "import_traits",
     "judge",
     "loading_phase",
+    "model_to_be",
     "new_log",
     "new_trait",
     "open_backends",

@@ -198,13 +198,29 @@ def settings_of(
     Without an experiment, or where it holds no trait yet, these are the given ones and the
     defaults. Raise UsageError where its traits' runs differ.
     """
-    if experiment is None or not any(experiment.glob(f"*/{DEFINITION_FILE}")):
-        name, _, _ = model_of({}, model, experiment.name if experiment else "")
+    folders = _begun(experiment)
+    name, _, _ = model_of(folders, model, experiment.name if experiment else "")
+    if not folders:
         return addressed(apply(given)), name
-    folders = select(experiment, None)
-    settings, _ = resolve(folders, given)
-    name, _, _ = model_of(folders, model, experiment.name)
-    return _any(settings), name
+    return _any(resolve(folders, given)[0]), name
+
+
+def model_to_be(experiment: Path | None, model: str | None, adapter: str | None = None) -> ModelRef:
+    """Return the model, with its adapter, that a run would go on with, loading nothing.
+
+    Raise UsageError as `settings_of` does, AccessError where one of them is not found.
+    """
+    folders = _begun(experiment)
+    name, _, _ = model_of(folders, model, experiment.name if experiment else "")
+    added = adapter_of(folders, adapter, model_named=model is not None)
+    return replace(find_model(name), adapter=added)
+
+
+def _begun(experiment: Path | None) -> dict[str, TraitFolder]:
+    """Return the folders of an experiment's traits, none where it has no trait yet."""
+    if experiment is None or not any(experiment.glob(f"*/{DEFINITION_FILE}")):
+        return {}
+    return select(experiment, None)
 
 
 def _any(settings: Mapping[str, RunSettings]) -> RunSettings:

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from ..errors import DefinitionError
 from ..records import POLARITIES, Polarity
+from .places import lacking
 from .scale import FULL, LARGEST, Scale
 
 DEFINITION_FILE = "trait_definition.json"
@@ -114,14 +115,12 @@ def _introduced(name: str) -> str:
 
 
 def _check_text(text: str, placeholders: tuple[str, ...] = ()) -> str:
-    faults = []
-    if not text.strip():
-        faults.append("is empty")
+    faults = [] if text.strip() else ["is empty"]
     if _SURROGATE.search(text):
         faults.append(
             "holds a lone surrogate (a broken \\ud... escape), which no text file can carry"
         )
-    faults += [f"lacks the placeholder {name}" for name in placeholders if name not in text]
+    faults += lacking(text, placeholders)
     if faults:
         raise PydanticCustomError("text", "\n".join(faults))
     return text

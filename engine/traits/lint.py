@@ -93,6 +93,7 @@ def _unknown(raw: Mapping[str, Any], known: Sequence[str], where: str) -> Iterat
             continue
         plain = key.lower().replace("-", "_").replace(" ", "_")
         near = get_close_matches(plain, known, n=1, cutoff=0.75)
+        near += [name for name in known if plain.startswith(name)]  # positive, negative
         if near and near[0] not in raw:
             said = f"unknown key `{key}`: did you mean `{near[0]}`?"
             meant = ".".join(filter(None, (where, near[0])))

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ..records import POLARITIES
 from .definition import Trait
+from .places import NEARLY, doubled
 from .scaffold import is_scaffold
 from .scale import FULL, other_scale
 
@@ -29,9 +30,6 @@ _OPENING = 4
 _STEM = 5
 """Letters that find a word's other forms: `uncer` finds uncertain and uncertainty."""
 _COMMON_WORDS = {"with", "from", "self", "over", "high", "based", "being", "model"}
-_BRACES = re.compile(
-    r"\{[ ]*(?:questions?|answers?|response|prompt|instruction)[ ]*\}", re.IGNORECASE
-)
 _FILLED = ("{question}", "{answer}")
 _SPECIAL = re.compile(
     r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>|\[/?INST\]"
@@ -85,10 +83,13 @@ def _text(where: str, text: str, *, asked: bool) -> Iterator[Finding]:
     if _INVISIBLE.search(text):
         yield warning("invisible", where, "holds an invisible character", "type it again")
     if not asked:
+        if braced := doubled(text):
+            said = f"holds {braced}, whose outer braces the judge would read"
+            yield warning("placeholder", where, said, f"write {braced[1:-1]}")
         return
     if text != text.strip():
         yield warning("blanks", where, "begins or ends with blanks", "take them off")
-    braces = _BRACES.search(text)
+    braces = NEARLY.search(text)
     if braces:
         said = f"holds {braces[0]}, which is filled in judge prompts only"
         yield warning("placeholder", where, said, "write the text itself")
@@ -188,7 +189,7 @@ def _judge_prompts(trait: Trait, prompts: Mapping[str, str]) -> Iterator[Finding
             if text.count(name) > 1:
                 said = f"holds {name} {text.count(name)} times"
                 yield warning("placeholder-twice", where, said, "the judge reads it as often")
-        odd = [found for found in _BRACES.findall(text) if found not in _FILLED]
+        odd = [found for found in NEARLY.findall(text) if found not in _FILLED]
         if odd:
             said = f"holds {odd[0]}, which is not filled"
             yield warning("placeholder", where, said, "only {question} and {answer} are")

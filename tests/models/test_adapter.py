@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from collections.abc import Callable
@@ -15,20 +16,28 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.conftest import ROOT
 from tests.support.adapters import edit_config, make_adapter
 from tests.support.oracle import build
 from tests.support.rows import response_row
 from traitmill.engine.capture.model import CaptureModel
-from traitmill.engine.errors import AccessError, UsageError
+from traitmill.engine.errors import AccessError, ResourceError, UsageError
 from traitmill.engine.models import (
+    Gpu,
     ModelRef,
+    Placement,
+    Shape,
+    Stored,
     adapter_fit,
     adapter_here,
     check_adapter,
+    choose_placement,
+    count_weights,
     find_adapter,
     find_model,
 )
 from traitmill.engine.models.adapter_fit import same_model
+from traitmill.engine.models.stored import sized
 from traitmill.engine.replicas import Seat
 from traitmill.engine.run import replicated
 from traitmill.engine.run.models import LocalModels, ModelsWanted
@@ -222,3 +231,48 @@ def test_r12_captured_states_are_those_of_the_adapted_model(family: str, tmp_pat
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
         far = np.linalg.norm(values - without.pools["response_mean"]) / np.linalg.norm(expected)
         assert far > 0.05
+
+
+def test_memory_counts_an_adapter_as_vllm_makes_room_for_it(
+    adapted: Callable[..., ModelRef],
+) -> None:
+    """Each part as though it had the largest rank, and vLLM's ranks begin at 8."""
+    ref = adapted()
+    assert ref.adapter is not None
+    shapes = ref.adapter.shapes
+    parts = {name.rsplit(".lora_", 1)[0] for name in shapes}
+    expected = sum(
+        8 * (shapes[f"{part}.lora_A.weight"][1] + shapes[f"{part}.lora_B.weight"][0])
+        for part in parts
+    )
+    stored = count_weights(ref)
+    assert stored is not None
+    assert stored.adapter == expected > 0
+    with_, without = (sized(ref.config, s) for s in (stored, replace(stored, adapter=0)))
+    assert with_.weight_bytes(2) - without.weight_bytes(2) == 2 * expected
+    unread = replace(ref, source="someone/model")
+    estimated = sized(ref.config, count_weights(unread))
+    assert estimated.parameters - Shape.from_config(ref.config).parameters == expected
+
+
+def test_a_model_that_fits_without_its_adapter_alone_is_refused_with_it() -> None:
+    config = json.loads((ROOT / "benchmarks/configs/gemma-2-9b.json").read_text())
+    card = Gpu(0, 24 << 30, int(22.5 * 2**30), "NVIDIA L4", "u", (8, 9))
+
+    def place(adapter: int) -> Placement:
+        return choose_placement(
+            config,
+            RunSettings(),
+            gpu=True,
+            engine=True,
+            capture=False,
+            sequences=64,
+            tokens_per_sequence=300,
+            cards=[card],
+            stored=Stored(0, 0, adapter),
+        )
+
+    assert place(0).mode == "alone"
+    rank_256 = 42 * 256 * 80_384  # of all linear parts of all layers: 1.6 GiB
+    with pytest.raises(ResourceError, match=r"GiB of weights \(6\.4 of them the adapter's\)"):
+        place(4 * rank_256)

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from benchmarks import plans
 from tests.conftest import ROOT, Traitmill
@@ -249,6 +251,15 @@ def test_the_command_plans_from_the_config_alone(traitmill: Traitmill, tmp_path:
     code, said = traitmill("plan", "--gpus", "T4", "--gen_model", model)
     assert code == 10
     assert "generation does not fit" in said
+    assert "the adapter's" not in said
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    parts = {f"base_model.model.q_proj.lora_{side}.weight": torch.zeros(8, 8) for side in "AB"}
+    save_file(parts, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    code, said = traitmill("plan", "--gpus", "T4", "--gen_model", model, "--adapter", adapter)
+    assert code == 10
+    assert "of them the adapter's" in said
 
 
 def test_the_command_says_how_to_plan_without_cards(

@@ -108,7 +108,7 @@ def test_f14_questions(value: object, expected: list[str]) -> None:
     ("value", "expected"),
     [
         ("none", LACKS_BOTH),
-        ("{question} { answer }", LACKS_BOTH[1:]),
+        ("{question} { answer }", [f"{LACKS_BOTH[1]}: write it for {{ answer }}"]),
         ("{answer}", LACKS_BOTH[:1]),
         (" ", ["is empty", *LACKS_BOTH]),
         ("\udfff", [SURROGATE, *LACKS_BOTH]),

@@ -221,3 +221,29 @@ def test_the_schema_takes_what_ships_and_refuses_a_mistyped_key() -> None:
         jsonschema.validate({**SOUND, "yes_no_promt": "x"}, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**SOUND, "questions": []}, schema)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("{ question }", "lacks the placeholder {question}: write it for { question }"),
+        ("{Question}", "lacks the placeholder {question}: write it for {Question}"),
+        ("{prompt}", "lacks the placeholder {question}: write it for {prompt}"),
+        ("{{question}}", "holds {{question}}, whose outer braces the judge would read"),
+    ],
+)
+def test_what_nearly_is_a_placeholder_is_named(written: str, said: str) -> None:
+    definition = planted("eval_prompt", EVAL.replace("{question}", written))
+    findings = check_bytes("formality", json.dumps(definition).encode())
+    assert any(said in each.said for each in findings), findings
+
+
+def test_sides_under_longer_names_are_meant() -> None:
+    pair = SOUND["instruction"][0]
+    odd = {"positive": pair["pos"], "negative": pair["neg"]}
+    findings = check_bytes("formality", json.dumps(planted("instruction.0", odd)).encode())
+    said = {each.said for each in findings}
+    assert {
+        "unknown key `positive`: did you mean `pos`?",
+        "unknown key `negative`: did you mean `neg`?",
+    } <= said
