@@ -59,14 +59,16 @@ def test_t09_every_object_of_the_face_prints_as_one_short_line(tmp_path):
 
 
 def test_t09_what_holds_texts_prints_none_of_them(tmp_path):
-    claim = Claim("mean_diff", 14, 0.25, has_effect=False, sentence="It steers. " * 40, n_missing=3)
+    claim = Claim(
+        "mean_diff", 14, 0.25, has_effect=False, sentence="No effect is shown: " * 40, n_missing=3
+    )
     steered = SteeredTrait("poem", TraitFolder(tmp_path), claim, (("Q?", ("long " * 99,)),))
     rows = tuple(PreviewRow("Q?", "pos", "long " * 99, "scored", 71.5) for _ in range(40))
     shown = {
         "SteeredTrait": (steered, "mean_diff at layer 14"),
         "SteeringResult": (
             SteeringResult({"poem": steered}, {}, False, 1.0, None),
-            "no effect, 3 missing",
+            "No effect is shown, mean_diff at layer 14, coefficient 0.25, 3 missing",
         ),
         "Preview": (run.Preview({"pos": "long " * 99, "neg": ""}, rows, None), "pos 71.5"),
     }

@@ -58,8 +58,8 @@ class SteeredTrait:
         claim = self.claim
         at = f"{claim.method} at layer {claim.layer}, coefficient {claim.coefficient}"
         missing = f", {claim.n_missing} missing" if claim.n_missing else ""
-        effect = "an" if claim.has_effect else "no"
-        return f"SteeredTrait({self.name}: {at}, {effect} effect{missing})"
+        said = claim.sentence.partition(":")[0][:40]
+        return f"SteeredTrait({self.name}: {said}, {at}{missing})"
 
 
 @dataclass(frozen=True, slots=True)
