@@ -298,8 +298,10 @@ def test_f15_a_missing_placeholder_is_named_with_its_file(key: str, placeholder:
     with pytest.raises(DefinitionError) as caught:
         parse_definition("t", json.dumps(fakes.definition() | prompts).encode(), "some/where.json")
     assert caught.value.faults == (
-        f"some/where.json: {key}: lacks the placeholder {{{placeholder}}}: write it for "
-        f"{{ {placeholder} }}",
+        (
+            f"some/where.json: {key}: lacks the placeholder {{{placeholder}}}: write it for "
+            f"{{ {placeholder} }}"
+        ),
     )
 
 
