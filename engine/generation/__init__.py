@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .architecture import check_architecture
 from .arguments import COMPILED_FROM_S
 from .checked import is_checked
 from .device import on_gpu, require_cpu_build
@@ -16,6 +17,7 @@ __all__ = [
     "Shift",
     "SteeredEngine",
     "VllmEngine",
+    "check_architecture",
     "is_checked",
     "on_gpu",
     "require_cpu_build",

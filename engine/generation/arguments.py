@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..models import ModelRef, generation_dtype, keeps_state, read_config
+from ..models import ModelRef, generation_dtype, keeps_state, latent_width, read_config
 from ..settings import Execution, Sampling
 from .sizing import CPU_BLOCK, EngineSize
 
@@ -73,7 +73,10 @@ def engine_arguments(
             # log-probabilities of a prompt.
             "lora_target_modules": ref.adapter.targets,
         }
-    arguments |= _gpu_arguments(size, compiled=compiled) if on_gpu else _cpu_arguments(execution)
+    if on_gpu:
+        arguments |= _gpu_arguments(size, compiled=compiled)
+    else:
+        arguments |= _cpu_arguments(execution, latent=bool(latent_width(ref.config)))
     if own_nucleus:
         from .top_p import NAME
 
@@ -94,7 +97,7 @@ def _gpu_arguments(size: EngineSize, *, compiled: bool) -> dict[str, Any]:
     return {"enable_flashinfer_autotune": False, "compilation_config": compilation}
 
 
-def _cpu_arguments(execution: Execution) -> dict[str, Any]:
+def _cpu_arguments(execution: Execution, *, latent: bool) -> dict[str, Any]:
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     arguments: dict[str, Any] = {
@@ -105,6 +108,11 @@ def _cpu_arguments(execution: Execution) -> dict[str, Any]:
         # that cannot be turned.
         "enable_chunked_prefill": False,
     }
+    if latent:
+        # vLLM 0.32's own rotation on a CPU reads heads that are apart in memory as if they were
+        # not, and its attention for AMX takes bfloat16 alone: log-probabilities were off by 1 to 9.
+        arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
+        arguments["attention_backend"] = "CPU_MLA"
     if execution.tensor_parallel_size == 1:
         # By default the engine's process spins on a core while it waits for a worker process:
         # with the model in its own it has that core too (docs/decisions/008). Named by

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
-from ..errors import EngineDiedError
+from ..errors import AccessError, EngineDiedError, UsageError
 
 
 def own_words(error: ValueError) -> str:
@@ -34,6 +35,26 @@ def killed(processes: Iterable[BaseProcess]) -> str:
             memory = ", as when memory runs out" if by == "SIGKILL" else ""
             return f"its process was ended by {by}{memory}"
     return ""
+
+
+@contextmanager
+def said_of_start(model: str, last_error: Callable[[], str]) -> Iterator[None]:
+    """Turn what vLLM raises as it starts into an error for a user."""
+    try:
+        yield
+    except OSError as error:
+        raise AccessError(f"vLLM cannot load model {model}: {first_line(error)}") from error
+    except ValueError as error:  # of its configuration, pydantic's among them
+        raise UsageError(f"vLLM refuses model {model}: {own_words(error)}") from error
+    except RuntimeError as error:
+        reason = last_error() or first_line(error)
+        raise EngineDiedError(f"vLLM did not start with model {model}: {reason}") from error
+    except (LookupError, AttributeError, TypeError, ImportError) as error:
+        # What its code for a model looks for in the model's files, and does not find.
+        raise UsageError(
+            f"vLLM cannot start with the files of model {model}: {type(error).__name__}: "
+            f"{first_line(error)}; compare them with those published"
+        ) from error
 
 
 def died(logged: str, processes: Iterable[BaseProcess], otherwise: str) -> EngineDiedError:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AccessError, EngineDiedError, UsageError
+from ..errors import EngineDiedError, UsageError
 from ..models import ModelRef, Thought
 from ..records import Response, ResponseStatus, Sample
 from ..settings import Execution, Sampling
@@ -20,7 +20,7 @@ from .checked import is_checked
 from .detokenizer import Detokenizer
 from .device import require_cpu_build
 from .environment import require_main_guard, set_environment
-from .reasons import died, first_line, own_words
+from .reasons import died, first_line, said_of_start
 from .sizing import EngineSize
 from .thinking import write, write_behind_thought
 
@@ -72,6 +72,9 @@ class VllmEngine:
         self._engine: Any = None
         self._detokenizer: Detokenizer | None = None
         self._processes: list[BaseProcess] = []
+        self._others: set[BaseProcess] = set(multiprocessing.active_children())
+        """Children of this process before the start."""
+        self._abandoned = False
         self._numbers = itertools.count()
 
     @property
@@ -89,31 +92,25 @@ class VllmEngine:
         logging.getLogger("vllm").propagate = False
         from vllm import AsyncLLMEngine
 
-        others = set(multiprocessing.active_children())
-        try:
+        self._others = set(multiprocessing.active_children())
+        with said_of_start(self._ref.name, self._last_error):
             self._engine = AsyncLLMEngine.from_engine_args(
                 self._arguments(), stat_loggers=self._stat_loggers or None
             )
-        except OSError as error:
-            reason = first_line(error)
-            raise AccessError(f"vLLM cannot load model {self._ref.name}: {reason}") from error
-        except ValueError as error:  # of its configuration, pydantic's among them
-            reason = own_words(error)
-            raise UsageError(f"vLLM refuses model {self._ref.name}: {reason}") from error
-        except RuntimeError as error:
-            reason = self._last_error() or first_line(error)
-            raise EngineDiedError(
-                f"vLLM did not start with model {self._ref.name}: {reason}"
-            ) from error
-        except (LookupError, AttributeError, TypeError, ImportError) as error:
-            # What its code for a model looks for in the model's files, and does not find.
-            raise UsageError(
-                f"vLLM cannot start with the files of model {self._ref.name}: "
-                f"{type(error).__name__}: {first_line(error)}; compare them with those published"
-            ) from error
+        self._processes = self._started()
+        if self._abandoned:
+            self._engine.shutdown(_SHUTDOWN_S)
+
+    def abandon(self) -> None:
+        """End a start that nobody waits for any more; what it has begun yet ends at once."""
+        self._abandoned = True
+        for process in self._started():
+            process.kill()
+
+    def _started(self) -> list[BaseProcess]:
         # Capture's process may be started at the same time.
-        started = set(multiprocessing.active_children()) - others
-        self._processes = [p for p in started if p.name.startswith("EngineCore")]
+        started = set(multiprocessing.active_children()) - self._others
+        return [process for process in started if process.name.startswith("EngineCore")]
 
     @property
     def _own_nucleus(self) -> bool:

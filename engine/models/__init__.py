@@ -30,7 +30,7 @@ from .longrope import check_longest, common_length
 from .machine import CPU_TOKENS, GIB, choose_device, free_host_memory, token_budget
 from .overhead import GPU_BATCHED_TOKENS, engine_length, engine_overhead
 from .placement import Placement, choose_placement, generation_itemsize
-from .shape import Shape
+from .shape import Shape, latent_width
 from .split import check_split, cores, divides
 from .stored import Stored, count_weights, sized
 from .support import check_support, quantised
@@ -91,6 +91,7 @@ __all__ = [
     "is_chat",
     "itemsize",
     "keeps_state",
+    "latent_width",
     "lazy_tokenizer",
     "length_dependent_rope",
     "load_tokenizer",

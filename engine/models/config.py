@@ -173,9 +173,8 @@ def choose_attention(
     """Return the attention implementation to load the model with.
 
     `device` is cpu or cuda; `flash` says whether flash-attn with soft-cap support can be imported.
-    Soft-cap models get flash_attention_2 where it exists (GPU, half precision), else eager; all
-    others get sdpa, whose causal kernels need no mask. Raise UsageError when the requested one
-    would compute something else.
+    Soft-cap models get flash_attention_2 where it exists (GPU, half precision), else eager; others
+    sdpa. Raise UsageError when the requested one would compute something else.
     """
     capped = has_soft_cap(text_config)
     half_on_gpu = device != "cpu" and dtype in _HALF
@@ -198,6 +197,8 @@ def choose_attention(
             "drops this model's soft-cap on attention scores, which flash-attn knows from 2.6 on; "
             "install that, or use auto"
         )
+    elif requested == "eager" and getattr(text_config, "alibi", False):
+        fault = "adds ALiBi twice in transformers' Falcon; use auto or sdpa"
     if fault:
         raise UsageError(f"`attention` {requested} {fault}")
     return requested

@@ -31,6 +31,12 @@ def check_support(ref: ModelRef, *, captures: bool, generates: bool = True) -> N
     """
     _require_known(ref)
     _require_generating(ref)
+    if ref.config.get("model_type") == "deepseek_v3" and "scoring_func" not in ref.config:
+        # As transformers saves it again, though not as it is published.
+        raise UsageError(
+            f"model {ref.name} names no scoring_func for its experts, which vLLM takes for softmax "
+            'and transformers for sigmoid: write "scoring_func": "sigmoid" into its config.json'
+        )
     quantisation = quantised(ref.config)
     if quantisation and captures:
         raise UsageError(
@@ -57,6 +63,11 @@ def _check_on_cpu(ref: ModelRef, quantisation: str) -> None:
         raise UsageError(
             f"model {ref.name} is quantised ({quantisation}), which vLLM does not compute on a "
             "CPU; take the model it was made from, or a machine with a GPU"
+        )
+    if ref.config.get("model_type") == "jamba":
+        raise UsageError(
+            f"model {ref.name} has Mamba layers of the first kind, which vLLM computes on no "
+            "CPU; take another model, or a machine with a GPU"
         )
     latent = latent_width(ref.config)
     if latent not in (0, CPU_LATENT):

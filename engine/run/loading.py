@@ -30,6 +30,7 @@ from ..models import (
 from ..outputs import measurement
 from ..settings import RunSettings
 from .backends import Backends
+from .ending import to_the_end
 from .foresight import few_questions, foresee, foresee_verdicts
 from .lengths import longest_sequence
 from .log import append, last_error
@@ -83,7 +84,7 @@ async def open_backends(work: Work) -> AsyncIterator[Backends]:
     try:
         yield await loader.load()
     finally:
-        await loader.close()
+        await to_the_end(loader.close())
 
 
 def find_judge(name: str, generating: ModelRef) -> tuple[ModelRef, Any]:
@@ -249,7 +250,7 @@ class _Loader:
     # --- ends ---
 
     async def close(self) -> None:
-        """Take down what was loaded. What is still loading is left to the watchdog."""
+        """Take down what was loaded."""
         if self._replicated is not None:
             await self._replicated.close()
         if self._home is not None:

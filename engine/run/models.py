@@ -15,6 +15,7 @@ from ..generation import (
     GPU_SEQUENCES,
     SteeredEngine,
     VllmEngine,
+    check_architecture,
     on_gpu,
     size_engine,
 )
@@ -119,6 +120,8 @@ class LocalModels:
         self.gpu = await asyncio.to_thread(on_gpu)
         if self.wanted.engine or self.wanted.captures:
             await asyncio.to_thread(check_model, self.wanted, gpu=self.gpu)
+            if self.wanted.engine:
+                await asyncio.to_thread(check_architecture, self.wanted.ref)
             self.placement = await asyncio.to_thread(place, self.wanted, gpu=self.gpu)
 
     async def fetch(self) -> None:
@@ -177,8 +180,12 @@ class LocalModels:
             compiled=self.wanted.is_long,
         )
         self._notice(f"loading {ref.name}: {size}")
-        # A model being loaded cannot be stopped, and an interrupt does not wait for it.
-        await to_thread.run_sync(engine.start, abandon_on_cancel=True)
+        try:
+            # An interrupt does not wait for the end of a load.
+            await to_thread.run_sync(engine.start, abandon_on_cancel=True)
+        except asyncio.CancelledError:
+            engine.abandon()
+            raise
         self._engines.append(engine)
         return engine
 
@@ -237,7 +244,7 @@ class LocalModels:
             await engine.close()
 
     async def close(self) -> None:
-        """Take down what was loaded. What is still loading is left to the watchdog."""
+        """Take down what was loaded."""
         if self.capturer is not None:
             await self.capturer.close()
         await self._close_engines()

@@ -21,6 +21,7 @@ from .backends import STAGES, Backends, Clock
 from .backends import Stage as Name
 from .backlog import Backlog, Item, Planned, Samples, Waiting
 from .capturing import rows_of_a_call
+from .ending import to_the_end
 from .stage import Stage, is_engine_free, is_stuck
 from .trait_run import TraitRun
 from .writer import Writer
@@ -102,8 +103,7 @@ class Pipeline:
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            await self._writer.flush()
-            self._writer.close()
+            await to_the_end(self._writer.finish())
 
     async def _run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:

@@ -14,6 +14,7 @@ from ..models import ModelRef, check_adapter, check_split, check_support, lazy_t
 from ..storage import lock_traits
 from . import remembered
 from .backends import Backends
+from .ending import to_the_end
 from .loading import Work
 from .log import new_log
 from .pipeline import Pipeline
@@ -96,11 +97,15 @@ async def _work_through(
     async with AsyncExitStack() as stack:
         loading = asyncio.ensure_future(stack.enter_async_context(backends(work)))
         stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not loading.done():
-            # A model being loaded cannot be stopped; the watchdog ends its process with ours.
-            loading.cancel()
+        try:
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            stopped = not loading.done()
+            if stopped:
+                loading.cancel()
+                await to_the_end(asyncio.wait((loading,)))  # all that it has loaded is down then
+        if stopped:
             return _result(work.runs, None, work.log, started, interrupted=True)
         progress.backends = loading.result()
         remember()

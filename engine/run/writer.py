@@ -142,9 +142,12 @@ class Writer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, function, *arguments)
 
-    def close(self) -> None:
-        """Stop the writer thread. Flush first."""
-        self._thread.shutdown(wait=True)
+    async def finish(self) -> None:
+        """Write everything in hand, then stop the writer thread."""
+        try:
+            await self.flush()
+        finally:
+            self._thread.shutdown(wait=True)
 
 
 def _unwritable(run: TraitRun, error: OSError) -> ResourceError:

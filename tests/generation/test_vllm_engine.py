@@ -19,6 +19,7 @@ from traitmill.engine.errors import AccessError, EngineDiedError, ExitCode, Usag
 from traitmill.engine.generation import (
     EngineSize,
     VllmEngine,
+    check_architecture,
     is_checked,
     require_cpu_build,
     vllm_engine,
@@ -38,6 +39,36 @@ CONFIG = {
 pytestmark = pytest.mark.usefixtures("online")
 REF = ModelRef("someone/model", "someone/model", "abc", CONFIG)
 SIZE = EngineSize(4, 128, 32, 1 << 30, 0.5)
+
+
+def of_class(name: str, **config: Any) -> ModelRef:
+    return replace(REF, config=CONFIG | {"architectures": [name], **config})
+
+
+def test_a_class_that_vllm_cannot_compute_is_refused_before_anything_loads() -> None:
+    check_architecture(of_class("LlamaForCausalLM"))
+    check_architecture(of_class("OnlyTransformersKnowsForCausalLM"))
+    with pytest.raises(UsageError, match=r"is a MptForCausalLM, which vLLM computed until version"):
+        check_architecture(of_class("MptForCausalLM"))
+    experts = {"model_type": "phimoe", "num_local_experts": 4, "num_experts_per_tok": 2}
+    with pytest.raises(UsageError, match="a mixture of experts that vLLM has no code of its own"):
+        check_architecture(of_class("PhimoeForCausalLM", **experts))
+    check_architecture(of_class("PhiMoEForCausalLM", **experts))
+
+
+def test_latent_attention_on_a_cpu_is_that_which_is_right_there() -> None:
+    latent = {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    for config, backend in (({}, None), (latent, "CPU_MLA")):
+        engine = VllmEngine(
+            replace(REF, config=CONFIG | config),
+            Sampling(model=REF.name, max_new_tokens=20),
+            Execution(),
+            SIZE,
+            on_gpu=False,
+        )
+        arguments = engine._arguments()
+        chosen = arguments.attention_backend
+        assert (chosen and getattr(chosen, "name", chosen)) == backend
 
 
 def sample(n_tokens: int = 3, question: int = 0, rollout: int = 0, instruction: int = 0) -> Sample:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from transformers import FalconConfig
 
 from tests.support.oracle import BY_LENGTH, FAMILIES
 from traitmill.engine.errors import UsageError
@@ -247,6 +248,15 @@ def test_an_attention_that_nobody_knows_is_refused_and_a_kernel_of_the_hub_is_no
         choose_attention(config, "fast", device="cpu", dtype="float32")
     for known in ("eager", "sdpa", "kernels-community/flash-attn"):
         assert choose_attention(config, known, device="cpu", dtype="float32") == known
+
+
+def test_eager_attention_is_refused_where_transformers_adds_alibi_twice():
+    config = FalconConfig(alibi=True)
+    assert choose_attention(config, "auto", device="cpu", dtype="float32") == "sdpa"
+    with pytest.raises(UsageError, match="`attention` eager adds ALiBi twice"):
+        choose_attention(config, "eager", device="cpu", dtype="float32")
+    plain = FalconConfig(alibi=False)
+    assert choose_attention(plain, "eager", device="cpu", dtype="float32") == "eager"
 
 
 def test_layers_that_are_not_there_are_refused():

@@ -142,6 +142,9 @@ def test_latents_that_vllm_does_not_compute_on_a_cpu_are_refused(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     deepseek = {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    with pytest.raises(UsageError, match='write "scoring_func": "sigmoid" into its config.json'):
+        check(deepseek)
+    deepseek |= {"scoring_func": "sigmoid"}
     check(deepseek)
     small = deepseek | {"kv_lora_rank": 256, "qk_rope_head_dim": 32}
     with pytest.raises(UsageError, match="attends in 288 latent values, .* 576 alone on a CPU"):
@@ -149,6 +152,17 @@ def test_latents_that_vllm_does_not_compute_on_a_cpu_are_refused(
     check({"model_type": "minicpm3", "kv_lora_rank": 256, "qk_rope_head_dim": 32})
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     check(small)
+
+
+def test_mamba_layers_of_the_first_kind_are_refused_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    jamba = {"model_type": "jamba", "architectures": ["JambaForCausalLM"]}
+    with pytest.raises(UsageError, match="Mamba layers of the first kind, .* on no CPU"):
+        check(jamba)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check(jamba)
 
 
 def test_the_widths_of_heads_on_a_cpu_are_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:

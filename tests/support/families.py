@@ -517,6 +517,7 @@ FAMILIES = (
             n_group=1,
             topk_group=1,
             topk_method="noaux_tc",
+            scoring_func="sigmoid",  # as it is published
         ),
     ),
     Family(
