@@ -121,6 +121,10 @@ class Cluster:
         """Return how many nodes are alive."""
         return len(await self._alive())
 
+    async def is_over(self) -> bool:
+        """Return whether the Ray that was started here has no node any more. Others' may again."""
+        return self.address is None and not await self.nodes()
+
     async def has_gpus(self) -> bool:
         """Return whether any node has GPUs that Ray knows of."""
         return any(has.get("GPU") for has in await self._alive())

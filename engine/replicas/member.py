@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,11 +140,22 @@ def reason(error: Exception) -> str:
     return lines[0][:200] if cause is error else f"{type(cause).__name__}: {lines[-1]}"[:200]
 
 
-async def placed(member: Member, notice: Callable[[str], None]) -> None:
-    """Return once Ray has found a member's actor a place; say where that takes long."""
+async def placed(
+    member: Member, notice: Callable[[str], None], is_over: Callable[[], Awaitable[bool]]
+) -> None:
+    """Return once Ray has found a member's actor a place; say where that takes long.
+
+    Raise FaultError where Ray `is_over`: no room will come.
+    """
     here = asyncio.ensure_future(member.actor.here.remote())
-    if not (await asyncio.wait((here,), timeout=PLACED_S))[0]:
-        notice(f"{member} waits for room on the cluster; `ray status` shows what holds it")
+    said = False
+    while not (await asyncio.wait((here,), timeout=PLACED_S))[0]:
+        if await is_over():
+            here.cancel()
+            raise FaultError("Ray's own processes on this machine have died")
+        if not said:
+            notice(f"{member} waits for room on the cluster; `ray status` shows what holds it")
+        said = True
     await here
 
 

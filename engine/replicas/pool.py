@@ -114,7 +114,7 @@ class ReplicaPool:
 
     async def _loaded(self, member: Member) -> Hello | TraitmillError:
         """Have an actor load its models; return what keeps it from going on as the others do."""
-        await placed(member, self._notice)
+        await placed(member, self._notice, self._cluster.is_over)
         hello: Hello | TraitmillError = await member.actor.load.remote()
         if isinstance(hello, TraitmillError):
             return hello

@@ -112,3 +112,25 @@ def test_f01_a_killed_driver_takes_rays_processes_with_it_and_the_run_goes_on(
     # What was in flight when it was killed may be asked again, once each.
     assert set(paid) <= set(calls)
     assert calls.total() - len(calls) <= work.judging
+
+
+def test_f22_a_run_whose_own_ray_dies_ends_and_goes_on(tmp_path: Path, calm: lab.Work) -> None:
+    """Its replicas waited for room on a cluster that had no node any more."""
+    work = prepared(tmp_path, replicas=2, generation_delay=2.0, in_flight=4)
+    running = lab.Running(work)
+    running.wait_ready()
+    while not stored(work, "verdicts"):
+        assert running.process.is_alive(), running.said
+        time.sleep(0.05)
+    family = psutil.Process(running.process.pid).children(recursive=True)
+    for process in family:
+        with suppress(psutil.Error):
+            if process.name() == "raylet":
+                process.kill()
+    assert running.wait(300) == ExitCode.ENGINE_DIED, running.said
+    assert "Ray's own processes on this machine have died" in running.said
+    left = psutil.wait_procs(family, timeout=15)[1]
+    assert not [process for process in left if process.is_running()]
+    again = lab.Running(replace(work, generation_delay=0.0))
+    assert again.wait(400) == ExitCode.OK, again.said
+    check_same(work, calm)

@@ -99,6 +99,9 @@ class Inline:
     async def call(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
+    async def is_over(self) -> bool:
+        return False
+
 
 class Models:
     """Opens fakes. `broken` seats do not start; each start is noted."""
