@@ -14,7 +14,7 @@ from .methods import METHODS, Method
 from .rows import LayerRows
 from .splits import Split
 from .tall import FOLD_PRECISION, Scatters, TallRows, TallSides
-from .tall_methods import TALL_METHODS, Near, Search
+from .tall_methods import TALL_METHODS, Search
 
 
 class Refit(NamedTuple):
@@ -25,14 +25,13 @@ class Refit(NamedTuple):
     """bool `[n]`."""
 
 
-def _near(at: LayerRows, vectors: Vectors, methods: Sequence[str]) -> Near | None:
+def _near(at: LayerRows, vectors: Vectors, methods: Sequence[str]) -> ndarray | None:
     """Return the probe that is fitted to all rows of a layer, where it is one of the methods."""
     if "probe" not in methods:
         return None
     vector = vectors.vector("probe", at.layer).astype(np.float64)
     intercept = vectors.metadata["probe", at.layer]["bias"] + vector @ at.mean
-    probe = np.append(vector, intercept)
-    return probe, at.design.solver_at(probe)
+    return np.append(vector, intercept)
 
 
 def fit_few(

@@ -17,7 +17,7 @@ from numpy import ndarray
 from ..errors import UsageError
 from ..models import free_host_memory
 from ..outputs import Activations
-from .logistic import Design
+from .design import Design
 
 TALL = 0.5
 """Rows a hidden dimension above which sums over rows cost less than the Gram matrix: measured, see
@@ -137,7 +137,7 @@ def _workers(n: int, dim: int) -> int:
     What one takes is a little more than was measured: docs/vectors.md has the peaks.
     """
     square = 11 * dim**2 if is_tall(n, dim) else 20 * n**2
-    one = 12 * n * dim + 8 * square
+    one = 16 * n * dim + 8 * square
     most = side_by_side or len(os.sched_getaffinity(0))
     return max(1, min(most, free_host_memory() // one))
 

@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy import ndarray
 
+from .design import Around, around
 from .ica import COMPONENTS, sources_of
-from .krylov import DIRECT, SPARE, Apply, leading_of_large, leading_of_many
-from .logistic import C, solver
+from .krylov import DIRECT, SPARE, leading_of_large, leading_of_many
 from .rows import LayerRows
 
 CHUNK = 4096
@@ -52,7 +52,7 @@ class TallRows:
     @cached_property
     def moments(self) -> list[ndarray]:
         """That of each fold."""
-        source = self.centred if self.dtype == np.float64 else self.design.single
+        source = self.centred if self.dtype == np.float64 else self.design.single[:, :-1]
         folds = range(self.folds.max() + 1)
         return [moment_of(source, np.flatnonzero((self.folds == f).any(axis=0))) for f in folds]
 
@@ -61,13 +61,10 @@ class TallRows:
         """Squared norm of each row, `[n]`."""
         return np.asarray(np.einsum("ij,ij->i", self.centred, self.centred))
 
-    @cached_property
-    def flat_solver(self) -> Apply:
-        """The inverse of the probe's Hessian at weights of 0."""
-        try:
-            return solver(self.design.flat_hessian(self.moment))
-        except np.linalg.LinAlgError:  # large dimensions that move together, in float32 sums
-            return self.design.solver(np.full(len(self.centred), C / 4))
+    def around(self, curvature: float, many: bool) -> Around:
+        """Return the rows by their Hessian of one curvature, for many fits or one."""
+        each = np.full(len(self.centred), curvature)
+        return around(self.design, each, many, self.design.flat_hessian(curvature, self.moment))
 
     @cached_property
     def leading(self) -> ndarray:
@@ -84,6 +81,12 @@ def moment_of(rows: ndarray, chosen: ndarray) -> ndarray:
         part = rows[chosen[start : start + CHUNK]]
         found += part.T @ part
     return found
+
+
+def _product(moment: ndarray, rows: ndarray) -> ndarray:
+    """Return a symmetric matrix times each row of `[k, hidden_dim]`: so, not from the right, in
+    two thirds of the time."""
+    return np.ascontiguousarray((moment @ rows.T).T)
 
 
 class Scatters:
@@ -109,16 +112,16 @@ class Scatters:
         return np.asarray(found)
 
     def times(self, block: ndarray, of: ndarray) -> ndarray:
-        """Return `S x` of each column x of `[hidden_dim, k]`, S the scatter of set `of`, `[k]`."""
+        """Return `S x` of each row x of `[k, hidden_dim]`, S the scatter of set `of`, `[k]`."""
         block = block.astype(self.dtype, copy=False)
-        found = self.rows.moment @ block
+        found = _product(self.rows.moment, block)
         for fold in np.flatnonzero(self.left_out.any(axis=0)):
-            columns = np.flatnonzero(self.left_out[of, fold])
-            if len(columns):
-                found[:, columns] -= self.rows.moments[fold] @ block[:, columns]
-        means = self.means[:, of].astype(self.dtype)
-        along = np.einsum("ij,ij->j", means, block) * self.counts[of].astype(self.dtype)
-        found -= means * along
+            chosen = np.flatnonzero(self.left_out[of, fold])
+            if len(chosen):
+                found[chosen] -= _product(self.rows.moments[fold], block[chosen])
+        means = self.means.T[of].astype(self.dtype)
+        along = np.einsum("ij,ij->i", means, block) * self.counts[of].astype(self.dtype)
+        found -= means * along[:, None]
         return np.asarray(found)
 
     @cached_property
@@ -135,7 +138,8 @@ class Scatters:
             [np.ones((len(self.counts), 1)), -1.0 * self.left_out[:, used]], axis=1
         )
         # What is left of the total, before the mean is taken off, is S + n m m'.
-        along = np.einsum("ij,ij->j", self.means, self.times(self.means, np.arange(len(signs))))
+        means = self.means.T
+        along = np.einsum("ij,ij->i", means, self.times(means, np.arange(len(signs))))
         length = (self.means**2).sum(axis=0)
         square = np.einsum("ij,jk,ik->i", signs, products, signs)
         return np.asarray(square - 2 * self.counts * along - (self.counts * length) ** 2)
@@ -179,14 +183,12 @@ class Scatters:
             return [leading_of_large(each, int(n), FIT_PRECISION)[1] for each, n in pairs]
 
         def apply(blocks: ndarray) -> ndarray:
-            width = blocks.shape[2]
-            flat = np.concatenate(list(blocks), axis=1)
-            found = self.times(flat, np.repeat(sets, width))
-            return np.stack(np.split(found, len(sets), axis=1))
+            each = np.repeat(sets, blocks.shape[1])
+            return self.times(blocks.reshape(-1, dim), each).reshape(blocks.shape)
 
-        start = np.repeat(self.rows.leading[None], len(sets), axis=0)
+        start = np.repeat(self.rows.leading.T[None], len(sets), axis=0)
         vectors = leading_of_many(apply, start, COMPONENTS, FOLD_PRECISION)[1]
-        return list(vectors.astype(np.float64))
+        return [each.T.astype(np.float64) for each in vectors]
 
 
 class TallSides:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from .krylov import Apply, conjugate_gradients, leading
-from .logistic import C, fit_logistic, for_all, solver
+from .krylov import leading
+from .logistic import C, around_probe, fit_logistic
 from .methods import shrinkage_of
 from .rows import LayerRows
 from .tall import FIT_PRECISION, Folds, Scatters, TallRows, TallSides
@@ -21,8 +21,6 @@ fold has a part in, which must not show."""
 SHUFFLED_PRECISION = 1e-3
 """Of probes of shuffled labels, of which the mean of five is shown."""
 REFINEMENTS = 10
-Near = tuple[ndarray, Apply]
-"""A probe, float64 `[hidden_dim + 1]`, and the inverse of its Hessian."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +41,8 @@ class Search:
     sides: TallSides
     precision: float
     """Relative, of what is found by iteration."""
-    near: Near | None = None
-    """The probe of all rows, which those of some resemble."""
+    near: ndarray | None = None
+    """The probe of all rows, which those of some resemble: float64 `[hidden_dim + 1]`."""
 
 
 def _plain(vectors: ndarray, facts: Sequence[dict[str, Any]]) -> Directions:
@@ -109,7 +107,7 @@ def _shrinkages(sides: TallSides) -> tuple[ndarray, ndarray]:
     rows, dim, counts = sets.rows, len(gaps), sets.counts[of]
     between = sides.n_pos * sides.n_neg / counts
     length = np.einsum("ij,ij->j", gaps, gaps)
-    along = np.einsum("ij,ij->j", gaps, sets.times(gaps, of))
+    along = np.einsum("ij,ji->j", gaps, sets.times(gaps.T, of))
     square = sets.squares[of] - 2 * between * along + (between * length) ** 2
     trace = np.maximum(sets.traces[of] - between * length, 0)
     fourth = np.zeros(len(of))
@@ -121,10 +119,11 @@ def _shrinkages(sides: TallSides) -> tuple[ndarray, ndarray]:
 
 
 def solve_scatters(search: Search, columns: ndarray, add: ndarray) -> ndarray:
-    """Return (S + add I)^-1 d, `[hidden_dim, any]`, of some fits, int `[any]`.
+    """Return (S + add I)^-1 d, `[hidden_dim, any]`, of some fits, int `[any]`, but for its length.
 
-    d is the fit's gap and S its scatter. Conjugate gradients in float32 on residuals in float64
-    from the rows themselves, so that the precision is that of the latter.
+    d is the fit's gap and S its scatter. S / add + I is what is left of a probe's Hessian, of
+    curvature 1 / add, when the intercept is eliminated. Conjugate gradients in float32 on residuals
+    in float64 from the rows themselves, so that the precision is that of the latter.
     """
     sides = search.sides
     sets, of, right = sides.sets, sides.of[columns], sides.gaps[:, columns]
@@ -133,54 +132,45 @@ def solve_scatters(search: Search, columns: ndarray, add: ndarray) -> ndarray:
     def exact(vectors: ndarray) -> ndarray:
         product = rows.centred.T @ (kept * (rows.centred @ vectors))
         shift = sets.counts[of] * np.einsum("ij,ij->j", means, vectors)
-        return np.asarray(product - means * shift + add * vectors)
+        return np.asarray((product - means * shift) / add + vectors)
 
-    single = add.astype(np.float32)
-
-    def apply(along: ndarray, live: ndarray) -> ndarray:
-        product = sets.times(along, of[live]).astype(np.float32)
-        return np.asarray(product + single[live] * along)
-
-    matrix = rows.moment.astype(np.float64)
-    index = np.arange(len(matrix))
-    matrix[index, index] += (add * len(kept) / sets.counts[of]).mean()
-    precondition = for_all(solver(matrix))
+    usual = (sets.counts[of] / len(kept) / add).mean()
+    like = rows.around(float(usual), many=len(columns) > 1)
+    bend = kept / add
     found, residual = np.zeros_like(right), right
     for _ in range(REFINEMENTS):
-        scale = np.linalg.norm(residual, axis=0)
-        if (scale <= search.precision * np.linalg.norm(right, axis=0)).all():
+        left = np.linalg.norm(residual, axis=0)
+        if (left <= search.precision * np.linalg.norm(right, axis=0)).all():
             break
-        scale = np.maximum(scale, 1e-300)
-        unit = (residual / scale).astype(np.float32)
-        step, _ = conjugate_gradients(apply, precondition, unit, max(1e-5, search.precision / 3))
-        found = found + step.astype(np.float64) * scale
+        inner = like.inwards(np.pad(residual, ((0, 1), (0, 0))))
+        found = found + like.solve(bend, inner, max(1e-5, search.precision / 3))[0][:-1]
         residual = right - exact(found)
     return found
 
 
 def _probe(search: Search) -> Directions:
     """Return probes: those with the labels of the first fit start from that of all rows."""
-    sides, design, near = search.sides, search.sides.sets.rows.design, search.near
+    sides, near = search.sides, search.near
+    design = sides.sets.rows.design
     signs = np.where(sides.kept, np.where(sides.labels, 1.0, -1.0), 0.0)
     real = (sides.labels == sides.labels[:, :1]).all(axis=0)
-    precision = np.where(real, min(search.precision, PROBE_PRECISION), SHUFFLED_PRECISION)
-    starts = np.zeros((design.dim + 1, len(real)))
-    if near:
-        starts[:, real] = near[0][:, None]
-
-    def precondition(values: ndarray, columns: ndarray) -> ndarray:
-        found = np.empty_like(values)
-        for of_rows in (True, False):
-            mine = real[columns] == of_rows
-            if mine.any():
-                inverse = near[1] if near and of_rows else sides.sets.rows.flat_solver
-                found[:, mine] = inverse(values[:, mine])
-        return found
-
-    fitted = fit_logistic(design, signs, precondition, starts, precision)
-    steps = zip(fitted.steps, fitted.converged, strict=True)
-    facts = [{"C": C, "newton_steps": int(n), "converged": bool(ok)} for n, ok in steps]
-    return Directions(fitted.weights[:-1], facts, [float(each) for each in fitted.weights[-1]])
+    weights = np.zeros((design.dim + 1, len(real)))
+    facts: list[dict[str, Any]] = [{} for _ in real]
+    # Apart from fits of other labels, whose Hessians are not like theirs.
+    for mine in filter(len, (np.flatnonzero(real), np.flatnonzero(~real))):
+        many, precision = len(mine) > 1, SHUFFLED_PRECISION
+        if real[mine[0]]:
+            precision = min(search.precision, PROBE_PRECISION)
+        if real[mine[0]] and near is not None:
+            weights[:, mine] = near[:, None]
+            like = around_probe(design, near, many)
+        else:
+            like = sides.sets.rows.around(C / 4, many)
+        found = fit_logistic(design, signs[:, mine], like, weights[:, mine], precision)
+        weights[:, mine] = found.weights
+        for at, n, ok in zip(mine, found.steps, found.converged, strict=True):
+            facts[at] = {"C": C, "newton_steps": int(n), "converged": bool(ok)}
+    return Directions(weights[:-1], facts, [float(each) for each in weights[-1]])
 
 
 TALL_METHODS: dict[str, Callable[[Search], Directions]] = {

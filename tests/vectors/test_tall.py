@@ -15,7 +15,6 @@ from tests.vectors.helpers import cosine
 from traitmill.engine.outputs import Activations, load_activations
 from traitmill.engine.vectors import METHODS, Vectors, evaluate_vectors, fit_vectors, rows, tall
 from traitmill.engine.vectors.krylov import DIRECT, leading_of_large
-from traitmill.engine.vectors.logistic import Design, solver
 from traitmill.engine.vectors.rows import LayerRows
 from traitmill.engine.vectors.tall import Scatters, TallRows
 
@@ -114,18 +113,6 @@ def test_sums_outside_some_folds_are_those_of_the_rows_left(
     np.testing.assert_allclose(sets.means[:, 1], left.mean(axis=0))
     np.testing.assert_allclose(sets.squares[1], (expected**2).sum(), rtol=precision)
     np.testing.assert_allclose(sets.traces[1], np.trace(expected))
-
-
-def test_a_preconditioner_that_float32_cannot_sum_is_summed_in_float64():
-    rng = np.random.default_rng(0)
-    one = 1e6 * rng.standard_normal((300, 1))
-    design = Design(np.concatenate([one, one + 10 * rng.standard_normal((300, 4))], axis=1))
-    bend = np.full(300, 0.1)
-    with pytest.raises(np.linalg.LinAlgError):
-        solver(design.hessian(bend.astype(np.float32)))
-    right = rng.standard_normal((6, 20))
-    along = np.einsum("ij,ij->j", right, design.solver(bend)(right))
-    assert (along > 0).all()
 
 
 def test_large_dimensions_that_move_together_are_fitted(tmp_path: Path) -> None:
