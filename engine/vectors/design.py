@@ -7,7 +7,7 @@ from contextlib import suppress
 import numpy as np
 from numpy import ndarray
 
-from .krylov import conjugate_gradients, rows_at_once
+from .krylov import conjugate_gradients, rows_at_once, thin_product
 
 CHUNK = 4096
 """Rows weighted at a time."""
@@ -27,7 +27,8 @@ class Design:
 
     def times(self, weights: ndarray) -> ndarray:
         """Return float64 `[n, k]` of `[dim + 1, k]`."""
-        return np.asarray(self.rows @ weights[:-1] + weights[-1])
+        found = thin_product(self.rows, np.ascontiguousarray(weights[:-1]))
+        return np.asarray(found + weights[-1])
 
     def back(self, values: ndarray) -> ndarray:
         """Return float64 `[dim + 1, k]` of `[n, k]`."""
@@ -38,7 +39,7 @@ class Design:
 
         It is summed in the precision of the curvature.
         """
-        total = np.zeros((self.dim + 1, self.dim + 1))
+        total = np.zeros((self.dim + 1, self.dim + 1), curvature.dtype)
         for start in range(0, len(self.rows), CHUNK):
             part = slice(start, start + CHUNK)
             rows = self.single[part]
@@ -52,7 +53,7 @@ class Design:
 
     def flat_hessian(self, curvature: float, moment: ndarray) -> ndarray:
         """Return that of one curvature, of centred rows with a moment `[dim, dim]`."""
-        total = np.zeros((self.dim + 1, self.dim + 1))
+        total = np.zeros((self.dim + 1, self.dim + 1), moment.dtype)
         total[:-1, :-1] = curvature * moment
         index = np.arange(self.dim)
         total[index, index] += 1
@@ -75,7 +76,7 @@ class Around:
         from scipy.linalg.blas import strsm
 
         factor, _ = cho_factor(hessian.T, lower=True, overwrite_a=True, check_finite=False)
-        self._factor = factor.astype(np.float32, order="F")
+        self._factor = factor.astype(np.float32, order="F", copy=False)
         self._design, self._curvature = design, curvature.astype(np.float32)[:, None]
         self._white: ndarray | None = None
         """Z, float32 `[n, dim + 1]`, where products with it are as good as those with the rows."""

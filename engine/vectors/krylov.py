@@ -46,32 +46,32 @@ def leading_of_large(
     if n <= DIRECT:
         return leading(matrix, count)
     start = np.random.default_rng(0).standard_normal((n, count + SPARE)).T[None]
+    basis = _orthonormal(start)
 
     def apply(blocks: ndarray) -> ndarray:
         return thin_product(matrix, np.ascontiguousarray(blocks[0].T)).T[None]
 
-    values, vectors = leading_of_many(apply, start, count, tolerance)
+    values, vectors = leading_of_many(apply, basis, apply(basis), count, tolerance)
     return values[0], vectors[0].T
 
 
 def leading_of_many(
-    apply: Apply, start: ndarray, count: int, tolerance: float
+    apply: Apply, start: ndarray, images: ndarray, count: int, tolerance: float
 ) -> tuple[ndarray, ndarray]:
     """Return the `count` largest eigenvalues of each of m matrices, and their vectors.
 
     `[m, count]`, ascending, and `[m, count, n]`. `apply` is the product of each with a block of its
-    own, `[m, any, n]`; `start`, `[m, more than count, n]`, has the precision of all. Block
-    Davidson: the basis grows by the residuals of the vectors wanted (Saad 2011, Numerical Methods
-    for Large Eigenvalue Problems, section 8.4), until those are below the tolerance times the
-    smallest eigenvalue wanted, or rounding allows no less.
+    own, `[m, any, n]`; `start`, orthonormal `[m, more than count, n]`, has the precision of all;
+    `images` is its product. Block Davidson: the basis grows by the residuals of the vectors wanted
+    (Saad 2011, Numerical Methods for Large Eigenvalue Problems, section 8.4), until those are below
+    the tolerance times the smallest eigenvalue wanted, or rounding allows no less.
     """
     floor = 500 * float(np.finfo(start.dtype).eps)
     if start.dtype == np.float32:
         floor = 32 * float(np.finfo(np.float32).eps)
     m, width, n = start.shape
     room = np.empty((2, m, width + GROWTH * count, n), start.dtype)
-    basis = room[0, :, :width] = _orthonormal(start)
-    images = room[1, :, :width] = apply(basis)
+    room[:, :, :width] = start, images
     for _ in range(RESTARTS):
         for _ in range(GROWTH):
             basis, images = room[:, :, :width]

@@ -124,6 +124,16 @@ class Scatters:
         found -= means * along[:, None]
         return np.asarray(found)
 
+    def of_each(self, block: ndarray) -> ndarray:
+        """Return `S x` of each row x of `[k, hidden_dim]` and each set: `[m, k, hidden_dim]`."""
+        found = np.repeat(_product(self.rows.moment, block)[None], len(self.counts), axis=0)
+        for fold in np.flatnonzero(self.left_out.any(axis=0)):
+            found[self.left_out[:, fold]] -= _product(self.rows.moments[fold], block)
+        means = self.means.T.astype(self.dtype)
+        along = means @ block.T * self.counts[:, None].astype(self.dtype)
+        found -= along[:, :, None] * means[:, None]
+        return np.asarray(found)
+
     @cached_property
     def squares(self) -> ndarray:
         """Sum of squares of each scatter, float64 `[m]`."""
@@ -132,8 +142,8 @@ class Scatters:
         parts = [self.rows.moment, *(moments[fold] for fold in np.flatnonzero(used))]
         products = np.zeros((len(parts), len(parts)))
         for start in range(0, len(self.means), 64):
-            flat = [each[start : start + 64].ravel().astype(np.float64) for each in parts]
-            products += np.stack(flat) @ np.stack(flat).T
+            flat = np.stack([each[start : start + 64].ravel() for each in parts])
+            products += flat @ flat.T
         signs = np.concatenate(
             [np.ones((len(self.counts), 1)), -1.0 * self.left_out[:, used]], axis=1
         )
@@ -186,8 +196,9 @@ class Scatters:
             each = np.repeat(sets, blocks.shape[1])
             return self.times(blocks.reshape(-1, dim), each).reshape(blocks.shape)
 
-        start = np.repeat(self.rows.leading.T[None], len(sets), axis=0)
-        vectors = leading_of_many(apply, start, COMPONENTS, FOLD_PRECISION)[1]
+        start = np.ascontiguousarray(self.rows.leading.T)
+        basis, images = np.repeat(start[None], len(sets), axis=0), self.of_each(start)
+        vectors = leading_of_many(apply, basis, images, COMPONENTS, FOLD_PRECISION)[1]
         return [each.T.astype(np.float64) for each in vectors]
 
 
