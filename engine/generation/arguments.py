@@ -73,10 +73,8 @@ def engine_arguments(
             # log-probabilities of a prompt.
             "lora_target_modules": ref.adapter.targets,
         }
-    if on_gpu:
-        arguments |= _gpu_arguments(size, compiled=compiled)
-    else:
-        arguments |= _cpu_arguments(execution, latent=bool(latent_width(ref.config)))
+    latent = latent_width(ref.config) > 0
+    arguments |= _gpu_arguments(size, compiled) if on_gpu else _cpu_arguments(execution, latent)
     if own_nucleus:
         from .top_p import NAME
 
@@ -85,7 +83,7 @@ def engine_arguments(
     return AsyncEngineArgs(**arguments)
 
 
-def _gpu_arguments(size: EngineSize, *, compiled: bool) -> dict[str, Any]:
+def _gpu_arguments(size: EngineSize, compiled: bool) -> dict[str, Any]:
     compilation: dict[str, Any] = {"pass_config": dict(_PASSES)}
     if not compiled:
         fitting = [count for count in _FEW_GRAPHS if count < size.max_num_seqs]
@@ -97,7 +95,7 @@ def _gpu_arguments(size: EngineSize, *, compiled: bool) -> dict[str, Any]:
     return {"enable_flashinfer_autotune": False, "compilation_config": compilation}
 
 
-def _cpu_arguments(execution: Execution, *, latent: bool) -> dict[str, Any]:
+def _cpu_arguments(execution: Execution, latent: bool) -> dict[str, Any]:
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     arguments: dict[str, Any] = {

@@ -205,7 +205,7 @@ def _random_scores(at: LayerRows, split: Split) -> ndarray:
     return np.asarray((signs * projected).T)
 
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEPT_FROM = 500
 """Rows from which it is kept: folds of fewer are fitted again in a second or two a layer."""
 
