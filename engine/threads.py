@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import UsageError
@@ -39,11 +39,11 @@ def after_fork(doing: str) -> None:
 
 def _polars_runs() -> bool:
     """Return whether polars has threads; False where the system does not tell."""
-    try:
-        names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-    except OSError:  # one that just ended
-        return "polars" in sys.modules
-    return any(re.fullmatch(r"polars-\d+\n", name) for name in names)
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # of a thread that just ended
+            if re.fullmatch(r"polars-\d+\n", path.read_text()):
+                return True
+    return False
 
 
 def _before_fork() -> None:

@@ -107,9 +107,9 @@ def _cpu_arguments(execution: Execution, latent: bool) -> dict[str, Any]:
         "enable_chunked_prefill": False,
     }
     if latent:
-        # vLLM 0.32's own rotation on a CPU reads heads that are apart in memory as if they were
-        # not, and its attention for AMX takes bfloat16 alone: log-probabilities were off by 1 to 9.
+        # vLLM 0.32's own rotation on a CPU is wrong for such heads: by 1 to 9 nats a token.
         arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
+        # That for AMX, which it would choose, takes bfloat16 alone.
         arguments["attention_backend"] = "CPU_MLA"
     if execution.tensor_parallel_size == 1:
         # By default the engine's process spins on a core while it waits for a worker process:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import multiprocessing
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ _SHUTDOWN_S = 1.0
 """Nothing of an engine's is worth waiting for once its last answer is here."""
 _KILLED_S = 10.0
 """For the kernel to end a killed process that holds gigabytes."""
+_starting = threading.Lock()
+"""Held during a start: processes that come meanwhile are those of one engine."""
 
 
 class VllmEngine:
@@ -72,8 +75,8 @@ class VllmEngine:
         self._engine: Any = None
         self._detokenizer: Detokenizer | None = None
         self._processes: list[BaseProcess] = []
-        self._others: set[BaseProcess] = set(multiprocessing.active_children())
-        """Children of this process before the start."""
+        self._others: set[BaseProcess] | None = None
+        """Children of this process before the start; None until it has begun."""
         self._abandoned = False
         self._numbers = itertools.count()
 
@@ -92,12 +95,15 @@ class VllmEngine:
         logging.getLogger("vllm").propagate = False
         from vllm import AsyncLLMEngine
 
-        self._others = set(multiprocessing.active_children())
-        with said_of_start(self._ref.name, self._last_error):
-            self._engine = AsyncLLMEngine.from_engine_args(
-                self._arguments(), stat_loggers=self._stat_loggers or None
-            )
-        self._processes = self._started()
+        with _starting:
+            if self._abandoned:
+                return
+            self._others = set(multiprocessing.active_children())
+            with said_of_start(self._ref.name, self._last_error):
+                self._engine = AsyncLLMEngine.from_engine_args(
+                    self._arguments(), stat_loggers=self._stat_loggers or None
+                )
+            self._processes = self._started()
         if self._abandoned:
             self._engine.shutdown(_SHUTDOWN_S)
 
@@ -108,6 +114,8 @@ class VllmEngine:
             process.kill()
 
     def _started(self) -> list[BaseProcess]:
+        if self._others is None:
+            return []
         # Capture's process may be started at the same time.
         started = set(multiprocessing.active_children()) - self._others
         return [process for process in started if process.name.startswith("EngineCore")]

@@ -269,10 +269,6 @@ class Adapter:
     @property
     def values(self) -> int:
         """Weights that vLLM makes room for: each part as though it had the largest rank."""
-        sides = {"lora_A": -1, "lora_B": 0}  # [rank, in], [out, rank]
-        widths = [
-            shape[sides[key.split(".")[-2]]]
-            for key, shape in self.shapes.items()
-            if key.split(".")[-2:-1] and key.split(".")[-2] in sides
-        ]
-        return self.slot * sum(widths)
+        inner = sum(shape[-1] for name, shape in self.shapes.items() if ".lora_A." in name)
+        outer = sum(shape[0] for name, shape in self.shapes.items() if ".lora_B." in name)
+        return self.slot * (inner + outer)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ..errors import UsageError
 from ..statistics import Estimate, cohens_kappa, wilson
 from ..storage import STATUSES, Selection, TraitFolder, TraitState, load_state
+from ..threads import after_fork
 from .export import digest
 from .ready import require_captured
 
@@ -55,6 +56,7 @@ def exported_table(folder: TraitFolder) -> pl.DataFrame:
 def _table(state: TraitState) -> pl.DataFrame:
     import polars as pl
 
+    after_fork("a table of responses")
     positions = np.flatnonzero(~state.responses.pending())
     columns = ["sample_id", "polarity", "instruction_index", "question_index", "rollout"]
     columns += ["instruction", "question", "response", "thought", "finish_reason", "status"]

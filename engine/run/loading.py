@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, EngineDiedError, StoppedError, UsageError
-from ..generation import VllmEngine
+from ..generation import VllmEngine, check_architecture
 from ..judging import (
     EndpointJudge,
     JudgeProfile,
@@ -154,6 +154,7 @@ class _Loader:
             local = await asyncio.to_thread(find_judge, judge.model, work.ref)
         if local is not None and local[0] is not work.ref:
             check_split(local[0], self._settings.execution.tensor_parallel_size)
+            await asyncio.to_thread(check_architecture, local[0])
             await asyncio.to_thread(check_weights, local[0])
         if work.judges and local is None:  # after the weights: its first calls are paid for
             backends = await self._open_endpoint()

@@ -101,12 +101,10 @@ class Answers:
         return _apart(theirs.value + gap.value, theirs.value, k), n
 
     def random_gaps(self, condition: Condition) -> np.ndarray:
-        """Return by how much the scores are above those under each random vector that has any."""
+        """Return how far the scores are above those under each random vector with any, `[k]`."""
         own = self._by_question(condition)
-        mine = (self.of == self.conditions.index(random_beside(condition))) & np.isfinite(
-            self.scores
-        )
-        mine &= np.isin(self.questions, list(own))
+        mine = self.of == self.conditions.index(random_beside(condition))
+        mine &= np.isfinite(self.scores) & np.isin(self.questions, list(own))
         scores = np.array([own[each] for each in self.questions[mine].tolist()])
         _, vector, answers = np.unique(self.vectors[mine], return_inverse=True, return_counts=True)
         return np.bincount(vector, scores - self.scores[mine], len(answers)) / answers

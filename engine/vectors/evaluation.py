@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..outputs import Activations, Metadata
 from ..settings import DEFAULT_POOL, plain_arguments
 from ..storage import TraitFolder
+from ..threads import after_fork
 from .fit import Vectors
 from .held_out import HeldOut, KeptFolds, held_out
 from .recommendation import MIN_CLAIM_GROUPS, Recommendation, Row, recommend
@@ -97,6 +98,7 @@ def evaluate_vectors(
     What the folds of many rows score is kept in the folder `keep_in`, and not fitted again.
     Raise UsageError where `vectors` were not fitted to these activations.
     """
+    after_fork("an evaluation")
     _require_fitted_to(activations, vectors)
     if seed < 0:
         raise UsageError(f"`seed` must be a whole number from 0, not {seed}")

@@ -56,6 +56,13 @@ def test_a_class_that_vllm_cannot_compute_is_refused_before_anything_loads() -> 
     check_architecture(of_class("PhiMoEForCausalLM", **experts))
 
 
+def test_a_start_that_was_abandoned_before_it_began_loads_nothing() -> None:
+    engine = made()
+    engine.abandon()
+    engine.start()
+    assert engine._engine is None
+
+
 def test_latent_attention_on_a_cpu_is_that_which_is_right_there() -> None:
     latent = {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64}
     for config, backend in (({}, None), (latent, "CPU_MLA")):

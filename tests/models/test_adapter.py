@@ -17,21 +17,19 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import ROOT
+from tests.models.test_stored import place
 from tests.support.adapters import edit_config, make_adapter
 from tests.support.oracle import build
 from tests.support.rows import response_row
 from traitmill.engine.capture.model import CaptureModel
 from traitmill.engine.errors import AccessError, ResourceError, UsageError
 from traitmill.engine.models import (
-    Gpu,
     ModelRef,
-    Placement,
     Shape,
     Stored,
     adapter_fit,
     adapter_here,
     check_adapter,
-    choose_placement,
     count_weights,
     find_adapter,
     find_model,
@@ -257,22 +255,7 @@ def test_memory_counts_an_adapter_as_vllm_makes_room_for_it(
 
 def test_a_model_that_fits_without_its_adapter_alone_is_refused_with_it() -> None:
     config = json.loads((ROOT / "benchmarks/configs/gemma-2-9b.json").read_text())
-    card = Gpu(0, 24 << 30, int(22.5 * 2**30), "NVIDIA L4", "u", (8, 9))
-
-    def place(adapter: int) -> Placement:
-        return choose_placement(
-            config,
-            RunSettings(),
-            gpu=True,
-            engine=True,
-            capture=False,
-            sequences=64,
-            tokens_per_sequence=300,
-            cards=[card],
-            stored=Stored(0, 0, adapter),
-        )
-
-    assert place(0).mode == "alone"
+    assert place(config, None, 23).mode == "alone"
     rank_256 = 42 * 256 * 80_384  # of all linear parts of all layers: 1.6 GiB
     with pytest.raises(ResourceError, match=r"GiB of weights \(6\.4 of them the adapter's\)"):
-        place(4 * rank_256)
+        place(config, Stored(0, 0, 4 * rank_256), 23)

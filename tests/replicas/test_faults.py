@@ -81,16 +81,21 @@ def test_f01_actors_killed_at_seeded_moments_are_started_again_and_nothing_is_pa
     assert len(calls) == len(set(calls)) == stored(work, "verdicts")
 
 
-def test_f01_a_killed_driver_takes_rays_processes_with_it_and_the_run_goes_on(
-    tmp_path: Path, calm: lab.Work
-) -> None:
-    work = prepared(tmp_path, replicas=2, generation_delay=0.2, in_flight=4)
+def under_way(work: lab.Work) -> tuple[lab.Running, list[psutil.Process]]:
+    """Begin a run; return it with its processes once something is judged."""
     running = lab.Running(work)
     running.wait_ready()
     while not stored(work, "verdicts"):
         assert running.process.is_alive(), running.said
         time.sleep(0.05)
-    family = psutil.Process(running.process.pid).children(recursive=True)
+    return running, psutil.Process(running.process.pid).children(recursive=True)
+
+
+def test_f01_a_killed_driver_takes_rays_processes_with_it_and_the_run_goes_on(
+    tmp_path: Path, calm: lab.Work
+) -> None:
+    work = prepared(tmp_path, replicas=2, generation_delay=0.2, in_flight=4)
+    running, family = under_way(work)
     names, tokens = set(), set()
     for process in family:
         with suppress(psutil.Error):  # one that has ended since
@@ -117,12 +122,7 @@ def test_f01_a_killed_driver_takes_rays_processes_with_it_and_the_run_goes_on(
 def test_f22_a_run_whose_own_ray_dies_ends_and_goes_on(tmp_path: Path, calm: lab.Work) -> None:
     """Its replicas waited for room on a cluster that had no node any more."""
     work = prepared(tmp_path, replicas=2, generation_delay=2.0, in_flight=4)
-    running = lab.Running(work)
-    running.wait_ready()
-    while not stored(work, "verdicts"):
-        assert running.process.is_alive(), running.said
-        time.sleep(0.05)
-    family = psutil.Process(running.process.pid).children(recursive=True)
+    running, family = under_way(work)
     for process in family:
         with suppress(psutil.Error):
             if process.name() == "raylet":
