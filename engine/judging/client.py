@@ -19,10 +19,9 @@ from .faults import (
     CallError,
     LateError,
     TransientError,
-    UnansweredError,
     UnknownModelError,
-    UnreadyError,
     kind_of,
+    unconnected,
 )
 from .headers import authorizes, read_headers, secrets
 from .reply import Reply
@@ -192,12 +191,7 @@ class Client:
             raise LateError(f"no answer within {deadline:g} s") from None
         except (openai.APIConnectionError, aiohttp.ClientError, UnicodeError) as error:
             # UnicodeError: a proxy's name in the environment that is none
-            cause = _root_cause(error)
-            said = self.redact(" ".join(str(cause).split())[:200] or type(cause).__name__)
-            if _is_lost(error):
-                raise UnansweredError(f"the connection was lost: {said}") from None
-            refused = isinstance(cause, ConnectionRefusedError)
-            raise (UnreadyError if refused else TransientError)(f"no connection: {said}") from None
+            raise unconnected(error, self.redact) from None
         return Reply(raw.status_code, raw.headers, raw.text)
 
     def failure(
@@ -277,22 +271,3 @@ class Client:
         if self._key:
             text = text.replace(self._key, "[redacted]")
         return _KEY_LIKE.sub("[redacted]", self.without_key(text))
-
-
-def _is_lost(error: BaseException | None) -> bool:
-    """Return whether a connection broke after it stood, so with a request on its way.
-
-    The client names both kinds alike; what it rests on does not.
-    """
-    import aiohttp
-
-    lost = aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | aiohttp.ClientOSError
-    while error is not None and not isinstance(error, lost):
-        error = error.__cause__
-    return error is not None and not isinstance(error, aiohttp.ClientConnectorError)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

@@ -29,6 +29,7 @@ from .cost import Usage, at_tier, find_price, need_price
 from .faults import (
     CallError,
     DeniedError,
+    ProxyError,
     RejectedError,
     TransientError,
     UnknownModelError,
@@ -131,6 +132,11 @@ class EndpointJudge:
                 f"judge {self._judging.model} at {self._client.where} is not ready ({error}): "
                 "start it, or run the same command again once it is up; `judge_base_url` names "
                 "another address"
+            ) from None
+        except ProxyError as error:
+            raise AccessError(
+                f"judge {self._judging.model} at {self._client.where} was not asked: {error}; mend "
+                "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or name the judge's host in NO_PROXY"
             ) from None
         except CallError as error:
             raise AccessError(

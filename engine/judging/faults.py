@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Iterator
 
 from ..errors import AccessError, StoppedError
 from .capabilities import JudgeProfile
@@ -88,6 +89,10 @@ class UnreadyError(TransientError):
     """Nothing listens, or what does is still loading: it may be ready in a while."""
 
 
+class ProxyError(TransientError):
+    """The environment's proxy, which the endpoint is asked through, cannot be reached."""
+
+
 class LateError(UnansweredError):
     """No answer within the deadline."""
 
@@ -119,6 +124,38 @@ def kind_of(status: int) -> type[CallError]:
     if status == _LOADING:
         return UnreadyError
     return TransientError if status >= 500 or status in PASSING else RejectedError
+
+
+def unconnected(error: Exception, redact: Callable[[str], str]) -> TransientError:
+    """Return what it means that the client had no reply.
+
+    It names a connection that never stood and one that broke with a request on its way alike; what
+    it rests on does not.
+    """
+    import aiohttp
+
+    causes = list(_causes(error))
+    said = redact(" ".join(str(causes[-1]).split())[:200] or type(causes[-1]).__name__)
+    for cause in causes:
+        if isinstance(cause, aiohttp.ClientProxyConnectionError):
+            return ProxyError(
+                f"the environment's proxy {cause.host}:{cause.port} cannot be reached: {said}"
+            )
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            break
+        if isinstance(
+            cause,
+            aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | aiohttp.ClientOSError,
+        ):
+            return UnansweredError(f"the connection was lost: {said}")
+    refused = isinstance(causes[-1], ConnectionRefusedError)
+    return (UnreadyError if refused else TransientError)(f"no connection: {said}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def lacks_credit(status: int, codes: frozenset[str], message: str) -> bool:

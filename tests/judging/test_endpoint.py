@@ -1146,6 +1146,20 @@ async def test_a_proxy_whose_name_is_none_ends_in_a_line(monkeypatch, proxy):
     await judge.close()
 
 
+async def test_a_proxy_that_is_not_there_is_not_a_judge_that_is_not(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://name:secret@127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    url = "http://judge.invalid/v1"
+    judge = EndpointJudge(JudgeSettings(model="m"), JudgeLimits(base_url=url), backoff=0.001)
+    with pytest.raises(
+        AccessError, match=r"was not asked: the environment's proxy 127\.0\.0\.1:9 .*; mend HTTP_"
+    ) as told:
+        await judge.open()
+    assert "secret" not in str(told.value)
+    await judge.close()
+
+
 async def test_an_endpoint_on_this_machine_is_asked_without_the_environments_proxy(monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
