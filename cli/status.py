@@ -78,9 +78,21 @@ def _facts(folder: TraitFolder) -> tuple[dict[str, Any], ExitCode]:
         "quarantined": len(list(folder.quarantine.glob("*"))),
         "faults": faults,
         "stale": stale,
-        "remarks": unfinished_sets(state),
+        "remarks": [*unfinished_sets(state), *_uncounted(state)],
     }
     return facts, code
+
+
+def _uncounted(state: TraitState) -> list[str]:
+    """Return a line of the rows that no count holds yet: of a run at work, or one that was killed."""
+    from traitmill.engine.storage import journaled
+
+    parts = state.parts
+    found = {"responses": journaled(parts["responses"]), "verdicts": journaled(parts["verdicts"])}
+    if not any(found.values()):
+        return []
+    listed = " and ".join(f"{n} {name}" for name, n in found.items() if n)
+    return [f"{listed} of the run's last seconds are stored, and counted by the next run"]
 
 
 def _sizes(state: TraitState) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .folder import TraitFolder, check_name, holds_rows, pool_suffix
 from .index import COUNTED, MODES
-from .journal import Journal, replay
+from .journal import Journal, journaled, replay
 from .lock import lock_traits
 from .parts import PartSet, ok_ids, split_off
 from .run_record import (
@@ -69,6 +69,7 @@ __all__ = [
     "has_run",
     "holds_rows",
     "installed_versions",
+    "journaled",
     "load_state",
     "lock_traits",
     "lost_rows",

@@ -12,6 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ..files import naming_full_disk
@@ -75,6 +76,15 @@ def _write(descriptor: int, data: bytes) -> None:
     """Write all of `data`: a disk that is nearly full takes a part of it."""
     while data:
         data = data[os.write(descriptor, data) :]
+
+
+def journaled(parts: PartSet) -> int:
+    """Return how many rows of a record set stand in journals alone: of a run at work, or killed."""
+    found = 0
+    for path in journal_files(parts.folder):
+        with suppress(FileNotFoundError):  # a run at work has made a part of it just now
+            found += sum(1 for _ in read_journal(path))
+    return found
 
 
 def replay(parts: PartSet) -> None:

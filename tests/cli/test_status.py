@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import re
+import zlib
 from typing import Any
 
 import pytest
@@ -49,6 +50,25 @@ def test_a_column_of_troubles_is_there_where_there_is_one(
         lines = "\n".join(render({"a": one, "b": other}, 80))
         assert "to see to" in lines
         assert what in lines
+
+
+def test_rows_that_a_killed_run_left_in_its_journal_are_told(
+    made: lab.Work, traitmill: Traitmill
+) -> None:
+    code, said = traitmill("status", *on(made))
+    assert "last seconds" not in said
+    folder = made.root / "exp" / "trait" / "parquet" / "responses"
+    journal = folder / ".journal-00000099.jsonl"
+    lines = [b'{"sample_id":"a","status":"ok"}', b'{"sample_id":"b","status":"ok"}']
+    journal.write_bytes(b"".join(b"%08x %s\n" % (zlib.crc32(line), line) for line in lines))
+    with journal.open("ab") as file:
+        file.write(b"00000000 {cut off")
+    try:
+        now, said = traitmill("status", *on(made))
+    finally:
+        journal.unlink()
+    assert now == code
+    assert "trait: 2 responses of the run's last seconds are stored, and counted" in said
 
 
 def test_t17_240_traits_have_a_total_and_trouble_comes_first(
