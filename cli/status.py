@@ -84,7 +84,7 @@ def _facts(folder: TraitFolder) -> tuple[dict[str, Any], ExitCode]:
 
 
 def _uncounted(state: TraitState) -> list[str]:
-    """Return a line of the rows that no count holds yet: of a run at work, or one that was killed."""
+    """Return a line of the rows that no count holds: of a run at work, or a killed one."""
     from traitmill.engine.storage import journaled
 
     parts = state.parts
