@@ -25,7 +25,7 @@ from .download import fetch_weights
 from .feasibility import capture_bytes
 from .gpus import Gpu, emptiest_first, read_gpus, show_only
 from .here import device_here
-from .hub import Adapter, ModelRef, find_model, infer_model
+from .hub import DEFAULT_MODEL, Adapter, ModelRef, find_model, infer_model
 from .longrope import check_longest, common_length
 from .machine import CPU_TOKENS, GIB, choose_device, free_host_memory, token_budget
 from .overhead import GPU_BATCHED_TOKENS, engine_length, engine_overhead
@@ -40,6 +40,7 @@ from .weights import check_weights, refuse_faulty
 
 __all__ = [
     "CPU_TOKENS",
+    "DEFAULT_MODEL",
     "EMBEDDED",
     "GIB",
     "GPU_BATCHED_TOKENS",

@@ -75,10 +75,10 @@ class ModelRef:
         return int(text.get(name) or 0)
 
 
-def infer_model(experiment: str) -> str:
-    """Return the generation model that an experiment's name implies, else Gemma-2-2B."""
+def infer_model(experiment: str) -> str | None:
+    """Return the generation model that an experiment's name implies, None where it implies none."""
     found = (model for pattern, model in _INFERRED.items() if re.search(pattern, experiment))
-    return next(found, DEFAULT_MODEL)
+    return next(found, None)
 
 
 def find_model(name: str, revision: str | None = None) -> ModelRef:

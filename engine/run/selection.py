@@ -8,6 +8,7 @@ from dataclasses import replace
 from .. import storage
 from ..errors import UsageError
 from ..models import (
+    DEFAULT_MODEL,
     Adapter,
     ModelRef,
     check_capture,
@@ -99,7 +100,8 @@ def model_of(
     """Return the model to generate with, its revision where that is fixed, and in words where it
     comes from.
 
-    It is the one named, the folders' own, or the one that the experiment's name implies.
+    It is the one named, the folders' own, the one that the experiment's name implies, or the
+    default.
     """
     if name is not None:
         return name, None, ""
@@ -112,8 +114,9 @@ def model_of(
             record.sampling.revision,
             f" ({own}; `gen_model` names another)",
         )
-    said = " (by the experiment's name; `gen_model` names another)"
-    return infer_model(experiment), None, said
+    implied = infer_model(experiment)
+    why = "by the experiment's name" if implied else "the default"
+    return implied or DEFAULT_MODEL, None, f" ({why}; `gen_model` names another)"
 
 
 def adapter_of(

@@ -37,12 +37,12 @@ def folder(tmp_path: Path) -> Path:
         ("llama_8b", "meta-llama/Llama-3.1-8B-Instruct"),
         ("demo", EMBEDDED),
         ("demo_2", EMBEDDED),
-        ("demonstration", "google/gemma-2-2b-it"),
-        ("my_demo", "google/gemma-2-2b-it"),
-        ("", "google/gemma-2-2b-it"),
+        ("demonstration", None),
+        ("my_demo", None),
+        ("", None),
     ],
 )
-def test_an_experiments_name_implies_a_model(experiment: str, model: str) -> None:
+def test_an_experiments_name_implies_a_model(experiment: str, model: str | None) -> None:
     assert infer_model(experiment) == model
 
 
