@@ -197,7 +197,7 @@ def random_directions(dim: int, layer: int, count: int) -> ndarray:
 
 def _random_scores(at: LayerRows, split: Split) -> ndarray:
     dim = at.centred.shape[1]
-    projected = at.centred @ random_directions(dim, at.layer, RANDOM_VECTORS).T
+    projected = (at.centred @ random_directions(dim, at.layer, RANDOM_VECTORS).T)[at.first]
     signs = np.empty(projected.shape)
     for test in split.tests():
         gaps = contrast(split.labels[~test]) @ projected[~test]
@@ -205,7 +205,7 @@ def _random_scores(at: LayerRows, split: Split) -> ndarray:
     return np.asarray((signs * projected).T)
 
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 KEPT_FROM = 500
 """Rows from which it is kept: folds of fewer are fitted again in a second or two a layer."""
 

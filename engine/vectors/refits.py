@@ -52,6 +52,8 @@ def fit_few(
             stack = _Stack(grams, dim, cells, split.folds, [refits[one] for one in chosen])
             for number, method in enumerate(methods):
                 found[number][:, chosen] = stack.scores(METHODS[method])
+        for place, at in enumerate(block):
+            found[:, place] = found[:, place][..., at.first]
         yield found
 
 
@@ -118,7 +120,7 @@ def fit_tall(
     search = Search(sides, FOLD_PRECISION, _near(at, vectors, methods))
     found = []
     for name in methods:
-        projected = at.centred @ TALL_METHODS[name](search).vectors
+        projected = (at.centred @ TALL_METHODS[name](search).vectors)[at.first]
         found.append(_standardised(projected.T, sides.kept.T, labels.T)[None])
     return np.split(np.stack(found), np.cumsum([len(some) for some in wanted])[:-1], axis=2)
 

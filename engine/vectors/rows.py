@@ -46,6 +46,10 @@ class LayerRows:
         return is_tall(*self.centred.shape)
 
     @cached_property
+    def first(self) -> ndarray:
+        return first_equal(self.centred)
+
+    @cached_property
     def gram(self) -> ndarray:
         """float64 `[n, n]`, of the centred rows."""
         return np.asarray(self.centred @ self.centred.T)
@@ -54,6 +58,15 @@ class LayerRows:
     def design(self) -> Design:
         """The rows as a probe of many of them sees them."""
         return Design(self.centred)
+
+
+def first_equal(rows: ndarray) -> ndarray:
+    """Return of each row the first one that equals it, int `[n]`.
+
+    Products with equal rows differ in the last bit by where a row stands, which would break ties.
+    """
+    places: dict[bytes, int] = {}
+    return np.array([places.setdefault(row.tobytes(), i) for i, row in enumerate(rows)], int)
 
 
 def is_tall(n: int, dim: int) -> bool:

@@ -17,6 +17,7 @@ from ..statistics import Estimate, draw_groups, effective_groups, estimates, fol
 from ..storage import TraitFolder
 from .evaluation import read_evaluation
 from .recommendation import Recommendation
+from .rows import first_equal
 from .table_file import read_table, write_table
 from .vector_files import load_vector
 
@@ -150,7 +151,7 @@ class _Target:
                 along.setdefault(best.layer, {})[name] = source.vector
         # By layer, since the rows are read once a layer.
         for layer, vectors in along.items():
-            scores = np.stack(list(vectors.values())) @ self._activations.rows_at(layer).T
+            scores = self._along(np.stack(list(vectors.values())), layer)
             for name, figure in zip(vectors, self._estimates(scores), strict=True):
                 found[name] = figure, ""
         return found
@@ -176,8 +177,12 @@ class _Target:
         labels = self._activations.labels[rows]
         if min(labels.sum(), (~labels).sum()) < 2:
             return NOTHING, "the vector was fitted to these rows: the traits share them"
-        scores = vector[None] @ self._activations.rows_at(layer).T
-        return self._estimates(scores, rows)[0], ""
+        return self._estimates(self._along(vector[None], layer), rows)[0], ""
+
+    def _along(self, vectors: ndarray, layer: int) -> ndarray:
+        """Return the scores of all rows along vectors `[m, hidden_dim]`: `[m, n]`."""
+        rows = self._activations.rows_at(layer)
+        return np.asarray((vectors @ rows.T)[:, first_equal(rows)])
 
     def _estimates(self, scores: ndarray, rows: ndarray | None = None) -> list[Estimate]:
         """Return the AUROC of the rows, all compared with all, by scores `[m, n]`; of some, bool
