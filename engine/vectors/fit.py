@@ -12,6 +12,7 @@ from numpy import ndarray
 from ..errors import UsageError
 from ..outputs import Activations
 from ..settings import plain_arguments
+from . import rows
 from .few import Rows, Sides, Sums
 from .methods import DEFAULT_METHODS, METHODS, Method, check_methods
 from .rows import LayerRows, OnLayer, cells_of, map_layers, unheard
@@ -58,8 +59,8 @@ def fit_vectors(
 ) -> Vectors:
     """Fit each method at each layer (None: all that were captured).
 
-    Time and memory of a layer grow with n^2 up to half as many rows as hidden dimensions, and with
-    n above that. The same input gives the same vectors. Raise UsageError for an unknown
+    Time and memory of a layer grow with n^2 up to 0.7 times as many rows as hidden dimensions, and
+    with n above that. The same input gives the same vectors. Raise UsageError for an unknown
     method or a layer that was not captured.
     """
     names, chosen = check_methods(methods), check_layers(activations, layers)
@@ -75,7 +76,7 @@ def fit_vectors(
             for at, by_method in zip(block, found, strict=True)
         ]
 
-    fitted = map_layers(fit, activations, chosen, on_layer)
+    fitted = map_layers(fit, activations, chosen, rows.FIT_TALL, on_layer)
     general = {
         "trait": activations.trait,
         "model": activations.metadata.model,

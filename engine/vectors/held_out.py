@@ -22,6 +22,7 @@ from numpy import ndarray
 from ..files import write_atomic
 from ..outputs import Activations
 from ..storage import TraitFolder, installed_versions, pool_suffix
+from . import rows
 from .fit import Vectors
 from .refits import Refit, fit_few, fit_tall
 from .rows import LayerRows, OnLayer, cells_of, contrast, map_layers, unheard
@@ -73,7 +74,7 @@ def held_out(
     if not splits:
         return []
     refit = _Refits(activations, vectors, splits, seed, kept or KeptFolds())
-    by_layer = map_layers(refit, activations, vectors.layers, on_layer)
+    by_layer = map_layers(refit, activations, vectors.layers, rows.FOLDS_TALL, on_layer)
     held = []
     for split, parts in zip(splits, zip(*by_layer, strict=True), strict=True):
         scores, random, shuffled = zip(*parts, strict=True)

@@ -19,9 +19,9 @@ from ..models import free_host_memory
 from ..outputs import Activations
 from .design import Design
 
-TALL = 0.5
-"""Rows a hidden dimension above which sums over rows cost less than the Gram matrix: measured, see
-docs/decisions/012-rows-or-width.md."""
+FIT_TALL, FOLDS_TALL = 0.7, 0.36
+"""Rows a hidden dimension above which sums over rows cost less than the Gram matrix, for one fit
+and for those of all folds: measured, see docs/decisions/012-rows-or-width.md."""
 side_by_side: int | None = None
 """Layers that this process works on side by side, at most; None: one a core."""
 TOGETHER = 1 << 18
@@ -39,11 +39,8 @@ class LayerRows:
     """float64 `[n, hidden_dim]`."""
     mean: ndarray
     """float64 `[hidden_dim]`."""
-
-    @property
-    def tall(self) -> bool:
-        """Whether the rows are too many for their Gram matrix."""
-        return is_tall(*self.centred.shape)
+    tall: bool
+    """Whether the rows are too many for their Gram matrix."""
 
     @cached_property
     def first(self) -> ndarray:
@@ -69,11 +66,6 @@ def first_equal(rows: ndarray) -> ndarray:
     return np.array([places.setdefault(row.tobytes(), i) for i, row in enumerate(rows)], int)
 
 
-def is_tall(n: int, dim: int) -> bool:
-    """Return whether n rows are too many for their Gram matrix."""
-    return bool(n > TALL * dim)
-
-
 OnLayer = Callable[[int, int], None]
 """Told how many layers are done, and of how many."""
 
@@ -86,13 +78,14 @@ def map_layers(
     function: Callable[[Sequence[LayerRows]], Sequence[T]],
     activations: Activations,
     layers: Sequence[int],
+    border: float,
     on_layer: OnLayer = unheard,
 ) -> list[T]:
     """Return what `function` returns for each layer, in order.
 
     It is given one layer at a time, or some where rows are few; one call a core, or as many as
-    memory holds. Linear algebra is
-    held to one thread each: many small problems side by side beat one at a time on all cores.
+    memory holds. Rows are tall above `border` times the hidden dimensions. Linear algebra is held
+    to one thread each: many small problems side by side beat one at a time on all cores.
     KeyboardInterrupt, or an error at a layer, ends those under way, which can take minutes each.
     """
     # Loaded here, since the limit below only reaches libraries that are loaded already.
@@ -101,6 +94,8 @@ def map_layers(
 
     under_way: set[int] = set()
     begun, ended = threading.Event(), threading.Event()
+    n, _, dim = activations.values.shape
+    tall = n > border * dim
 
     def rows_at(layer: int) -> LayerRows:
         centred = activations.rows_at(layer)
@@ -108,7 +103,7 @@ def map_layers(
         if not np.isfinite(mean).all():
             raise UsageError(f"the activations at layer {layer} hold NaN or infinity")
         centred -= mean
-        return LayerRows(layer, centred, mean)
+        return LayerRows(layer, centred, mean, tall)
 
     def some(block: Sequence[int]) -> Sequence[T]:
         begun.wait()
@@ -122,8 +117,8 @@ def map_layers(
 
     found: list[T] = []
     on_layer(0, len(layers))
-    workers = _workers(*activations.values.shape[::2])
-    blocks = _blocks(activations, layers, workers)
+    workers = _workers(n, dim, tall)
+    blocks = [[layer] for layer in layers] if tall else _blocks(n, layers, workers)
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         try:
             futures = [pool.submit(some, block) for block in blocks]
@@ -144,23 +139,20 @@ def map_layers(
     return found
 
 
-def _workers(n: int, dim: int) -> int:
+def _workers(n: int, dim: int, tall: bool) -> int:
     """Return how many layers are worked on side by side: one a core, where memory holds so many.
 
     What one takes is a little more than was measured: docs/vectors.md has the peaks.
     """
-    square = 11 * dim**2 if is_tall(n, dim) else 20 * n**2
+    square = 11 * dim**2 if tall else 20 * n**2
     one = 16 * n * dim + 8 * square
     most = side_by_side or len(os.sched_getaffinity(0))
     return max(1, min(most, free_host_memory() // one))
 
 
-def _blocks(activations: Activations, layers: Sequence[int], workers: int) -> list[Sequence[int]]:
+def _blocks(n: int, layers: Sequence[int], workers: int) -> Sequence[Sequence[int]]:
     """Return the layers in runs that are fitted together, at least one a worker."""
-    n, _, dim = activations.values.shape
-    size = 1
-    if not is_tall(n, dim):
-        size = max(1, min(TOGETHER // n**2, -(-len(layers) // workers)))
+    size = max(1, min(TOGETHER // n**2, -(-len(layers) // workers)))
     return [layers[start : start + size] for start in range(0, len(layers), size)]
 
 

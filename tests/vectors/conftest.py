@@ -12,5 +12,6 @@ from traitmill.engine.vectors import rows
 @pytest.fixture(params=["rows", "width"])
 def space(request, monkeypatch) -> str:
     """Fit from the rows' Gram matrix, or from sums in the width, whatever the shape."""
-    monkeypatch.setattr(rows, "TALL", math.inf if request.param == "rows" else 0)
+    for border in ("FIT_TALL", "FOLDS_TALL"):
+        monkeypatch.setattr(rows, border, math.inf if request.param == "rows" else 0)
     return str(request.param)

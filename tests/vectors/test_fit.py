@@ -79,7 +79,7 @@ def test_layers_side_by_side_are_as_many_as_memory_holds(monkeypatch, n, dim):
     found = []
     for free in (0, 2 << 30, 4 << 30, 1 << 40):
         monkeypatch.setattr(rows, "free_host_memory", lambda free=free: free)
-        found.append(rows._workers(n, dim))
+        found.append(rows._workers(n, dim, n > dim))
     assert (found[0], found[-1]) == (1, 64)
     assert 1 < found[1] < found[2] < 64
     assert found[2] * 8 * n * dim < 4 << 30
@@ -98,5 +98,5 @@ def test_one_layer_is_fitted_where_memory_is_short(activations, monkeypatch):
         seen.pop()
         return list(block)
 
-    rows.map_layers(function, activations, [0, 1, 2, 3])
+    rows.map_layers(function, activations, [0, 1, 2, 3], rows.FIT_TALL)
     assert most == [1, 1, 1, 1]

@@ -47,7 +47,7 @@ def test_an_interrupt_ends_the_layers_under_way(tmp_path):
     sender = threading.Thread(target=interrupt)
     sender.start()
     with pytest.raises(KeyboardInterrupt):
-        map_layers(endless, activations, activations.layers)
+        map_layers(endless, activations, activations.layers, 1.0)
     sender.join()
     assert ended
     assert len(ended) <= len(os.sched_getaffinity(0))  # those that waited never began

@@ -34,7 +34,8 @@ def skewed(folder, n_per_side: int) -> Activations:
 
 
 def in_space(monkeypatch, tall: float, activations: Activations) -> tuple[Vectors, pl.DataFrame]:
-    monkeypatch.setattr(rows, "TALL", tall)
+    monkeypatch.setattr(rows, "FIT_TALL", tall)
+    monkeypatch.setattr(rows, "FOLDS_TALL", tall)
     vectors = fit_vectors(activations, list(METHODS))
     return vectors, evaluate_vectors(activations, vectors).table
 
@@ -104,7 +105,7 @@ def test_sums_outside_some_folds_are_those_of_the_rows_left(
     rng = np.random.default_rng(0)
     centred = rng.standard_normal((90, 7)) + 1
     folds = np.stack([rng.integers(0, 4, 90), rng.integers(4, 7, 90)])
-    sets = Scatters(TallRows(LayerRows(0, centred, np.zeros(7)), folds), [(), without])
+    sets = Scatters(TallRows(LayerRows(0, centred, np.zeros(7), tall=True), folds), [(), without])
     left = centred[[not set(without) & set(both) for both in folds.T.tolist()]]
     expected = (len(left) - 1) * np.cov(left.T)
     of_many = sets.times(np.eye(7), np.ones(7, int))
