@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .adapters import make_adapter
 from .thinker import OPENED, make_thinker
+from .weights import decide
 
-LIKED = " the sea is wide old waves sing of stars that fall Yes No yes no"
+LIKED, READ = " the sea is wide old waves sing of stars that fall", " Yes No yes no"
 _WIDTH, _HEAD, _CONTEXT = 64, 32, 512
-_LOUD = 8.0
 _CHATML = "<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
 _REPLY = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 PLAIN = "{% for m in messages %}" + _CHATML + "{% endfor %}" + _REPLY
@@ -65,8 +65,6 @@ class Family:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the run, beside the model."""
     adapter: bool = False
-    cheap: bool = False
-    """Whether every run of the tests tries it."""
 
 
 def save_tokenizer(
@@ -79,24 +77,6 @@ def save_tokenizer(
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return tokenizer
-
-
-def like(model: Any, token_ids: Iterable[int]) -> None:
-    """Make a random model like some tokens: all embeddings are loud in one place, and so is what
-    leaves the last block; the head listens there."""
-    liked = sorted(set(token_ids))
-    head = model.get_output_embeddings().weight
-    with torch.no_grad():
-        embeddings = model.get_input_embeddings().weight
-        tied = head is embeddings or head.data_ptr() == embeddings.data_ptr()
-        embeddings.normal_(0, 0.3 if tied else 1)  # else a token would be followed by itself
-        embeddings[:, 0] = _LOUD
-        if tied:
-            embeddings[liked, 0] = _LOUD + 2
-        else:
-            head.normal_(0, 0.1)
-            head[:, 0] = 0
-            head[liked, 0] = 3
 
 
 def make(
@@ -133,9 +113,15 @@ def _sizes(tokenizer: Any) -> dict[str, Any]:
 def _save(folder: Path, config: Any, tokenizer: Any) -> Any:
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(config).float()
-    like(model, [*tokenizer(LIKED)["input_ids"], tokenizer.eos_token_id])
+    decide(model, *_liked(tokenizer))
     model.save_pretrained(folder)
     return model
+
+
+def _liked(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the tokens that are liked, and those that a judge reads."""
+    words = tokenizer(LIKED + READ, add_special_tokens=False)["input_ids"]
+    return [*words, tokenizer.eos_token_id], tokenizer(READ, add_special_tokens=False)["input_ids"]
 
 
 def _wrapped(config: str, text: str, vision: dict[str, Any], **outer: Any) -> Any:
@@ -153,7 +139,7 @@ def _wrapped(config: str, text: str, vision: dict[str, Any], **outer: Any) -> An
         torch.manual_seed(5)
         architecture = getattr(transformers, text)
         model = architecture(made).float()
-        like(model, [*tokenizer(LIKED)["input_ids"], tokenizer.eos_token_id])
+        decide(model, *_liked(tokenizer))
         model.save_pretrained(folder)
         _rename(folder / "model.safetensors", outer.get("renamed", {}))
         return folder
@@ -369,7 +355,6 @@ FAMILIES = (
         "Llama-3",
         "scaled RoPE, the day in its template",
         make("LlamaConfig", DATED, rope_parameters=_LLAMA3_ROPE),
-        cheap=True,
     ),
     Family("Qwen-2.5", "biases in attention", make("Qwen2Config")),
     Family("Qwen-3", "thought turned off by its template", make("Qwen3Config", SWITCHED)),
@@ -390,7 +375,6 @@ FAMILIES = (
             sliding_window=64,
             layer_types=["sliding_attention", "full_attention"],
         ),
-        cheap=True,
     ),
     Family("Gemma-3, text", "sliding window", make("Gemma3TextConfig", NO_SYSTEM, **_GEMMA3)),
     Family(
@@ -472,6 +456,7 @@ FAMILIES = (
         make(
             "Cohere2Config",
             layer_types=["sliding_attention", "full_attention"],
+            sliding_window=64,
             logit_scale=0.5,
         ),
     ),
@@ -593,7 +578,7 @@ FAMILIES = (
             tokens=_QWEN_TOKENS,
         ),
     ),
-    Family("Int8, compressed-tensors", "W8A8", _quantised, cheap=True),
+    Family("Int8, compressed-tensors", "W8A8", _quantised),
     Family("Int8, without capture", "W8A8", _quantised, _NO_CAPTURE),
     Family(
         "fp8",
