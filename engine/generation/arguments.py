@@ -17,6 +17,9 @@ COMPILED_FROM_S = _COMPILING_S / (1 - 1 / _GAIN)
 """Seconds of generation from which compiling has paid for itself: 575. It takes 60 to 90 s with its
 51 graphs, as others measured it. The gain is an assumption between the 1.05 and 1.19 measured on a
 CPU (docs/decisions/009-eager-on-cpu.md); no card has been measured."""
+_BY_HEADS = ("lfm2", "lfm2_moe")
+"""Model types whose queries vLLM rotates as a table of heads, beside those of latent attention: its
+own operation on a CPU takes them for one long head, and tokens are 1 to 20 nats apart."""
 _FEW_GRAPHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 # Left to vLLM, both hang on whether nvcc and ninja are on PATH, and cost minutes at the start.
 _PASSES: Mapping[str, Any] = {"fuse_allreduce_rms": False}
@@ -73,14 +76,35 @@ def engine_arguments(
             # log-probabilities of a prompt.
             "lora_target_modules": ref.adapter.targets,
         }
-    latent = latent_width(ref.config) > 0
-    arguments |= _gpu_arguments(size, compiled) if on_gpu else _cpu_arguments(execution, latent)
+    arguments |= _told_twice(config)
+    arguments |= _gpu_arguments(size, compiled) if on_gpu else _cpu_arguments(ref, execution)
     if own_nucleus:
         from .top_p import NAME
 
         arguments["logits_processors"] = [NAME]
         arguments["additional_config"] = {"top_p": sampling.top_p}
     return AsyncEngineArgs(**arguments)
+
+
+def _told_twice(config: Any) -> dict[str, Any]:
+    """Return what a model's config says and vLLM 0.32 looks for elsewhere, else does without.
+
+    Both scale queries by their position, from the 16,385th token (Ministral-3) or the 8,192nd on.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    told: dict[str, Any] = {}
+    if rope.get("llama_4_scaling_beta"):
+        scaling = {
+            "beta": rope["llama_4_scaling_beta"],
+            "original_max_position_embeddings": rope["original_max_position_embeddings"],
+        }
+        named = {"llama_4_scaling": scaling}
+        told["hf_overrides"] = named if text is config else {"text_config": named}
+    if (tuned := getattr(text, "attn_temperature_tuning", None)) is not None:
+        # Left to itself, it is on for contexts beyond 32,768 tokens alone.
+        told["override_generation_config"] = {"attn_temperature_tuning": bool(tuned)}
+    return told
 
 
 def _gpu_arguments(size: EngineSize, compiled: bool) -> dict[str, Any]:
@@ -95,7 +119,7 @@ def _gpu_arguments(size: EngineSize, compiled: bool) -> dict[str, Any]:
     return {"enable_flashinfer_autotune": False, "compilation_config": compilation}
 
 
-def _cpu_arguments(execution: Execution, latent: bool) -> dict[str, Any]:
+def _cpu_arguments(ref: ModelRef, execution: Execution) -> dict[str, Any]:
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     arguments: dict[str, Any] = {
@@ -106,9 +130,10 @@ def _cpu_arguments(execution: Execution, latent: bool) -> dict[str, Any]:
         # that cannot be turned.
         "enable_chunked_prefill": False,
     }
-    if latent:
-        # vLLM 0.32's own rotation on a CPU is wrong for such heads: by 1 to 9 nats a token.
+    latent = latent_width(ref.config) > 0
+    if latent or read_config(ref.config).get_text_config().model_type in _BY_HEADS:
         arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
+    if latent:
         # That for AMX, which it would choose, takes bfloat16 alone.
         arguments["attention_backend"] = "CPU_MLA"
     if execution.tensor_parallel_size == 1:

@@ -15,6 +15,9 @@ _GENERATING = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Decode
 _FP8 = ("fp8", "float-quantized", "modelopt", "mxfp4", "nvfp4")
 _SEEING_IN_VLLM = ("qwen3_5_text", "qwen3_5_moe_text")
 """Models of text whose class in vLLM stands in the module of the one that sees."""
+_UNBALANCED = ("ernie4_5_moe", "ernie4_5_vl_moe")
+"""Model types whose experts are chosen by softmax and a bias, which vLLM's router on a CPU leaves
+out: log-probabilities are then many nats apart. Source: its `CPURouter`."""
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Widths of a head that vLLM's attention computes on a CPU. Source: its v1 CPU_ATTN backend."""
 CPU_LATENT = 576
@@ -68,6 +71,11 @@ def _check_on_cpu(ref: ModelRef, quantisation: str) -> None:
         raise UsageError(
             f"model {ref.name} has Mamba layers of the first kind, which vLLM computes on no "
             "CPU; take another model, or a machine with a GPU"
+        )
+    if ref.config.get("model_type") in _UNBALANCED:
+        raise UsageError(
+            f"model {ref.name} chooses its experts with a bias, which vLLM leaves out on a CPU; "
+            "take another model, or a machine with a GPU"
         )
     latent = latent_width(ref.config)
     if latent not in (0, CPU_LATENT):

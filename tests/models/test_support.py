@@ -165,6 +165,19 @@ def test_mamba_layers_of_the_first_kind_are_refused_on_a_cpu(
     check(jamba)
 
 
+def test_experts_whose_bias_is_left_out_on_a_cpu_are_refused_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ERNIE-4.5's: log-probabilities were up to 15 nats apart."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    ernie = {"model_type": "ernie4_5_moe", "moe_num_experts": 4}
+    with pytest.raises(UsageError, match="experts with a bias, which vLLM leaves out on a CPU"):
+        check(ernie)
+    check({"model_type": "ernie4_5"})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check(ernie)
+
+
 def test_the_widths_of_heads_on_a_cpu_are_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = find_spec("vllm")  # its source: importing it takes long
     assert spec is not None
