@@ -20,6 +20,11 @@ OUT_OF_MEMORY_TEXTS = (
 )
 
 
+_SHORT_WINDOWS = ("cohere2", "cohere2_moe")
+"""Model types whose window holds the token itself and as many before it as config.json says. So
+they were trained and vLLM computes them; transformers 5.19 leaves one out."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True for CUDA's out-of-memory, for the CPU allocator's (a plain RuntimeError) and for
     Python's own."""
@@ -85,9 +90,19 @@ def load(
         _add_adapter(model, adapter)
     if spread:
         _refuse_spill(model, source)
+    if text_config.model_type in _SHORT_WINDOWS:
+        _widen(model)
     if attention.length_dependent_rope(text_config) is not None:
         model.register_forward_pre_hook(_forget_lengths)
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def _widen(model: Any) -> None:
+    """Let sliding windows hold one token more."""
+    model.config.get_text_config().sliding_window += 1  # masks are made of it
+    for module in model.modules():
+        if isinstance(getattr(module, "sliding_window", None), int):
+            module.sliding_window += 1
 
 
 def _refuse_spill(model: Any, source: str) -> None:

@@ -1,4 +1,4 @@
-"""How far vLLM is from transformers over a text longer than any window, token by token."""
+"""How far vLLM is from what capture computes, over texts longer than any window, token by token."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
+from traitmill.engine.capture.decoder import load
 from traitmill.engine.generation import EngineSize, VllmEngine
 from traitmill.engine.models import find_model
 from traitmill.engine.settings import Execution, Sampling
@@ -45,7 +45,7 @@ async def apart(folder: Path, dtype: str = "float32") -> Apart:
         rows = await asyncio.gather(*(_rows(engine, prompt) for prompt in prompts))
     finally:
         await engine.close()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    model = load(str(folder), dtype=dtype, attn="auto", device="cpu")
     read, written, first = 0.0, 0.0, None
     for prompt, (ids, found) in zip(prompts, rows, strict=True):
         with torch.inference_mode():
