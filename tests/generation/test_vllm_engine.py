@@ -63,6 +63,50 @@ def test_a_start_that_was_abandoned_before_it_began_loads_nothing() -> None:
     assert engine._engine is None
 
 
+def test_vllm_is_told_of_scales_that_it_looks_for_elsewhere() -> None:
+    """From positions that a test of a small model reaches by other sizes alone."""
+
+    def arguments(**config: Any) -> Any:
+        ref = replace(REF, config=CONFIG | config)
+        sampling = Sampling(model=REF.name, max_new_tokens=20)
+        return VllmEngine(ref, sampling, Execution(), SIZE, on_gpu=True)._arguments()
+
+    assert not arguments().hf_overrides
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 16.0,
+        "original_max_position_embeddings": 16384,
+        "llama_4_scaling_beta": 0.1,
+    }
+    told = {"llama_4_scaling": {"beta": 0.1, "original_max_position_embeddings": 16384}}
+    assert arguments(model_type="ministral3", rope_parameters=rope).hf_overrides == told
+    inner = {"model_type": "ministral3", "rope_parameters": rope}
+    wrapped = arguments(model_type="mistral3", text_config=inner, vision_config={})
+    assert wrapped.hf_overrides == {"text_config": told}
+    for tuned in (True, False):
+        llama4 = arguments(model_type="llama4_text", attn_temperature_tuning=tuned)
+        assert llama4.override_generation_config == {"attn_temperature_tuning": tuned}
+
+
+@pytest.mark.parametrize(
+    ("config", "native"),
+    [
+        ({}, False),
+        ({"model_type": "lfm2"}, True),
+        ({"model_type": "lfm2_moe"}, True),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64}, True),
+    ],
+)
+def test_tables_of_heads_are_rotated_by_pytorch_on_a_cpu(
+    config: dict[str, Any], native: bool
+) -> None:
+    ref = replace(REF, config=CONFIG | config)
+    sampling = Sampling(model=REF.name, max_new_tokens=20)
+    arguments = VllmEngine(ref, sampling, Execution(), SIZE, on_gpu=False)._arguments()
+    assert ("-rotary_embedding" in arguments.compilation_config.custom_ops) == native
+
+
 def test_latent_attention_on_a_cpu_is_that_which_is_right_there() -> None:
     latent = {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64}
     for config, backend in (({}, None), (latent, "CPU_MLA")):
