@@ -342,6 +342,33 @@ _GATED_DELTA = {
 }
 _BFLOAT16 = {"dtype": "bfloat16"}
 """vLLM computes gated delta nets on a CPU in no other dtype."""
+_LLAMA4 = {
+    "intermediate_size_mlp": 64,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "no_rope_layers": [1, 0],
+    "layer_types": ["chunked_attention", "full_attention"],
+    "attention_chunk_size": 64,
+    "floor_scale": 64,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+_SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
+_MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
+_CONVOLVED = {
+    "layer_types": ["conv", "full_attention"],
+    # as published; transformers does without these, vLLM does not
+    "conv_dim": _WIDTH,
+    "block_dim": _WIDTH,
+}
 _MROPE = {
     "rope_parameters": {
         "rope_type": "default",
@@ -608,23 +635,53 @@ FAMILIES = (
             num_local_experts=0,
             num_experts_per_tok=0,
             shared_intermediate_size=64,
-            mamba_n_heads=4,
-            mamba_d_head=32,
-            mamba_d_state=16,
-            mamba_n_groups=1,
+            **_MAMBA2,
             position_embedding_type="rope",
         ),
     ),
     Family(
         "LFM-2",
         "convolutions beside attention",
+        make("Lfm2Config", block_auto_adjust_ff_dim=False, **_CONVOLVED),
+    ),
+    Family(
+        "LFM-2-MoE",
+        "convolutions beside attention, mixture of experts",
+        make("Lfm2MoeConfig", **_CONVOLVED, **_EXPERTS, num_dense_layers=1),
+    ),
+    Family(
+        "Llama-4",
+        "attention in chunks, layers without RoPE that scale queries",
+        make("Llama4TextConfig", **_LLAMA4),
+    ),
+    Family(
+        "Ministral-3",
+        "queries scaled by their position",
+        make("Ministral3Config", rope_parameters=_YARN | {"llama_4_scaling_beta": 0.1}),
+    ),
+    Family(
+        "OLMo-3",
+        "norms after the blocks, sliding window",
+        make("Olmo3Config", num_key_value_heads=2, **_SLIDING),
+    ),
+    Family("EXAONE-4", "norms after the blocks, sliding window", make("Exaone4Config", **_SLIDING)),
+    Family("StarCoder-2", "biases, sliding window", make("Starcoder2Config", sliding_window=64)),
+    Family(
+        "Falcon-H1",
+        "Mamba-2 and attention in each layer",
+        make("FalconH1Config", mamba_d_ssm=128, **_MAMBA2),
+    ),
+    Family("Seed-OSS", "biases in attention", make("SeedOssConfig", SWITCHED)),
+    Family("ERNIE-4.5", "pairs of neighbours are rotated", make("Ernie4_5Config")),
+    Family(
+        "ERNIE-4.5-MoE",
+        "experts chosen with a bias",
         make(
-            "Lfm2Config",
-            layer_types=["conv", "full_attention"],
-            block_auto_adjust_ff_dim=False,
-            # as published; transformers does without these, vLLM does not
-            conv_dim=_WIDTH,
-            block_dim=_WIDTH,
+            "Ernie4_5_MoeConfig",
+            moe_num_experts=4,
+            moe_k=2,
+            moe_intermediate_size=32,
+            moe_num_shared_experts=1,
         ),
     ),
     Family("Mamba", "no attention", _mamba),

@@ -63,7 +63,7 @@ def _like(embeddings: torch.Tensor, head: torch.Tensor, liked: list[int], most: 
     head.normal_(0, 0.1)
     head[liked] = torch.empty_like(head[liked]).normal_(0, 0.3)
     embeddings[:, 0], head[:, 0] = _LOUD, 0
-    head[liked, 0], head[most, 0] = 5, 5.8
+    head[liked, 0], head[most, 0] = 5, 6.2
 
 
 def _like_tied(model: Any, embeddings: torch.Tensor, liked: list[int], most: list[int]) -> None:
@@ -76,7 +76,7 @@ def _like_tied(model: Any, embeddings: torch.Tensor, liked: list[int], most: lis
     scores = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", 0) or 1)
     embeddings.normal_(0, 0.3)
     embeddings[:, 0] = 3
-    embeddings[liked, 0], embeddings[most, 0] = 4.5, 4.7
+    embeddings[liked, 0], embeddings[most, 0] = 4.5, 4.85
     embeddings.div_(scaled)
     decoder = model.get_decoder()
     [norm] = [getattr(decoder, name).weight for name in _LAST_NORMS if hasattr(decoder, name)]
