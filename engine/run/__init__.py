@@ -5,6 +5,7 @@ from __future__ import annotations
 from .authoring import check_traits, new_trait
 from .backends import STAGES, Backends, Clock, Judge, Stage
 from .commands import capture, generate, judge, model_to_be, settings_of
+from .ending import on_thread
 from .exporting import ExportResult, export
 from .folder_settings import check_judge, recorded_trait, resolve, scale_remarks
 from .importing import Imported, import_traits
@@ -58,6 +59,7 @@ __all__ = [
     "model_to_be",
     "new_log",
     "new_trait",
+    "on_thread",
     "open_backends",
     "preview",
     "recorded_trait",

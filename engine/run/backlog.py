@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import TraitmillError
 from ..records import Response, Sample
+from .ending import on_thread
 from .trait_run import TraitRun
 from .writer import Writer
 
@@ -67,7 +68,7 @@ class Samples:
             queue = self._positions[run]
             count = min(_SAMPLES_AHEAD, len(queue))
             positions = [queue.popleft() for _ in range(count)]
-            samples = await asyncio.to_thread(run.samples, positions)
+            samples = await on_thread(run.samples, positions)
             self._built.extend((run, sample) for sample in samples)
 
 
@@ -164,7 +165,7 @@ class Backlog:
         responses: list[Response] = []
         if run.error is None:
             try:
-                responses = await asyncio.to_thread(lambda: list(state.read_responses(positions)))
+                responses = await on_thread(lambda: list(state.read_responses(positions)))
             except TraitmillError as error:
                 self._writer.on_error(run, error)
         if self._stored.get(run) is not queue:  # dropped meanwhile

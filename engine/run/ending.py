@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-async def to_the_end(work: Coroutine[Any, Any, Any]) -> None:
-    """Wait until work is done. A cancellation meanwhile is raised after it, and does not end it.
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Return what work comes to. A cancellation meanwhile is raised after it, and does not end it.
 
     A task is cancelled twice where a timeout falls into the end of a group of tasks, say; a lock
     must not be let go then before the last byte is written.
@@ -20,6 +23,12 @@ async def to_the_end(work: Coroutine[Any, Any, Any]) -> None:
             await asyncio.wait((task,))
         except asyncio.CancelledError as error:
             cancelled = error
-    task.result()
     if cancelled is not None:
-        raise cancelled
+        raise cancelled from (None if task.cancelled() else task.exception())
+    return task.result()
+
+
+async def on_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what a function returns on a thread, which no cancellation leaves behind: it may work
+    on files that a lock guards."""
+    return await to_the_end(asyncio.to_thread(function, *args, **kwargs))

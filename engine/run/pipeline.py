@@ -21,7 +21,7 @@ from .backends import STAGES, Backends, Clock
 from .backends import Stage as Name
 from .backlog import Backlog, Item, Planned, Samples, Waiting
 from .capturing import rows_of_a_call
-from .ending import to_the_end
+from .ending import on_thread, to_the_end
 from .stage import Stage, is_engine_free, is_stuck
 from .trait_run import TraitRun
 from .writer import Writer
@@ -279,7 +279,7 @@ class Pipeline:
             if not run.decided:
                 before = run.state.plan
                 async with self._writer.paused(run):
-                    more = await asyncio.to_thread(run.next_round)
+                    more = await on_thread(run.next_round)
                 if more:  # what is still to be captured of earlier rounds stays in its queue
                     self._open(run, before)
                 self._changed.set()
@@ -288,7 +288,7 @@ class Pipeline:
             if self.stages["capture"].left(run) == 0:
                 await self._writer.flush(run)
                 if run.error is None:
-                    await asyncio.to_thread(run.finish)
+                    await on_thread(run.finish)
         except TraitmillError as error:
             self._fail_trait(run, error)
         except OSError as error:

@@ -14,7 +14,7 @@ from ..models import ModelRef, check_adapter, check_split, check_support, lazy_t
 from ..storage import lock_traits
 from . import remembered
 from .backends import Backends
-from .ending import to_the_end
+from .ending import on_thread, to_the_end
 from .loading import Work
 from .log import new_log
 from .pipeline import Pipeline
@@ -52,10 +52,8 @@ async def run_through(
     folders = [each.folder for each in wanted]
     with lock_traits(folders, force_unlock=force_unlock):
         tokenizers = lazy_tokenizer(ref)
-        openings = [
-            await asyncio.to_thread(look_at, w, ref, tokenizers, listener.notice) for w in wanted
-        ]
-        runs = [await asyncio.to_thread(each.open, listener.notice) for each in openings]
+        openings = [await on_thread(look_at, w, ref, tokenizers, listener.notice) for w in wanted]
+        runs = [await on_thread(each.open, listener.notice) for each in openings]
         work = _work(runs, ref, listener, generates=generates, judges=wanted[0].judges)
         remember = partial(_remember, openings, runs)
         if not (work.generates or work.judges or work.captures):

@@ -23,6 +23,7 @@ from ..run import (
     check_machine,
     generating_model,
     new_log,
+    on_thread,
     open_backends,
     recorded_trait,
     resolve,
@@ -186,9 +187,9 @@ async def _steer(
 ) -> SteeringResult:
     outcomes: dict[str, Outcome] = {}
     log = None
-    unfinished = [study for study in studies if await asyncio.to_thread(_is_left, study)]
+    unfinished = [study for study in studies if await on_thread(_is_left, study)]
     if unfinished:
-        runs = [await asyncio.to_thread(study.open) for study in unfinished]
+        runs = [await on_thread(study.open) for study in unfinished]
         log = new_log(unfinished[0].owner.experiment)
         work = Work(
             ref=ref,

@@ -16,6 +16,7 @@ from ..run import (
     Work,
     generating_model,
     new_log,
+    on_thread,
     open_backends,
     recorded_trait,
     resolve,
@@ -69,7 +70,7 @@ async def glimpse(
             which,
             lambda _: None,
         )
-        run = await asyncio.to_thread(study.open)
+        run = await on_thread(study.open)
         log = new_log(folder.experiment)
         work = Work(
             ref=ref,

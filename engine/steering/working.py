@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import FailedSamplesError, TraitmillError
 from ..generation import Shift
 from ..records import Response, Sample
-from ..run import Backends, Pipeline, Progress
+from ..run import Backends, Pipeline, Progress, on_thread
 from .conditions import Condition
 from .fluency import shuffled
 from .history import whole
@@ -86,9 +86,9 @@ async def work_on(
             if outcome.over or not study.refine():
                 break
             study.notice(f"{study.owner.name}: a round of {_said(study)}")
-            run = await asyncio.to_thread(study.open)
+            run = await on_thread(study.open)
         if not outcome.over:
-            await _side_effects(study, await asyncio.to_thread(whole, study), engine, stop)
+            await _side_effects(study, await on_thread(whole, study), engine, stop)
             outcome.interrupted = stop.is_set()
     except TraitmillError as error:
         return Outcome(error=error)
@@ -112,7 +112,7 @@ async def _round(
     outcome = await _through(study, run, own, progress, stop)
     if outcome.over:
         return outcome
-    coherence = await asyncio.to_thread(study.open_coherence)
+    coherence = await on_thread(study.open_coherence)
     if coherence is not None:
         judged = run.judge
         if coherence.judge.profile is None:
@@ -121,7 +121,7 @@ async def _round(
         outcome = await _through(study, coherence, own, progress, stop)
         if outcome.over:
             return outcome
-    failed = await asyncio.to_thread(study.failed)
+    failed = await on_thread(study.failed)
     if failed:
         raise FailedSamplesError(
             f"{study.owner.name}: {failed} failed, so its figures wait; they are tried once more "
@@ -138,7 +138,7 @@ async def _through(
     pipeline = Pipeline([run], study.settings, backends, study.notice)
     progress.runs, progress.pipeline = [run], pipeline
     await pipeline.run(stop)
-    await asyncio.to_thread(study.open)  # the end of a run merges the parts it has indexed
+    await on_thread(study.open)  # the end of a run merges the parts it has indexed
     error = next(iter(pipeline.errors.values()), run.error)
     return Outcome(pipeline.interrupted, error)
 
@@ -163,7 +163,7 @@ async def _side_effects(study: Study, shown: Study, engine: Steerable, stop: asy
 
     Those of what is `shown`: with fewer examples than before, the same as before.
     """
-    answers = await asyncio.to_thread(shown.answers)
+    answers = await on_thread(shown.answers)
     for condition in study.plan.conditions:
         known = condition.kind == "prompt" or shown.side_effects(condition) is not None
         if known or stop.is_set():

@@ -15,7 +15,7 @@ import pytest
 
 import traitmill
 from tests.support import fakes, lab
-from traitmill.engine.run import ending, models, running, writer
+from traitmill.engine.run import ending, models, prepare, running, trait_run, writer
 from traitmill.engine.run.backends import Backends
 from traitmill.engine.run.loading import Work
 from traitmill.engine.settings import Execution
@@ -80,6 +80,62 @@ async def test_a_pipeline_cancelled_twice_ends_when_its_last_byte_is_written(
     state = fakes.state(folder)
     rows = [table.num_rows for _, table in state.parts["responses"].read(["sample_id"])]
     assert sum(rows) == 120 == len(np.unique(state.plan.ids))
+
+
+@pytest.mark.parametrize("step", ["finish", "next_round"])
+async def test_a_cancelled_call_ends_after_what_it_does_on_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The files of a finished trait were written after the lock had gone: another call at once
+    mixed its rows with theirs."""
+    folder = fakes.make_trait(tmp_path)
+    settings = fakes.settings(20)
+    runs = fakes.open_runs([folder], settings)
+    begun, ended = asyncio.Event(), []
+    loop, own = asyncio.get_running_loop(), getattr(trait_run.TraitRun, step)
+
+    def slow(run: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.5)
+        found = own(run)
+        ended.append(step)
+        return found
+
+    monkeypatch.setattr(trait_run.TraitRun, step, slow)
+    task = asyncio.create_task(fakes.pipeline(runs, settings).run())
+    await asyncio.wait_for(begun.wait(), 60)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [step]
+
+
+@pytest.mark.parametrize("step", ["look_at", "open"])
+async def test_a_call_cancelled_while_it_opens_folders_keeps_their_locks_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    monkeypatch.setattr(running, "lazy_tokenizer", lambda _: fakes.tokenizers)
+    begun, ended = asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+    owner = running if step == "look_at" else prepare.Opening
+    own = getattr(owner, step)
+
+    def slow(*given: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.5)
+        found = own(*given)
+        ended.append(step)
+        return found
+
+    monkeypatch.setattr(owner, step, slow)
+    task = generating(tmp_path, lambda _: None)
+    await asyncio.wait_for(begun.wait(), 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [step]
 
 
 class Opening:
@@ -177,6 +233,7 @@ async def test_what_is_waited_for_to_its_end_ends_once() -> None:
         for _ in range(3):
             await asyncio.sleep(0.01)
             task.cancel()
-        with pytest.raises(type(error) if error else asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError) as raised:
             await task
+        assert raised.value.__cause__ is error
     assert done == ["done", "done"]
