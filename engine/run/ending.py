@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_the_end(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Return what work comes to. A cancellation meanwhile is raised after it, and does not end it.
 
     A task is cancelled twice where a timeout falls into the end of a group of tasks, say; a lock
@@ -31,4 +33,5 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
 async def on_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return what a function returns on a thread, which no cancellation leaves behind: it may work
     on files that a lock guards."""
-    return await to_the_end(asyncio.to_thread(function, *args, **kwargs))
+    call = partial(contextvars.copy_context().run, function, *args, **kwargs)
+    return await to_the_end(asyncio.get_running_loop().run_in_executor(None, call))
