@@ -47,6 +47,12 @@ def check_support(ref: ModelRef, *, captures: bool, generates: bool = True) -> N
             "weights as vLLM; take the model it was made from, or give `extract_activations` False"
         )
     if generates:
+        if ref.config.get("model_type") == "gemma3n_text":
+            # Its Gemma3nForCausalLM is never given them; the class around it, which sees, is.
+            raise UsageError(
+                f"model {ref.name} is the text part of a Gemma-3n by itself, for which vLLM leaves "
+                "the embeddings of each layer out; take the whole model, as it is published"
+            )
         Shape.from_config(ref.config)
         if not _has_gpu():
             _check_on_cpu(ref, quantisation)

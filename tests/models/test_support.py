@@ -45,6 +45,13 @@ def test_models_that_generate_are_taken(kind: str, name: str) -> None:
     check({"model_type": kind})
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_text_part_of_a_gemma_3n_is_refused(monkeypatch, gpu: bool) -> None:
+    monkeypatch.setattr(support, "_has_gpu", lambda: gpu)
+    with pytest.raises(UsageError, match="leaves the embeddings of each layer out; take the whole"):
+        check({"model_type": "gemma3n_text", "architectures": ["Gemma3nForCausalLM"]})
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
