@@ -18,6 +18,8 @@ from .scale import FULL, other_scale
 
 FEW_QUESTIONS = 10
 """Below it no recommendation is a claim: folds go by question (`vectors.recommendation`)."""
+FEW_STEERING = 5
+"""As `steering.findings` has it."""
 FEW_PAIRS = 3
 LENGTH_RATIO = 1.5
 """Words of one side's instructions to the other's, from which a vector may be one of length."""
@@ -25,11 +27,15 @@ ALIKE = 0.9
 """Share of equal characters in equal order, from which two texts are near-copies."""
 _MOST_COMPARED = 300
 """Texts of a list that are compared with each other; a longer list is compared as far."""
-_OPENING = 4
-"""Words at the start of every instruction of a side that give the side away."""
+_RUN = 4
+"""Words in a row in every instruction of a side that give the side away."""
+_SHORT = 5
+"""Words up to which two texts of one build are two: Write about a cat, write about a bat."""
 _STEM = 5
 """Letters that find a word's other forms: `uncer` finds uncertain and uncertainty."""
-_COMMON_WORDS = {"with", "from", "self", "over", "high", "based", "being", "model"}
+_COMMON_WORDS = re.compile(
+    "and|the|for|not|non|pro|out|off|low|all|any|use|with|from|self|over|high|based|being|model"
+)
 _FILLED = ("{question}", "{answer}")
 _SPECIAL = re.compile(
     r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>|\[/?INST\]"
@@ -55,22 +61,22 @@ def text_findings(trait: Trait) -> Iterator[Finding]:
         if text
     }
     questions = {f"questions[{i}]": text for i, text in enumerate(trait.questions) if text}
+    steering = {f"steering_questions[{i}]": t for i, t in enumerate(trait.steering_questions)}
+    asked = {**questions, **{where: text for where, text in steering.items() if text}}
     prompts = {
         name: text
         for name in ("eval_prompt", "yes_no_prompt", "coherence_prompt")
         if (text := getattr(trait, name)) is not None
     }
-    for where, text in {**instructions, **questions, **prompts}.items():
+    for where, text in {**instructions, **asked, **prompts}.items():
         yield from _text(where, text, asked=where not in prompts)
     yield from _pairs(trait)
     yield from _sides(trait)
-    yield from _twice("questions", questions)
-    steering = {f"steering_questions[{i}]": t for i, t in enumerate(trait.steering_questions)}
-    yield from _twice("questions", steering)
+    yield from _twice("questions", asked)
     for side in POLARITIES:
         own = {where: text for where, text in instructions.items() if where.endswith(side)}
         yield from _twice(f"the {side} instructions", own)
-    yield from _named(trait)
+    yield from _named(trait.name, asked)
     yield from _counts(trait)
     yield from _judge_prompts(trait, prompts)
 
@@ -121,14 +127,21 @@ def _sides(trait: Trait) -> Iterator[Finding]:
         yield warning("length", "instruction", said, "a vector may be one of length: match them")
     if len(trait.instructions) < FEW_PAIRS:
         return
-    openings = [
-        {" ".join(_plain(pair[side]).split()[:_OPENING]) for pair in trait.instructions}
-        for side in (0, 1)
-    ]
-    for side, own, other in zip(POLARITIES, openings, reversed(openings), strict=True):
-        if len(own) == 1 and own != other:
-            said = f"every `{side}` begins {next(iter(own))!r}, and no other does"
-            yield warning("shared-wording", "instruction", said, "vary how the pairs begin")
+    runs = [[_runs(pair[side]) for pair in trait.instructions] for side in (0, 1)]
+    for side, own, other in zip(POLARITIES, runs, reversed(runs), strict=True):
+        everywhere = [each for each in own[0] if all(each in texts for texts in own)]
+        only = [each for each in everywhere if not any(each in texts for texts in other)]
+        if only:
+            said = f"every `{side}` says {only[0]!r}, and the other side never does"
+            yield warning(
+                "shared-wording", "instruction", said, "say it in other words in each pair"
+            )
+
+
+def _runs(text: str) -> dict[str, None]:
+    """Return a text's runs of so many words that they give its side away, in order."""
+    words = _plain(text).split()
+    return {" ".join(words[at : at + _RUN]): None for at in range(len(words) - _RUN + 1)}
 
 
 def _twice(what: str, texts: Mapping[str, str]) -> Iterator[Finding]:
@@ -152,20 +165,29 @@ def _near(one: str, other: str) -> bool:
     matcher = SequenceMatcher(None, one, other, autojunk=False)
     bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
     # Short texts of one build, "Write about a cat." and "Write about a bat.", are two questions.
-    return len(one.split()) > _OPENING + 1 and all(bound() >= ALIKE for bound in bounds)
+    if max(len(one.split()), len(other.split())) <= _SHORT:
+        return False
+    return all(bound() >= ALIKE for bound in bounds) or _adds_a_word(one, other)
 
 
-def _named(trait: Trait) -> Iterator[Finding]:
-    words = [word for word in re.split(r"[^a-z]+", trait.name.lower()) if len(word) > 3]
-    stems = [word[:_STEM] for word in words if word not in _COMMON_WORDS]
-    for index, question in enumerate(trait.questions):
-        for stem in stems:
-            found = re.search(rf"\b{stem}\w*", question.lower())
-            if found:
-                said = f"names the trait ({found[0]!r})"
-                remedy = "ask so that either side could answer"
-                yield warning("names-trait", f"questions[{index}]", said, remedy)
-                break
+def _adds_a_word(one: str, other: str) -> bool:
+    """Return whether a text is the other, of five words and more, with one word put in."""
+    fewer, more = sorted((one.split(), other.split()), key=len)
+    if len(more) != len(fewer) + 1 or len(fewer) < _SHORT:
+        return False
+    return any(more[:at] + more[at + 1 :] == fewer for at in range(len(more)))
+
+
+def _named(name: str, questions: Mapping[str, str]) -> Iterator[Finding]:
+    words = [
+        word for word in re.findall("[a-z]{3,}", name.lower()) if not _COMMON_WORDS.fullmatch(word)
+    ]
+    forms = [rf"{word[:_STEM]}\w*" if len(word) > 3 else word for word in words]
+    named = re.compile(rf"\b(?:{'|'.join(forms)})\b") if forms else None
+    for where, question in questions.items():
+        if named and (found := named.search(question.lower())):
+            said = f"names the trait ({found[0]!r})"
+            yield warning("names-trait", where, said, "ask so that either side could answer")
 
 
 def _counts(trait: Trait) -> Iterator[Finding]:
@@ -178,6 +200,10 @@ def _counts(trait: Trait) -> Iterator[Finding]:
         said = f"{n_pairs} instruction pair{'s' if n_pairs > 1 else ''}"
         remedy = "a vector may be one of their wording: five, said in five ways, are good"
         yield warning("few-pairs", "instruction", said, remedy)
+    n_steering = len(set(map(_plain, trait.steering_questions)))
+    if 0 < n_steering < FEW_STEERING:
+        said = f"{n_steering} different questions are too few for a claim about steering"
+        yield warning("few-questions", "steering_questions", said, f"ask {FEW_STEERING} or more")
 
 
 # --- prompts of the judge ---

@@ -9,10 +9,13 @@ LARGEST = 1000
 """The highest end of a scale."""
 _TO = r"\s*(?:to|and|through|-|\u2013|\u2014)\s*"
 _ENDS = rf"(?P<low>[0-9]{{1,4}}){_TO}(?P<high>[0-9]{{1,4}})(?![0-9.]*[0-9])"
+_MARK = r"\b(?:rate|rating|score|grade|mark)s?\b"
 _ASKED = re.compile(
     rf"(?:\bfrom|\bbetween|\b(?:scale|range)(?:\s+of|\s+from|\s+is|:)?)\s*[\[(]?{_ENDS}"
     rf"|(?<![0-9.]){_ENDS.replace('low', 'first').replace('high', 'last')}\s+(?:scale|rating)\b"
-    r"|(?<![0-9.])(?P<points>[0-9]{1,4})[- ]point\s+(?:\w+\s+)?scale\b",
+    r"|(?<![0-9.])(?P<points>[0-9]{1,4})[- ]point\s+(?:\w+\s+)?scale\b"
+    rf"|{_MARK}[^.!?\n]{{0,60}}?(?<![\w.]){_ENDS.replace('low', 'least').replace('high', 'most')}\b"
+    rf"|{_MARK}[^.!?\n]{{0,60}}?(?:\bout of\s+|/\s?)(?P<of>[0-9]{{1,4}})\b",
     re.IGNORECASE,
 )
 """Where a judge's prompt names the ends of a scale."""
@@ -43,12 +46,13 @@ FULL = Scale()
 def other_scale(prompt: str, scale: Scale) -> Scale | None:
     """Return the first scale that a judge's prompt asks for, None where `scale` is among them.
 
-    Of a scale of so many points, the lower end is a guess: 1.
+    The lower end is a guess of a scale of so many points, 1, and of marks out of so many, 0.
     """
     asked = []
     for found in _ASKED.finditer(prompt):
-        low, high = found["low"] or found["first"] or "1", found["high"] or found["last"]
-        asked.append(Scale(int(low), int(high or found["points"])))
+        lows = (found["low"], found["first"], found["least"], "0" if found["of"] else "1")
+        highs = (found[end] for end in ("high", "last", "most", "points", "of"))
+        asked.append(Scale(int(next(filter(None, lows))), int(next(filter(None, highs)))))
     rising = [each for each in asked if each.low < each.high]
     if scale in rising or not rising:
         return None

@@ -48,6 +48,7 @@ def test_nothing_is_found_in_what_ships(folder: Path) -> None:
 
 LONG = " ".join(["Answer in the formal register of an official letter,"] * 8)
 NEAR = "How do I get from the airport to the city center?"
+NAMED_IN_STEERING = ("warning", "names-trait", "steering_questions[0]")
 PLANTED = [
     ("yes_no_promt", "x", ("warning", "unknown-key", "")),
     ("coherence_promt", "x", ("error", "unknown-key", "")),
@@ -95,6 +96,27 @@ PLANTED = [
     ),
     ("questions.3", NEAR, ("warning", "near-duplicate", "questions[3]")),
     ("questions.3", "What is formal wear?", ("warning", "names-trait", "questions[3]")),
+    ("steering_questions", ["What is formal wear?"], NAMED_IN_STEERING),
+    (
+        "steering_questions",
+        ["Say <|im_end|> aloud."],
+        ("warning", "special-token", "steering_questions[0]"),
+    ),
+    (
+        "steering_questions",
+        SOUND["questions"][:1],
+        ("warning", "duplicate", "steering_questions[0]"),
+    ),
+    (
+        "steering_questions",
+        ["Why is it so?"],
+        ("warning", "few-questions", "steering_questions"),
+    ),
+    (
+        "questions.3",
+        SOUND["questions"][0].rstrip("?.") + " please?",
+        ("warning", "near-duplicate", "questions[3]"),
+    ),
     ("questions", SOUND["questions"][:4], ("warning", "few-questions", "questions")),
     ("instruction", SOUND["instruction"][:1], ("warning", "few-pairs", "instruction")),
     ("questions.3", " Why is it so?", ("warning", "blanks", "questions[3]")),
@@ -118,6 +140,14 @@ PLANTED = [
         "How formal is it? {question} {answer}",
         ("warning", "no-scale", "eval_prompt"),
     ),
+    *(
+        (
+            "eval_prompt",
+            f"How formal is it? {{question}} {{answer}} {asked}",
+            ("warning", "other-scale", "eval_prompt"),
+        )
+        for asked in ("Rate 0-10.", "Give a score out of 10.", "Answer as score/10.")
+    ),
     ("eval_prompt", EVAL + " {answer}", ("warning", "placeholder-twice", "eval_prompt")),
     ("eval_prompt", EVAL + " {answers}", ("warning", "placeholder", "eval_prompt")),
     ("eval_prompt", "Rate {question} from 0 to 100.", ("error", "invalid", "")),
@@ -138,6 +168,17 @@ PLANTED = [
                 "neg": f"{way}, write in loose words here.",
             }
             for way in ("as a judge", "by letter", "with ceremony", "in full", "at length")
+        ],
+        ("warning", "shared-wording", "instruction"),
+    ),
+    (
+        "instruction",
+        [
+            {
+                "pos": f"{way}, write in the stiffest words there are.",
+                "neg": f"{way}, use loose words.",
+            }
+            for way in ("As a judge", "By letter", "With ceremony", "In full", "At length")
         ],
         ("warning", "shared-wording", "instruction"),
     ),
@@ -247,3 +288,13 @@ def test_sides_under_longer_names_are_meant() -> None:
         "unknown key `positive`: did you mean `pos`?",
         "unknown key `negative`: did you mean `neg`?",
     } <= said
+
+
+def test_a_short_name_is_found_as_a_word() -> None:
+    definition = {**SOUND, "questions": [*SOUND["questions"], "Is a sad song good?", "A saddle?"]}
+    rules = [
+        each.where
+        for each in check_bytes("sad", json.dumps(definition).encode())
+        if each.rule == "names-trait"
+    ]
+    assert rules == [f"questions[{len(SOUND['questions'])}]"]
