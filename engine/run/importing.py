@@ -8,6 +8,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +59,9 @@ def import_traits(
     or a JSONL of pairs; `kind` says which, where that cannot be seen. `questions` is a JSONL of
     shared questions, `model_name` stands for {model_name} in a default role.
 
-    Raise UsageError or DefinitionError where one of them cannot be read or is there already;
-    nothing is written then.
+    One that is there just so is left as it is: an import that was cut off goes on. Raise UsageError
+    or DefinitionError where one of them cannot be read, or another is there; nothing is written
+    then.
     """
     if kind not in IMPORT_KINDS:
         raise UsageError(f"`format` {kind!r} is unknown; use one of {', '.join(IMPORT_KINDS)}")
@@ -74,7 +76,7 @@ def import_traits(
         if times > 1:
             faults.append(f"{times} of the traits would be {name}: rename their files or folders")
     for foreign in found:
-        if (root / foreign.name).exists():
+        if (root / foreign.name).exists() and not _is_there(foreign, root):
             faults.append(f"{root / foreign.name} is there already; move it, or import elsewhere")
         try:
             parse_definition(foreign.name, definition_bytes(foreign), str(foreign.files[0]))
@@ -83,7 +85,20 @@ def import_traits(
     if faults:
         raise DefinitionError(faults)
     root.mkdir(parents=True, exist_ok=True)
-    return [_write(foreign, root) for foreign in found]
+    for foreign in found:
+        if not _is_there(foreign, root):
+            _write(foreign, root)
+    return [_imported(foreign, root) for foreign in found]
+
+
+def _is_there(foreign: Foreign, root: Path) -> bool:
+    """Return whether a trait's folder was imported already, and its definition never changed."""
+    folder = root / foreign.name
+    if not (folder / IMPORTED).is_dir():
+        return False
+    with suppress(OSError):
+        return (folder / DEFINITION_FILE).read_bytes() == definition_bytes(foreign)
+    return False
 
 
 def _give_name(foreign: Foreign) -> None:
@@ -102,10 +117,9 @@ def _give_name(foreign: Foreign) -> None:
         foreign.changed.append(f"named {name}: {own!r} cannot be the name of a folder here")
 
 
-def _write(foreign: Foreign, root: Path) -> Imported:
+def _write(foreign: Foreign, root: Path) -> None:
     """Write one trait's folder beside its place, then put it there whole."""
     temporary = root / f".importing-{foreign.name}-{os.getpid()}"
-    data = definition_bytes(foreign)
     try:
         kept = temporary / IMPORTED
         kept.mkdir(parents=True)
@@ -121,11 +135,15 @@ def _write(foreign: Foreign, root: Path) -> Imported:
         (kept / "import_report.json").write_text(
             json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         )
-        (temporary / DEFINITION_FILE).write_bytes(data)
+        (temporary / DEFINITION_FILE).write_bytes(definition_bytes(foreign))
         temporary.rename(root / foreign.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    errors = [each for each in check_bytes(foreign.name, data) if each.severity == "error"]
+
+
+def _imported(foreign: Foreign, root: Path) -> Imported:
+    findings = check_bytes(foreign.name, definition_bytes(foreign))
+    errors = [each for each in findings if each.severity == "error"]
     return Imported(
         name=foreign.name,
         path=root / foreign.name,

@@ -49,8 +49,10 @@ def select_traits(
     logs = root / LOG_FOLDER
     if logs.is_symlink() and not logs.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{logs} is a link out of {root}; nothing is written there")
-    # A link that leads nowhere counts: its trait is refused, not left out.
-    available = sorted(p.name for p in root.iterdir() if os.path.lexists(p / DEFINITION_FILE))
+    # A link that leads nowhere counts: its trait is refused, not left out. What is hidden is no
+    # trait: an import that was killed leaves such a folder.
+    found = (path for path in root.iterdir() if os.path.lexists(path / DEFINITION_FILE))
+    available = sorted(path.name for path in found if not path.name.startswith("."))
     names = available if traits is None else list(traits)
     if traits is not None and not names:
         raise UsageError("`traits` names none; leave it out for all of them")

@@ -97,21 +97,13 @@ def map_layers(
     n, _, dim = activations.values.shape
     tall = n > border * dim
 
-    def rows_at(layer: int) -> LayerRows:
-        centred = activations.rows_at(layer)
-        mean = centred.mean(axis=0)
-        if not np.isfinite(mean).all():
-            raise UsageError(f"the activations at layer {layer} hold NaN or infinity")
-        centred -= mean
-        return LayerRows(layer, centred, mean, tall)
-
     def some(block: Sequence[int]) -> Sequence[T]:
         begun.wait()
         under_way.add(threading.get_ident())
         try:
             if ended.is_set():  # it set out too late to be interrupted
                 raise KeyboardInterrupt
-            return function([rows_at(layer) for layer in block])
+            return function([_rows_at(activations, layer, tall) for layer in block])
         finally:
             under_way.discard(threading.get_ident())
 
@@ -137,6 +129,15 @@ def map_layers(
                 _interrupt(thread)
             raise
     return found
+
+
+def _rows_at(activations: Activations, layer: int, tall: bool) -> LayerRows:
+    centred = activations.rows_at(layer)
+    mean = centred.mean(axis=0)
+    if not np.isfinite(mean).all():
+        raise UsageError(f"the activations at layer {layer} hold NaN or infinity")
+    centred -= mean
+    return LayerRows(layer, centred, mean, tall)
 
 
 def _workers(n: int, dim: int, tall: bool) -> int:

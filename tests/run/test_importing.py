@@ -15,7 +15,7 @@ from tests.support import fakes
 from traitmill.engine.errors import TraitmillError
 from traitmill.engine.outputs import load_activations
 from traitmill.engine.run import import_traits
-from traitmill.engine.storage import TraitFolder
+from traitmill.engine.storage import TraitFolder, select
 from traitmill.engine.traits import load_traits
 
 EVAL = "Asked: {question} Said: {answer} Answer with a number from 0 to 100."
@@ -317,6 +317,28 @@ def test_a_trait_that_is_there_is_left_alone_and_none_beside_it_is_written(
     assert code == 0
     assert "2 traits imported" in out
     assert sorted(path.name for path in there.parent.iterdir()) == ["one", "two"]
+
+
+def test_an_import_that_was_killed_goes_on_and_leaves_no_trait_behind(
+    tmp_path: Path, traitmill: Traitmill
+) -> None:
+    source, root = tmp_path / "traits", tmp_path / "exp"
+    for name in ("one", "two"):
+        content = {"instruction": [{"pos": "A", "neg": "B"}], "questions": ["q?"]}
+        write(source / f"{name}.json", content | {"eval_prompt": EVAL})
+    import_traits(source, root)
+    (root / "two").rename(root / ".importing-two-99")  # killed before the last step
+    assert list(select(root, None)) == ["one"]
+    mended = root / "one" / "mine.txt"
+    mended.write_text("kept")
+    found = import_traits(source, root)
+    assert [each.path for each in found] == [root / "one", root / "two"]
+    assert list(select(root, None)) == ["one", "two"]
+    assert mended.read_text() == "kept"
+    definition_file = root / "one" / "trait_definition.json"
+    definition_file.write_text(definition_file.read_text().replace("q?", "r?"))
+    with pytest.raises(TraitmillError, match="one is there already"):
+        import_traits(source, root)
 
 
 def test_whole_prompts_run_and_are_held_out_by_pair(tmp_path: Path) -> None:
