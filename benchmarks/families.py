@@ -1,6 +1,6 @@
 """Which families of models run, tried: a tiny random model of each through stages 1 and 3.
 
-    python -m benchmarks.families                       # all of them, about 20 minutes on two cores
+    python -m benchmarks.families                       # all of them, about 25 minutes on two cores
     python -m benchmarks.families --only Mixtral,OLMoE  # these; the others stay as stored
 
 Generation on the real engine, the local judge, capture with every row checked, vectors and report,
@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +57,14 @@ DEFINITION = {
 }
 
 
-def measure(families: Sequence[Family], say: Say) -> list[dict[str, Any]]:
-    """Try the families, each in a folder of its own; return a row of each."""
-    rows = []
+def measure(families: Sequence[Family], say: Say) -> Iterator[dict[str, Any]]:
+    """Try the families, each in a folder of its own; yield a row of each."""
     for family in families:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as root:
             row = attempt(family, Path(root))
         say(f"{family.name}: {row['outcome']} ({time.monotonic() - began:.0f} s) {row['said']}")
-        rows.append(row)
-    return rows
+        yield row
 
 
 def attempt(family: Family, root: Path) -> dict[str, Any]:
@@ -189,12 +187,13 @@ def main() -> None:
     facts = machine()
     path = results_folder(chosen.out) / "families.json"
     stored = json.loads(path.read_text())["rows"] if wanted and path.exists() else []
+    rows, kept = {row["family"]: row for row in stored}, []
     with quietly("families") as say:
-        rows = {row["family"]: row for row in [*stored, *measure(families, say)]}
-    kept = [rows[family.name] for family in FAMILIES if family.name in rows]
-    record(
-        chosen.out, "families", facts, {"command": "python -m benchmarks.families", "rows": kept}
-    )
+        for row in measure(families, say):
+            rows[row["family"]] = row
+            kept = [rows[family.name] for family in FAMILIES if family.name in rows]
+            found = {"command": "python -m benchmarks.families", "rows": kept}
+            record(chosen.out, "families", facts, found)
     if chosen.out is None:
         PAGE.write_text(page(json.loads(path.read_text())), encoding="utf-8")
     sys.exit(any(row["outcome"] == "fails" for row in kept))

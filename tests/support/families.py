@@ -80,14 +80,21 @@ def save_tokenizer(
 
 
 def make(
-    config: str, template: str | None = PLAIN, added: Iterable[str] = (), **sizes: Any
+    config: str,
+    template: str | None = PLAIN,
+    added: Iterable[str] = (),
+    seed: int = 5,
+    **sizes: Any,
 ) -> Callable[[Path, Path], Path]:
-    """Return what makes a causal model of a config class, by its name in transformers."""
+    """Return what makes a causal model of a config class, by its name in transformers.
+
+    `seed`: another where chance leaves a local judge no Yes or No to read.
+    """
 
     def build(folder: Path, embedded: Path) -> Path:
         tokenizer = save_tokenizer(folder, embedded, template, added)
         made = getattr(transformers, config)(**_sizes(tokenizer) | sizes)
-        _save(folder, made, tokenizer)
+        _save(folder, made, tokenizer, seed)
         return folder
 
     return build
@@ -110,8 +117,8 @@ def _sizes(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _save(folder: Path, config: Any, tokenizer: Any) -> Any:
-    torch.manual_seed(5)
+def _save(folder: Path, config: Any, tokenizer: Any, seed: int = 5) -> Any:
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).float()
     decide(model, *_liked(tokenizer))
     model.save_pretrained(folder)
@@ -403,7 +410,9 @@ FAMILIES = (
             layer_types=["sliding_attention", "full_attention"],
         ),
     ),
-    Family("Gemma-3, text", "sliding window", make("Gemma3TextConfig", NO_SYSTEM, **_GEMMA3)),
+    Family(
+        "Gemma-3, text", "sliding window", make("Gemma3TextConfig", NO_SYSTEM, seed=8, **_GEMMA3)
+    ),
     Family(
         "Gemma-3, with vision",
         "wrapper around the text model",
@@ -482,6 +491,7 @@ FAMILIES = (
         "parallel blocks",
         make(
             "Cohere2Config",
+            seed=8,
             layer_types=["sliding_attention", "full_attention"],
             sliding_window=64,
             logit_scale=0.5,
@@ -672,7 +682,7 @@ FAMILIES = (
         make("FalconH1Config", mamba_d_ssm=128, **_MAMBA2),
     ),
     Family("Seed-OSS", "biases in attention", make("SeedOssConfig", SWITCHED)),
-    Family("ERNIE-4.5", "pairs of neighbours are rotated", make("Ernie4_5Config")),
+    Family("ERNIE-4.5", "pairs of neighbours are rotated", make("Ernie4_5Config", seed=8)),
     Family(
         "ERNIE-4.5-MoE",
         "experts chosen with a bias",

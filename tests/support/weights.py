@@ -24,7 +24,7 @@ _QUERIES = (
     "c_attn",
 )
 _QUERY_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm")
-_LAST_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "embedding_norm")
+_LAST_NORMS = ("norm", "norm_f", "ln_f", "final_layernorm", "final_layer_norm", "embedding_norm")
 _PEAKED, _PLAIN = 2.5, 1.2
 _KEPT = ("A_log", "dt_bias", ".D", "conv1d", "conv.conv")
 """Of layers with a state: their makers chose them so that the state neither dies nor grows."""
