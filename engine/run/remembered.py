@@ -71,7 +71,7 @@ def kept_line(
     }
     if not own:
         return None
-    listed = ", ".join(f"`{name}` {_shown(value)}".rstrip() for name, value in own.items())
+    listed = ", ".join(f"`{name}` {shown_value(value)}".rstrip() for name, value in own.items())
     line = f"kept from {whose}: {listed}"
     if not resets:
         return line
@@ -79,7 +79,7 @@ def kept_line(
     return f"{line} (name one to change it; `reset` NAME: its default{stays})"
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """Return a value as it is given; a switch that is on is its name alone."""
     if value is True:
         return ""

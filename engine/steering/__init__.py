@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from .commands import COHERENCE, N_EXAMPLES, N_RANDOM, SteeredTrait, SteeringResult, steer
+from .commands import SteeredTrait, SteeringResult, steer
 from .conditions import GRID, POSITIONS
 from .findings import read_study
 from .glimpse import glimpse
 
 __all__ = [
-    "COHERENCE",
     "GRID",
-    "N_EXAMPLES",
-    "N_RANDOM",
     "POSITIONS",
     "SteeredTrait",
     "SteeringResult",

@@ -28,21 +28,17 @@ from ..run import (
     recorded_trait,
     resolve,
 )
-from ..settings import plain_arguments
+from ..settings import RunSettings, plain_arguments
 from ..storage import TraitFolder, lock_traits, select
 from ..traits import load_traits
 from ..vectors import kept_pool
 from .conditions import Positions, check_coefficients
 from .findings import Claim, write_study
 from .history import whole
+from .kept import OWN, keep, with_kept
 from .making import Which, make_study
 from .study import Asked, Study
 from .working import Outcome, work_on
-
-N_EXAMPLES = 20
-"""Responses of each condition, where nothing else is said."""
-N_RANDOM = 5
-COHERENCE = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +93,10 @@ async def steer(
     methods: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     coefficients: Sequence[float] | None = None,
-    positions: Positions = "response",
-    n_examples: int = N_EXAMPLES,
-    n_random: int = N_RANDOM,
-    coherence: float = COHERENCE,
+    positions: Positions | None = None,
+    n_examples: int | None = None,
+    n_random: int | None = None,
+    coherence: float | None = None,
     ablate: bool = False,
     pool: str | None = None,
     force_unlock: bool = False,
@@ -117,22 +113,21 @@ async def steer(
     is a grid of both signs, made finer where coherence breaks. `n_examples` responses are generated
     of each coefficient, of the model unsteered, under a pos instruction, and with `n_random` random
     vectors. `coherence` is the least mean that holds. With `ablate`, directions are also taken out
-    of every state, under a pos instruction. `given` are settings by name.
+    of every state, under a pos instruction. `given` are settings by name. What is None, or not
+    given, is as the folder was last steered, else the run's, else the default (`kept.OWN`).
 
     Raise UsageError, AccessError, LockedError or DefinitionError before anything loads. What goes
     wrong later stands in the result. A coroutine: await it.
     """
     listener = listener or Listener()
-    asked = _asked(positions, coefficients, n_random, n_examples, coherence, ablate=ablate)
+    own = (positions, n_examples, n_random, coherence)
+    named = given | {name: each for name, each in zip(OWN, own, strict=True) if each is not None}
     folders = select(experiment, traits)
+    how, kept = with_kept(folders.values(), named)
+    asked = _asked(coefficients, ablate=ablate, **{name: how.pop(name, OWN[name]) for name in OWN})
     edited = {each.name: each for each in load_traits({n: f.path for n, f in folders.items()})}
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
-    settings, remarks = resolve(folders, {**given, "capture": "none"}, STEERING, resets=False)
-    first = next(iter(settings.values()))
-    check_machine(folders, first)
-    check_judge(first, given)
-    for line in remarks:
-        listener.notice(line)
+    settings = _settings(folders, how, kept, listener)
     ref = generating_model(records)
     check_support(ref, captures=False)
     started, prompts = time.monotonic(), lazy_tokenizer(ref)
@@ -149,16 +144,29 @@ async def steer(
             )
             for name, folder in folders.items()
         ]
-        return await _steer(studies, ref, listener, stop or asyncio.Event(), backends, started)
+        stop = stop or asyncio.Event()
+        return await _steer(studies, named, ref, listener, stop, backends, started)
+
+
+def _settings(
+    folders: Mapping[str, TraitFolder], how: Mapping[str, Any], kept: str | None, listener: Listener
+) -> dict[str, RunSettings]:
+    settings, remarks = resolve(folders, {**how, "capture": "none"}, STEERING, resets=False)
+    first = next(iter(settings.values()))
+    check_machine(folders, first)
+    check_judge(first, how)
+    for line in filter(None, [*remarks, kept]):
+        listener.notice(line)
+    return settings
 
 
 def _asked(
-    positions: Positions,
     coefficients: Sequence[float] | None,
+    *,
+    positions: Positions,
     n_random: int,
     n_examples: int,
     coherence: float,
-    *,
     ablate: bool,
 ) -> Asked:
     for name, value in (("n_random", n_random), ("n_examples", n_examples)):
@@ -179,6 +187,7 @@ def _asked(
 
 async def _steer(
     studies: Sequence[Study],
+    named: Mapping[str, Any],
     ref: Any,
     listener: Listener,
     stop: asyncio.Event,
@@ -208,6 +217,7 @@ async def _steer(
             async with AsyncExitStack() as stack:
                 opened = await stack.enter_async_context(backends(work))
                 progress.backends = opened
+                keep([study.owner for study in studies], named)
                 for study, run in zip(unfinished, runs, strict=True):
                     if not stop.is_set():
                         found = await work_on(study, run, opened, progress, stop)
@@ -215,6 +225,7 @@ async def _steer(
         finally:
             listener.ended()
     else:
+        keep([study.owner for study in studies], named)
         listener.notice("everything is done already: no model is loaded")
     return _result(studies, outcomes, stop, log, started)
 

@@ -80,20 +80,23 @@ class Answers:
 
         A vector that does no more than random ones is one more of them, so the 95 % interval is
         where the difference from one more would lie: s sqrt(1 + 1 / k) wide, by Student's t on
-        k - 1 degrees. s^2 is the variance between the k vectors' own differences; what they differ
-        by because each has few answers is in it, and makes the interval wider than need be rather
-        than too narrow. It is without end for one vector or question.
+        k - 1 degrees. s^2 is the variance between what the k vectors do, each over the answers
+        without a vector to its own questions; that each has few answers is in it. How sure the
+        scores under the condition are themselves is another part, and the two are added as
+        independent. It is without end for one vector or question.
         """
         from scipy.stats import t
 
         beside = random_beside(condition)
         gap, n = self.difference(condition, beside)
+        over, n_own = self.difference(condition, _plain(condition))
         means = self.random_gaps(condition)
         k = len(means)
-        if n < 2 or k < 2:
+        if min(n, n_own, k) < 2:
             ends = (-math.inf, math.inf) if n else (math.nan, math.nan)
             return Estimate(gap.value, *ends), n
-        half = float(t.ppf(0.975, k - 1)) * math.sqrt((1 + 1 / k) * means.var(ddof=1))
+        apart = float(t.ppf(0.975, k - 1)) * math.sqrt((1 + 1 / k) * means.var(ddof=1))
+        half = math.hypot(apart, (over.high - over.low) / 2)
         found = Estimate(gap.value, gap.value - half, gap.value + half)
         if _has_width(found):
             return found, n
@@ -101,13 +104,14 @@ class Answers:
         return _apart(theirs.value + gap.value, theirs.value, k), n
 
     def random_gaps(self, condition: Condition) -> np.ndarray:
-        """Return how far the scores are above those under each random vector with any, `[k]`."""
-        own = self._by_question(condition)
+        """Return how far the scores under each random vector with any, beside a condition, are
+        above those without one, `[k]`."""
+        plain = self._by_question(_plain(condition))
         mine = self.of == self.conditions.index(random_beside(condition))
-        mine &= np.isfinite(self.scores) & np.isin(self.questions, list(own))
-        scores = np.array([own[each] for each in self.questions[mine].tolist()])
+        mine &= np.isfinite(self.scores) & np.isin(self.questions, list(plain))
+        below = np.array([plain[each] for each in self.questions[mine].tolist()])
         _, vector, answers = np.unique(self.vectors[mine], return_inverse=True, return_counts=True)
-        return np.bincount(vector, scores - self.scores[mine], len(answers)) / answers
+        return np.bincount(vector, self.scores[mine] - below, len(answers)) / answers
 
     def _by_question(self, condition: Condition) -> dict[int, float]:
         """Return the mean score of each question under a condition."""
@@ -115,6 +119,11 @@ class Answers:
         groups, place = np.unique(self.questions[mine], return_inverse=True)
         means = np.bincount(place, self.scores[mine], len(groups)) / np.bincount(place)
         return dict(zip(groups.tolist(), means.tolist(), strict=True))
+
+
+def _plain(condition: Condition) -> Condition:
+    """Return what a condition is without its vector: directions are taken out under the prompt."""
+    return PROMPT if condition.kind == "ablated" else UNSTEERED
 
 
 def read_answers(study: Study) -> Answers:

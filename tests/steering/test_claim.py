@@ -119,17 +119,43 @@ def test_a_direction_taken_out_is_compared_with_one_more_random_direction():
     assert f"95 % interval {beyond.low:+.1f} to {beyond.high:+.1f}" in said
 
 
-def test_the_interval_is_of_one_more_random_vector():
-    """Where answers are without noise it is the textbook's prediction interval."""
+def test_the_interval_is_of_one_more_random_vector_and_of_the_scores_themselves():
+    """The textbook's prediction interval of the one, and Student's of the other."""
     levels = np.array([1.0, 4.0, 4.0, 11.0])
-    of = np.repeat([2, 3], 40)
-    vectors, asked = np.tile(np.arange(40) % 4, 2), np.tile(np.arange(40) // 4, 2)
-    scores = np.where(of == 2, 30.0, levels[vectors])
-    empty = (UNSTEERED, PROMPT, STEERED, BESIDE)
-    found, n = Answers(empty, of, asked, scores, scores, vectors).over_random(STEERED)
-    half = 3.182446 * levels.std(ddof=1) * math.sqrt(1 + 1 / 4)
+    of = np.repeat([0, 2, 3], 40)
+    vectors, asked = np.tile(np.arange(40) % 4, 3), np.tile(np.arange(40) // 4, 3)
+    scores = np.select([of == 0, of == 2], [20 + 2.0 * (asked % 2), 30.0], levels[vectors])
+    every = (UNSTEERED, PROMPT, STEERED, BESIDE)
+    found, n = Answers(every, of, asked, scores, scores, vectors).over_random(STEERED)
+    apart = 3.182446 * levels.std(ddof=1) * math.sqrt(1 + 1 / 4)
+    own = 2.262157 * np.tile([0.0, 2.0], 5).std(ddof=1) / math.sqrt(10)
     assert (found.value, n) == (25.0, 10)
-    assert found.high - found.value == pytest.approx(half, rel=1e-6)
+    assert found.high - found.value == pytest.approx(math.hypot(apart, own), rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_vector_that_turns_some_answers_is_claimed(share: float) -> None:
+    """What its answers differ by was taken for what random vectors differ by: never claimed."""
+    rng = np.random.default_rng(1)
+    asked, vectors, said = np.arange(20), np.arange(20) % 5, []
+    for _ in range(60):
+        plain = 20 + rng.normal(0, 4, 20)
+        turned = np.where(rng.random(20) < share, 65.0, 0.0)
+        means = (plain, plain + 50, plain + turned, plain)
+        scores = np.clip(np.concatenate(means) + rng.normal(0, 3, 80), 0, 100)
+        answers = Answers(
+            conditions=(UNSTEERED, PROMPT, STEERED, BESIDE),
+            of=np.repeat(np.arange(4), 20),
+            questions=np.tile(asked, 4),
+            scores=scores,
+            coherence=np.full(80, 90.0),
+            vectors=np.tile(vectors, 4),
+        )
+        beyond, _ = answers.over_random(STEERED)
+        assert beyond.low >= -100
+        assert beyond.high <= 100
+        said.append(make_claim(study(), answers).has_effect)
+    assert np.mean(said) >= 0.9
 
 
 def test_a_judge_that_scores_the_other_way_round_is_said_to_do_so() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support.toy import LAYER, METHOD, Toy, make_toy
 from traitmill.engine.errors import ExitCode, UsageError
+from traitmill.engine.run import Listener, remember
 from traitmill.engine.steering import read_study
 from traitmill.engine.storage import TraitFolder
 from traitmill.engine.vectors import fit_experiment
@@ -74,7 +76,8 @@ async def test_what_is_of_another_kind_is_not_shown_beside(tmp_path: Path) -> No
     for other in ({"positions": "all"}, {"seed": 1}, {"n_random": 2}):
         await toy.steer(**HOW, coefficients=[0.5], **other)
         assert counts(toy) == {(METHOD, 0.5): 10}
-    await toy.steer(**HOW, coefficients=[0.5])
+    first = {"positions": "response", "seed": 0, "n_random": 5}
+    await toy.steer(**HOW, coefficients=[0.5], **first)
     assert counts(toy) == {(METHOD, 0.25): 10, (METHOD, 0.5): 10}
     asked = toy.folder / "steering/parquet/steered.json"
     asked.write_text(json.dumps(json.loads(asked.read_bytes()))[:-1])
@@ -94,3 +97,36 @@ async def test_a_direction_taken_out_is_shown_further_on_for_its_own_method(tmp_
         path.unlink()
     await toy.steer(**HOW | {"methods": ["probe"]}, coefficients=[0.5])
     assert counts(toy) == {("probe", 0.25): 10, ("probe", 0.5): 10}
+
+
+async def test_what_is_not_given_is_as_it_was_last_steered(tmp_path: Path) -> None:
+    """Another length or number of answers is another study: it was paid for, and the figures were
+    of it alone."""
+    toy = await make_toy(tmp_path)
+    how = {"n_examples": 6, "n_random": 3, "coherence": 60.0, "max_new_tokens": 9}
+    await toy.steer(coefficients=[0.25], **how)
+    made, rows, lines = len(toy.engine.calls), len(table(toy)), []
+
+    class Noting(Listener):
+        def notice(self, line: str) -> None:
+            lines.append(line)
+
+    await toy.steer(coefficients=[0.25], listener=Noting())
+    assert (len(toy.engine.calls), len(table(toy))) == (made, rows)
+    [kept] = [line for line in lines if line.startswith("kept from the last steering")]
+    for said in ("`n_examples` 6", "`n_random` 3", "`coherence` 60", "`max_new_tokens` 9"):
+        assert said in kept
+    await toy.steer(coefficients=[0.5])
+    assert counts(toy) == {(METHOD, 0.25): 6, (METHOD, 0.5): 6}
+
+
+async def test_traits_that_were_steered_apart_are_not_steered_as_one_of_them(
+    tmp_path: Path,
+) -> None:
+    toy = await make_toy(tmp_path)
+    await toy.steer(coefficients=[0.25], n_examples=6)
+    other = TraitFolder(toy.root / "exp" / "other")
+    shutil.copytree(toy.folder, other.path)
+    remember(other.steering, {"n_examples": 7})
+    with pytest.raises(UsageError, match="different `n_examples` \\(trait: 6, other: 7\\)"):
+        await toy.steer(["trait", "other"], coefficients=[0.25])

@@ -276,7 +276,7 @@ async def test_settings_that_cannot_work_are_refused_before_anything_loads(tmp_p
             "`coefficients` takes a list, each of it a number or None, not 0.5",
         ),
         ({"n_random": 0}, "`n_random` must be a whole number from 1"),
-        ({"n_examples": "5"}, "`n_examples` takes a whole number, not '5'"),
+        ({"n_examples": "5"}, "`n_examples` takes a whole number or None, not '5'"),
         ({"ablate": "no"}, "`ablate` takes True or False, not 'no'"),
         ({"layers": 1}, "`layers` takes a list, each of it a whole number or None, not 1"),
         ({"coherence": 101.0}, "`coherence` must lie"),
