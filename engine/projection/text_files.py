@@ -116,7 +116,9 @@ class TextFiles:
     def _records(self) -> Iterator[tuple[int, Any]]:
         for number, path in enumerate(self._paths, 1):
             try:
-                yield number, {"file": path.name, "response": path.read_text(encoding="utf-8-sig")}
+                text = path.read_text(encoding="utf-8-sig")
+                # Editors end a file with it: it is no part of the text.
+                yield number, {"file": path.name, "response": text.removesuffix("\n")}
             except UnicodeDecodeError:
                 yield number, f"{path.name} is not in UTF-8"
 
@@ -124,11 +126,12 @@ class TextFiles:
 def _parsed(data: bytes) -> Any:
     """Return a JSON value; what is wrong with it as text."""
     try:
-        return json.loads(data)
+        found = json.loads(data)
     except ValueError as error:
         return f"it is no JSON ({error})"
     except RecursionError:
         return "it is nested too deep"
+    return "it is no object" if isinstance(found, str) else found
 
 
 def _survey(
@@ -171,7 +174,9 @@ def _fault(record: Any) -> str:
     messages = record.get("messages")
     if messages is None and not isinstance(record.get("response"), str):
         return "it has neither `messages` nor a text under `response`"
-    if messages is not None:
+    if messages is not None and record.get("response"):
+        fault = "it has both `messages` and `response`: keep the one that is to be read"
+    elif messages is not None:
         fault = _fault_of_messages(messages)
     else:
         fault = "`response` is empty" if not record["response"].strip() else ""
@@ -189,6 +194,8 @@ def _fault_of_messages(messages: Any) -> str:
         return "`messages` is no list of turns"
     for number, turn in enumerate(messages, 1):
         known = isinstance(turn, dict) and {"role", "content"} <= turn.keys()
+        if known and isinstance(turn["content"], list):
+            return f"turn {number} of `messages` has parts under `content`: make one text of them"
         if not known or not all(isinstance(turn[name], str) for name in ("role", "content")):
             return f"turn {number} of `messages` lacks a text under `role` or `content`"
         ours = _ROLES.get(turn["role"].strip().lower(), turn["role"])

@@ -87,7 +87,7 @@ async def preview(
         raise DefinitionError(faults)
     # As a run of this folder would go on: its own model, and its own judge at its own address.
     own, _ = resolve(folders, given)
-    check_machine(folders, own[trait])
+    check_machine({}, own[trait])  # the folder itself is only read
     check_judge(own[trait], given)
     ref = chosen_model(folders, model, adapter, experiment, listener)
     few = replace(found, instructions=found.instructions[:1], questions=found.questions[:questions])

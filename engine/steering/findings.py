@@ -108,7 +108,7 @@ def make_claim(study: Study, answers: Answers) -> Claim:
     if not has_effect:
         why += _of_judge(answers)
     if ablated(*place) in answers.conditions:
-        why += _ablated(answers, ablated(*place))
+        why += _ablated(answers, ablated(*place), study.asked.coherence)
     return Claim(*place, best.coefficient, has_effect=has_effect, sentence=sentence, why=why)
 
 
@@ -261,7 +261,7 @@ def _of_judge(answers: Answers) -> tuple[str, ...]:
     return (said,)
 
 
-def _ablated(answers: Answers, condition: Condition) -> tuple[str, ...]:
+def _ablated(answers: Answers, condition: Condition, least: float) -> tuple[str, ...]:
     score, _ = answers.mean(answers.scores, condition)
     below, _ = answers.difference(condition, PROMPT)
     beyond, _ = answers.over_random(condition)
@@ -270,7 +270,15 @@ def _ablated(answers: Answers, condition: Condition) -> tuple[str, ...]:
         f"{score.value:.1f} ({_ranged(below)}); against random directions taken out the difference "
         f"is {_beyond(beyond)}"
     )
-    return (said,)
+    coherence, _ = answers.mean(answers.coherence, condition)
+    intact, _ = answers.mean(answers.coherence, PROMPT)
+    there = (
+        f"coherence without that direction is {coherence.value:.0f}, under the pos instruction "
+        f"alone {intact.value:.0f} (at least {least:g} holds)"
+    )
+    if coherence.value < min(least, intact.low):
+        there += ": the texts break, and their scores say little of the trait"
+    return (said, there)
 
 
 def _where(condition: Condition) -> str:

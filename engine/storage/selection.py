@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UsageError
@@ -78,4 +78,14 @@ def select_traits(
             )
         folder.check_links()
         folders[name] = folder
+    _refuse_twice(folders)
     return folders
+
+
+def _refuse_twice(folders: Mapping[str, TraitFolder]) -> None:
+    """Raise UsageError where a trait is a link to another: two would write into one folder."""
+    seen: dict[Path, str] = {}
+    for name, folder in folders.items():
+        other = seen.setdefault(folder.path.resolve(), name)
+        if other != name:
+            raise UsageError(f"traits {other} and {name} are one folder: name one of them")

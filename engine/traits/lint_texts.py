@@ -121,6 +121,8 @@ def _pairs(trait: Trait) -> Iterator[Finding]:
 
 def _sides(trait: Trait) -> Iterator[Finding]:
     sides = [" ".join(pair[side] for pair in trait.instructions) for side in (0, 1)]
+    if not all(side.strip() for side in sides):  # a side without instructions is meant so
+        return
     if _words(*sides) > LENGTH_RATIO:
         counts = " and ".join(str(len(side.split())) for side in sides)
         said = f"the sides have {counts} words"

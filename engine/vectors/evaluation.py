@@ -105,7 +105,7 @@ def evaluate_vectors(
     splits, notes, rows = _make_splits(activations, seed)
     kept = KeptFolds.of(keep_in, activations, seed) if keep_in else None
     held = held_out(activations, vectors, splits, seed, on_layer, kept)
-    recommendation, figures = recommend(vectors, held)
+    recommendation, figures = recommend(vectors, held, len(np.unique(activations.questions)))
     rows += [*_figures(vectors, held), *_cosines(vectors), *figures]
     if recommendation:
         rows += _scores(activations, vectors, recommendation, held[0])

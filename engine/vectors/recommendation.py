@@ -74,8 +74,13 @@ class Nested:
         return f"{value:.2f}, {interval}, for unseen {self.split.name}s"
 
 
-def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation | None, list[Row]]:
-    """Return the choice by the first split, None without splits, and the figures it rests on."""
+def recommend(
+    vectors: Vectors, held: Sequence[HeldOut], n_questions: int
+) -> tuple[Recommendation | None, list[Row]]:
+    """Return the choice by the first split, None without splits, and the figures it rests on.
+
+    `n_questions`: how many the rows answer.
+    """
     if not held:
         return None, []
     first, split = held[0], held[0].split
@@ -92,7 +97,7 @@ def recommend(vectors: Vectors, held: Sequence[HeldOut]) -> tuple[Recommendation
     where["split"] = split.name
     choice = "{method} at layer {layer}".format(**where)
     chosen, *others = nested.values()
-    lack = _too_few(split)
+    lack = _too_few(split, n_questions)
     if chosen is None and not lack:
         lack = "Too few rows for a claim: with two folds left out a side has fewer than 2"
     best_of = f"the best of {len(ranks)}"
@@ -258,14 +263,17 @@ def _few_words(lack: str) -> str:
     return f"{lack[:1].lower()}{lack[1:]}".replace(" for a claim", "")
 
 
-def _too_few(split: Split) -> str:
+def _too_few(split: Split, n_questions: int = 0) -> str:
     """Return what is too few for a claim, in words; empty where nothing is."""
     lacking = {}
     if split.smaller_side < MIN_CLAIM_ROWS:
         lacking["rows"] = f"{split.smaller_side} on the smaller side, {MIN_CLAIM_ROWS} are needed"
     if split.n_groups < MIN_CLAIM_GROUPS:
         beside = "" if split.compared.all() else " in folds with both sides"
-        lacking[f"{split.name}s"] = f"{split.n_groups}{beside}, {MIN_CLAIM_GROUPS} are needed"
+        what, found = f"{split.name}s", f"{split.n_groups}{beside}"
+        if n_questions == 1:  # what is held out instead is never so many
+            what, found = "questions", "1 answered"
+        lacking[what] = f"{found}, {MIN_CLAIM_GROUPS} are needed"
     if not lacking:
         return ""
     if len(lacking) == 1:

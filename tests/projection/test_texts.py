@@ -72,6 +72,9 @@ def test_one_text_file_is_one_response(tmp_path):
     assert next(iter(open_texts(tmp_path / "b.txt"))).turns == (Turn("assistant", "said by b"),)
     [text] = open_texts(path)
     assert (text.columns, text.turns) == ({"file": "a.txt"}, (Turn("assistant", "said by a"),))
+    path.write_text("said by a\n")  # as every editor ends it
+    [text] = open_texts(path)
+    assert text.turns == (Turn("assistant", "said by a"),)
     path.write_bytes(b"\xff")
     with pytest.raises(UsageError, match=r"a\.txt: 1 of 1 rows cannot be used"):
         open_texts(path)
@@ -109,6 +112,15 @@ def test_columns_of_the_input_stand_under_names_of_their_own(tmp_path, inputs):
         ("[1]", "line 2: it is no object"),
         ('{"text": "x"}', "line 2: it has neither `messages` nor a text under `response`"),
         ('{"response": 3}', "line 2: it has neither"),
+        ('"x"', "line 2: it is no object"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}], "response": "y"}',
+            "line 2: it has both `messages` and `response`",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}',
+            "line 2: turn 1 of `messages` has parts under `content`",
+        ),
         ('{"response": " "}', "line 2: `response` is empty"),
         ('{"response": "x", "prompt": 3}', "line 2: `prompt` is no text"),
         ('{"messages": []}', "line 2: `messages` is no list of turns"),

@@ -111,7 +111,11 @@ def test_a_direction_taken_out_is_compared_with_one_more_random_direction():
         coherence=np.concatenate([answers.coherence, answers.coherence[-120:]]),
         vectors=np.concatenate([answers.vectors, answers.vectors[-120:]]),
     )
-    [*_, said] = make_claim(study(ablate=True), answers).why
+    [*_, said, coherent] = make_claim(study(ablate=True), answers).why
+    assert coherent.endswith("is 90, under the pos instruction alone 90 (at least 75 holds)")
+    broken = replace(answers, coherence=np.where(answers.of == 4, 16.0, 90.0))
+    [*_, told] = make_claim(study(ablate=True), broken).why
+    assert told.endswith("the texts break, and their scores say little of the trait")
     beyond, _ = answers.over_random(without[0])
     plain, _ = answers.difference(*without)
     assert beyond.value == plain.value

@@ -35,3 +35,13 @@ def test_a_traits_own_folder_is_named_as_experiment_and_trait(tmp_path: Path) ->
     assert str(found.value).endswith(f"{tmp_path / 'exp'}, and the trait, one, apart")
     with pytest.raises(UsageError, match="it is one name, no path"):
         check_name("exp/one", "experiment")
+
+
+def test_a_link_to_another_trait_is_not_worked_on_beside_it(tmp_path: Path) -> None:
+    """It was said to be in use by another run: this one."""
+    (tmp_path / "e/warm").mkdir(parents=True)
+    (tmp_path / "e/warm" / DEFINITION_FILE).write_text("{}")
+    (tmp_path / "e/also").symlink_to("warm")
+    with pytest.raises(UsageError, match="traits also and warm are one folder: name one of them"):
+        select(tmp_path / "e", None)
+    assert list(select(tmp_path / "e", "also")) == ["also"]

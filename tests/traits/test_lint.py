@@ -298,3 +298,11 @@ def test_a_short_name_is_found_as_a_word() -> None:
         if each.rule == "names-trait"
     ]
     assert rules == [f"questions[{len(SOUND['questions'])}]"]
+
+
+def test_a_side_without_instructions_is_not_said_to_begin_alike() -> None:
+    definition = deepcopy(SOUND)
+    for pair in definition["instruction"]:
+        pair["neg"] = None
+    rules = {each.rule for each in check_bytes("formality", json.dumps(definition).encode())}
+    assert not rules & {"shared-wording", "length"}

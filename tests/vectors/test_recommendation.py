@@ -246,6 +246,14 @@ def test_t08_what_is_too_few_is_named(
     assert best.why == (), "of so few, no figure is worth reading"
 
 
+def test_t08_one_question_is_too_few_questions_not_too_few_instructions(tmp_path: Path) -> None:
+    folder = planted.write_trait(
+        tmp_path / "exp" / "poem", signal=20, n_per_side=40, n_questions=1, n_pairs=5
+    )
+    best = evaluated(folder).recommendation
+    assert best.reason.startswith("Too few questions for a claim: 1 answered, 10 are needed.")
+
+
 def test_t08_a_tie_across_layers_is_called_one(tmp_path: Path) -> None:
     """At two of four layers the sides lie apart by far: nothing tells those two layers apart."""
     folder = planted.write_trait(
