@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from typing import TypeVar
 
 import numpy as np
@@ -63,7 +64,8 @@ def first_equal(rows: ndarray) -> ndarray:
     Products with equal rows differ in the last bit by where a row stands, which would break ties.
     """
     places: dict[bytes, int] = {}
-    return np.array([places.setdefault(row.tobytes(), i) for i, row in enumerate(rows)], int)
+    digests = (blake2b(row + 0.0, digest_size=16).digest() for row in rows)  # no zero has a sign
+    return np.array([places.setdefault(each, at) for at, each in enumerate(digests)], int)
 
 
 OnLayer = Callable[[int, int], None]
