@@ -99,6 +99,8 @@ def load(
 
 def _widen(model: Any) -> None:
     """Let sliding windows hold one token more."""
+    if model.config.get_text_config().sliding_window is None:
+        return
     model.config.get_text_config().sliding_window += 1  # masks are made of it
     for module in model.modules():
         if isinstance(getattr(module, "sliding_window", None), int):

@@ -17,7 +17,7 @@ from .pipeline import Pipeline
 from .prepare import recovered
 from .previewing import Preview, PreviewRow, preview
 from .progress import Listener, Progress, RunResult, TraitResult
-from .remembered import STEERING, remember, shown_value, wanted_before
+from .remembered import STEERING, shown_value, wanted_before
 from .running import OpenBackends
 from .selection import check_machine, generating_model
 from .trait_run import TraitRun
@@ -65,7 +65,6 @@ __all__ = [
     "recorded_trait",
     "recovered",
     "redirected",
-    "remember",
     "resolve",
     "scale_remarks",
     "settings_of",

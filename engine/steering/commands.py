@@ -113,24 +113,24 @@ async def steer(
     is a grid of both signs, made finer where coherence breaks. `n_examples` responses are generated
     of each coefficient, of the model unsteered, under a pos instruction, and with `n_random` random
     vectors. `coherence` is the least mean that holds. With `ablate`, directions are also taken out
-    of every state, under a pos instruction. `given` are settings by name. What is None, or not
-    given, is as the folder was last steered, else the run's, else the default (`kept.OWN`).
+    of every state, under a pos instruction. `given` are settings by name. What is not given is as
+    the folder was last steered, else the run's, else the default.
 
     Raise UsageError, AccessError, LockedError or DefinitionError before anything loads. What goes
     wrong later stands in the result. A coroutine: await it.
     """
     listener = listener or Listener()
-    own = (positions, n_examples, n_random, coherence)
-    named = given | {name: each for name, each in zip(OWN, own, strict=True) if each is not None}
+    ours = zip(OWN, (positions, n_examples, n_random, coherence), strict=True)
+    named = given | {name: each for name, each in ours if each is not None}
     folders = select(experiment, traits)
     how, kept = with_kept(folders.values(), named)
-    asked = _asked(coefficients, ablate=ablate, **{name: how.pop(name, OWN[name]) for name in OWN})
+    own = {name: how.pop(name, OWN[name]) for name in OWN}
+    asked = _asked(coefficients, ablate=ablate, **own)
     edited = {each.name: each for each in load_traits({n: f.path for n, f in folders.items()})}
     records = {name: storage.need_record(folder) for name, folder in folders.items()}
-    settings = _settings(folders, how, kept, listener)
-    ref = generating_model(records)
-    check_support(ref, captures=False)
-    started, prompts = time.monotonic(), lazy_tokenizer(ref)
+    settings = _settings(folders, how, named, kept, listener)
+    check_support(ref := generating_model(records), captures=False)
+    prompts = lazy_tokenizer(ref)
     with lock_traits(list(folders.values()), force_unlock=force_unlock):
         studies = [
             make_study(
@@ -145,16 +145,20 @@ async def steer(
             for name, folder in folders.items()
         ]
         stop = stop or asyncio.Event()
-        return await _steer(studies, named, ref, listener, stop, backends, started)
+        return await _steer(studies, {**how, **own}, ref, listener, stop, backends)
 
 
 def _settings(
-    folders: Mapping[str, TraitFolder], how: Mapping[str, Any], kept: str | None, listener: Listener
+    folders: Mapping[str, TraitFolder],
+    how: Mapping[str, Any],
+    named: Mapping[str, Any],
+    kept: str | None,
+    listener: Listener,
 ) -> dict[str, RunSettings]:
     settings, remarks = resolve(folders, {**how, "capture": "none"}, STEERING, resets=False)
     first = next(iter(settings.values()))
     check_machine(folders, first)
-    check_judge(first, how)
+    check_judge(first, named)  # an address that a folder keeps is one that nobody has named
     for line in filter(None, [*remarks, kept]):
         listener.notice(line)
     return settings
@@ -187,13 +191,13 @@ def _asked(
 
 async def _steer(
     studies: Sequence[Study],
-    named: Mapping[str, Any],
+    how: Mapping[str, Any],
     ref: Any,
     listener: Listener,
     stop: asyncio.Event,
     backends: OpenBackends,
-    started: float,
 ) -> SteeringResult:
+    started = time.monotonic()
     outcomes: dict[str, Outcome] = {}
     log = None
     unfinished = [study for study in studies if await on_thread(_is_left, study)]
@@ -217,7 +221,7 @@ async def _steer(
             async with AsyncExitStack() as stack:
                 opened = await stack.enter_async_context(backends(work))
                 progress.backends = opened
-                keep([study.owner for study in studies], named)
+                keep([study.owner for study in studies], how)
                 for study, run in zip(unfinished, runs, strict=True):
                     if not stop.is_set():
                         found = await work_on(study, run, opened, progress, stop)
@@ -225,7 +229,7 @@ async def _steer(
         finally:
             listener.ended()
     else:
-        keep([study.owner for study in studies], named)
+        keep([study.owner for study in studies], how)
         listener.notice("everything is done already: no model is loaded")
     return _result(studies, outcomes, stop, log, started)
 

@@ -95,13 +95,12 @@ class Answers:
         if min(n, n_own, k) < 2:
             ends = (-math.inf, math.inf) if n else (math.nan, math.nan)
             return Estimate(gap.value, *ends), n
+        if not means.var():  # so few are known, and how far more may lie apart is not
+            theirs, _ = self.mean(self.scores, beside)
+            return _apart(theirs.value + gap.value, theirs.value, k), n
         apart = float(t.ppf(0.975, k - 1)) * math.sqrt((1 + 1 / k) * means.var(ddof=1))
         half = math.hypot(apart, (over.high - over.low) / 2)
-        found = Estimate(gap.value, gap.value - half, gap.value + half)
-        if _has_width(found):
-            return found, n
-        theirs, _ = self.mean(self.scores, beside)
-        return _apart(theirs.value + gap.value, theirs.value, k), n
+        return Estimate(gap.value, gap.value - half, gap.value + half), n
 
     def random_gaps(self, condition: Condition) -> np.ndarray:
         """Return how far the scores under each random vector with any, beside a condition, are

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import UsageError
-from ..run import STEERING, remember, shown_value, wanted_before
-from ..storage import TraitFolder
+from ..run import STEERING, shown_value, wanted_before
+from ..storage import Asked, TraitFolder
 
 OWN: Mapping[str, Any] = {
     "positions": "response",
@@ -29,7 +29,8 @@ def with_kept(
     for folder in folders:
         for name, value in wanted_before(folder.steering).items():
             found.setdefault(name, {})[folder.name] = value
-    if "judge_model" in given:
+    judge = given.get("judge_model")
+    if judge is not None and judge not in found.get("judge_model", {}).values():
         found.pop("judge_extra", None)  # it was added to another judge's requests
     taken = {}
     for name, values in found.items():
@@ -50,8 +51,8 @@ def with_kept(
     return {**taken, **given}, f"kept from the last steering: {listed} (name one to change it)"
 
 
-def keep(folders: Iterable[TraitFolder], given: Mapping[str, Any]) -> None:
-    """Note what is given in the folders that are steered."""
-    named = {name: value for name, value in given.items() if name in (*OWN, *STEERING)}
+def keep(folders: Iterable[TraitFolder], how: Mapping[str, Any]) -> None:
+    """Note how folders are steered, in place of how they were."""
+    kept = {name: value for name, value in how.items() if name in (*OWN, *STEERING)}
     for folder in folders:
-        remember(folder.steering, named)
+        Asked(settings=kept).save(folder.steering.asked)

@@ -187,7 +187,8 @@ def _named(name: str, questions: Mapping[str, str]) -> Iterator[Finding]:
     forms = [rf"{word[:_STEM]}\w*" if len(word) > 3 else word for word in words]
     named = re.compile(rf"\b(?:{'|'.join(forms)})\b") if forms else None
     for where, question in questions.items():
-        if named and (found := named.search(question.lower())):
+        found = named and named.search(question.lower().replace("please", ""))
+        if found:
             said = f"names the trait ({found[0]!r})"
             yield warning("names-trait", where, said, "ask so that either side could answer")
 

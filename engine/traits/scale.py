@@ -49,7 +49,10 @@ def other_scale(prompt: str, scale: Scale) -> Scale | None:
     The lower end is a guess of a scale of so many points, 1, and of marks out of so many, 0.
     """
     asked = []
+    own = all(re.search(rf"\b{end}\b", prompt) for end in (scale.low, scale.high))
     for found in _ASKED.finditer(prompt):
+        if own and (found["least"] or found["of"]):
+            continue  # a band of marks, where the scale's own ends stand apart
         lows = (found["low"], found["first"], found["least"], "0" if found["of"] else "1")
         highs = (found[end] for end in ("high", "last", "most", "points", "of"))
         asked.append(Scale(int(next(filter(None, lows))), int(next(filter(None, highs)))))

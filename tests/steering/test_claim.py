@@ -298,3 +298,20 @@ def test_copies_of_a_question_count_as_one_in_side_effects_and_in_the_grid_too()
     part = SimpleNamespace(plan=plan, first=first)
     coherence = Study._mean_coherence(part, STEERED, np.array([60.0, 90.0, 60.0, 60.0]))
     assert coherence == pytest.approx(75.0)
+
+
+def test_few_random_vectors_at_the_floor_say_less_than_many() -> None:
+    asked, widths = np.arange(20), []
+    for k in (2, 5):
+        answers = Answers(
+            conditions=(UNSTEERED, PROMPT, STEERED, BESIDE),
+            of=np.repeat(np.arange(4), 20),
+            questions=np.tile(asked, 4),
+            scores=np.concatenate([np.zeros(20), np.full(20, 50.0), 5.0 + asked % 2, np.zeros(20)]),
+            coherence=np.full(80, 90.0),
+            vectors=np.tile(asked % k, 4),
+        )
+        beyond, _ = answers.over_random(STEERED)
+        assert beyond.low < 0
+        widths.append(beyond.high - beyond.low)
+    assert widths[0] > widths[1]

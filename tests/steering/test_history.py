@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 
 from tests.support.toy import LAYER, METHOD, Toy, make_toy
-from traitmill.engine.errors import ExitCode, UsageError
-from traitmill.engine.run import Listener, remember
-from traitmill.engine.steering import read_study
-from traitmill.engine.storage import TraitFolder
+from traitmill.engine.errors import AccessError, ExitCode, UsageError
+from traitmill.engine.run import Listener
+from traitmill.engine.steering import read_study, steer
+from traitmill.engine.steering.kept import keep, with_kept
+from traitmill.engine.storage import Asked, TraitFolder
 from traitmill.engine.vectors import fit_experiment
 
 HOW: dict[str, Any] = {"methods": [METHOD], "layers": [LAYER], "n_examples": 10}
@@ -127,6 +128,39 @@ async def test_traits_that_were_steered_apart_are_not_steered_as_one_of_them(
     await toy.steer(coefficients=[0.25], n_examples=6)
     other = TraitFolder(toy.root / "exp" / "other")
     shutil.copytree(toy.folder, other.path)
-    remember(other.steering, {"n_examples": 7})
+    Asked(settings={"n_examples": 7}).save(other.steering.asked)
     with pytest.raises(UsageError, match="different `n_examples` \\(trait: 6, other: 7\\)"):
         await toy.steer(["trait", "other"], coefficients=[0.25])
+
+
+def test_what_is_kept_is_how_it_was_last_steered(tmp_path: Path) -> None:
+    one, two = (TraitFolder(tmp_path / "exp" / name) for name in ("one", "two"))
+    for folder in (one, two):
+        folder.steering.asked.parent.mkdir(parents=True)
+
+    def steered(folders: list[TraitFolder], **given: Any) -> dict[str, Any]:
+        how, _ = with_kept(folders, given)
+        keep(folders, how)
+        return how
+
+    first = {"judge_model": "a", "judge_extra": '{"x": 1}', "positions": "all"}
+    steered([one], **first)
+    assert steered([one], judge_model="a") == first
+    assert steered([one, two]) == first
+    assert steered([two]) == first
+    of_another = {"judge_model": "b", "positions": "all"}
+    assert steered([two], judge_model="b") == of_another
+    assert steered([two]) == of_another
+
+
+async def test_a_key_goes_to_no_address_that_the_steering_folder_alone_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = await make_toy(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-users")
+    settings = {"judge_model": "m", "judge_base_url": "https://judge.elsewhere.example/v1"}
+    asked = TraitFolder(toy.folder).steering.asked
+    asked.parent.mkdir(parents=True, exist_ok=True)
+    Asked(settings=settings).save(asked)
+    with pytest.raises(AccessError, match="which nobody named but the folder"):
+        await steer(toy.root / "exp", ["trait"], backends=toy.backends)

@@ -11,9 +11,11 @@ import pytest
 
 from traitmill.engine.traits import (
     DEFINITION_FILE,
+    FULL,
     check_bytes,
     check_definition,
     json_schema,
+    other_scale,
     scaffold,
 )
 
@@ -306,3 +308,22 @@ def test_a_side_without_instructions_is_not_said_to_begin_alike() -> None:
         pair["neg"] = None
     rules = {each.rule for each in check_bytes("formality", json.dumps(definition).encode())}
     assert not rules & {"shared-wording", "length"}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Score the answer from 0 (absent) to 100 (overwhelming). Scores of 1-30 mean faint.",
+        "Give a score from 0 up to 100; reserve scores 90-100 for the strongest.",
+        "Rate [0, 100]. Scores 10-30: weak.",
+        "Rate it: 0 for none and 100 for most. Rates 24/7 devotion highly.",
+    ],
+)
+def test_a_band_of_marks_is_no_scale(prompt: str) -> None:
+    assert other_scale(prompt, FULL) is None
+
+
+def test_to_say_please_names_no_trait() -> None:
+    definition = {**SOUND, "questions": [*SOUND["questions"], "Please tell me of the sea."]}
+    findings = check_bytes("people_pleasing", json.dumps(definition).encode())
+    assert not [each for each in findings if each.rule == "names-trait"]
