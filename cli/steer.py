@@ -41,19 +41,25 @@ PARAMS = (
     ),
     Option(
         "positions",
-        "Whose states are moved: the response's tokens, the prompt's, or all.  [response]",
+        "Whose states are moved: the response's tokens, the prompt's, or all.  [as last steered, "
+        "else response]",
         "Vectors",
         common=True,
         type=click.Choice(POSITIONS),
     ),
     Option(
         "n_examples",
-        "Responses of each coefficient and baseline.  [20]",
+        "Responses of each coefficient and baseline.  [as last steered, else 20]",
         "What",
         common=True,
         type=int,
     ),
-    Option("n_random", "Random vectors of the same length to compare with.  [5]", "What", type=int),
+    Option(
+        "n_random",
+        "Random vectors of the same length to compare with.  [as last steered, else 5]",
+        "What",
+        type=int,
+    ),
     Option(
         "ablate",
         "Also take the direction out of every state, under the pos instruction.",
@@ -61,7 +67,12 @@ PARAMS = (
         common=True,
         is_flag=True,
     ),
-    Option("coherence", "Least mean coherence that holds.  [75]", "What", type=float),
+    Option(
+        "coherence",
+        "Least mean coherence that holds.  [as last steered, else 75]",
+        "What",
+        type=float,
+    ),
     Option(
         "pool",
         f"Of the vectors.  [the folder's, else {POOLS[0]}]",

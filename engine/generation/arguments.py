@@ -19,7 +19,7 @@ COMPILED_FROM_S = _COMPILING_S / (1 - 1 / _GAIN)
 CPU (docs/decisions/009-eager-on-cpu.md); no card has been measured."""
 _BY_HEADS = ("lfm2", "lfm2_moe")
 """Model types whose queries vLLM rotates as a table of heads, beside those of latent attention: its
-own operation on a CPU takes them for one long head, and tokens are 1 to 20 nats apart."""
+own operation on a CPU takes them for one long head, and tokens are up to 39 nats apart."""
 _FEW_GRAPHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 # Left to vLLM, both hang on whether nvcc and ninja are on PATH, and cost minutes at the start.
 _PASSES: Mapping[str, Any] = {"fuse_allreduce_rms": False}
@@ -76,8 +76,8 @@ def engine_arguments(
             # log-probabilities of a prompt.
             "lora_target_modules": ref.adapter.targets,
         }
-    arguments |= _told_twice(config)
-    arguments |= _gpu_arguments(size, compiled) if on_gpu else _cpu_arguments(ref, execution)
+    arguments |= _query_scaling(config)
+    arguments |= _on_gpu(size, compiled) if on_gpu else _on_cpu(ref, config, execution)
     if own_nucleus:
         from .top_p import NAME
 
@@ -86,10 +86,11 @@ def engine_arguments(
     return AsyncEngineArgs(**arguments)
 
 
-def _told_twice(config: Any) -> dict[str, Any]:
-    """Return what a model's config says and vLLM 0.32 looks for elsewhere, else does without.
+def _query_scaling(config: Any) -> dict[str, Any]:
+    """Return how queries are scaled by their position, where vLLM 0.32 looks for it: in a model's
+    config it does not find it, and would do without.
 
-    Both scale queries by their position, from the 16,385th token (Ministral-3) or the 8,192nd on.
+    Ministral-3 scales them from the 16,385th token on, Llama-4 from the 8,192nd.
     """
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
@@ -107,7 +108,7 @@ def _told_twice(config: Any) -> dict[str, Any]:
     return told
 
 
-def _gpu_arguments(size: EngineSize, compiled: bool) -> dict[str, Any]:
+def _on_gpu(size: EngineSize, compiled: bool) -> dict[str, Any]:
     compilation: dict[str, Any] = {"pass_config": dict(_PASSES)}
     if not compiled:
         fitting = [count for count in _FEW_GRAPHS if count < size.max_num_seqs]
@@ -119,7 +120,7 @@ def _gpu_arguments(size: EngineSize, compiled: bool) -> dict[str, Any]:
     return {"enable_flashinfer_autotune": False, "compilation_config": compilation}
 
 
-def _cpu_arguments(ref: ModelRef, execution: Execution) -> dict[str, Any]:
+def _on_cpu(ref: ModelRef, config: Any, execution: Execution) -> dict[str, Any]:
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     arguments: dict[str, Any] = {
@@ -131,7 +132,7 @@ def _cpu_arguments(ref: ModelRef, execution: Execution) -> dict[str, Any]:
         "enable_chunked_prefill": False,
     }
     latent = latent_width(ref.config) > 0
-    if latent or read_config(ref.config).get_text_config().model_type in _BY_HEADS:
+    if latent or config.get_text_config().model_type in _BY_HEADS:
         arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
     if latent:
         # That for AMX, which it would choose, takes bfloat16 alone.

@@ -86,7 +86,7 @@ def import_traits(
         raise DefinitionError(faults)
     root.mkdir(parents=True, exist_ok=True)
     for foreign in found:
-        if not _is_there(foreign, root):
+        if not (root / foreign.name).exists():
             _write(foreign, root)
     return [_imported(foreign, root) for foreign in found]
 

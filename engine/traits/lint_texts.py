@@ -35,6 +35,7 @@ _STEM = 5
 """Letters that find a word's other forms: `uncer` finds uncertain and uncertainty."""
 _COMMON_WORDS = re.compile(
     "and|the|for|not|non|pro|out|off|low|all|any|use|with|from|self|over|high|based|being|model"
+    "|please"
 )
 _FILLED = ("{question}", "{answer}")
 _SPECIAL = re.compile(
@@ -187,9 +188,10 @@ def _named(name: str, questions: Mapping[str, str]) -> Iterator[Finding]:
     forms = [rf"{word[:_STEM]}\w*" if len(word) > 3 else word for word in words]
     named = re.compile(rf"\b(?:{'|'.join(forms)})\b") if forms else None
     for where, question in questions.items():
-        found = named and named.search(question.lower().replace("please", ""))
-        if found:
-            said = f"names the trait ({found[0]!r})"
+        found = named.findall(question.lower()) if named else []
+        telling = [word for word in found if not _COMMON_WORDS.fullmatch(word)]
+        if telling:
+            said = f"names the trait ({telling[0]!r})"
             yield warning("names-trait", where, said, "ask so that either side could answer")
 
 
